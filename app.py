@@ -1,0 +1,282 @@
+"""Composition root: read the environment, build the objects, serve; or transcribe files.
+
+python app.py                                          serve on HOST:PORT
+python app.py transcribe FILE... --format srt          write FILE.srt, without a server
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
+from parakeet_api.batching import Admission, Batcher
+from parakeet_api.chunking import ChunkPolicy
+from parakeet_api.devices import detect_gpu, plan_inference
+from parakeet_api.errors import ApiError, CheckpointError, SettingsError
+from parakeet_api.model_manager import ModelManager
+from parakeet_api.model_store import ModelStore
+from parakeet_api.pipeline import Pipeline, Progress
+from parakeet_api.recognizer import (
+    ModelOptions,
+    NemoRecognizer,
+    Recognizer,
+    limit_device_memory,
+    select_device,
+)
+from parakeet_api.rendering import ResponseFormat, render
+from parakeet_api.routes import Services, create_app
+from parakeet_api.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+logger = logging.getLogger("parakeet_api")
+
+ROOT = Path(__file__).resolve().parent
+DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
+
+_SPARE_THREADS = 4
+"""Threads for pages and health beyond the ones that requests can occupy."""
+_UPLOAD_SLACK = 1024 * 1024
+"""Bytes above MAX_UPLOAD_MB that waitress lets pass, so that Flask can answer in OpenAI's shape."""
+_EXTENSIONS: dict[str, str] = {
+    "json": ".json",
+    "verbose_json": ".json",
+    "text": ".txt",
+    "srt": ".srt",
+    "vtt": ".vtt",
+}
+
+
+@contextmanager
+def build_services(settings: Settings) -> Iterator[Services]:
+    """Wire the objects together; everything is closed afterwards.
+
+    Raises `SettingsError` or `CheckpointError` for what should stop the start.
+    """
+    ffmpeg = find_ffmpeg()
+    if settings.enable_ffmpeg_denoise:
+        check_filter(ffmpeg, settings.denoise_filter)
+    settings.temp_uploads_dir.mkdir(parents=True, exist_ok=True)
+    gpu = detect_gpu(settings.device)
+    plan = plan_inference(settings, gpu)
+    store = ModelStore(settings, demo_path=DEMO_MODEL)
+    store.start()
+    manager = ModelManager(
+        lambda: _load(store, settings, plan.longest_chunk_s),
+        idle_timeout_s=settings.idle_timeout_minutes * 60,
+    )
+    manager.unload_when_idle()
+    batcher = Batcher(manager.lease, plan=plan, permits=settings.max_concurrent_inferences)
+    pipeline = Pipeline(
+        decoder=FfmpegDecoder(
+            executable=ffmpeg,
+            max_seconds=settings.max_audio_hours * 3600,
+            audio_filter=settings.denoise_filter if settings.enable_ffmpeg_denoise else None,
+        ),
+        batcher=batcher,
+        policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
+        settings=settings,
+    )
+    try:
+        yield Services(
+            settings=settings,
+            store=store,
+            manager=manager,
+            batcher=batcher,
+            pipeline=pipeline,
+            admission=Admission(active=settings.app_threads, waiting=settings.max_queued_requests),
+            plan=plan,
+            gpu=gpu,
+        )
+    finally:
+        pipeline.close()
+        batcher.close()
+        manager.close()
+
+
+def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer:
+    device = select_device(settings.device)
+    if device != "cpu":
+        limit_device_memory(device, settings.gpu_memory_fraction)
+    return NemoRecognizer.load(
+        store.checkpoint().path,
+        ModelOptions(
+            device=device,
+            precision=settings.precision,
+            strategy=settings.decoding_strategy,
+            beam_size=settings.beam_size,
+            longest_s=longest_s,
+            allow_tf32=settings.enable_tensor_core,
+            cudnn_benchmark=settings.enable_cudnn_benchmark,
+            matmul_precision=settings.tensor_core_precision,
+        ),
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    import waitress
+
+    with build_services(settings) as services:
+        _report(services)
+        if not settings.enable_lazy_load:
+            services.store.wait_until_decided()
+            with services.manager.lease():
+                pass
+        server = waitress.create_server(
+            create_app(services, root=ROOT),
+            host=settings.host,
+            port=settings.port,
+            threads=settings.app_threads + settings.max_queued_requests + _SPARE_THREADS,
+            max_request_body_size=settings.max_upload_bytes + _UPLOAD_SLACK,
+            # With it waitress notices a client that hangs up during its request.
+            channel_request_lookahead=1,
+            ident=None,
+        )
+        signal.signal(signal.SIGTERM, _raise_interrupt)
+        logger.info("listening on http://%s:%s", settings.host, server.effective_port)
+        try:
+            server.run()
+        except KeyboardInterrupt:
+            logger.info("stopping")
+        finally:
+            server.close()
+
+
+def _raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def transcribe_files(
+    settings: Settings, files: Sequence[Path], *, response_format: ResponseFormat, folder: Path
+) -> int:
+    """Transcribe files into `folder`; give the process' exit status."""
+    from tqdm import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    with build_services(replace(settings, enable_lazy_load=True)) as services:
+        services.store.wait_until_decided()
+        for file in files:
+            output = folder / f"{file.stem}{_EXTENSIONS[response_format]}"
+            with tqdm(
+                desc=file.name, unit="s", bar_format="{desc}: {n:.0f} s of audio in {elapsed}"
+            ) as bar:
+
+                def show(progress: Progress, bar: tqdm[Any] = bar) -> None:
+                    bar.update(progress.done_s - bar.n)
+
+                try:
+                    if not file.is_file():
+                        raise FileNotFoundError(f"{file} does not exist or is no file")
+                    transcript = services.pipeline.transcribe(file, on_progress=show)
+                except (ApiError, OSError) as error:
+                    failed += 1
+                    bar.close()
+                    print(f"{file}: {error}", file=sys.stderr)
+                    continue
+            rendered = render(transcript, response_format, settings=settings)
+            output.write_text(rendered.body, encoding="utf-8")
+            print(output)
+    return 1 if failed else 0
+
+
+def _report(services: Services) -> None:
+    """Log every setting's final value and where it came from."""
+    gpu, plan = services.gpu, services.plan
+    card = f"{gpu.name}, {gpu.total_gb:.1f} GB" if gpu else "none"
+    lines = [
+        f"  {name}={value or '(empty)'}  [{origin}]"
+        for name, value, origin in services.settings.describe()
+    ]
+    logger.info("settings:\n%s", "\n".join(lines))
+    logger.info(
+        "CUDA card: %s; chunks of at most %.0f s, batches of at most %d chunks and %.0f s",
+        card,
+        plan.longest_chunk_s,
+        plan.batch_size,
+        plan.batch_s,
+    )
+    if services.settings.origins["enable_gradient_checkpointing"] == "environment":
+        logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
+
+
+def _set_up_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _JsonFormatter()
+        if settings.log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    # Chatter of libraries about every connection and file.
+    for name in ("httpx", "httpcore", "urllib3", "filelock", "waitress.queue"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def _settings(environ: Mapping[str, str]) -> Settings:
+    """Read the settings; what presets derive depends on the card."""
+    gpu = detect_gpu(Settings.from_env(environ).device)
+    return Settings.from_env(environ, detected_vram_gb=gpu.total_gb if gpu else None)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="app.py", description="Speech-to-text server around NVIDIA's Parakeet-TDT."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("serve", help="serve the HTTP API and the page (the default)")
+    files = commands.add_parser("transcribe", help="transcribe files without a server")
+    files.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    files.add_argument("--format", choices=get_args(ResponseFormat), default="text")
+    files.add_argument("--output-dir", type=Path, default=Path(), metavar="DIR")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; give the process' exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = _settings(os.environ)
+        if options.command != "transcribe":
+            _set_up_logging(settings)
+            serve(settings)
+            return 0
+        _set_up_logging(replace(settings, log_level="warning"))
+        return transcribe_files(
+            settings, options.files, response_format=options.format, folder=options.output_dir
+        )
+    except (SettingsError, CheckpointError) as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Decode any recording or video to 16 kHz mono PCM, as a stream, with one ffmpeg process.
+
+The upload is hostile: the formats and protocols that ffmpeg may open are listed, so that a
+playlist cannot make it read another file or call out, and its time and output are bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import selectors
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from parakeet_api.errors import (
+    AudioDecodeError,
+    AudioTooLongError,
+    NoAudioTrackError,
+    SettingsError,
+    TruncatedAudioError,
+)
+from parakeet_api.transcript import SAMPLE_RATE, Pcm
+
+logger = logging.getLogger(__name__)
+
+SUPPORTED_FORMATS = ("flac", "m4a", "mp3", "mp4", "mpeg", "mpga", "oga", "ogg", "wav", "webm")
+"""Named in error messages, as OpenAI names them; more than these are understood."""
+
+_DEMUXERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,webm,mov,mp4,m4a,3gp,"
+    "3g2,mj2,mp3,mpeg,mpegts,mpegvideo,mxf,ogg,rm,tta,voc,w64,wav,wv"
+)
+"""Containers that hold their own media. Playlists and scripts (concat, hls, dash, sdp) stay out."""
+
+_READ_BYTES = 256 * 1024
+"""8 s of audio a read: few system calls, little memory."""
+_STALL_S = 60.0
+"""A file that keeps ffmpeg silent for so long is not media that can be used."""
+_STDERR_HEAD = 16 * 1024
+"""ffmpeg describes its input in the first lines; a broken file then floods with complaints."""
+_TRUNCATION_TOLERANCE_S = 1.0
+"""Encoder delay and padding make an honest file up to some 0.1 s shorter than it declares."""
+
+_DECLARED_LENGTH_IS_EXACT = frozenset({"mp3", "flac", "mov"})
+"""ffmpeg's demuxers whose duration comes from a frame or sample count. Not wav: recorders that
+write to a pipe leave a made-up size in its header. A length estimated from the bit rate does not
+count either."""
+
+
+@dataclass(frozen=True, slots=True)
+class FfmpegDecoder:
+    """Turn files into PCM blocks."""
+
+    executable: str
+    max_seconds: float
+    """Longest recording that is decoded; one more sample is an `AudioTooLongError`."""
+    audio_filter: str | None = None
+    """An ffmpeg filter chain to run before recognition."""
+
+    def stream(self, path: Path) -> Generator[Pcm]:
+        """Yield the first sound track as int16 blocks, shape `(samples,)`, at 16 kHz, mono.
+
+        The track's own timestamps are kept: sound that starts late or has holes is filled with
+        silence, so that subtitles fit the picture. Closing the generator ends ffmpeg.
+
+        Raises `AudioDecodeError` or one of its kinds.
+        """
+        limit = round(self.max_seconds * SAMPLE_RATE)
+        decoded = 0
+        with _running(self._command(path)) as ffmpeg:
+            for block in ffmpeg.blocks():
+                decoded += len(block)
+                if decoded > limit:
+                    raise AudioTooLongError(
+                        f"The recording is longer than {self.max_seconds / 3600:g} hours, the most"
+                        " this server accepts (MAX_AUDIO_HOURS). Split it and send the parts."
+                    )
+                yield block
+            ffmpeg.check_outcome(decoded)
+
+    def _command(self, path: Path) -> list[str]:
+        filters = [f"aresample={SAMPLE_RATE}:async=1:first_pts=0"]
+        if self.audio_filter:
+            filters.append(self.audio_filter)
+        # fmt: off
+        return [
+            self.executable, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "info",
+            "-protocol_whitelist", "file,pipe", "-format_whitelist", _DEMUXERS,
+            "-threads", "1", "-i", f"file:{path.absolute()}",
+            "-map", "0:a:0", "-vn", "-sn", "-dn", "-af", ",".join(filters),
+            "-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "s16le", "pipe:1",
+        ]
+        # fmt: on
+
+
+class _Ffmpeg:
+    """A running ffmpeg: its PCM on one pipe, what it says of the input on the other."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._said = bytearray()
+
+    def blocks(self) -> Generator[Pcm]:
+        """Yield PCM until the process closes its output.
+
+        Both pipes are read by one loop: a file that makes ffmpeg complain at length can then not
+        block it on a full pipe.
+        """
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        rest = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            selector.register(self._process.stderr, selectors.EVENT_READ)
+            last_progress = time.monotonic()
+            while selector.get_map():
+                events = selector.select(timeout=_STALL_S)
+                for key, _ in events:
+                    data = key.fileobj.read1(_READ_BYTES)  # type: ignore[union-attr]
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is self._process.stderr:
+                        self._said += data[: _STDERR_HEAD - len(self._said)]
+                    else:
+                        data = rest + data
+                        whole = len(data) - len(data) % 2
+                        rest = data[whole:]
+                        if whole:
+                            yield np.frombuffer(data[:whole], dtype="<i2")
+                        # Taken after the yield: a slow consumer is not a stalled ffmpeg.
+                        last_progress = time.monotonic()
+                if time.monotonic() - last_progress > _STALL_S:
+                    raise AudioDecodeError(
+                        f"No sound could be decoded within {_STALL_S:g} s. {_supported()}"
+                    )
+
+    def check_outcome(self, decoded_samples: int) -> None:
+        """Raise what the client should know once ffmpeg is done."""
+        self._process.wait(timeout=_STALL_S)
+        said = self._said.decode("utf-8", "replace")
+        if decoded_samples == 0:
+            logger.info("ffmpeg exited %s: %s", self._process.returncode, _last_line(said))
+            if "Stream #" in said and ": Audio:" not in said:
+                raise NoAudioTrackError("The file has no sound track.")
+            raise AudioDecodeError(f"The file holds no sound that can be decoded. {_supported()}")
+        declared_s = _declared_seconds(said)
+        decoded_s = decoded_samples / SAMPLE_RATE
+        if declared_s is not None and declared_s - decoded_s > max(
+            _TRUNCATION_TOLERANCE_S, 0.01 * declared_s
+        ):
+            raise TruncatedAudioError(
+                f"The file is cut short: it declares {declared_s:.1f} s of sound and ends after"
+                f" {decoded_s:.1f} s. Send it again; if it is all there is, convert it first, for"
+                " example to flac."
+            )
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[_Ffmpeg]:
+    """Run ffmpeg; whatever happens in the block, it is gone afterwards."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        yield _Ffmpeg(process)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def _declared_seconds(said: str) -> float | None:
+    """Read the length that the container declares, where that is exact and of the sound alone."""
+    container = re.search(r"^Input #0, ([^ ,]+)", said, re.MULTILINE)
+    length = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", said, re.MULTILINE)
+    pictures = re.search(r"Stream #0.*: Video: (?!.*\(attached pic\))", said)
+    if (
+        container is None
+        or length is None
+        or pictures is not None
+        or container[1] not in _DECLARED_LENGTH_IS_EXACT
+        or "Estimating duration from bitrate" in said
+    ):
+        return None
+    hours, minutes, seconds = length.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def _supported() -> str:
+    return f"Supported formats: {list(SUPPORTED_FORMATS)}"
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def find_ffmpeg() -> str:
+    """Take ffmpeg from the PATH, else the one inside the package imageio-ffmpeg.
+
+    Raises `SettingsError` where there is neither.
+    """
+    found = shutil.which("ffmpeg")
+    if found is not None:
+        return found
+    try:
+        import imageio_ffmpeg  # noqa: PLC0415 - only where the PATH has none
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError) as error:
+        raise SettingsError(
+            "no ffmpeg: install it (apt-get install ffmpeg) or `pip install imageio-ffmpeg`"
+        ) from error
+
+
+def check_filter(executable: str, audio_filter: str) -> None:
+    """Run a filter chain over a moment of silence.
+
+    Raises `SettingsError` with ffmpeg's reason where it does not know or like the chain.
+    """
+    # fmt: off
+    command = [
+        executable, "-hide_banner", "-nostdin", "-loglevel", "error", "-f", "lavfi",
+        "-i", f"anullsrc=r={SAMPLE_RATE}:cl=mono:d=0.1", "-af", audio_filter, "-f", "null", "-",
+    ]
+    # fmt: on
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    if outcome.returncode != 0:
+        raise SettingsError(
+            f"DENOISE_FILTER={audio_filter!r} is not a filter that ffmpeg accepts:"
+            f" {_last_line(outcome.stderr)}"
+        )

@@ -1,0 +1,167 @@
+"""Cut a stream of samples into overlapping chunks whose seams lie in silence.
+
+The contract: owned ranges tile the recording, first sample to last; every chunk hears what it
+owns plus up to half the overlap on each side; no chunk hears more than `ChunkPolicy.longest`
+samples; every chunk owns at least one sample.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parakeet_api.settings import Settings
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
+
+_FRAME = SAMPLE_RATE // 100
+"""Loudness is measured in steps of 10 ms."""
+_MOMENT_FRAMES = 5
+"""The quietest moment is sought over 50 ms: shorter than a syllable, longer than a pitch period."""
+_FULL_SCALE = 32768.0
+_OVERLAP_SHARE = 6
+"""At most this part of a chunk is overlap: 5 s of 30. More context than that changes no word of
+the recordings it was measured on, and is paid for in every forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPolicy:
+    """How to cut; all lengths in samples."""
+
+    longest: int
+    """Most that a chunk hears, context included."""
+    overlap: int
+    """What two neighbours hear in common: half on each side of the seam."""
+    max_shift: int
+    """How far before its latest place a cut may move to find quiet; 0 = cuts stay there."""
+    min_silence: int
+    """Shortest quiet that counts as a silence."""
+    silence_level: float
+    """Root mean square below which a frame is silent, int16 units."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, longest_s: float) -> ChunkPolicy:
+        """Derive a policy for chunks of at most `longest_s` seconds."""
+        longest = round(longest_s * SAMPLE_RATE)
+        wanted = settings.chunk_overlap_s * SAMPLE_RATE if settings.enable_overlap_chunking else 0
+        overlap = min(round(wanted), longest // _OVERLAP_SHARE)
+        shift = settings.silence_max_shift_s if settings.enable_silence_aligned_chunking else 0
+        return cls(
+            longest=longest,
+            overlap=overlap,
+            # A cut moves over 2 x max_shift; a quarter of the chunk each way leaves it most.
+            max_shift=min(round(shift * SAMPLE_RATE), (longest - overlap) // 4),
+            min_silence=round(settings.min_silence_duration_s * SAMPLE_RATE),
+            silence_level=_FULL_SCALE * 10 ** (settings.silence_threshold_db / 20),
+        )
+
+
+def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
+    """Cut a recording, given as consecutive blocks of int16 samples, into chunks.
+
+    Lazy: holds the samples of one chunk and of the block it ends in. A recording without samples
+    has no chunks.
+    """
+    buffer = _Buffer(blocks)
+    context = policy.overlap // 2
+    owned_start = 0
+    for index in itertools.count():
+        start = max(0, owned_start - context)
+        buffer.forget_before(start)
+        if is_last := buffer.end_within(start + policy.longest):
+            owned_end = end = buffer.end
+        else:
+            # The latest cut leaves room for the context after it.
+            latest = start + policy.longest - context
+            earliest = latest - 2 * policy.max_shift
+            owned_end = earliest + _find_cut(buffer.view(earliest, latest), policy)
+            end = owned_end + context
+        if owned_end > owned_start:
+            yield Chunk(
+                index=index,
+                start=start,
+                samples=buffer.view(start, end),
+                owned_start=owned_start,
+                owned_end=owned_end,
+            )
+        if is_last:
+            return
+        owned_start = owned_end
+
+
+class _Buffer:
+    """A window on a stream of samples, addressed by position in the recording."""
+
+    def __init__(self, blocks: Iterable[Pcm]) -> None:
+        self._blocks = iter(blocks)
+        self._held: list[Pcm] = []
+        self._first = 0
+        self.end = 0
+        """One past the last sample read so far."""
+
+    def end_within(self, position: int) -> bool:
+        """Read until past `position`; tell whether the recording ends at or before it."""
+        while self.end <= position:
+            block = next(self._blocks, None)
+            if block is None:
+                return True
+            self._held.append(block)
+            self.end += len(block)
+        return False
+
+    def view(self, start: int, end: int) -> Pcm:
+        """Give samples `[start, end)`, which must have been read and not forgotten."""
+        if len(self._held) != 1:
+            self._held = [np.concatenate(self._held)] if self._held else []
+        return self._held[0][start - self._first : end - self._first].copy()
+
+    def forget_before(self, position: int) -> None:
+        """Drop what is no longer needed."""
+        if self._held:
+            self._held = [self.view(position, self.end)]
+            self._first = position
+
+
+def _find_cut(samples: Pcm, policy: ChunkPolicy) -> int:
+    """Choose where to cut within `samples`, the stretch over which the cut may move.
+
+    The nearest point to the middle that lies inside a silence, half a `min_silence` from its
+    edges; where there is no silence, the middle of the quietest 50 ms.
+    """
+    middle = len(samples) // 2
+    if len(samples) < _FRAME * _MOMENT_FRAMES:
+        return middle
+    power = _frame_power(samples)
+    silence = _nearest_silence(power, policy, middle)
+    return silence if silence is not None else _quietest_moment(power, middle)
+
+
+def _frame_power(samples: Pcm) -> NDArray[np.float32]:
+    """Mean square of each whole 10 ms frame, shape `(frames,)`."""
+    frames = len(samples) // _FRAME
+    framed = samples[: frames * _FRAME].reshape(frames, _FRAME).astype(np.float32)
+    return np.asarray(np.mean(framed**2, axis=1))
+
+
+def _nearest_silence(power: NDArray[np.float32], policy: ChunkPolicy, middle: int) -> int | None:
+    quiet = np.concatenate(([False], power < policy.silence_level**2, [False])).astype(np.int8)
+    edges = np.diff(quiet)
+    starts = np.flatnonzero(edges == 1) * _FRAME
+    ends = np.flatnonzero(edges == -1) * _FRAME
+    long_enough = ends - starts >= policy.min_silence
+    if not long_enough.any():
+        return None
+    margin = policy.min_silence // 2
+    points = np.clip(middle, starts[long_enough] + margin, ends[long_enough] - margin)
+    return int(points[np.argmin(np.abs(points - middle))])
+
+
+def _quietest_moment(power: NDArray[np.float32], middle: int) -> int:
+    window = np.convolve(power, np.ones(_MOMENT_FRAMES, dtype=np.float32), mode="valid")
+    centres = np.arange(len(window)) * _FRAME + _MOMENT_FRAMES * _FRAME // 2
+    # Equally quiet moments: the one nearest the middle.
+    order = np.lexsort((np.abs(centres - middle), window))
+    return int(centres[order[0]])

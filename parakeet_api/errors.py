@@ -1,0 +1,139 @@
+"""The errors a client can meet, each with the answer it becomes.
+
+    ApiError
+    ├── InvalidRequestError          400  the request itself is wrong
+    │   ├── UnsupportedLanguageError 400  the model does not speak that language
+    │   └── AudioDecodeError         400  the upload is not audio that can be used
+    │       ├── NoAudioTrackError    400  a video without sound
+    │       ├── TruncatedAudioError  400  the file ends before the length it declares
+    │       └── AudioTooLongError    400  longer than MAX_AUDIO_HOURS
+    ├── AuthenticationError          401  no key, or a wrong one
+    ├── NotFoundError                404  no such path
+    ├── MethodNotAllowedError        405
+    ├── UploadTooLargeError          413
+    ├── ServiceUnavailableError      503  try again: `retry_after_s` says when
+    │   ├── ModelNotReadyError       503  still downloading or loading
+    │   ├── QueueFullError           503
+    │   └── ModelLoadError           503  the checkpoint cannot be loaded
+    └── ServerError                  500  a fault of ours
+
+Settings and checkpoints that stop the start raise `SettingsError` and
+`CheckpointError`, which never reach a client as they are.
+
+The shape on the wire is OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+from __future__ import annotations
+
+
+class ApiError(Exception):
+    """An error that is answered to the client in OpenAI's shape."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """Give the JSON body: all four keys are always there, the last two may be null."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class InvalidRequestError(ApiError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnsupportedLanguageError(InvalidRequestError):
+    code = "unsupported_language"
+
+
+class AudioDecodeError(InvalidRequestError):
+    code = "invalid_audio"
+
+    def __init__(self, message: str, *, param: str | None = "file") -> None:
+        super().__init__(message, param=param)
+
+
+class NoAudioTrackError(AudioDecodeError):
+    code = "no_audio_track"
+
+
+class TruncatedAudioError(AudioDecodeError):
+    code = "truncated_audio"
+
+
+class AudioTooLongError(AudioDecodeError):
+    code = "audio_too_long"
+
+
+class AuthenticationError(ApiError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NotFoundError(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class MethodNotAllowedError(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class UploadTooLargeError(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    code = "upload_too_large"
+
+    def __init__(self, message: str, *, param: str | None = "file") -> None:
+        super().__init__(message, param=param)
+
+
+class ServiceUnavailableError(ApiError):
+    status = 503
+    type = "server_error"
+    code = "service_unavailable"
+    retry_after_s = 5
+
+
+class ModelNotReadyError(ServiceUnavailableError):
+    code = "model_not_ready"
+    retry_after_s = 10
+
+
+class QueueFullError(ServiceUnavailableError):
+    code = "queue_full"
+
+
+class ModelLoadError(ServiceUnavailableError):
+    code = "model_load_failed"
+    retry_after_s = 30
+
+
+class ServerError(ApiError):
+    code = "internal_error"
+
+
+class SettingsError(ValueError):
+    """A variable's value is refused; the message is `NAME='value' is not ...`."""
+
+
+class CheckpointError(Exception):
+    """A `.nemo` file is missing, truncated or of another kind; the message names it."""

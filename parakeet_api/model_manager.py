@@ -1,0 +1,146 @@
+"""The model's life: loaded when first needed, lent out by leases, unloaded when idle."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Literal
+
+from parakeet_api.errors import ApiError, ModelLoadError
+from parakeet_api.recognizer import ModelInfo, Recognizer
+
+logger = logging.getLogger(__name__)
+
+LoadState = Literal["unloaded", "loading", "ready", "failed"]
+
+_LONGEST_NAP_S = 60.0
+
+
+class ModelManager:
+    """Own the one loaded model.
+
+    `state`, `error` and `info` may be read at any time without waiting for a load.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Recognizer],
+        *,
+        idle_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._idle_timeout_s = idle_timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._recognizer: Recognizer | None = None
+        self._loading: Future[Recognizer] | None = None
+        self._leases = 0
+        self._idle_since = clock()
+        self._closed = threading.Event()
+        self.state: LoadState = "unloaded"
+        self.error: str | None = None
+        """Why the last load failed."""
+        self.info: ModelInfo | None = None
+
+    @contextmanager
+    def lease(self) -> Iterator[Recognizer]:
+        """Lend the model; it is loaded first if need be and never unloaded during a lease.
+
+        However many ask at once, one loads and the others share its outcome. A failed load is
+        tried again by the next lease.
+        """
+        with self._lock:
+            self._leases += 1
+        try:
+            yield self._loaded()
+        finally:
+            with self._lock:
+                self._leases -= 1
+                self._idle_since = self._clock()
+
+    def unload_if_idle(self) -> bool:
+        """Unload if nobody has used the model for the idle timeout; tell whether it was."""
+        with self._lock:
+            idle = self._clock() - self._idle_since >= self._idle_timeout_s
+            if self._recognizer is None or self._leases or not idle:
+                return False
+            self._unload()
+        return True
+
+    def unload_when_idle(self) -> None:
+        """Start the thread that unloads the idle model, unless the timeout is 0 = never."""
+        if self._idle_timeout_s > 0:
+            threading.Thread(target=self._watch_idleness, name="idle-unload", daemon=True).start()
+
+    def close(self) -> None:
+        """Unload and stop watching."""
+        self._closed.set()
+        with self._lock:
+            if self._recognizer is not None:
+                self._unload()
+
+    def _loaded(self) -> Recognizer:
+        with self._lock:
+            if self._recognizer is not None:
+                return self._recognizer
+            mine = self._loading is None
+            if self._loading is None:
+                self._loading = Future()
+                self.state = "loading"
+            loading = self._loading
+        if mine:
+            self._load_into(loading)
+        return loading.result()
+
+    def _load_into(self, loading: Future[Recognizer]) -> None:
+        started = self._clock()
+        try:
+            recognizer = self._load()
+        # Anything can go wrong in there; all who wait share it, and the next request tries again.
+        except Exception as error:
+            failure = error if isinstance(error, ApiError) else _load_error(error)
+            with self._lock:
+                self._loading, self.state, self.error = None, "failed", failure.message
+            loading.set_exception(failure)
+            return
+        with self._lock:
+            self._recognizer, self._loading = recognizer, None
+            self.state, self.error, self.info = "ready", None, recognizer.info
+        loading.set_result(recognizer)
+        info = recognizer.info
+        logger.info(
+            "model loaded in %.1f s: %.1f M parameters on %s, encoder in %s (%s), %s decoding",
+            self._clock() - started,
+            info.parameters / 1e6,
+            info.device,
+            info.precision,
+            info.precision_reason,
+            info.decoding,
+        )
+
+    def _unload(self) -> None:
+        """Drop the model; called with the lock held."""
+        assert self._recognizer is not None
+        self._recognizer.close()
+        self._recognizer = None
+        self.state = "unloaded"
+        # NeMo's modules refer to each other in cycles.
+        gc.collect()
+        logger.info("model unloaded")
+
+    def _watch_idleness(self) -> None:
+        while not self._closed.wait(min(self._idle_timeout_s / 4, _LONGEST_NAP_S)):
+            self.unload_if_idle()
+
+
+def _load_error(error: Exception) -> ModelLoadError:
+    logger.error("the model could not be loaded", exc_info=error)
+    failure = ModelLoadError(f"The model could not be loaded: {error}")
+    failure.__cause__ = error
+    return failure

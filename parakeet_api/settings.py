@@ -1,0 +1,380 @@
+"""Every setting, parsed once from the environment by one table of types.
+
+A field's name, default and parser stand together below; `Settings.from_env` is the only reader
+of the environment. A value that cannot be used stops the start with `NAME='value' is not ...`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from parakeet_api.errors import SettingsError
+
+Preset = Literal["speed", "balanced", "quality"]
+DemoModel = Literal["auto", "always", "never"]
+Precision = Literal["auto", "fp16", "bf16", "int8", "fp32"]
+DecodingStrategy = Literal["greedy", "beam"]
+MatmulPrecision = Literal["highest", "high", "medium"]
+LogFormat = Literal["text", "json"]
+Origin = Literal["default", "preset", "environment"]
+
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.lower()
+    if lowered not in _TRUE | _FALSE:
+        raise ValueError("true or false")
+    return lowered in _TRUE
+
+
+def _number(unit: str, *, low: float, high: float = math.inf) -> Callable[[str], float]:
+    wanted = f"a number{f' of {unit}' if unit else ''}, {_range(low, high)}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(wanted) from None
+        if not low <= value <= high or math.isinf(value):
+            raise ValueError(wanted)
+        return value
+
+    return parse
+
+
+def _integer(*, low: int, high: float = math.inf) -> Callable[[str], int]:
+    wanted = f"a whole number, {_range(low, high)}"
+
+    def parse(text: str) -> int:
+        # int() alone would also take '1_000' and digits of other scripts.
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not low <= int(text) <= high:
+            raise ValueError(wanted)
+        return int(text)
+
+    return parse
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+
+
+def _choice(*choices: str, aliases: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        value = (aliases or {}).get(text.lower(), text.lower())
+        if value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return value
+
+    return parse
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    return tuple(key.strip() for key in text.split(",") if key.strip())
+
+
+def _decibels(text: str) -> float:
+    match = re.fullmatch(r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:db)?", text, re.IGNORECASE)
+    if match is None or not -120 <= float(match[1]) <= 0:
+        raise ValueError("a level in dB, -120 to 0")
+    return float(match[1])
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", text.lower()):
+        raise ValueError("auto, cpu, cuda or a card such as cuda:1")
+    return text.lower()
+
+
+def _setting(name: str, default: Any, parse: Callable[[str], Any], *aliases: str) -> Any:
+    return field(default=default, metadata={"names": (name, *aliases), "parse": parse})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the operator decided; read by everyone, changed by no one."""
+
+    api_keys: tuple[str, ...] = _setting("API_KEY", (), _keys)
+    """Accepted bearer keys, comma-separated; empty = open to everyone."""
+    host: str = _setting("HOST", "0.0.0.0", _text)
+    """Listening address."""
+    port: int = _setting("PORT", 5092, _integer(low=0, high=65535))
+    """Listening port; 0 = any free one."""
+    app_threads: int = _setting("APP_THREADS", 16, _integer(low=1, high=512))
+    """Transcription requests worked on at the same time; the ones beyond it wait."""
+    max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
+    """Transcription requests that may wait; one more is answered 503 with Retry-After."""
+
+    model_id: str = _setting("MODEL_ID", "nvidia/parakeet-tdt-0.6b-v2", _text)
+    """Checkpoint to download when none is on disk."""
+    model_path: Path | None = _setting("MODEL_PATH", None, _path)
+    """A `.nemo` file to use, and no other."""
+    models_dir: Path = _setting("MODELS_DIR", Path("models"), _path)
+    """Where checkpoints are looked for and downloaded to."""
+    demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
+    """`auto` = the demo model, loudly, where no other can be had; `always`; `never`."""
+    hf_endpoint: str = _setting("HF_ENDPOINT", "https://huggingface.co", _text)
+    """Hugging Face or a mirror of it."""
+    enable_lazy_load: bool = _setting("ENABLE_LAZY_LOAD", True, _boolean)
+    """Load the model at the first request; false = before serving."""
+    idle_timeout_minutes: float = _setting("IDLE_TIMEOUT_MINUTES", 30.0, _number("minutes", low=0))
+    """Unload a model that nobody used for so long; 0 = never."""
+
+    temp_uploads_dir: Path = _setting("TEMP_UPLOADS_DIR", Path("temp_uploads"), _path)
+    """Uploads while they are worked on."""
+    max_upload_mb: float = _setting("MAX_UPLOAD_MB", 2000.0, _number("megabytes", low=0.001))
+    """Larger uploads are answered 413; megabytes of 1,048,576 bytes."""
+    max_audio_hours: float = _setting("MAX_AUDIO_HOURS", 12.0, _number("hours", low=0.0001))
+    """Longer recordings are answered 400, whatever the file claims."""
+
+    preset: Preset = _setting(
+        "PRESET", "balanced", _choice(*get_args(Preset), aliases={"simple": "balanced"})
+    )
+    """`speed`, `balanced` (also called `simple`) or `quality`."""
+    gpu_vram_gb: float | None = _setting("GPU_VRAM_GB", None, _number("gigabytes", low=0.5))
+    """What presets derive from; detected where not given."""
+    device: str = _setting("DEVICE", "auto", _device)
+    """`auto`, `cpu`, `cuda` or `cuda:1`; an explicit card that cannot be used is an error."""
+    precision: Precision = _setting("PRECISION", "auto", _choice(*get_args(Precision)))
+    """The encoder's number format: `auto`, `fp16`, `bf16`, `int8` or `fp32`."""
+    gpu_memory_fraction: float = _setting(
+        "GPU_MEMORY_FRACTION", 0.90, _number("", low=0.05, high=1.0)
+    )
+    """Share of the card's memory that this process may take."""
+    chunk_minutes: float = _setting(
+        "CHUNK_MINITE",
+        10.0,
+        _number("minutes", low=0.05, high=1440),
+        "CHUNK_MINUTE",
+        "CHUNK_MINUTES",
+    )
+    """Longest stretch of audio that the model sees at once, minutes."""
+    max_concurrent_inferences: int = _setting(
+        "MAX_CONCURRENT_INFERENCES", 1, _integer(low=1, high=16)
+    )
+    """Permits of the semaphore around the model."""
+    transcribe_batch_size: int = _setting("TRANSCRIBE_BATCH_SIZE", 8, _integer(low=1, high=256))
+    """Most chunks in one forward pass, of one request or of several."""
+    transcribe_num_workers: int = _setting("TRANSCRIBE_NUM_WORKERS", 0, _integer(low=0, high=64))
+    """Threads that prepare audio ahead of the model; 0 = the request's own."""
+    max_chunk_memory_mb: float = _setting(
+        "MAX_CHUNK_MEMORY_MB", 1500.0, _number("megabytes", low=64)
+    )
+    """Activation memory that a forward pass on a card may need; chunks and batches obey it."""
+    aggressive_memory_cleanup: bool = _setting("AGGRESSIVE_MEMORY_CLEANUP", True, _boolean)
+    """Give cached card memory back once a batch leaves more than MAX_CHUNK_MEMORY_MB unused."""
+    force_cleanup_threshold: float = _setting(
+        "FORCE_CLEANUP_THRESHOLD", 0.8, _number("", low=0.1, high=1.0)
+    )
+    """Share of the card in use above which memory is given back before the next batch."""
+    enable_gradient_checkpointing: bool = _setting("ENABLE_GRADIENT_CHECKPOINTING", True, _boolean)
+    """Accepted for old compose files; inference keeps no gradients, so it has no effect."""
+    enable_tensor_core: bool = _setting("ENABLE_TENSOR_CORE", True, _boolean)
+    """Allow TF32 on CUDA cards."""
+    enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", True, _boolean)
+    """Let cuDNN time its algorithms; false = deterministic ones."""
+    tensor_core_precision: MatmulPrecision = _setting(
+        "TENSOR_CORE_PRECISION", "highest", _choice(*get_args(MatmulPrecision))
+    )
+    """torch's float32 matrix product precision: `highest`, `high` or `medium`."""
+
+    decoding_strategy: DecodingStrategy = _setting(
+        "DECODING_STRATEGY", "greedy", _choice(*get_args(DecodingStrategy))
+    )
+    """`greedy`, or `beam` (slower, sometimes better)."""
+    beam_size: int = _setting("RNNT_BEAM_SIZE", 4, _integer(low=1, high=32))
+    """Hypotheses that the beam keeps; 2 to 6 are sensible."""
+
+    enable_overlap_chunking: bool = _setting("ENABLE_OVERLAP_CHUNKING", True, _boolean)
+    """Let neighbouring chunks share audio."""
+    chunk_overlap_s: float = _setting(
+        "CHUNK_OVERLAP_SECONDS", 30.0, _number("seconds", low=0, high=600)
+    )
+    """How much audio they share at most; a chunk always advances."""
+    sentence_boundary_threshold_s: float = _setting(
+        "SENTENCE_BOUNDARY_THRESHOLD", 0.5, _number("seconds", low=0, high=10)
+    )
+    """Around a seam, how near a sentence end is preferred as the hand-over, seconds."""
+    enable_silence_aligned_chunking: bool = _setting(
+        "ENABLE_SILENCE_ALIGNED_CHUNKING", True, _boolean
+    )
+    """Move a cut to the nearest silence."""
+    silence_threshold_db: float = _setting("SILENCE_THRESHOLD_DB", -38.0, _decibels)
+    """Below this level is silence, dB of full scale."""
+    min_silence_duration_s: float = _setting(
+        "MIN_SILENCE_DURATION", 0.35, _number("seconds", low=0.01, high=10)
+    )
+    """Shortest quiet that counts as a silence, seconds."""
+    silence_max_shift_s: float = _setting(
+        "SILENCE_MAX_SHIFT_SECONDS", 2.0, _number("seconds", low=0, high=60)
+    )
+    """How far a cut may move, seconds."""
+    enable_ffmpeg_denoise: bool = _setting("ENABLE_FFMPEG_DENOISE", False, _boolean)
+    """Filter the sound before recognition."""
+    denoise_filter: str = _setting(
+        "DENOISE_FILTER",
+        "afftdn=nf=-25,highpass=f=50,lowpass=f=8000,dynaudnorm=m=7:s=5",
+        _text,
+    )
+    """That filter, in ffmpeg's words; tried once at the start."""
+
+    merge_short_subtitles: bool = _setting("MERGE_SHORT_SUBTITLES", True, _boolean)
+    """Merge and lengthen cues that would flash."""
+    min_subtitle_duration_s: float = _setting(
+        "MIN_SUBTITLE_DURATION_SECONDS", 1.5, _number("seconds", low=0, high=60)
+    )
+    """A cue shorter than this is merged or lengthened, seconds."""
+    short_subtitle_merge_max_gap_s: float = _setting(
+        "SHORT_SUBTITLE_MERGE_MAX_GAP_SECONDS", 0.3, _number("seconds", low=0, high=60)
+    )
+    """Widest pause over which cues are merged, seconds."""
+    short_subtitle_min_chars: int = _setting(
+        "SHORT_SUBTITLE_MIN_CHARS", 6, _integer(low=0, high=1000)
+    )
+    """Cues with fewer characters prefer to merge."""
+    subtitle_min_gap_s: float = _setting(
+        "SUBTITLE_MIN_GAP_SECONDS", 0.06, _number("seconds", low=0, high=10)
+    )
+    """Kept free between cues, seconds."""
+    split_long_subtitles: bool = _setting("SPLIT_LONG_SUBTITLES", True, _boolean)
+    """Split long cues at word times."""
+    max_subtitle_duration_s: float = _setting(
+        "MAX_SUBTITLE_DURATION_SECONDS", 6.0, _number("seconds", low=0.1, high=600)
+    )
+    """Longest cue, seconds."""
+    max_subtitle_chars: int = _setting(
+        "MAX_SUBTITLE_CHARS_PER_SEGMENT", 84, _integer(low=1, high=10_000)
+    )
+    """Most characters in a cue."""
+    preferred_line_length: int = _setting("PREFERRED_LINE_LENGTH", 42, _integer(low=1, high=10_000))
+    """Characters after which a cue's line breaks; no word is ever dropped to fit."""
+    max_subtitle_lines: int = _setting("MAX_SUBTITLE_LINES", 2, _integer(low=1, high=20))
+    """Most lines in a cue."""
+
+    log_level: str = _setting("LOG_LEVEL", "info", _choice("debug", "info", "warning", "error"))
+    """`debug`, `info`, `warning` or `error`."""
+    log_format: LogFormat = _setting("LOG_FORMAT", "text", _choice(*get_args(LogFormat)))
+    """`text`, or `json` = one object a line."""
+
+    origins: Mapping[str, Origin] = field(default_factory=dict, compare=False, repr=False)
+    """Where each field's value came from, by field name."""
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str], *, detected_vram_gb: float | None = None
+    ) -> Settings:
+        """Read every variable, derive what a preset decides, and let explicit values win.
+
+        Raises `SettingsError` naming the variable and its value.
+        """
+        explicit = {
+            setting.name: value
+            for setting in _fields()
+            if (value := _read(setting, environ)) is not _ABSENT
+        }
+        if "gpu_vram_gb" not in explicit and detected_vram_gb is not None:
+            explicit_vram = detected_vram_gb
+        else:
+            explicit_vram = explicit.get("gpu_vram_gb")
+        preset = explicit.get("preset", cls.preset)
+        derived = _derive(preset, explicit_vram)
+        origins: dict[str, Origin] = {setting.name: "default" for setting in _fields()}
+        origins |= dict.fromkeys(derived, "preset") | dict.fromkeys(explicit, "environment")
+        return cls(**(derived | explicit), origins=origins)
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.max_upload_mb * 1024 * 1024)
+
+    def describe(self) -> list[tuple[str, str, Origin]]:
+        """List every variable with its value and where that came from; keys are not shown."""
+        return [
+            (variable_name(setting), _shown(setting.name, self), self.origins[setting.name])
+            for setting in _fields()
+        ]
+
+
+_ABSENT = object()
+
+
+def variable_name(setting: dataclasses.Field[Any]) -> str:
+    """Give the environment variable of a field of `Settings`."""
+    return str(setting.metadata["names"][0])
+
+
+def _fields() -> list[dataclasses.Field[Any]]:
+    return [setting for setting in dataclasses.fields(Settings) if setting.metadata]
+
+
+def _read(setting: dataclasses.Field[Any], environ: Mapping[str, str]) -> Any:
+    given = {
+        name: environ[name].strip()
+        for name in setting.metadata["names"]
+        if environ.get(name, "").strip()
+    }
+    if not given:
+        # Compose files pass `NAME=` for "not set".
+        return _ABSENT
+    values = {name: _parse(name, text, setting.metadata["parse"]) for name, text in given.items()}
+    if len(set(values.values())) > 1:
+        told = " and ".join(f"{name}={text!r}" for name, text in given.items())
+        raise SettingsError(f"{told} are spellings of one setting and differ: keep one")
+    return next(iter(values.values()))
+
+
+def _parse(name: str, text: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{name}={text!r} is not {error}") from None
+
+
+def _shown(name: str, settings: Settings) -> str:
+    value = getattr(settings, name)
+    if name == "api_keys":
+        return f"{len(value)} set" if value else "none"
+    return "" if value is None else str(value)
+
+
+_SMALL_CARD_GB = 6.0
+"""Cards up to here hold the 0.6B model in half precision (1.3 GB) and little beside it."""
+_MEDIUM_CARD_GB = 8.0
+
+
+def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
+    """Decide what a preset decides, for a card of `vram_gb` (or none)."""
+    small = vram_gb is not None and vram_gb <= _SMALL_CARD_GB
+    below_medium = vram_gb is not None and vram_gb < _MEDIUM_CARD_GB
+    chunk_minutes = 3.0 if small else 10.0
+    fraction = 0.90 if small else 0.95
+    values = {
+        "speed": {"transcribe_batch_size": 8 if small else 16},
+        "balanced": {"transcribe_batch_size": 4 if small else 8},
+        "quality": {
+            "transcribe_batch_size": 2 if small else 4,
+            "decoding_strategy": "beam",
+            "beam_size": 2 if below_medium else 4,
+        },
+    }[preset]
+    return {
+        "chunk_minutes": chunk_minutes,
+        "gpu_memory_fraction": fraction,
+        "max_concurrent_inferences": 1,
+        "decoding_strategy": "greedy",
+        **values,
+    }

@@ -1,0 +1,187 @@
+"""Join the words of overlapping chunks: nothing lost, nothing twice.
+
+A word belongs to the chunk that owns its middle. That alone is nearly enough; but both chunks
+time a word a little differently, so one that lies on a seam could fall on both sides of it, or on
+neither. So the later chunk takes over not at the seam but at a moment near it that lies clear of
+every word in both versions, and where both versions agree on the words before and after.
+
+The contract: if the two timings of each word differ by less than half the distance to its
+neighbours, and by less than 0.24 s, every word comes out exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
+
+_WINDOW_S = 1.0
+"""How far from the seam the hand-over may lie."""
+_CLEAR_S = 0.12
+"""A hand-over this far from the middle of any word is clear: two timings of one word, a frame or
+two (0.16 s) apart, then lie on the same side of it."""
+_SENTENCE_ENDS = (".", "?", "!")
+
+
+class Stitcher:
+    """Join chunks as they come; give each word out once no later chunk can change it."""
+
+    def __init__(self, *, sentence_boundary_threshold_s: float) -> None:
+        self._sentence_window_s = sentence_boundary_threshold_s
+        self._previous: Chunk | None = None
+        self._held: list[Word] = []
+        """The previous chunk's words near its end and beyond."""
+        self._last_end = 0.0
+        """Seconds; where the last word that was given out ends."""
+
+    def add(self, chunk: Chunk, words: Sequence[Word]) -> Iterator[Word]:
+        """Take the next chunk of the recording; yield the words that are now final.
+
+        `words` are all that the chunk heard, context included, in order of time.
+        """
+        kept = list(words)
+        if self._previous is not None:
+            seam = _Seam.between(self._previous, chunk, sentence_window_s=self._sentence_window_s)
+            final, kept = hand_over(self._held, kept, seam)
+            yield from self._in_order(final)
+        self._previous = chunk
+        settled = _settled_before(chunk)
+        self._held = [word for word in kept if word.middle >= settled]
+        yield from self._in_order(word for word in kept if word.middle < settled)
+
+    def finish(self) -> Iterator[Word]:
+        """Yield what is left after the last chunk."""
+        yield from self._in_order(self._held)
+        self._held = []
+        self._previous = None
+
+    def _in_order(self, words: Iterable[Word]) -> Iterator[Word]:
+        """Move a start that lies, by another chunk's timing, before the end of the last word."""
+        for word in words:
+            start = max(word.start, self._last_end)
+            end = max(word.end, start)
+            self._last_end = end
+            moved = (start, end) != (word.start, word.end)
+            yield replace(word, start=start, end=end) if moved else word
+
+
+@dataclass(frozen=True, slots=True)
+class _Seam:
+    """Where one chunk's answer ends and the next one's begins; seconds."""
+
+    at: float
+    window: float
+    """How far from the seam the hand-over may lie; 0 where the chunks share no audio."""
+    sentence_window: float
+    """How near the seam a sentence end is preferred."""
+
+    @classmethod
+    def between(cls, earlier: Chunk, later: Chunk, *, sentence_window_s: float) -> _Seam:
+        context = min(earlier.end - later.owned_start, later.owned_start - later.start)
+        return cls(
+            at=later.owned_start / SAMPLE_RATE,
+            window=_window_s(context),
+            sentence_window=sentence_window_s,
+        )
+
+
+def _window_s(context: int) -> float:
+    """Leave the outer half of the context out: words cut by a chunk's edge are unreliable."""
+    return min(_WINDOW_S, context / 2 / SAMPLE_RATE)
+
+
+def _settled_before(chunk: Chunk) -> float:
+    """Give the moment, in seconds, before which the next chunk has no say.
+
+    One more window than the hand-over needs: the words there tell whether the versions agree.
+    """
+    return chunk.owned_end / SAMPLE_RATE - 2 * _window_s(chunk.end - chunk.owned_end)
+
+
+def hand_over(
+    earlier: Sequence[Word], later: Sequence[Word], seam: _Seam
+) -> tuple[list[Word], list[Word]]:
+    """Choose a moment near the seam; keep what `earlier` heard before it and `later` after it.
+
+    First choice is a moment at which both versions agree on the neighbouring words; then one that
+    is clear of words; then one that keeps the version which the model doubts less; then the end of
+    a sentence; then the nearest to the seam.
+    """
+    if seam.window == 0:
+        # No shared audio: each chunk is the only witness of what it heard.
+        return list(earlier), list(later)
+    middles = sorted(
+        word.middle for word in (*earlier, *later) if abs(word.middle - seam.at) < seam.window
+    )
+    edges = [seam.at - seam.window, *middles, seam.at + seam.window]
+    moment = min(
+        ((_nearest_within(left, right, seam.at), left, right) for left, right in pairwise(edges)),
+        key=lambda gap: _reluctance(*gap, earlier, later, seam),
+    )[0]
+    return (
+        [word for word in earlier if word.middle < moment],
+        [word for word in later if word.middle >= moment],
+    )
+
+
+def _nearest_within(left: float, right: float, at: float) -> float:
+    """Give the moment between two words nearest the seam that is clear of both, or half way."""
+    if right - left <= 2 * _CLEAR_S:
+        return (left + right) / 2
+    return min(max(at, left + _CLEAR_S), right - _CLEAR_S)
+
+
+def _reluctance(
+    moment: float,
+    left: float,
+    right: float,
+    earlier: Sequence[Word],
+    later: Sequence[Word],
+    seam: _Seam,
+) -> tuple[int, float, float, bool, float]:
+    """Rank a hand-over: smaller is better."""
+    before = _last_before(earlier, moment), _last_before(later, moment)
+    after = _first_from(earlier, moment), _first_from(later, moment)
+    distance = abs(moment - seam.at)
+    ends_sentence = before[0] is not None and before[0].text.endswith(_SENTENCE_ENDS)
+    return (
+        -(_agree(*before) + _agree(*after)),
+        -min(moment - left, right - moment, _CLEAR_S),
+        _doubt(earlier, later, moment, seam),
+        not (ends_sentence and distance <= seam.sentence_window),
+        distance,
+    )
+
+
+def _doubt(earlier: Sequence[Word], later: Sequence[Word], moment: float, seam: _Seam) -> float:
+    """Average the negative log-probability of the tokens that would be kept around the seam.
+
+    In steps of 0.1: less is the noise of two views of the same sound.
+    """
+    kept = (
+        *(word for word in earlier if seam.at - seam.window <= word.middle < moment),
+        *(word for word in later if moment <= word.middle < seam.at + seam.window),
+    )
+    known = [t.logprob for word in kept for t in word.tokens if t.logprob is not None]
+    return -round(sum(known) / len(known), 1) if known else 0.0
+
+
+def _last_before(words: Sequence[Word], moment: float) -> Word | None:
+    return next((word for word in reversed(words) if word.middle < moment), None)
+
+
+def _first_from(words: Sequence[Word], moment: float) -> Word | None:
+    return next((word for word in words if word.middle >= moment), None)
+
+
+def _agree(one: Word | None, other: Word | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return _bare(one.text) == _bare(other.text)
+
+
+def _bare(text: str) -> str:
+    """Strip what differs with a chunk's view of the sentence: case and punctuation."""
+    return "".join(character for character in text.casefold() if character.isalnum())

@@ -1,0 +1,269 @@
+"""Segments -> cues: what is on screen when, and how SRT and WebVTT write it down.
+
+Long segments are split, short pieces merged, the rest lengthened, then lines broken. All of it
+works in whole milliseconds, the resolution of both formats, so that what holds for a cue also
+holds once it is written.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from parakeet_api.settings import Settings
+from parakeet_api.transcript import Segment
+
+PUNCTUATION_COST = 0.2
+"""What splitting after a comma costs, where splitting inside a phrase costs 1.
+
+Not 0: each part costs 1 itself, and a sentence should not fall apart at every comma.
+"""
+
+TELLING_PAUSE_MS = 500
+"""A pause this long inside a sentence is as good a place to split as a comma."""
+
+SPARSE_FILL = 0.2
+"""A part that holds less than this share of what a cue may hold is an orphan: it would flash."""
+
+_CLAUSE_END = re.compile(
+    r"[,;:!?\u2013\u2014\u2026\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]"
+    r"""["'\u2019\u201d\u00bb)\]]*$"""
+)
+"""Punctuation, Western and East Asian, then perhaps closing quotes and brackets."""
+
+_SRT_ARROW = re.compile(r"-[- ]*>")
+"""What an SRT parser may take for the arrow of a timing line; some also take `- ->`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """Text that is on screen together."""
+
+    start: float
+    """Seconds, whole milliseconds."""
+    end: float
+    """Seconds, whole milliseconds; always after `start`."""
+    lines: tuple[str, ...]
+    """At least one; none is blank or holds a line break."""
+
+
+class _Word(NamedTuple):
+    text: str
+    """Never blank; a run of white space is one space."""
+    start: int
+    """Milliseconds."""
+    end: int
+    """Milliseconds."""
+
+
+_Piece = list[_Word]
+"""The words of one cue; at least one."""
+
+
+def make_cues(segments: Iterable[Segment], *, settings: Settings) -> list[Cue]:
+    """Lay segments out as cues.
+
+    Every word appears exactly once and in order, never cut; a word longer than the limits stands
+    alone, and a word of white space only has nothing to show. Cues start in order, never overlap
+    and always end after they start. `subtitle_min_gap_s` lies between them: for it a cue may end
+    before its last word does, but gives up half of its time at most.
+    """
+    pieces = [piece for segment in segments if (piece := _readable_words(segment))]
+    if settings.split_long_subtitles:
+        pieces = [part for piece in pieces for part in _split(piece, settings)]
+    if settings.merge_short_subtitles:
+        pieces = _merge_short(pieces, settings)
+    return [
+        Cue(start / 1000, end / 1000, _break_lines(piece, settings))
+        for piece, (start, end) in zip(pieces, _times(pieces, settings), strict=True)
+    ]
+
+
+def _readable_words(segment: Segment) -> _Piece:
+    return [
+        _Word(text, _ms(word.start), _ms(word.end))
+        for word in segment.words
+        if (text := " ".join(word.text.split()))
+    ]
+
+
+def _split(piece: _Piece, settings: Settings) -> list[_Piece]:
+    """Split at word times into parts that fit, at the cheapest set of places."""
+    if _fits(piece, settings):
+        return [piece]
+    firsts = _cheapest_firsts(piece, settings)
+    parts: list[_Piece] = []
+    end = len(piece)
+    while end:
+        parts.append(piece[firsts[end] : end])
+        end = firsts[end]
+    return parts[::-1]
+
+
+def _cheapest_firsts(piece: _Piece, settings: Settings) -> list[int]:
+    """Find, for each n, where the last part of the cheapest split of the first n words begins.
+
+    Knuth and Plass's way of breaking a paragraph: the best split of n words ends in one part, and
+    what is before that part is split best, too.
+    """
+    split_costs = [0.0, *(_split_cost(before, after) for before, after in pairwise(piece))]
+    best = [(0.0, 0)]
+    for end in range(1, len(piece) + 1):
+        best.append(
+            min(
+                (best[first][0] + split_costs[first] + part_cost, first)
+                for first, part_cost in _last_parts(piece, end, settings)
+            )
+        )
+    return [first for _, first in best]
+
+
+def _split_cost(before: _Word, after: _Word) -> float:
+    # A period does not count: where it ended a sentence, the segment ended too, so one in here
+    # belongs to an abbreviation ("Dr. Smith").
+    if _CLAUSE_END.search(before.text):
+        return PUNCTUATION_COST
+    pause = min(max(after.start - before.end, 0), TELLING_PAUSE_MS)
+    return 1 - (1 - PUNCTUATION_COST) * pause / TELLING_PAUSE_MS
+
+
+def _last_parts(piece: _Piece, end: int, settings: Settings) -> Iterator[tuple[int, float]]:
+    """Yield where a part that ends before word `end` may begin, and what that part costs.
+
+    Each part costs 1, for few parts; its squared fill, for even ones; and 1 more as an orphan.
+    """
+    chars = -1
+    for first in range(end - 1, -1, -1):
+        chars += 1 + len(piece[first].text)
+        fill = _fill(chars, piece[end - 1].end - piece[first].start, settings)
+        if fill > 1 and first < end - 1:
+            return
+        yield first, 1 + fill**2 + (fill < SPARSE_FILL)
+
+
+def _merge_short(pieces: Iterable[_Piece], settings: Settings) -> list[_Piece]:
+    """Append pieces to the one before where either is short and both fit into one cue."""
+    merged: list[_Piece] = []
+    for piece in pieces:
+        if merged and _belong_together(merged[-1], piece, settings):
+            merged[-1] = merged[-1] + piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _belong_together(left: _Piece, right: _Piece, settings: Settings) -> bool:
+    return (
+        right[0].start - left[-1].end <= _ms(settings.short_subtitle_merge_max_gap_s)
+        and (_is_short(left, settings) or _is_short(right, settings))
+        and _fits(left + right, settings)
+    )
+
+
+def _is_short(piece: _Piece, settings: Settings) -> bool:
+    return (
+        _duration(piece) < _ms(settings.min_subtitle_duration_s)
+        or _chars(piece) < settings.short_subtitle_min_chars
+    )
+
+
+def _fits(piece: _Piece, settings: Settings) -> bool:
+    return _fill(_chars(piece), _duration(piece), settings) <= 1
+
+
+def _fill(chars: int, duration_ms: int, settings: Settings) -> float:
+    """Give the share of what a cue may hold, in characters or in time, whichever is more."""
+    return max(
+        chars / settings.max_subtitle_chars, duration_ms / _ms(settings.max_subtitle_duration_s)
+    )
+
+
+def _chars(piece: _Piece) -> int:
+    return sum(1 + len(word.text) for word in piece) - 1
+
+
+def _duration(piece: _Piece) -> int:
+    return piece[-1].end - piece[0].start
+
+
+def _times(pieces: list[_Piece], settings: Settings) -> Iterator[tuple[int, int]]:
+    """Yield each cue's start and end, in milliseconds."""
+    least = max(1, _ms(settings.min_subtitle_duration_s)) if settings.merge_short_subtitles else 1
+    gap = _ms(settings.subtitle_min_gap_s)
+    # Words may share a start; cues may not.
+    starts = list(
+        accumulate((piece[0].start for piece in pieces), lambda last, start: max(start, last + 1))
+    )
+    followings = [*starts, None][1:]
+    for piece, start, following in zip(pieces, starts, followings, strict=True):
+        end = max(piece[-1].end, start + least)
+        if following is not None:
+            # The gap may eat into the last word: 60 ms is less than one frame of the model, 80 ms.
+            end = min(end, following - min(gap, (following - start) // 2))
+        yield start, end
+
+
+def _break_lines(piece: _Piece, settings: Settings) -> tuple[str, ...]:
+    """Break text into as few lines as the preferred length allows, as even as they can be.
+
+    Where that takes more than `max_subtitle_lines`, lines get longer.
+    """
+    texts = [word.text for word in piece]
+    count = min(len(_lines(texts, settings.preferred_line_length)), settings.max_subtitle_lines)
+    narrowest = bisect_left(
+        range(_chars(piece)), True, key=lambda width: len(_lines(texts, width)) <= count
+    )
+    return tuple(_lines(texts, narrowest))
+
+
+def _lines(texts: list[str], width: int) -> list[str]:
+    """Fill lines of `width` characters one after the other; a longer word gets its own."""
+    lines: list[list[str]] = []
+    room = 0
+    for text in texts:
+        if lines and len(text) < room:
+            lines[-1].append(text)
+            room -= 1 + len(text)
+        else:
+            lines.append([text])
+            room = width - len(text)
+    return [" ".join(line) for line in lines]
+
+
+def to_srt(cues: Iterable[Cue]) -> str:
+    """Write cues as SubRip; no cues are an empty file.
+
+    SRT has no way to escape its timing arrow: `-->` in a text becomes `→`.
+    """
+    return "".join(
+        f"{number}\n{_timestamp(cue.start, ',')} --> {_timestamp(cue.end, ',')}\n"
+        f"{_SRT_ARROW.sub('→', _joined(cue))}\n\n"
+        for number, cue in enumerate(cues, start=1)
+    )
+
+
+def to_vtt(cues: Iterable[Cue]) -> str:
+    """Write cues as WebVTT; no cues are a file with a header only."""
+    return "WEBVTT\n\n" + "".join(
+        f"{_timestamp(cue.start, '.')} --> {_timestamp(cue.end, '.')}\n"
+        f"{html.escape(_joined(cue), quote=False)}\n\n"
+        for cue in cues
+    )
+
+
+def _joined(cue: Cue) -> str:
+    return "\n".join(cue.lines)
+
+
+def _timestamp(seconds: float, mark: str) -> str:
+    minutes, ms = divmod(_ms(seconds), 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{ms // 1000:02}{mark}{ms % 1000:03}"
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,116 @@
+"""The values that cross borders between modules: chunks, words, segments, transcripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16_000
+"""Samples per second everywhere inside; Parakeet's own rate."""
+
+Pcm = NDArray[np.int16]
+"""Mono signed 16-bit samples at `SAMPLE_RATE`, shape `(samples,)`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A stretch of a recording that the model sees at once.
+
+    It hears `[start, end)` and answers for `[owned_start, owned_end)`; the rest is context that
+    a neighbour answers for. Owned ranges tile the recording.
+    """
+
+    index: int
+    """Position among the recording's chunks, from 0."""
+    start: int
+    """First sample heard, counted from the start of the recording."""
+    samples: Pcm
+    owned_start: int
+    owned_end: int
+
+    @property
+    def end(self) -> int:
+        """One past the last sample heard."""
+        return self.start + len(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One piece of the model's vocabulary, as it was emitted."""
+
+    id: int
+    text: str
+    """The piece with its word-start mark as a space: `" Bos"`, `"ton"`."""
+    logprob: float | None
+    """Natural logarithm of the model's probability; `None` where the decoder gives none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word between two spaces, punctuation included, with its time in the recording."""
+
+    text: str
+    start: float
+    """Seconds from the start of the recording."""
+    end: float
+    """Seconds from the start of the recording; never before `start`."""
+    tokens: tuple[Token, ...] = ()
+
+    @property
+    def middle(self) -> float:
+        """Give the moment by which the word belongs to one chunk or the next, in seconds."""
+        return (self.start + self.end) / 2
+
+    @property
+    def logprob(self) -> float | None:
+        """Sum the tokens' log-probabilities; `None` where one is unknown."""
+        logprobs = [token.logprob for token in self.tokens if token.logprob is not None]
+        return sum(logprobs) if logprobs and len(logprobs) == len(self.tokens) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A sentence, or the stretch between two long pauses."""
+
+    words: tuple[Word, ...]
+    """At least one."""
+
+    @property
+    def text(self) -> str:
+        return join_words(self.words)
+
+    @property
+    def start(self) -> float:
+        """Seconds."""
+        return self.words[0].start
+
+    @property
+    def end(self) -> float:
+        """Seconds."""
+        return self.words[-1].end
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said in a whole recording."""
+
+    segments: tuple[Segment, ...]
+    duration: float
+    """Seconds of audio that were decoded."""
+    language: str
+    """ISO 639-1 code."""
+
+    @property
+    def words(self) -> list[Word]:
+        return [word for segment in self.segments for word in segment.words]
+
+    @property
+    def text(self) -> str:
+        return join_words(self.words)
+
+
+def join_words(words: list[Word] | tuple[Word, ...]) -> str:
+    """Put words together as running text."""
+    return " ".join(word.text for word in words)

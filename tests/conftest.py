@@ -1,0 +1,141 @@
+"""Fixtures: the real model, the real server on a real port, recordings and their transcripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
+from parakeet_api.recognizer import ModelOptions, NemoRecognizer
+from parakeet_api.transcript import Chunk, Pcm
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEECH = ROOT / "samples" / "speech"
+DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
+
+# A busy machine makes single examples slow; how many there are bounds the time.
+hypothesis_settings.register_profile("service", deadline=None)
+hypothesis_settings.load_profile("service")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `app.py`."""
+
+    url: str
+    uploads: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def health(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.url}/health", timeout=10) as answer:
+            return json.load(answer)  # type: ignore[no-any-return]
+
+
+StartServer = Callable[..., Iterator[Server]]
+
+
+@contextmanager
+def running_server(folder: Path, **environ: str) -> Iterator[Server]:
+    """Run `python app.py` on a free port until the block ends; settings are keywords."""
+    uploads, log = folder / "uploads", folder / "server.log"
+    defaults = {"HOST": "127.0.0.1", "PORT": "0", "DEMO_MODEL": "always"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=ROOT,
+            env=os.environ | defaults | {"TEMP_UPLOADS_DIR": str(uploads)} | environ,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield Server(_wait_for_url(process, log), uploads, log, process)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        listening = re.search(r"listening on (http://\S+)", log.read_text(errors="replace"))
+        if listening:
+            return listening[1]
+        time.sleep(0.05)
+    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server with the demo model for all tests that only talk to it."""
+    with running_server(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def recognizer() -> NemoRecognizer:
+    """The demo model in this process."""
+    return NemoRecognizer.load(DEMO_MODEL, demo_options())
+
+
+def demo_options(**changes: Any) -> ModelOptions:
+    """Give the options that the service loads the demo model with on a CPU."""
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "precision": "fp32",
+        "strategy": "greedy",
+        "beam_size": 4,
+        "longest_s": 60.0,
+    }
+    return ModelOptions(**(options | changes))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A short recording and what is said in it."""
+
+    path: Path
+    text: str
+    duration_s: float
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[Clip]:
+    entries = json.loads((SPEECH / "clips.json").read_text())
+    return [Clip(SPEECH / entry["file"], entry["text"], entry["duration"]) for entry in entries]
+
+
+@pytest.fixture(scope="session")
+def decoder() -> FfmpegDecoder:
+    return FfmpegDecoder(executable=find_ffmpeg(), max_seconds=12 * 3600)
+
+
+def decode(decoder: FfmpegDecoder, path: Path) -> Pcm:
+    """Read a whole file into memory."""
+    return np.concatenate([*decoder.stream(path), np.zeros(0, np.int16)])
+
+
+def whole(samples: Pcm) -> Chunk:
+    """Make one chunk of a whole recording."""
+    return Chunk(0, 0, samples, 0, len(samples))
+
+
+def encode(source: Path, target: Path, *options: str) -> Path:
+    """Convert a recording with ffmpeg."""
+    command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", "-i", str(source)]
+    subprocess.run([*command, *options, str(target)], check=True, timeout=120)
+    return target
