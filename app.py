@@ -7,6 +7,7 @@ python app.py transcribe FILE... --format srt          write FILE.srt, without a
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.batching import Admission, Batcher
 from parakeet_api.chunking import ChunkPolicy
-from parakeet_api.devices import detect_gpu, plan_inference
+from parakeet_api.devices import available_cores, detect_gpu, plan_inference
 from parakeet_api.errors import ApiError, CheckpointError, SettingsError
+from parakeet_api.http_server import bind, cancel_requests, create_server
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_store import ModelStore
 from parakeet_api.pipeline import Pipeline, Progress
@@ -46,10 +48,6 @@ logger = logging.getLogger("parakeet_api")
 ROOT = Path(__file__).resolve().parent
 DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
 
-_SPARE_THREADS = 4
-"""Threads for pages and health beyond the ones that requests can occupy."""
-_UPLOAD_SLACK = 1024 * 1024
-"""Bytes above MAX_UPLOAD_MB that waitress lets pass, so that Flask can answer in OpenAI's shape."""
 _EXTENSIONS: dict[str, str] = {
     "json": ".json",
     "verbose_json": ".json",
@@ -118,6 +116,7 @@ def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer
             strategy=settings.decoding_strategy,
             beam_size=settings.beam_size,
             longest_s=longest_s,
+            cpu_threads=max(1, available_cores() // settings.max_concurrent_inferences),
             allow_tf32=settings.enable_tensor_core,
             cudnn_benchmark=settings.enable_cudnn_benchmark,
             matmul_precision=settings.tensor_core_precision,
@@ -126,33 +125,37 @@ def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
-    import waitress
+    """Serve until SIGTERM or Ctrl-C.
 
-    with build_services(settings) as services:
-        _report(services)
-        if not settings.enable_lazy_load:
-            services.store.wait_until_decided()
-            with services.manager.lease():
-                pass
-        server = waitress.create_server(
-            create_app(services, root=ROOT),
-            host=settings.host,
-            port=settings.port,
-            threads=settings.app_threads + settings.max_queued_requests + _SPARE_THREADS,
-            max_request_body_size=settings.max_upload_bytes + _UPLOAD_SLACK,
-            # With it waitress notices a client that hangs up during its request.
-            channel_request_lookahead=1,
-            ident=None,
-        )
-        signal.signal(signal.SIGTERM, _raise_interrupt)
-        logger.info("listening on http://%s:%s", settings.host, server.effective_port)
-        try:
-            server.run()
-        except KeyboardInterrupt:
-            logger.info("stopping")
-        finally:
-            server.close()
+    Requests under way then have the time that waitress gives its threads, 5 s, to end well.
+    """
+    # First of all: as process 1 of a container, a process without a handler cannot be stopped.
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        # Bound before anything slow: a port in use is told at once.
+        with bind(settings.host, settings.port) as listener, build_services(settings) as services:
+            _report(services)
+            if not settings.enable_lazy_load:
+                services.store.wait_until_decided()
+                with services.manager.lease():
+                    pass
+            server = create_server(
+                create_app(services, root=ROOT),
+                listener=listener,
+                max_upload_bytes=settings.max_upload_bytes,
+                max_requests=settings.app_threads + settings.max_queued_requests,
+            )
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
+            try:
+                server.run()
+            finally:
+                logger.info("stopping")
+                cancel_requests(server)
+                server.close()
+    except KeyboardInterrupt:
+        # Told while starting; waitress takes those that come later.
+        logger.info("stopped")
 
 
 def _raise_interrupt(*_: object) -> None:
@@ -165,12 +168,15 @@ def transcribe_files(
     """Transcribe files into `folder`; give the process' exit status."""
     from tqdm import tqdm
 
-    folder.mkdir(parents=True, exist_ok=True)
+    outputs = _outputs(files, folder=folder, extension=_EXTENSIONS[response_format])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--output-dir: {error}") from error
     failed = 0
     with build_services(replace(settings, enable_lazy_load=True)) as services:
         services.store.wait_until_decided()
-        for file in files:
-            output = folder / f"{file.stem}{_EXTENSIONS[response_format]}"
+        for file, output in outputs.items():
             with tqdm(
                 desc=file.name, unit="s", bar_format="{desc}: {n:.0f} s of audio in {elapsed}"
             ) as bar:
@@ -182,15 +188,37 @@ def transcribe_files(
                     if not file.is_file():
                         raise FileNotFoundError(f"{file} does not exist or is no file")
                     transcript = services.pipeline.transcribe(file, on_progress=show)
+                    rendered = render(transcript, response_format, settings=settings)
+                    output.write_text(rendered.body, encoding="utf-8")
                 except (ApiError, OSError) as error:
                     failed += 1
                     bar.close()
                     print(f"{file}: {error}", file=sys.stderr)
                     continue
-            rendered = render(transcript, response_format, settings=settings)
-            output.write_text(rendered.body, encoding="utf-8")
             print(output)
     return 1 if failed else 0
+
+
+def _outputs(files: Sequence[Path], *, folder: Path, extension: str) -> dict[Path, Path]:
+    """Pair each file with what is written for it.
+
+    Raises `SettingsError` where one would overwrite another's.
+    """
+    outputs = {file: folder / f"{file.stem}{extension}" for file in files}
+    recordings = {file.resolve() for file in files}
+    claimed: dict[Path, Path] = {}
+    for file, output in outputs.items():
+        if output.resolve() in recordings:
+            raise SettingsError(
+                f"the transcript {output} would overwrite a recording: choose another --output-dir"
+            )
+        other = claimed.setdefault(output.resolve(), file)
+        if other is not file:
+            raise SettingsError(
+                f"the transcripts of {other} and {file} would both be {output}: make one of them"
+                " in a run of its own, with another --output-dir"
+            )
+    return outputs
 
 
 def _report(services: Services) -> None:
@@ -263,6 +291,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; give the process' exit status."""
     options = _parser().parse_args(arguments)
+    # Before torch is imported: its threads spin while they wait for each other, and where anything
+    # else uses the cores as well, a clip then takes 20 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         settings = _settings(os.environ)
         if options.command != "transcribe":
@@ -276,7 +307,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingsError, CheckpointError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    outcome = main()
+    # Else Python looks through all of torch's and NeMo's objects at its end: 2 to 4 s.
+    gc.freeze()
+    sys.exit(outcome)

@@ -12,7 +12,7 @@ import selectors
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,16 @@ _DEMUXERS = (
     "3g2,mj2,mp3,mpeg,mpegts,mpegvideo,mxf,ogg,rm,tta,voc,w64,wav,wv"
 )
 """Containers that hold their own media. Playlists and scripts (concat, hls, dash, sdp) stay out."""
+
+_ARCHIVES = {
+    "zip": (0, b"PK\x03\x04"),
+    "gzip": (0, b"\x1f\x8b"),
+    "7z": (0, b"7z\xbc\xaf"),
+    "rar": (0, b"Rar!"),
+    "tar": (257, b"ustar"),
+}
+"""Where and how archives tell what they are. ffmpeg would take one for an mp3 with junk around it,
+and several recordings for one."""
 
 _READ_BYTES = 256 * 1024
 """8 s of audio a read: few system calls, little memory."""
@@ -72,6 +82,7 @@ class FfmpegDecoder:
 
         Raises `AudioDecodeError` or one of its kinds.
         """
+        _refuse_archive(path)
         limit = round(self.max_seconds * SAMPLE_RATE)
         decoded = 0
         with _running(self._command(path)) as ffmpeg:
@@ -178,6 +189,16 @@ def _running(command: list[str]) -> Iterator[_Ffmpeg]:
                 pipe.close()
 
 
+def _refuse_archive(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(512)
+    for kind, (offset, magic) in _ARCHIVES.items():
+        if head.startswith(magic, offset):
+            raise AudioDecodeError(
+                f"The file is a {kind} archive. Unpack it and send each recording on its own."
+            )
+
+
 def _declared_seconds(said: str) -> float | None:
     """Read the length that the container declares, where that is exact and of the sound alone."""
     container = re.search(r"^Input #0, ([^ ,]+)", said, re.MULTILINE)
@@ -213,7 +234,7 @@ def find_ffmpeg() -> str:
     if found is not None:
         return found
     try:
-        import imageio_ffmpeg  # noqa: PLC0415 - only where the PATH has none
+        import imageio_ffmpeg
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:

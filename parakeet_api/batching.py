@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -69,7 +69,8 @@ class Batcher:
 
         Takes from `chunks` only as far ahead as the workers can use. Closing the generator, or
         `cancelled` turning true (then `RequestCancelled` is raised), takes what waits out of the
-        queue.
+        queue. Raises what the lease or the model raised for a chunk, and
+        `ServiceUnavailableError` once the batcher is closed.
         """
         waiting: deque[_Job] = deque()
         request = id(waiting)
@@ -90,16 +91,22 @@ class Batcher:
             return sum(len(jobs) for jobs in self._queue.values())
 
     def close(self) -> None:
-        """Let the workers end once they are done with what they hold."""
+        """Let the workers end once they are done with what they hold; what waits is refused."""
         with self._changed:
             self._closed = True
+            refused = [job for jobs in self._queue.values() for job in jobs]
+            self._queue.clear()
             self._changed.notify_all()
+        for job in refused:
+            job.outcome.set_exception(_stopping())
         for worker in self._workers:
             worker.join()
 
     def _submit(self, request: int, chunk: Chunk) -> _Job:
         job = _Job(chunk)
         with self._changed:
+            if self._closed:
+                raise _stopping()
             self._queue.setdefault(request, deque()).append(job)
             self._changed.notify()
         return job
@@ -122,6 +129,10 @@ class Batcher:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
             return None if self._closed else take_batch(self._queue, self._plan)
+
+
+def _stopping() -> ServiceUnavailableError:
+    return ServiceUnavailableError("The server is stopping. Try again in a few seconds.")
 
 
 def take_batch(queue: OrderedDict[int, deque[_Job]], plan: InferencePlan) -> list[_Job]:
@@ -164,16 +175,24 @@ def _recognize(recognizer: Recognizer, batch: list[_Job]) -> None:
         outcomes = recognizer.recognize([job.chunk for job in batch])
     except OutOfDeviceMemoryError as error:
         if len(batch) == 1:
-            raise ServiceUnavailableError(
-                "The device has not enough free memory for this recording. Try again later, or"
-                " lower CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
-            ) from error
+            # Set, not raised: the other halves are still to be tried.
+            batch[0].outcome.set_exception(_too_little_memory(error))
+            return
         logger.warning("out of device memory with %d chunks: trying halves", len(batch))
         _recognize(recognizer, batch[: len(batch) // 2])
         _recognize(recognizer, batch[len(batch) // 2 :])
         return
     for job, words in zip(batch, outcomes, strict=True):
         job.outcome.set_result(words)
+
+
+def _too_little_memory(cause: OutOfDeviceMemoryError) -> ServiceUnavailableError:
+    failure = ServiceUnavailableError(
+        "The device has not enough free memory for this recording. Try again later, or lower"
+        " CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
+    )
+    failure.__cause__ = cause
+    return failure
 
 
 def _first(waiting: deque[_Job], cancelled: Callable[[], bool]) -> tuple[Chunk, list[Word]]:

@@ -8,16 +8,16 @@ samples; every chunk owns at least one sample.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parakeet_api.settings import Settings
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
+from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm
 
-_FRAME = SAMPLE_RATE // 100
+_LEVEL_FRAME = SAMPLE_RATE // 100
 """Loudness is measured in steps of 10 ms."""
 _MOMENT_FRAMES = 5
 """The quietest moment is sought over 50 ms: shorter than a syllable, longer than a pitch period."""
@@ -69,7 +69,7 @@ def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
     context = policy.overlap // 2
     owned_start = 0
     for index in itertools.count():
-        start = max(0, owned_start - context)
+        start = _on_grid(max(0, owned_start - context), owned_start)
         buffer.forget_before(start)
         if is_last := buffer.end_within(start + policy.longest):
             owned_end = end = buffer.end
@@ -90,6 +90,14 @@ def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
         if is_last:
             return
         owned_start = owned_end
+
+
+def _on_grid(start: int, latest: int) -> int:
+    """Move a start to the next encoder frame of the recording, if that is not after `latest`.
+
+    Two chunks then divide the sound they share into the same frames, and time its words alike.
+    """
+    return min(-(-start // FRAME) * FRAME, latest)
 
 
 class _Buffer:
@@ -132,7 +140,7 @@ def _find_cut(samples: Pcm, policy: ChunkPolicy) -> int:
     edges; where there is no silence, the middle of the quietest 50 ms.
     """
     middle = len(samples) // 2
-    if len(samples) < _FRAME * _MOMENT_FRAMES:
+    if len(samples) < _LEVEL_FRAME * _MOMENT_FRAMES:
         return middle
     power = _frame_power(samples)
     silence = _nearest_silence(power, policy, middle)
@@ -141,16 +149,16 @@ def _find_cut(samples: Pcm, policy: ChunkPolicy) -> int:
 
 def _frame_power(samples: Pcm) -> NDArray[np.float32]:
     """Mean square of each whole 10 ms frame, shape `(frames,)`."""
-    frames = len(samples) // _FRAME
-    framed = samples[: frames * _FRAME].reshape(frames, _FRAME).astype(np.float32)
+    frames = len(samples) // _LEVEL_FRAME
+    framed = samples[: frames * _LEVEL_FRAME].reshape(frames, _LEVEL_FRAME).astype(np.float32)
     return np.asarray(np.mean(framed**2, axis=1))
 
 
 def _nearest_silence(power: NDArray[np.float32], policy: ChunkPolicy, middle: int) -> int | None:
     quiet = np.concatenate(([False], power < policy.silence_level**2, [False])).astype(np.int8)
     edges = np.diff(quiet)
-    starts = np.flatnonzero(edges == 1) * _FRAME
-    ends = np.flatnonzero(edges == -1) * _FRAME
+    starts = np.flatnonzero(edges == 1) * _LEVEL_FRAME
+    ends = np.flatnonzero(edges == -1) * _LEVEL_FRAME
     long_enough = ends - starts >= policy.min_silence
     if not long_enough.any():
         return None
@@ -161,7 +169,7 @@ def _nearest_silence(power: NDArray[np.float32], policy: ChunkPolicy, middle: in
 
 def _quietest_moment(power: NDArray[np.float32], middle: int) -> int:
     window = np.convolve(power, np.ones(_MOMENT_FRAMES, dtype=np.float32), mode="valid")
-    centres = np.arange(len(window)) * _FRAME + _MOMENT_FRAMES * _FRAME // 2
+    centres = np.arange(len(window)) * _LEVEL_FRAME + _MOMENT_FRAMES * _LEVEL_FRAME // 2
     # Equally quiet moments: the one nearest the middle.
     order = np.lexsort((np.abs(centres - middle), window))
     return int(centres[order[0]])

@@ -6,7 +6,10 @@ Looks at the card through the CUDA driver alone: that takes no memory of it and 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from parakeet_api.settings import Settings
 
@@ -65,11 +68,23 @@ def detect_gpu(device: str) -> Gpu | None:
     return Gpu(name=name.rstrip(b"\0").decode(), total_gb=int(total) / 1e9)
 
 
-def _checked(outcome: tuple[object, ...]) -> object:
+def _checked(outcome: tuple[Any, ...]) -> Any:
     """Unpack `(CUresult, value)`. Raises `RuntimeError` if the driver reports an error."""
-    if int(outcome[0]) != 0:  # type: ignore[call-overload]
+    if int(outcome[0]) != 0:
         raise RuntimeError(str(outcome[0]))
     return outcome[1] if len(outcome) > 1 else None
+
+
+def available_cores() -> int:
+    """Count the processor cores that this process may use: its affinity and its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        share = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        # No cgroup v2, or "max": no quota.
+        share = cores or 1
+    return max(1, min(cores or 1, share))
 
 
 def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:

@@ -105,6 +105,15 @@ class UploadTooLargeError(ApiError):
     def __init__(self, message: str, *, param: str | None = "file") -> None:
         super().__init__(message, param=param)
 
+    @classmethod
+    def above(cls, limit: int, *, sent: int | None) -> UploadTooLargeError:
+        """Tell the limit and, where it is known, what was sent; both in bytes."""
+        told = f" ({sent} bytes sent)" if sent is not None else ""
+        return cls(
+            f"Maximum content size limit ({limit}) exceeded{told}. Send a compressed format, such"
+            " as mp3 or opus, or raise MAX_UPLOAD_MB."
+        )
+
 
 class ServiceUnavailableError(ApiError):
     status = 503

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Literal
 
-from parakeet_api.errors import ApiError, ModelLoadError
+from parakeet_api.errors import ApiError, ModelLoadError, ServiceUnavailableError
 from parakeet_api.recognizer import ModelInfo, Recognizer
 
 logger = logging.getLogger(__name__)
@@ -53,9 +53,12 @@ class ModelManager:
         """Lend the model; it is loaded first if need be and never unloaded during a lease.
 
         However many ask at once, one loads and the others share its outcome. A failed load is
-        tried again by the next lease.
+        tried again by the next lease. Raises what the load raised, as an `ApiError`, and
+        `ServiceUnavailableError` once the manager is closed.
         """
         with self._lock:
+            if self._closed.is_set():
+                raise ServiceUnavailableError("The server is stopping. Try again in a few seconds.")
             self._leases += 1
         try:
             yield self._loaded()
@@ -63,9 +66,13 @@ class ModelManager:
             with self._lock:
                 self._leases -= 1
                 self._idle_since = self._clock()
+                if self._closed.is_set() and not self._leases:
+                    self._unload()
 
     def unload_if_idle(self) -> bool:
         """Unload if nobody has used the model for the idle timeout; tell whether it was."""
+        if self._idle_timeout_s <= 0:
+            return False
         with self._lock:
             idle = self._clock() - self._idle_since >= self._idle_timeout_s
             if self._recognizer is None or self._leases or not idle:
@@ -79,10 +86,10 @@ class ModelManager:
             threading.Thread(target=self._watch_idleness, name="idle-unload", daemon=True).start()
 
     def close(self) -> None:
-        """Unload and stop watching."""
-        self._closed.set()
+        """Lend no more, stop watching, and unload: now, or when the last lease ends."""
         with self._lock:
-            if self._recognizer is not None:
+            self._closed.set()
+            if not self._leases:
                 self._unload()
 
     def _loaded(self) -> Recognizer:
@@ -125,18 +132,24 @@ class ModelManager:
         )
 
     def _unload(self) -> None:
-        """Drop the model; called with the lock held."""
-        assert self._recognizer is not None
-        self._recognizer.close()
-        self._recognizer = None
+        """Drop the model, if there is one; called with the lock held."""
+        recognizer, self._recognizer = self._recognizer, None
+        if recognizer is None:
+            return
         self.state = "unloaded"
+        recognizer.close()
+        del recognizer
         # NeMo's modules refer to each other in cycles.
         gc.collect()
         logger.info("model unloaded")
 
     def _watch_idleness(self) -> None:
         while not self._closed.wait(min(self._idle_timeout_s / 4, _LONGEST_NAP_S)):
-            self.unload_if_idle()
+            try:
+                self.unload_if_idle()
+            # A thread's border: a card that fails once must not keep the model in it for ever.
+            except Exception:
+                logger.exception("the idle model could not be unloaded cleanly")
 
 
 def _load_error(error: Exception) -> ModelLoadError:

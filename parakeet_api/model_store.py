@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import tarfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
 from parakeet_api.settings import Settings
@@ -27,6 +29,17 @@ _RETRY_AFTER_S = 30.0
 """A failed download is tried again by the first request after so long."""
 _LOG_STEP = 0.05
 """The download's progress is logged every 5 %."""
+_LONGEST_CONFIG = 16_000_000
+"""Bytes. v3's, with 8,192 pieces of vocabulary written out three times, has a thirtieth of it."""
+_RNNT_BPE = re.compile(r"\w*RNNT\w*BPE\w*")
+"""NeMo's class of Parakeet-TDT and its kin: EncDecRNNTBPEModel, EncDecHybridRNNTCTCBPEModel."""
+_LONGEST_REASON = 400
+"""Characters. The hub's own errors end in a paragraph of advice for programmers."""
+_ADVICE = "Download it again, or name another file in MODEL_PATH."
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A `.nemo` file is no whole archive: fetching it again may help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +135,22 @@ class ModelStore:
 
     def _retry_download(self) -> None:
         with self._lock:
-            if self.status.state == "failed" and self._clock() - self._failed_at > _RETRY_AFTER_S:
+            if self.status.state == "failed" and self._clock() - self._failed_at >= _RETRY_AFTER_S:
                 self._begin_download()
 
     def _download(self) -> None:
         settings = self._settings
         try:
             path = download_checkpoint(settings, report=self._report)
-            check_checkpoint(path)
+            _check_download(path)
         # The hub's client raises errors of many libraries; none may end the thread unseen.
         except Exception as error:
-            self._give_up(f"{settings.model_id} could not be downloaded: {_first_line(error)}")
+            self._give_up(f"{settings.model_id} could not be downloaded: {_reason(error)}")
             return
         self._settle(Checkpoint(path, is_demo=False))
 
     def _give_up(self, reason: str) -> None:
-        if self._settings.demo_model == "auto":
+        if self._settings.demo_model == "auto" and self._demo_path.is_file():
             logger.warning("%s", reason)
             self._settle(Checkpoint(self._demo_path, is_demo=True))
             return
@@ -171,6 +184,7 @@ def find_checkpoint(settings: Settings, demo_path: Path) -> Checkpoint | None:
         check_checkpoint(settings.model_path)
         return Checkpoint(settings.model_path, is_demo=settings.model_path.name == DEMO_MODEL)
     if settings.demo_model == "always":
+        check_checkpoint(demo_path)
         return Checkpoint(demo_path, is_demo=True)
     preferred = (f"{_basename(settings.model_id)}.nemo", _FIRST_CHOICE)
     found = sorted(
@@ -189,24 +203,67 @@ def find_checkpoint(settings: Settings, demo_path: Path) -> Checkpoint | None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """See that a file is a whole NeMo archive, without unpacking it.
+    """See that a file is a whole archive of a Parakeet-TDT model, without unpacking it.
 
     Raises `CheckpointError`, naming the file and what to do.
     """
-    advice = "Download it again, or name another file in MODEL_PATH."
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is no file. {advice}")
     try:
-        with tarfile.open(path) as archive:
-            members = {PurePosixPath(member.name).name: member for member in archive.getmembers()}
-            last = max((member.offset_data + member.size for member in members.values()), default=0)
-        cut_short = tarfile.is_tarfile(path) and _is_plain_tar(path) and path.stat().st_size < last
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise CheckpointError(f"{path} is not a readable .nemo file ({error}). {advice}") from error
-    if cut_short:
-        raise CheckpointError(f"{path} is cut short. {advice}")
-    if "model_config.yaml" not in members or "model_weights.ckpt" not in members:
-        raise CheckpointError(f"{path} is an archive, but not of a NeMo model. {advice}")
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist or is no file. {_ADVICE}")
+        with tarfile.open(path, "r:gz" if _is_gzip(path) else "r:") as archive:
+            members = {member.name.removeprefix("./"): member for member in archive.getmembers()}
+            if not {"model_config.yaml", "model_weights.ckpt"} <= members.keys():
+                raise CheckpointError(f"{path} is an archive, but not of a NeMo model. {_ADVICE}")
+            config = archive.extractfile(members["model_config.yaml"])
+            text = config.read(_LONGEST_CONFIG) if config is not None else b""
+    # KeyError: a link in the archive that leads nowhere.
+    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+        raise DamagedCheckpointError(
+            f"{path} is not a readable .nemo file ({error}). {_ADVICE}"
+        ) from error
+    _check_config(path, text)
+
+
+def _is_gzip(path: Path) -> bool:
+    """Tell how NeMo before 1.7 packed; it still takes those, and no other compression."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _check_config(path: Path, text: bytes) -> None:
+    """See that a model's configuration is of the kind that the recogniser drives."""
+    # Comes with huggingface_hub. v3's 25,000 lines take it half a second.
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        config = yaml.safe_load(text)
+    # ValueError: a date such as 2026-99-99. RecursionError: brackets without end.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(
+            f"{path} holds a model_config.yaml that cannot be read. {_ADVICE}"
+        ) from error
+    config = config if isinstance(config, dict) else {}
+    kind = str(config.get("target") or "model of no known kind").rpartition(".")[2]
+    decoding = config.get("decoding")
+    durations = isinstance(decoding, dict) and decoding.get("durations")
+    if not _RNNT_BPE.fullmatch(kind) or not durations:
+        without = " without token durations" if _RNNT_BPE.fullmatch(kind) else ""
+        raise CheckpointError(
+            f"{path} holds a {kind}{without}, not a Parakeet-TDT model (EncDecRNNTBPEModel with"
+            " token durations). Name another file in MODEL_PATH, or another model in MODEL_ID."
+        )
+
+
+def _check_download(path: Path) -> None:
+    """Check a fetched file; a damaged one is deleted, or it would be found on every later try."""
+    try:
+        check_checkpoint(path)
+    except DamagedCheckpointError:
+        # In the hub's cache it is a link to the file itself.
+        for file in (path.resolve(), path):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+        raise
 
 
 def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None], None]) -> Path:
@@ -215,23 +272,29 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
     Where the folder is read-only, as in many compose files, it goes to the hub's own cache.
     Raises what the hub's client raises, or `TimeoutError` if the hub does not answer.
     """
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     name = f"{_basename(settings.model_id)}.nemo"
+    endpoint = settings.hf_endpoint.rstrip("/")
     cached = try_to_load_from_cache(settings.model_id, name)
     if isinstance(cached, str):
         return Path(cached)
-    api = HfApi(endpoint=settings.hf_endpoint.rstrip("/"))
-    revision = _within(_PROBE_TIMEOUT_S, lambda: api.model_info(settings.model_id, timeout=10).sha)
+    url = hf_hub_url(settings.model_id, name, endpoint=endpoint)
+    # The download asks the same, but retries for minutes where nobody answers.
+    _within(_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, endpoint=endpoint))
     logger.info("downloading %s from %s", settings.model_id, settings.hf_endpoint)
     report(0, None)
     return Path(
         hf_hub_download(
             settings.model_id,
             name,
-            revision=revision,
             local_dir=settings.models_dir if _is_writable(settings.models_dir) else None,
-            endpoint=settings.hf_endpoint.rstrip("/"),
+            endpoint=endpoint,
             tqdm_class=_progress_bar(report),
         )
     )
@@ -256,30 +319,33 @@ def _within(timeout_s: float, ask: Callable[[], Any]) -> Any:
 
 
 def _progress_bar(report: Callable[[int, int | None], None]) -> Any:
-    """Make the hub's progress bar report instead of drawing."""
-    from huggingface_hub.utils import tqdm
+    """Make a class that reports where the hub's client expects a tqdm bar to draw.
 
-    class ReportingBar(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **(kwargs | {"disable": True}))
-            self.total = kwargs.get("total")
-            self.n = kwargs.get("initial", 0)
+    It has all that the client uses of one. With the transfer methods, which do nothing, Xet's
+    two bars, of bytes that came and bytes that were written, are one: of bytes written.
+    """
 
-        def update(self, n: float | None = 1) -> bool | None:
-            self.n += n or 0
-            report(int(self.n), int(self.total) if self.total else None)
-            return None
+    class ReportingBar:
+        def __init__(self, *, total: int | None = None, initial: int = 0, **_: Any) -> None:
+            self.total = total
+            self.n = initial
+
+        def update(self, n: int) -> None:
+            self.n += n
+            report(self.n, self.total)
+
+        def update_transfer(self, _: int) -> None: ...
+
+        def set_postfix_str(self, *_: Any, **__: Any) -> None: ...
+
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None: ...
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
 
     return ReportingBar
-
-
-def _is_plain_tar(path: Path) -> bool:
-    """Tell a tar from a compressed one, whose size says nothing."""
-    try:
-        with tarfile.open(path, "r:"):
-            return True
-    except tarfile.TarError:
-        return False
 
 
 def _is_writable(folder: Path) -> bool:
@@ -297,6 +363,7 @@ def _basename(model_id: str) -> str:
     return model_id.rstrip("/").rpartition("/")[2]
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    """Give an error's text on one line, of bearable length."""
+    words = " ".join(str(error).split())
+    return words[:_LONGEST_REASON] or type(error).__name__

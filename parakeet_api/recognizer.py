@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
+import logging.handlers
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +40,13 @@ WORD_START = "\u2581"
 _MOST_TOKENS_A_FRAME = 10
 """As NVIDIA's checkpoints were evaluated; without a limit a broken frame emits for ever."""
 _LARGE_ENCODER = 100_000_000
-"""Parameters. Smaller encoders gain nothing from bf16 on a CPU: 2.8 M took the same time."""
+"""Parameters. On a CPU smaller encoders gain nothing from bf16 or a second thread: with 2.8 M, 60
+clips took 1.0 s either way, and up to 47 s with two threads on cores that others use too."""
+_RANDOM_INITS = (
+    *("uniform_", "normal_", "trunc_normal_", "orthogonal_", "sparse_"),
+    *("xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"),
+)
+"""The functions of torch.nn.init whose values a checkpoint overwrites."""
 _SELF_TEST_MAX_ERROR = 0.05
 """Relative encoder error against fp32; half precision measures 0.004, an overflow far more."""
 
@@ -85,6 +94,8 @@ class ModelOptions:
     beam_size: int
     longest_s: float
     """Seconds of audio that one chunk may have; position tables are sized for it."""
+    cpu_threads: int = 1
+    """Threads that one forward pass may use on a CPU."""
     allow_tf32: bool = True
     cudnn_benchmark: bool = True
     matmul_precision: MatmulPrecision = "highest"
@@ -116,7 +127,7 @@ class NemoRecognizer:
         """
         model = _restore(path)
         _prepare_for_inference(model, longest_s=options.longest_s)
-        _set_backend_flags(options)
+        _set_backend_flags(model, options)
         precision, reason = _place(model, options)
         info = ModelInfo(
             device=str(next(model.joint.parameters()).device),
@@ -156,7 +167,7 @@ class NemoRecognizer:
 
         for decoding in (self._decoding, self._model.decoding):
             computer = getattr(decoding.decoding, "decoding_computer", None)
-            if hasattr(computer, "reset_cuda_graphs_state"):
+            if computer is not None and hasattr(computer, "reset_cuda_graphs_state"):
                 computer.reset_cuda_graphs_state()
         del self._decoding, self._model
         if torch.cuda.is_available():
@@ -191,39 +202,30 @@ class NemoRecognizer:
         import torch
 
         model = self._model
-        paths = [(_integers(h.y_sequence), _integers(h.timestamp)) for h in hypotheses]
-        sizes = [len(tokens) for tokens, _ in paths]
+        paths = [_Path(_integers(h.y_sequence), _integers(h.timestamp)) for h in hypotheses]
+        sizes = [len(path.tokens) for path in paths]
         if not any(sizes):
             return [[] for _ in paths]
         device = encoded.device
         tokens = torch.full((len(paths), max(sizes)), _blank_id(model), device=device)
-        for row, (ids, _) in zip(tokens, paths, strict=True):
-            row[: len(ids)] = torch.tensor(ids, device=device)
+        for row, path in zip(tokens, paths, strict=True):
+            row[: len(path.tokens)] = torch.tensor(path.tokens, device=device)
         predicted, _ = model.decoder.predict(tokens, state=None, add_sos=True)
-        rows = torch.repeat_interleave(
-            torch.arange(len(paths), device=device), torch.tensor(sizes, device=device)
-        )
-        nth = torch.cat([torch.arange(size, device=device) for size in sizes])
-        frames = torch.tensor([t for _, times in paths for t in times], device=device)
+        # Every token of every path, one after the other: its row, its place there, its frame.
+        rows = torch.tensor([r for r, size in enumerate(sizes) for _ in range(size)], device=device)
+        places = torch.tensor([place for size in sizes for place in range(size)], device=device)
+        frames = torch.tensor([frame for path in paths for frame in path.frames], device=device)
         scores = model.joint.joint_after_projection(
             model.joint.project_encoder(encoded[rows, :, frames].unsqueeze(1)),
-            model.joint.project_prednet(predicted[rows, nth].unsqueeze(1)),
+            model.joint.project_prednet(predicted[rows, places].unsqueeze(1)),
         )[:, 0, 0]
         vocabulary = _blank_id(model) + 1
-        ids = tokens[rows, nth]
-        logprobs = scores[:, :vocabulary].log_softmax(-1).gather(1, ids[:, None])[:, 0]
-        durations = scores[:, vocabulary:].argmax(-1)
-        flat = iter(
-            _Emission(*values)
-            for values in zip(
-                ids.tolist(),
-                frames.tolist(),
-                self._durations(durations, hypotheses),
-                logprobs.tolist(),
-                strict=True,
-            )
-        )
-        return [[next(flat) for _ in range(size)] for size in sizes]
+        chosen = tokens[rows, places]
+        logprobs = scores[:, :vocabulary].log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        durations = self._durations(scores[:, vocabulary:].argmax(-1), hypotheses)
+        columns = (chosen.tolist(), frames.tolist(), durations, logprobs.tolist())
+        emissions = iter([_Emission(*values) for values in zip(*columns, strict=True)])
+        return [list(itertools.islice(emissions, size)) for size in sizes]
 
     def _durations(self, most_probable: Tensor, hypotheses: Sequence[Any]) -> list[int]:
         """Give each token's frames: greedy takes the most probable, a beam remembers its own."""
@@ -262,10 +264,18 @@ class NemoRecognizer:
         )
 
     def _size_positions(self, samples: int) -> None:
-        """Extend the encoder's position table, under a lock: NeMo's own way races and over-sizes."""
+        """Extend the encoder's position table under a lock: NeMo's own way races."""
         frames = samples // self._frame_samples + 2
         with self._positions_lock:
             _extend_positions(self._model.encoder, frames)
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """What a hypothesis emitted, and at which encoder frames."""
+
+    tokens: list[int]
+    frames: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +325,9 @@ def _restore(path: Path) -> Any:
     from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
 
     try:
-        with _no_random_init():
+        with _no_random_init(), warnings.catch_warnings():
+            # About training options of the checkpoint, which do not concern inference.
+            warnings.simplefilter("ignore")
             model = ASRModel.restore_from(str(path.absolute()), map_location="cpu", strict=True)
     # A damaged archive can fail anywhere in tar, yaml, pickle or NeMo.
     except Exception as error:
@@ -334,14 +346,17 @@ def _restore(path: Path) -> Any:
 
 def _import_nemo_quietly() -> None:
     """Import NeMo, then undo what it does to this process' logging and warnings."""
-    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
-        import nemo.collections.asr
+    # A telemetry package among its dependencies reports at length that it is off.
+    logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nemo.collections.asr  # noqa: F401
         from nemo.utils import logging as nemo_logging
 
-    del nemo
-    nemo_logging.set_verbosity(nemo_logging.ERROR)
     nemo_logging.captureWarnings(False)
     nemo_logger = logging.getLogger("nemo_logger")
+    # It prints the checkpoint's whole configuration as warnings.
+    nemo_logger.setLevel(logging.ERROR)
     for handler in list(nemo_logger.handlers):
         # Handlers without a target keep every record for ever.
         if isinstance(handler, logging.handlers.MemoryHandler):
@@ -353,14 +368,9 @@ def _no_random_init() -> Iterator[None]:
     """Skip random initial weights: 10 s for 0.6 B parameters that the checkpoint overwrites."""
     from torch.nn import init
 
-    names = [
-        name
-        for name in ("uniform_", "normal_", "trunc_normal_", "orthogonal_", "sparse_")
-        + ("xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_")
-    ]
-    originals = {name: getattr(init, name) for name in names}
+    originals = {name: getattr(init, name) for name in _RANDOM_INITS}
     try:
-        for name in names:
+        for name in originals:
             setattr(init, name, lambda tensor, *_args, **_kwargs: tensor)
         yield
     finally:
@@ -385,9 +395,11 @@ def _extend_positions(encoder: Any, frames: int) -> None:
     encoder.pos_enc.extend_pe(frames, parameter.device, _float_dtype(encoder))
 
 
-def _set_backend_flags(options: ModelOptions) -> None:
+def _set_backend_flags(model: Any, options: ModelOptions) -> None:
     import torch
 
+    if options.device == "cpu":
+        torch.set_num_threads(options.cpu_threads if _is_large(model) else 1)
     torch.set_float32_matmul_precision(options.matmul_precision)
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
     torch.backends.cudnn.allow_tf32 = options.allow_tf32
@@ -425,8 +437,12 @@ def _precision_candidates(model: Any, device: str) -> tuple[EncoderPrecision, ..
     if device != "cpu":
         # fp16 has three more bits than bf16 at the same speed, but can overflow.
         return ("fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp16",)
-    size = sum(parameter.numel() for parameter in model.encoder.parameters())
-    return ("bf16",) if size >= _LARGE_ENCODER and _cpu_has_bf16() else ()
+    return ("bf16",) if _is_large(model) and _cpu_has_bf16() else ()
+
+
+def _is_large(model: Any) -> bool:
+    size: int = sum(parameter.numel() for parameter in model.encoder.parameters())
+    return size >= _LARGE_ENCODER
 
 
 def _cpu_has_bf16() -> bool:
@@ -444,9 +460,12 @@ def _cast_encoder(model: Any, precision: EncoderPrecision, *, device: str) -> No
     if precision == "int8":
         if device != "cpu":
             raise SettingsError("PRECISION='int8' is not available on a CUDA card: use fp16")
-        model.encoder = torch.ao.quantization.quantize_dynamic(
-            model.encoder, {torch.nn.Linear}, dtype=torch.qint8
-        )
+        with warnings.catch_warnings():
+            # torch says that this moves to another package; that one is not among ours.
+            warnings.simplefilter("ignore")
+            model.encoder = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+                model.encoder, {torch.nn.Linear}, dtype=torch.qint8
+            )
     elif precision != "fp32":
         model.encoder.to(torch.float16 if precision == "fp16" else torch.bfloat16)
 
@@ -457,7 +476,9 @@ def _self_test_output(model: Any, device: str) -> Tensor:
 
     generator = torch.Generator().manual_seed(0)
     time = torch.arange(SAMPLE_RATE) / SAMPLE_RATE
-    sweep = sum(torch.sin(2 * torch.pi * n * (110 + 60 * time) * time) / n for n in range(1, 20))
+    harmonics = torch.arange(1, 20)[:, None]
+    phase = 2 * torch.pi * (110 + 60 * time) * time
+    sweep = (torch.sin(harmonics * phase) / harmonics).sum(0)
     noise = torch.randn(SAMPLE_RATE, generator=generator)
     waveform = torch.cat([0.1 * sweep, sweep.clamp(-1, 1), 0.1 * noise, 1e-4 * noise])[None]
     with torch.inference_mode():
@@ -467,7 +488,8 @@ def _self_test_output(model: Any, device: str) -> Tensor:
         encoded, _ = model.encoder(
             audio_signal=features.to(_float_dtype(model.encoder)), length=lengths
         )
-    return encoded.float().cpu()
+    output: Tensor = encoded.float().cpu()
+    return output
 
 
 def _relative_error(output: Tensor, reference: Tensor | None) -> float:

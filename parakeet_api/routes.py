@@ -15,6 +15,7 @@ from typing import IO, Any
 from flask import Blueprint, Flask, Request, Response, current_app, g, render_template, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser
 
 from parakeet_api import __version__
 from parakeet_api.batching import Admission, Batcher, RequestCancelled
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 _MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that fields and boundaries add to a file of exactly `MAX_UPLOAD_MB`."""
 _MOST_PARTS = 100
+_EXAMPLE = "(curl: -F file=@recording.mp3)"
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that hung up; it is seen in the log alone."""
 
@@ -68,19 +70,19 @@ class Services:
 class UploadRequest(Request):
     """A request whose files go straight to `TEMP_UPLOADS_DIR` and are gone when it ends."""
 
-    def _get_file_stream(
-        self,
-        total_content_length: int | None,
-        content_type: str | None,
-        filename: str | None = None,
-        content_length: int | None = None,
-    ) -> IO[bytes]:
+    def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
         """Open a file for a part: named by us, never by the client."""
         folder = _services().settings.temp_uploads_dir
         upload = tempfile.NamedTemporaryFile(dir=folder, prefix="upload-")  # noqa: SIM115
         # Kept here as well: a body that turns out malformed never reaches `files`.
         self.__dict__.setdefault("_uploads", []).append(upload)
-        return upload  # type: ignore[return-value]
+        return upload
+
+    def make_form_data_parser(self) -> FormDataParser:
+        """Give a parser that raises `ValueError` for a malformed body, not one that hides it."""
+        parser = super().make_form_data_parser()
+        parser.silent = False
+        return parser
 
     def close(self) -> None:
         """Delete the uploads."""
@@ -123,8 +125,10 @@ def require_api_key() -> None:
             "You didn't provide an API key. You need to provide your API key in an Authorization"
             " header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
         )
+    sent = given.strip().encode()
     # All are compared, and in constant time: the answer's delay tells nothing of a key.
-    if not any([hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]):
+    matches = [hmac.compare_digest(sent, key.encode()) for key in keys]
+    if not any(matches):
         raise AuthenticationError("Incorrect API key provided.")
 
 
@@ -139,7 +143,7 @@ def transcribe() -> Response:
         checkpoint = services.store.checkpoint()
         params = parse_params(request.form, languages=languages_of(checkpoint.name))
         transcript = services.pipeline.transcribe(
-            Path(upload.stream.name),  # type: ignore[attr-defined]
+            Path(upload.stream.name),
             language=params.language or "en",
             cancelled=cancelled,
         )
@@ -187,8 +191,9 @@ def answer_error(error: Exception) -> Response:
     if isinstance(error, RequestCancelled):
         return Response(status=_CLIENT_CLOSED_REQUEST)
     failure = _as_api_error(error)
-    response: Response = current_app.json.response(failure.body())
-    response.status_code = failure.status
+    response = Response(
+        current_app.json.dumps(failure.body()), failure.status, mimetype="application/json"
+    )
     if failure.retry_after_s is not None:
         response.headers["Retry-After"] = str(failure.retry_after_s)
     if isinstance(error, HTTPException) and error.get_response().headers.get("Allow"):
@@ -200,7 +205,7 @@ def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestEntityTooLarge):
-        return _too_large(error)
+        return _too_large()
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:  # noqa: PLR2004
         known = {404: NotFoundError, 405: MethodNotAllowedError}.get(error.code)
         if known is not None:
@@ -212,32 +217,39 @@ def _as_api_error(error: Exception) -> ApiError:
     return ServerError("The server had an error while processing your request.")
 
 
-def _too_large(error: RequestEntityTooLarge) -> ApiError:
+def _too_large() -> ApiError:
     length, limit = request.content_length, _services().settings.max_upload_bytes
     if length is not None and length <= limit:
         # werkzeug's other two limits, on the number of parts and on text fields.
         return UploadTooLargeError("The form has too many or too long text fields.", param=None)
-    sent = f" ({length} bytes sent)" if length is not None else ""
-    return UploadTooLargeError(
-        f"Maximum content size limit ({limit}) exceeded{sent}. Send a compressed format, such as"
-        " mp3 or opus, or raise MAX_UPLOAD_MB."
-    )
+    return UploadTooLargeError.above(limit, sent=length)
 
 
 def _upload() -> FileStorage:
     """Give the uploaded file, on disk. Raises `InvalidRequestError` where there is none."""
-    upload = request.files.get("file")
+    if request.mimetype != "multipart/form-data":
+        # A form of another type would be read into memory, however long.
+        raise _no_file(f"send it as multipart/form-data {_EXAMPLE}")
+    try:
+        upload = request.files.get("file")
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"The multipart body is malformed or cut short ({error}).", param="file"
+        ) from error
     if upload is None:
-        hint = (
-            "it is a text field here: send it as a file (curl: -F file=@recording.mp3)"
+        raise _no_file(
+            f"it is a text field here: send it as a file {_EXAMPLE}"
             if "file" in request.form
-            else "send it as multipart/form-data (curl: -F file=@recording.mp3)"
+            else f"the form has no such field {_EXAMPLE}"
         )
-        raise InvalidRequestError(f"Missing required parameter: 'file'; {hint}.", param="file")
     upload.stream.flush()
-    if Path(upload.stream.name).stat().st_size == 0:  # type: ignore[attr-defined]
+    if Path(upload.stream.name).stat().st_size == 0:
         raise InvalidRequestError("The file is empty.", param="file")
     return upload
+
+
+def _no_file(hint: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Missing required parameter: 'file'; {hint}.", param="file")
 
 
 def _model_status(services: Services) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 A field's name, default and parser stand together below; `Settings.from_env` is the only reader
 of the environment. A value that cannot be used stops the start with `NAME='value' is not ...`.
 """
+# ruff: noqa: RUF009 - `_setting` makes a `dataclasses.field`
 
 from __future__ import annotations
 
@@ -26,6 +27,11 @@ Origin = Literal["default", "preset", "environment"]
 
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
+_DECIMAL = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+_QUIETEST_DB = -120.0
+"""Below the noise of any 16-bit recording (-96 dB)."""
+_NO_LIMIT = 1_000_000.0
+"""Where nature sets no bound: far beyond all use, and products with it stay finite."""
 
 
 def _boolean(text: str) -> bool:
@@ -35,14 +41,12 @@ def _boolean(text: str) -> bool:
     return lowered in _TRUE
 
 
-def _number(unit: str, *, low: float, high: float = math.inf) -> Callable[[str], float]:
+def _number(unit: str, *, low: float, high: float = _NO_LIMIT) -> Callable[[str], float]:
     wanted = f"a number{f' of {unit}' if unit else ''}, {_range(low, high)}"
 
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(wanted) from None
+        # float() alone would also take '1_000', 'nan' and digits of other scripts.
+        value = float(text) if re.fullmatch(_DECIMAL, text) else math.nan
         if not low <= value <= high or math.isinf(value):
             raise ValueError(wanted)
         return value
@@ -50,7 +54,7 @@ def _number(unit: str, *, low: float, high: float = math.inf) -> Callable[[str],
     return parse
 
 
-def _integer(*, low: int, high: float = math.inf) -> Callable[[str], int]:
+def _integer(*, low: int, high: int) -> Callable[[str], int]:
     wanted = f"a whole number, {_range(low, high)}"
 
     def parse(text: str) -> int:
@@ -63,7 +67,7 @@ def _integer(*, low: int, high: float = math.inf) -> Callable[[str], int]:
 
 
 def _range(low: float, high: float) -> str:
-    return f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+    return f"{low:.15g} to {high:.15g}"
 
 
 def _choice(*choices: str, aliases: Mapping[str, str] | None = None) -> Callable[[str], str]:
@@ -81,17 +85,36 @@ def _text(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("a path: that user has no home folder here") from None
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]\S*", text):
+        raise ValueError("an address that begins with http:// or https://")
+    return text
+
+
+def _model_id(text: str) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", text, re.ASCII):
+        raise ValueError("a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2")
+    return text
 
 
 def _keys(text: str) -> tuple[str, ...]:
-    return tuple(key.strip() for key in text.split(",") if key.strip())
+    keys = tuple(key.strip() for key in text.split(",") if key.strip())
+    # A lone comma would leave the service open; a header carries nothing but ASCII intact.
+    if not keys or not all(re.fullmatch(r"[ -~]+", key) for key in keys):
+        raise ValueError("a comma-separated list of keys of printable ASCII characters")
+    return keys
 
 
 def _decibels(text: str) -> float:
     match = re.fullmatch(r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:db)?", text, re.IGNORECASE)
-    if match is None or not -120 <= float(match[1]) <= 0:
-        raise ValueError("a level in dB, -120 to 0")
+    if match is None or not _QUIETEST_DB <= float(match[1]) <= 0:
+        raise ValueError(f"a level in dB, {_QUIETEST_DB:g} to 0")
     return float(match[1])
 
 
@@ -101,8 +124,13 @@ def _device(text: str) -> str:
     return text.lower()
 
 
+_SECRETS = frozenset({"API_KEY"})
+"""Variables whose values appear in no log and no message."""
+
+
 def _setting(name: str, default: Any, parse: Callable[[str], Any], *aliases: str) -> Any:
-    return field(default=default, metadata={"names": (name, *aliases), "parse": parse})
+    metadata = {"names": (name, *aliases), "parse": parse}
+    return field(default=default, metadata=metadata, repr=name not in _SECRETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +148,7 @@ class Settings:
     max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
     """Transcription requests that may wait; one more is answered 503 with Retry-After."""
 
-    model_id: str = _setting("MODEL_ID", "nvidia/parakeet-tdt-0.6b-v2", _text)
+    model_id: str = _setting("MODEL_ID", "nvidia/parakeet-tdt-0.6b-v2", _model_id)
     """Checkpoint to download when none is on disk."""
     model_path: Path | None = _setting("MODEL_PATH", None, _path)
     """A `.nemo` file to use, and no other."""
@@ -128,7 +156,7 @@ class Settings:
     """Where checkpoints are looked for and downloaded to."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
     """`auto` = the demo model, loudly, where no other can be had; `always`; `never`."""
-    hf_endpoint: str = _setting("HF_ENDPOINT", "https://huggingface.co", _text)
+    hf_endpoint: str = _setting("HF_ENDPOINT", "https://huggingface.co", _address)
     """Hugging Face or a mirror of it."""
     enable_lazy_load: bool = _setting("ENABLE_LAZY_LOAD", True, _boolean)
     """Load the model at the first request; false = before serving."""
@@ -272,7 +300,7 @@ class Settings:
     """`text`, or `json` = one object a line."""
 
     origins: Mapping[str, Origin] = field(default_factory=dict, compare=False, repr=False)
-    """Where each field's value came from, by field name."""
+    """Where each field's value came from, by field name; empty unless read from variables."""
 
     @classmethod
     def from_env(
@@ -287,14 +315,16 @@ class Settings:
             for setting in _fields()
             if (value := _read(setting, environ)) is not _ABSENT
         }
-        if "gpu_vram_gb" not in explicit and detected_vram_gb is not None:
-            explicit_vram = detected_vram_gb
-        else:
-            explicit_vram = explicit.get("gpu_vram_gb")
         preset = explicit.get("preset", cls.preset)
-        derived = _derive(preset, explicit_vram)
-        origins: dict[str, Origin] = {setting.name: "default" for setting in _fields()}
-        origins |= dict.fromkeys(derived, "preset") | dict.fromkeys(explicit, "environment")
+        derived = _derive(preset, explicit.get("gpu_vram_gb", detected_vram_gb))
+        origins: dict[str, Origin] = {
+            setting.name: "environment"
+            if setting.name in explicit
+            else "preset"
+            if setting.name in derived
+            else "default"
+            for setting in _fields()
+        }
         return cls(**(derived | explicit), origins=origins)
 
     @property
@@ -304,12 +334,18 @@ class Settings:
     def describe(self) -> list[tuple[str, str, Origin]]:
         """List every variable with its value and where that came from; keys are not shown."""
         return [
-            (variable_name(setting), _shown(setting.name, self), self.origins[setting.name])
+            (
+                variable_name(setting),
+                _shown(variable_name(setting), getattr(self, setting.name)),
+                self.origins.get(setting.name, "default"),
+            )
             for setting in _fields()
         ]
 
 
 _ABSENT = object()
+_PASSWORD = re.compile(r"//[^/@]+@")
+"""What stands before the host in `https://user:secret@mirror`."""
 
 
 def variable_name(setting: dataclasses.Field[Any]) -> str:
@@ -341,19 +377,26 @@ def _parse(name: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        raise SettingsError(f"{name}={text!r} is not {error}") from None
+        told = "***" if name in _SECRETS else text
+        raise SettingsError(f"{name}={told!r} is not {error}") from None
 
 
-def _shown(name: str, settings: Settings) -> str:
-    value = getattr(settings, name)
-    if name == "api_keys":
+def _shown(name: str, value: Any) -> str:
+    if name in _SECRETS:
         return f"{len(value)} set" if value else "none"
-    return "" if value is None else str(value)
+    return "" if value is None else _PASSWORD.sub("//***@", str(value))
 
 
-_SMALL_CARD_GB = 6.0
-"""Cards up to here hold the 0.6B model in half precision (1.3 GB) and little beside it."""
+_SMALL_CARD_GB = 6.5
+"""Cards up to here hold the 0.6B model in half precision (1.3 GB) and little beside it. One that
+is sold as 6 GB reports up to 6.44."""
 _MEDIUM_CARD_GB = 8.0
+"""One that is sold as 8 GB reports 8.2 to 8.59."""
+
+
+_CPU_PERMITS = 2
+"""Without a card. While one works on the encoder another emits tokens, which is Python's work: 12
+minutes took 2.1 s with two permits and 3.2 s with one."""
 
 
 def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
@@ -362,7 +405,7 @@ def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
     below_medium = vram_gb is not None and vram_gb < _MEDIUM_CARD_GB
     chunk_minutes = 3.0 if small else 10.0
     fraction = 0.90 if small else 0.95
-    values = {
+    by_preset: dict[Preset, dict[str, Any]] = {
         "speed": {"transcribe_batch_size": 8 if small else 16},
         "balanced": {"transcribe_batch_size": 4 if small else 8},
         "quality": {
@@ -370,11 +413,11 @@ def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
             "decoding_strategy": "beam",
             "beam_size": 2 if below_medium else 4,
         },
-    }[preset]
+    }
     return {
         "chunk_minutes": chunk_minutes,
         "gpu_memory_fraction": fraction,
-        "max_concurrent_inferences": 1,
+        "max_concurrent_inferences": _CPU_PERMITS if vram_gb is None else 1,
         "decoding_strategy": "greedy",
-        **values,
+        **by_preset[preset],
     }

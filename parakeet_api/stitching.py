@@ -116,14 +116,70 @@ def hand_over(
         word.middle for word in (*earlier, *later) if abs(word.middle - seam.at) < seam.window
     )
     edges = [seam.at - seam.window, *middles, seam.at + seam.window]
-    moment = min(
-        ((_nearest_within(left, right, seam.at), left, right) for left, right in pairwise(edges)),
-        key=lambda gap: _reluctance(*gap, earlier, later, seam),
-    )[0]
-    return (
-        [word for word in earlier if word.middle < moment],
-        [word for word in later if word.middle >= moment],
-    )
+    cuts = [_Cut.between(left, right, earlier, later, seam) for left, right in pairwise(edges)]
+    best = min(cuts, key=lambda cut: cut.reluctance(seam))
+    return best.before_earlier, best.from_later
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """One possible hand-over: both versions, parted at a moment between two words."""
+
+    moment: float
+    """Seconds."""
+    clearance: float
+    """Seconds to the nearest middle of a word in either version."""
+    before_earlier: list[Word]
+    from_earlier: list[Word]
+    before_later: list[Word]
+    from_later: list[Word]
+
+    @classmethod
+    def between(
+        cls,
+        left: float,
+        right: float,
+        earlier: Sequence[Word],
+        later: Sequence[Word],
+        seam: _Seam,
+    ) -> _Cut:
+        moment = _nearest_within(left, right, seam.at)
+        return cls(
+            moment=moment,
+            clearance=min(moment - left, right - moment),
+            before_earlier=[word for word in earlier if word.middle < moment],
+            from_earlier=[word for word in earlier if word.middle >= moment],
+            before_later=[word for word in later if word.middle < moment],
+            from_later=[word for word in later if word.middle >= moment],
+        )
+
+    def reluctance(self, seam: _Seam) -> tuple[int, float, float, bool, float]:
+        """Rank a hand-over: smaller is better."""
+        agreements = _agree(self.before_earlier[-1:], self.before_later[-1:]) + _agree(
+            self.from_earlier[:1], self.from_later[:1]
+        )
+        distance = abs(self.moment - seam.at)
+        ends_sentence = any(w.text.endswith(_SENTENCE_ENDS) for w in self.before_earlier[-1:])
+        return (
+            -agreements,
+            -min(self.clearance, _CLEAR_S),
+            self._doubt(seam),
+            not (ends_sentence and distance <= seam.sentence_window),
+            distance,
+        )
+
+    def _doubt(self, seam: _Seam) -> float:
+        """Average the negative log-probability of the tokens that would be kept near the seam.
+
+        In steps of 0.1: less is the noise of two views of the same sound.
+        """
+        kept = [
+            word
+            for word in (*self.before_earlier, *self.from_later)
+            if abs(word.middle - seam.at) < seam.window
+        ]
+        known = [t.logprob for word in kept for t in word.tokens if t.logprob is not None]
+        return -round(sum(known) / len(known), 1) if known else 0.0
 
 
 def _nearest_within(left: float, right: float, at: float) -> float:
@@ -133,53 +189,9 @@ def _nearest_within(left: float, right: float, at: float) -> float:
     return min(max(at, left + _CLEAR_S), right - _CLEAR_S)
 
 
-def _reluctance(
-    moment: float,
-    left: float,
-    right: float,
-    earlier: Sequence[Word],
-    later: Sequence[Word],
-    seam: _Seam,
-) -> tuple[int, float, float, bool, float]:
-    """Rank a hand-over: smaller is better."""
-    before = _last_before(earlier, moment), _last_before(later, moment)
-    after = _first_from(earlier, moment), _first_from(later, moment)
-    distance = abs(moment - seam.at)
-    ends_sentence = before[0] is not None and before[0].text.endswith(_SENTENCE_ENDS)
-    return (
-        -(_agree(*before) + _agree(*after)),
-        -min(moment - left, right - moment, _CLEAR_S),
-        _doubt(earlier, later, moment, seam),
-        not (ends_sentence and distance <= seam.sentence_window),
-        distance,
-    )
-
-
-def _doubt(earlier: Sequence[Word], later: Sequence[Word], moment: float, seam: _Seam) -> float:
-    """Average the negative log-probability of the tokens that would be kept around the seam.
-
-    In steps of 0.1: less is the noise of two views of the same sound.
-    """
-    kept = (
-        *(word for word in earlier if seam.at - seam.window <= word.middle < moment),
-        *(word for word in later if moment <= word.middle < seam.at + seam.window),
-    )
-    known = [t.logprob for word in kept for t in word.tokens if t.logprob is not None]
-    return -round(sum(known) / len(known), 1) if known else 0.0
-
-
-def _last_before(words: Sequence[Word], moment: float) -> Word | None:
-    return next((word for word in reversed(words) if word.middle < moment), None)
-
-
-def _first_from(words: Sequence[Word], moment: float) -> Word | None:
-    return next((word for word in words if word.middle >= moment), None)
-
-
-def _agree(one: Word | None, other: Word | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return _bare(one.text) == _bare(other.text)
+def _agree(one: Sequence[Word], other: Sequence[Word]) -> bool:
+    """Tell whether two versions have the same next word, or both none."""
+    return [_bare(word.text) for word in one] == [_bare(word.text) for word in other]
 
 
 def _bare(text: str) -> str:

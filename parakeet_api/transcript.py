@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 SAMPLE_RATE = 16_000
 """Samples per second everywhere inside; Parakeet's own rate."""
 
+FRAME = 1280
+"""Samples in one encoder frame, 80 ms: the grid of the model's times."""
+
 Pcm = NDArray[np.int16]
 """Mono signed 16-bit samples at `SAMPLE_RATE`, shape `(samples,)`."""
 

@@ -1,0 +1,170 @@
+"""A stand-in for the model hub: what huggingface_hub 2.4 asks of it, with knobs to break it.
+
+The client sends `HEAD /{model}/resolve/{revision}/{file}`, reads X-Repo-Commit, ETag and
+Content-Length (or X-Linked-Etag, X-Linked-Size and Location of a redirect), then a GET, with Range
+after an interruption.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+MODEL_ID = "acme/tiny-tdt"
+FILE = "tiny-tdt.nemo"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_ETAG = '"76b1d6d7b0d4e6c2"'
+_BLOCK = 64 * 1024
+
+Fault = Literal["missing model", "missing file", "gated", "broken", "hanging"]
+
+_REFUSALS: dict[Fault, tuple[HTTPStatus, dict[str, str]]] = {
+    "missing model": (
+        HTTPStatus.UNAUTHORIZED,
+        {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
+    ),
+    "missing file": (
+        HTTPStatus.NOT_FOUND,
+        {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"},
+    ),
+    "gated": (
+        HTTPStatus.UNAUTHORIZED,
+        {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted"},
+    ),
+    "broken": (HTTPStatus.INTERNAL_SERVER_ERROR, {}),
+}
+
+
+class CutError(Exception):
+    """Raised by `Hub.before_block` to drop the connection."""
+
+
+class Hub:
+    """One model with one file, on a free local port."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = content
+        self.fault: Fault | None = None
+        self.before_block: Callable[[int], None] = lambda _: None
+        """Called with the position in the file before each block of the body."""
+        self.takes_ranges = True
+        self.declares_length = True
+        """Otherwise the body ends where the connection ends, as behind some proxies."""
+        self.redirects = False
+        """Answer with an address of another host, as the hub does for large files."""
+        self.requests: list[tuple[str, str, str | None]] = []
+        """Method, path and Range of every request."""
+        self.released = threading.Event()
+        """Ends what hangs."""
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.hub = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def gets(self) -> list[str | None]:
+        """List the Range of every GET."""
+        return [given for method, _, given in self.requests if method == "GET"]
+
+    def close(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    hub: Hub
+    daemon_threads = True
+    # A handler that hangs on purpose is not waited for.
+    block_on_close = False
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def hub(self) -> Hub:
+        assert isinstance(self.server, _Server)
+        return self.server.hub
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def _answer(self) -> None:
+        hub = self.hub
+        hub.requests.append((self.command, self.path, self.headers["Range"]))
+        if hub.fault == "hanging":
+            hub.released.wait()
+            self.close_connection = True
+        elif hub.fault is not None:
+            self._send_head(*_REFUSALS[hub.fault])
+        elif self.path == f"/cdn/{FILE}":
+            self._send_file()
+        elif self.path != f"/{MODEL_ID}/resolve/main/{FILE}":
+            self._send_head(*_REFUSALS["missing file"])
+        elif hub.redirects:
+            self._redirect()
+        else:
+            self._send_file()
+
+    def _send_head(
+        self, status: HTTPStatus, headers: dict[str, str], length: int | None = 0
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        else:
+            self.send_header("Connection", "close")
+        self.end_headers()
+
+    def _redirect(self) -> None:
+        headers = {
+            # Another origin than 127.0.0.1, so that the client takes it for a CDN.
+            "Location": f"http://localhost:{self.hub.port}/cdn/{FILE}",
+            "X-Repo-Commit": COMMIT,
+            "X-Linked-Etag": _ETAG,
+            "X-Linked-Size": str(len(self.hub.content)),
+        }
+        self._send_head(HTTPStatus.FOUND, headers)
+
+    def _send_file(self) -> None:
+        hub = self.hub
+        wanted = self.headers["Range"] if hub.takes_ranges else None
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        size = len(hub.content)
+        headers = {"ETag": _ETAG, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if wanted:
+            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+        self._send_head(
+            HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK,
+            headers,
+            size - start if hub.declares_length else None,
+        )
+        if self.command == "GET":
+            self._send_body(start)
+
+    def _send_body(self, start: int) -> None:
+        try:
+            for position in range(start, len(self.hub.content), _BLOCK):
+                self.hub.before_block(position)
+                self.wfile.write(self.hub.content[position : position + _BLOCK])
+        except (CutError, OSError):
+            self.close_connection = True

@@ -1,0 +1,561 @@
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parakeet_api import batching
+from parakeet_api.batching import Admission, Batcher, RequestCancelled, _Job, take_batch
+from parakeet_api.devices import InferencePlan
+from parakeet_api.errors import (
+    AudioDecodeError,
+    ModelNotReadyError,
+    QueueFullError,
+    ServiceUnavailableError,
+)
+from parakeet_api.recognizer import ModelInfo, OutOfDeviceMemoryError
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
+
+PLAN = InferencePlan(longest_chunk_s=30, batch_size=4, batch_s=60)
+LONG, CLIP, OTHER, PLUG = 1, 2, 3, 9
+"""Requests; a chunk's `owned_start` tells whose it is."""
+
+
+def chunk(request: int, index: int, seconds: float = 1.0) -> Chunk:
+    samples = np.zeros(round(seconds * SAMPLE_RATE), np.int16)
+    return Chunk(index, 0, samples, request, request + 1)
+
+
+def chunks_of(request: int, count: int, seconds: float = 1.0) -> list[Chunk]:
+    return [chunk(request, index, seconds) for index in range(count)]
+
+
+def name(piece: Chunk) -> str:
+    return f"{piece.owned_start}.{piece.index}"
+
+
+def names(pieces: Sequence[Chunk]) -> list[str]:
+    return [name(piece) for piece in pieces]
+
+
+class Model:
+    """Hears every chunk's name, one batch after the other, when it is let."""
+
+    info = ModelInfo(
+        device="cpu", precision="fp32", precision_reason="a test", parameters=3, decoding="greedy"
+    )
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.finished = 0
+        self.begun = threading.Event()
+        self.let = threading.Event()
+        self.let.set()
+        self.during: Callable[[Sequence[Chunk]], None] = lambda _: None
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        self.batches.append(names(chunks))
+        self.begun.set()
+        assert self.let.wait(20)
+        self.during(chunks)
+        self.finished += 1
+        return [[Word(name(piece), 0, 1)] for piece in chunks]
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def running(
+    model: Model, plan: InferencePlan = PLAN, permits: int = 1
+) -> Iterator[tuple[Batcher, ThreadPoolExecutor]]:
+    """Run a batcher, and threads for requests."""
+
+    @contextmanager
+    def lease() -> Iterator[Model]:
+        yield model
+
+    batcher = Batcher(lease, plan=plan, permits=permits)
+    with ThreadPoolExecutor(20) as requests:
+        try:
+            yield batcher, requests
+        finally:
+            model.let.set()
+            batcher.close()
+
+
+def heard(batcher: Batcher, pieces: Sequence[Chunk]) -> list[str]:
+    """Recognise a recording; give its words, which must stand beside their chunks."""
+    words = []
+    for piece, (word,) in batcher.recognize(pieces):
+        assert word.text == name(piece)
+        words.append(word.text)
+    return words
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 10 s in vain"
+        time.sleep(0.002)
+
+
+@contextmanager
+def held(model: Model, batcher: Batcher, requests: ThreadPoolExecutor) -> Iterator[None]:
+    """Keep an idle model busy with another request's chunk until the block ends."""
+    model.begun.clear()
+    model.let.clear()
+    try:
+        plug = requests.submit(heard, batcher, chunks_of(PLUG, 1))
+        assert model.begun.wait(10)
+        yield
+    finally:
+        model.let.set()
+    assert plug.result(10) == ["9.0"]
+
+
+# Order and turns
+
+
+@pytest.mark.parametrize("permits", [1, 3])
+def test_words_come_in_the_order_of_the_chunks(permits: int) -> None:
+    lengths = np.random.default_rng(7).uniform(0.1, 30, 60)
+    pieces = [chunk(LONG, index, seconds) for index, seconds in enumerate(lengths)]
+
+    with running(Model(), permits=permits) as (batcher, _):
+        assert heard(batcher, pieces) == names(pieces)
+
+
+def test_no_chunks_give_no_words() -> None:
+    with running(Model()) as (batcher, _):
+        assert heard(batcher, []) == []
+
+
+def test_many_requests_at_once_get_their_own_words() -> None:
+    model = Model()
+
+    with running(model, permits=2) as (batcher, requests):
+        recordings = [chunks_of(request, 25) for request in range(20)]
+        told = list(requests.map(lambda pieces: heard(batcher, pieces), recordings))
+
+    assert told == [names(pieces) for pieces in recordings]
+    done = Counter(piece for batch in model.batches for piece in batch)
+    assert set(done.values()) == {1}
+    assert any(len({piece.split(".")[0] for piece in batch}) > 1 for batch in model.batches)
+
+
+def test_a_clip_is_in_the_next_batch_while_a_long_recording_has_chunks_waiting() -> None:
+    model = Model()
+
+    with running(model) as (batcher, requests):
+        with held(model, batcher, requests):
+            long = requests.submit(heard, batcher, chunks_of(LONG, 100))
+            wait_for(lambda: batcher.waiting() == 5)
+            clip = requests.submit(heard, batcher, chunks_of(CLIP, 1))
+            wait_for(lambda: batcher.waiting() == 6)
+        assert clip.result(10) == ["2.0"]
+        assert long.result(10) == names(chunks_of(LONG, 100))
+
+    assert model.batches[:2] == [["9.0"], ["1.0", "2.0", "1.1", "1.2"]]
+
+
+def test_a_clip_too_short_for_the_next_batch_is_in_the_one_after_it() -> None:
+    model = Model()
+
+    with running(model) as (batcher, requests):
+        with held(model, batcher, requests):
+            requests.submit(heard, batcher, chunks_of(LONG, 100, seconds=15))
+            wait_for(lambda: batcher.waiting() == 5)
+            clip = requests.submit(heard, batcher, chunks_of(CLIP, 1, seconds=2))
+            wait_for(lambda: batcher.waiting() == 6)
+        assert clip.result(10) == ["2.0"]
+
+    assert model.batches[:3] == [["9.0"], ["1.0", "1.1", "1.2", "1.3"], ["2.0"]]
+
+
+def queue_of(lengths: dict[int, list[float]]) -> OrderedDict[int, deque[_Job]]:
+    """Make a queue: seconds of the chunks that wait, by request."""
+    return OrderedDict(
+        (request, deque(_Job(chunk(request, index, s)) for index, s in enumerate(seconds)))
+        for request, seconds in lengths.items()
+    )
+
+
+def taken(queue: OrderedDict[int, deque[_Job]], plan: InferencePlan = PLAN) -> list[str]:
+    return [name(job.chunk) for job in take_batch(queue, plan)]
+
+
+def test_requests_take_turns() -> None:
+    queue = queue_of({1: [1] * 6, 2: [1] * 2, 3: [1]})
+
+    assert taken(queue) == ["1.0", "2.0", "3.0", "1.1"]
+    assert taken(queue) == ["2.1", "1.2", "1.3", "1.4"]
+    assert taken(queue) == ["1.5"]
+    assert not queue
+
+
+def test_a_batch_takes_chunks_of_similar_length_alone() -> None:
+    queue = queue_of({1: [10], 2: [4.9], 3: [20], 4: [20.1], 5: [5.0]})
+
+    assert taken(queue) == ["1.0", "3.0"]
+    assert taken(queue) == ["2.0", "5.0"]
+    assert taken(queue) == ["4.0"]
+
+
+def test_a_batch_is_bounded_in_padded_seconds() -> None:
+    # Three of 25 s would be 75 s, and with one of 15 s at its side the second is padded to 25.
+    queue = queue_of({1: [15], 2: [25], 3: [15], 4: [25]})
+
+    assert taken(queue) == ["1.0", "2.0"]
+    assert taken(queue) == ["3.0", "4.0"]
+
+
+def test_one_chunk_always_fits() -> None:
+    queue = queue_of({1: [600, 600]})
+
+    assert taken(queue) == ["1.0"]
+    assert taken(queue) == ["1.1"]
+
+
+recordings = st.dictionaries(
+    st.integers(0, 50), st.lists(st.floats(0.05, 40), min_size=1, max_size=8), max_size=6
+)
+
+
+@given(recordings, st.integers(1, 8), st.floats(1, 100))
+def test_batches_keep_within_the_plan_and_lose_nothing(
+    lengths: dict[int, list[float]], size: int, batch_s: float
+) -> None:
+    plan = InferencePlan(longest_chunk_s=40, batch_size=size, batch_s=batch_s)
+    queue = queue_of(lengths)
+    done: dict[int, list[int]] = {request: [] for request in lengths}
+
+    while queue:
+        batch = [job.chunk for job in take_batch(queue, plan)]
+        samples = [len(piece.samples) for piece in batch]
+        assert 1 <= len(batch) <= size
+        assert max(samples) <= 2 * min(samples)
+        assert len(batch) == 1 or len(batch) * max(samples) <= batch_s * SAMPLE_RATE
+        for piece in batch:
+            done[piece.owned_start].append(piece.index)
+
+    assert done == {request: list(range(len(seconds))) for request, seconds in lengths.items()}
+
+
+@given(recordings)
+def test_nobody_waits_for_more_batches_than_there_are_others(
+    lengths: dict[int, list[float]],
+) -> None:
+    queue = queue_of(lengths)
+    batches = [taken(queue) for _ in lengths]
+    served = {int(piece.split(".")[0]) for batch in batches for piece in batch}
+
+    assert served == set(lengths)
+
+
+# Failures
+
+
+def test_an_error_reaches_the_requests_of_its_batch_alone() -> None:
+    model = Model()
+
+    def fail(pieces: Sequence[Chunk]) -> None:
+        if pieces[0].owned_start == CLIP:
+            raise RuntimeError("CUDA error")
+
+    model.during = fail
+    one_by_one = InferencePlan(longest_chunk_s=30, batch_size=1, batch_s=60)
+
+    with running(model, one_by_one) as (batcher, requests):
+        with held(model, batcher, requests):
+            fine = requests.submit(heard, batcher, chunks_of(LONG, 5))
+            bad = requests.submit(heard, batcher, chunks_of(CLIP, 5))
+            wait_for(lambda: batcher.waiting() == 4)
+        assert isinstance(bad.exception(10), RuntimeError)
+        assert fine.result(10) == names(chunks_of(LONG, 5))
+        assert batcher.waiting() == 0
+        assert heard(batcher, chunks_of(OTHER, 2)) == ["3.0", "3.1"]
+
+
+def test_an_error_of_the_lease_reaches_the_request_and_the_next_is_served() -> None:
+    model = Model()
+    ready = False
+
+    @contextmanager
+    def lease() -> Iterator[Model]:
+        if not ready:
+            raise ModelNotReadyError("50 % done.")
+        yield model
+
+    batcher = Batcher(lease, plan=PLAN, permits=1)
+    try:
+        with pytest.raises(ModelNotReadyError, match="50 %"):
+            heard(batcher, chunks_of(CLIP, 3))
+        ready = True
+        assert heard(batcher, chunks_of(CLIP, 3)) == ["2.0", "2.1", "2.2"]
+    finally:
+        batcher.close()
+
+
+def out_of_memory_above(limit: int) -> Callable[[Sequence[Chunk]], None]:
+    def check(pieces: Sequence[Chunk]) -> None:
+        if len(pieces) > limit:
+            raise OutOfDeviceMemoryError("no room")
+
+    return check
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_batch_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(limit: int) -> None:
+    model = Model()
+    model.during = out_of_memory_above(limit)
+    plan = InferencePlan(longest_chunk_s=30, batch_size=7, batch_s=60)
+
+    with running(model, plan) as (batcher, requests):
+        with held(model, batcher, requests):
+            told = [requests.submit(heard, batcher, chunks_of(r, 4)) for r in range(4)]
+            wait_for(lambda: batcher.waiting() == 16)
+        for request in range(4):
+            assert told[request].result(10) == names(chunks_of(request, 4))
+
+    assert max(map(len, model.batches)) == 7
+    done = Counter(piece for batch in model.batches if len(batch) <= limit for piece in batch)
+    assert len(done) == 16 + 1
+    assert set(done.values()) == {1}
+
+
+def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_served() -> None:
+    model = Model()
+
+    def check(pieces: Sequence[Chunk]) -> None:
+        if any(piece.owned_start == OTHER for piece in pieces):
+            raise OutOfDeviceMemoryError("no room")
+
+    model.during = check
+
+    with running(model) as (batcher, requests):
+        with held(model, batcher, requests):
+            # One batch: OTHER stands in its first half.
+            bad = requests.submit(heard, batcher, chunks_of(OTHER, 1))
+            wait_for(lambda: batcher.waiting() == 1)
+            fine = [requests.submit(heard, batcher, chunks_of(r, 1)) for r in (4, 5, 6)]
+            wait_for(lambda: batcher.waiting() == 4)
+        assert isinstance(bad.exception(10), ServiceUnavailableError)
+        assert isinstance((bad.exception() or ValueError()).__cause__, OutOfDeviceMemoryError)
+        assert sorted(told.result(10)[0] for told in fine) == ["4.0", "5.0", "6.0"]
+
+    assert {"3.0", "4.0", "5.0", "6.0"} in map(set, model.batches)
+
+
+def test_an_error_of_the_decoder_reaches_its_request_and_leaves_the_queue_clean() -> None:
+    model = Model()
+
+    def broken() -> Iterator[Chunk]:
+        yield from chunks_of(CLIP, 3)
+        raise AudioDecodeError("no audio")
+
+    with running(model) as (batcher, requests):
+        with held(model, batcher, requests):
+            told = requests.submit(lambda: list(batcher.recognize(broken())))
+            assert isinstance(told.exception(10), AudioDecodeError)
+            assert batcher.waiting() == 0
+        assert heard(batcher, chunks_of(OTHER, 1)) == ["3.0"]
+
+    assert model.batches == [["9.0"], ["3.0"]]
+
+
+# Going away
+
+
+@pytest.fixture
+def quick_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_POLL_S", 0.005)
+
+
+@pytest.mark.usefixtures("quick_poll")
+def test_a_client_that_has_gone_takes_its_chunks_along() -> None:
+    model = Model()
+    gone = threading.Event()
+
+    with running(model) as (batcher, requests), held(model, batcher, requests):
+        told = requests.submit(
+            lambda: list(batcher.recognize(chunks_of(CLIP, 50), cancelled=gone.is_set))
+        )
+        wait_for(lambda: batcher.waiting() == 5)
+        gone.set()
+        assert isinstance(told.exception(10), RequestCancelled)
+        assert batcher.waiting() == 0
+
+    assert model.batches == [["9.0"]]
+
+
+def test_closing_the_generator_takes_its_chunks_out_of_the_queue() -> None:
+    model = Model()
+
+    with running(model) as (batcher, requests):
+        generator = batcher.recognize(chunks_of(CLIP, 50))
+        with held(model, batcher, requests):
+            first: Future[object] = requests.submit(next, generator)
+            wait_for(lambda: batcher.waiting() == 5)
+        first.result(10)
+        wait_for(lambda: model.finished == 3)
+        with held(model, batcher, requests):
+            # What was asked for is there: each of these adds a chunk and does not wait.
+            for _ in range(3):
+                next(generator)
+            assert batcher.waiting() == 3
+            generator.close()
+            assert batcher.waiting() == 0
+
+    assert model.batches == [["9.0"], ["2.0", "2.1", "2.2", "2.3"], ["2.4"], ["9.0"]]
+
+
+@pytest.mark.parametrize("permits", [1, 2])
+def test_chunks_are_taken_only_as_far_ahead_as_the_workers_can_use(permits: int) -> None:
+    model = Model()
+    pulled = 0
+
+    def lazy() -> Iterator[Chunk]:
+        nonlocal pulled
+        for piece in chunks_of(LONG, 200, seconds=0.1):
+            pulled += 1
+            yield piece
+
+    look_ahead = PLAN.batch_size * permits + 1
+    with running(model, permits=permits) as (batcher, requests):
+        generator = batcher.recognize(lazy())
+        with held(model, batcher, requests):
+            first: Future[object] = requests.submit(next, generator)
+            wait_for(lambda: pulled == look_ahead)
+        first.result(10)
+        assert pulled == look_ahead
+        for done, _ in enumerate(generator, start=2):
+            assert pulled - done < look_ahead
+
+    assert pulled == 200
+
+
+def test_what_was_recognised_is_not_kept() -> None:
+    with running(Model()) as (batcher, _):
+        pieces = chunks_of(LONG, 1)
+        samples = weakref.ref(pieces[0].samples)
+        assert samples() is not None
+        assert heard(batcher, pieces) == ["1.0"]
+        pieces.clear()
+
+        wait_for(lambda: samples() is None)
+
+
+@pytest.mark.parametrize("permits", [1, 2])
+def test_close_refuses_what_waits_and_ends_the_workers(permits: int) -> None:
+    model = Model()
+
+    with running(model, permits=permits) as (batcher, requests):
+        with held(model, batcher, requests):
+            told = [requests.submit(heard, batcher, chunks_of(r, 20)) for r in range(6)]
+            wait_for(lambda: batcher.waiting() >= 4 * PLAN.batch_size * permits)
+            closing = requests.submit(batcher.close)
+            wait_for(lambda: batcher.waiting() == 0)
+            assert not closing.done()
+        closing.result(10)
+
+        assert not any(worker.is_alive() for worker in batcher._workers)
+        for request in told:
+            assert isinstance(request.exception(10), ServiceUnavailableError)
+    assert len(model.batches) == permits
+
+
+def test_a_closed_batcher_refuses_rather_than_hang() -> None:
+    with running(Model()) as (batcher, _):
+        batcher.close()
+
+        with pytest.raises(ServiceUnavailableError, match="stopping"):
+            heard(batcher, chunks_of(CLIP, 1))
+
+
+# Admission
+
+
+def enter(admission: Admission, leave: threading.Event, order: list[int], number: int) -> None:
+    with admission.place():
+        order.append(number)
+        assert leave.wait(20)
+
+
+def waiting_places(admission: Admission) -> int:
+    return admission._all._value
+
+
+def test_places_are_bounded_and_given_to_those_who_wait() -> None:
+    admission = Admission(active=2, waiting=1)
+    leave = [threading.Event() for _ in range(4)]
+    order: list[int] = []
+
+    with ThreadPoolExecutor(4) as threads:
+        told = []
+        for number in range(3):
+            told.append(threads.submit(enter, admission, leave[number], order, number))
+            wait_for(lambda: waiting_places(admission) == 2 - number)  # noqa: B023
+        wait_for(lambda: len(order) == 2)
+
+        with pytest.raises(QueueFullError) as caught, admission.place():
+            pass
+        assert caught.value.status == 503
+        assert caught.value.retry_after_s
+
+        assert order == [0, 1]
+        leave[1].set()
+        wait_for(lambda: order == [0, 1, 2])
+        told.append(threads.submit(enter, admission, leave[3], order, 3))
+        for event in leave:
+            event.set()
+        for request in told:
+            request.result(10)
+
+    assert order == [0, 1, 2, 3]
+    assert waiting_places(admission) == 3
+
+
+def test_nobody_may_wait_where_no_waiting_is_allowed() -> None:
+    admission = Admission(active=1, waiting=0)
+
+    with admission.place(), pytest.raises(QueueFullError), admission.place():
+        pass
+
+    with admission.place():
+        pass
+
+
+@pytest.mark.usefixtures("quick_poll")
+def test_a_client_that_goes_while_it_waits_gives_its_place_back() -> None:
+    admission = Admission(active=1, waiting=1)
+    gone = threading.Event()
+
+    def wait() -> None:
+        with admission.place(cancelled=gone.is_set):
+            pytest.fail("there is no place")
+
+    with ThreadPoolExecutor(1) as threads, admission.place():
+        told = threads.submit(wait)
+        wait_for(lambda: waiting_places(admission) == 0)
+        gone.set()
+        assert isinstance(told.exception(10), RequestCancelled)
+        assert waiting_places(admission) == 1
+
+
+def test_places_are_given_back_after_errors() -> None:
+    admission = Admission(active=1, waiting=0)
+
+    for _ in range(3):
+        with pytest.raises(AudioDecodeError), admission.place():
+            raise AudioDecodeError("no audio")
+
+    assert waiting_places(admission) == 1

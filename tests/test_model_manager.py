@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from parakeet_api import model_manager
+from parakeet_api.errors import (
+    CheckpointError,
+    ModelLoadError,
+    ModelNotReadyError,
+    ServiceUnavailableError,
+)
+from parakeet_api.model_manager import ModelManager
+from parakeet_api.recognizer import ModelInfo
+from parakeet_api.transcript import Chunk, Word
+
+INFO = ModelInfo(
+    device="cpu", precision="fp32", precision_reason="a test", parameters=3, decoding="greedy"
+)
+IDLE_S = 100.0
+
+
+class Clock:
+    """Stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 5000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Models:
+    """Loads models that do nothing, and counts them."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+        self.alive = 0
+        self.most_alive = 0
+        self.before: Callable[[], None] = lambda: None
+        """Called in the middle of a load."""
+        self._lock = threading.Lock()
+
+    def load(self) -> Model:
+        with self._lock:
+            self.loads += 1
+        self.before()
+        with self._lock:
+            self.alive += 1
+            self.most_alive = max(self.most_alive, self.alive)
+        return Model(self)
+
+    def unload(self) -> None:
+        with self._lock:
+            self.alive -= 1
+
+
+class Model:
+    """A recogniser that fails when it is used after its end."""
+
+    info = INFO
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._closed = False
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        assert not self._closed, "used after it was unloaded"
+        return [[] for _ in chunks]
+
+    def close(self) -> None:
+        assert not self._closed, "unloaded twice"
+        self._closed = True
+        self._models.unload()
+
+
+def new_manager(
+    models: Models, *, clock: Callable[[], float] = time.monotonic, idle_s: float = IDLE_S
+) -> ModelManager:
+    return ModelManager(models.load, idle_timeout_s=idle_s, clock=clock)
+
+
+def run_all(*tasks: Callable[[], None]) -> list[BaseException]:
+    """Run tasks at the same time; give what they raised."""
+    ready = threading.Barrier(len(tasks))
+    raised: list[BaseException] = []
+
+    def run(task: Callable[[], None]) -> None:
+        ready.wait(10)
+        try:
+            task()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(task,)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "hangs"
+    return raised
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 10 s in vain"
+        time.sleep(0.002)
+
+
+# Loading
+
+
+def test_nothing_is_loaded_before_the_first_lease() -> None:
+    models = Models()
+    manager = new_manager(models)
+
+    assert (manager.state, manager.info, manager.error) == ("unloaded", None, None)
+    assert models.loads == 0
+
+    with manager.lease() as recognizer:
+        recognizer.recognize([])
+
+    assert (manager.state, manager.info, manager.error) == ("ready", INFO, None)
+    assert models.alive == 1
+
+
+def test_fifty_threads_at_a_cold_manager_load_once() -> None:
+    models = Models()
+    manager = new_manager(models)
+    # The load ends when all fifty hold a lease, so that none comes late.
+    models.before = lambda: wait_for(lambda: manager._leases == 50)
+    lent: list[object] = []
+
+    def use() -> None:
+        with manager.lease() as recognizer:
+            recognizer.recognize([])
+            lent.append(recognizer)
+
+    assert run_all(*[use] * 50) == []
+    assert models.loads == 1
+    assert len(lent) == 50
+    assert len(set(map(id, lent))) == 1
+
+
+def test_all_who_wait_for_a_load_that_fails_see_its_error_and_the_next_tries_again() -> None:
+    models = Models()
+    manager = new_manager(models)
+
+    def fail() -> None:
+        wait_for(lambda: manager._leases == 20)
+        raise RuntimeError("no room on the card")
+
+    def use() -> None:
+        with manager.lease():
+            pytest.fail("there is nothing to lend")
+
+    models.before = fail
+    raised = run_all(*[use] * 20)
+
+    assert len(raised) == 20
+    assert all(isinstance(error, ModelLoadError) for error in raised)
+    assert {str(error) for error in raised} == {
+        "The model could not be loaded: no room on the card"
+    }
+    assert (manager.state, models.loads) == ("failed", 1)
+    assert manager.error == "The model could not be loaded: no room on the card"
+
+    models.before = lambda: None
+    with manager.lease() as recognizer:
+        recognizer.recognize([])
+    assert (manager.state, models.loads) == ("ready", 2)
+    assert manager.error is None
+
+
+def test_a_bad_checkpoint_is_a_model_load_error_that_names_its_cause() -> None:
+    def fail() -> Model:
+        raise CheckpointError("x.nemo is cut short.")
+
+    manager = ModelManager(fail, idle_timeout_s=IDLE_S)
+
+    with pytest.raises(ModelLoadError, match=r"x\.nemo is cut short") as caught, manager.lease():
+        pass
+
+    assert isinstance(caught.value.__cause__, CheckpointError)
+
+
+def test_answers_of_the_load_reach_the_client_as_they_are() -> None:
+    failure = ModelNotReadyError("50 % done.")
+
+    def fail() -> Model:
+        raise failure
+
+    manager = ModelManager(fail, idle_timeout_s=IDLE_S)
+
+    with pytest.raises(ModelNotReadyError) as caught, manager.lease():
+        pass
+
+    assert caught.value is failure
+
+
+def test_health_reads_the_state_during_a_load_without_waiting() -> None:
+    models = Models()
+    manager = new_manager(models)
+    go_on = threading.Event()
+    models.before = lambda: assert_true(go_on.wait(10))
+
+    def use() -> None:
+        with manager.lease():
+            pass
+
+    def look() -> None:
+        wait_for(lambda: manager.state == "loading")
+        assert manager.info is None
+        assert not manager.unload_if_idle()
+        go_on.set()
+
+    assert run_all(use, look) == []
+    assert manager.state == "ready"
+
+
+def assert_true(value: bool) -> None:
+    assert value
+
+
+# Unloading
+
+
+def test_the_idle_clock_starts_when_the_last_lease_ends() -> None:
+    models, clock = Models(), Clock()
+    manager = new_manager(models, clock=clock)
+
+    with manager.lease():
+        clock.now += 10 * IDLE_S
+        with manager.lease():
+            clock.now += 10 * IDLE_S
+        assert not manager.unload_if_idle()
+        clock.now += 10 * IDLE_S
+        assert not manager.unload_if_idle()
+        assert models.alive == 1
+
+    clock.now += IDLE_S - 1
+    assert not manager.unload_if_idle()
+    assert manager.state == "ready"
+    clock.now += 1
+    assert manager.unload_if_idle()
+    assert (manager.state, models.alive) == ("unloaded", 0)
+
+
+def test_a_lease_that_fails_ends_like_any_other() -> None:
+    models, clock = Models(), Clock()
+    manager = new_manager(models, clock=clock)
+
+    with pytest.raises(AssertionError), manager.lease():
+        assert_true(False)
+
+    clock.now += IDLE_S - 1
+    assert not manager.unload_if_idle()
+    clock.now += 1
+    assert manager.unload_if_idle()
+
+
+def test_an_unloaded_model_is_loaded_again_by_the_next_lease() -> None:
+    models, clock = Models(), Clock()
+    manager = new_manager(models, clock=clock)
+    for expected in (1, 2, 3):
+        with manager.lease() as recognizer:
+            recognizer.recognize([])
+        clock.now += IDLE_S
+        assert manager.unload_if_idle()
+        assert not manager.unload_if_idle()
+        assert (models.loads, models.alive) == (expected, 0)
+
+
+def test_a_timeout_of_0_means_never() -> None:
+    models, clock = Models(), Clock()
+    manager = new_manager(models, clock=clock, idle_s=0)
+    before = threading.active_count()
+    manager.unload_when_idle()
+    with manager.lease():
+        pass
+
+    clock.now += 1e9
+
+    assert threading.active_count() == before
+    assert not manager.unload_if_idle()
+    assert models.alive == 1
+
+
+def test_the_watch_unloads_and_ends_with_the_manager() -> None:
+    models = Models()
+    manager = new_manager(models, idle_s=0.02)
+    before = set(threading.enumerate())
+    manager.unload_when_idle()
+    (watch,) = set(threading.enumerate()) - before
+    with manager.lease():
+        pass
+
+    wait_for(lambda: models.alive == 0)
+    assert manager.state == "unloaded"
+
+    manager.close()
+    watch.join(10)
+    assert not watch.is_alive()
+
+
+def test_the_watch_survives_a_model_that_does_not_unload_cleanly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models = Models()
+    failures = itertools.count()
+
+    class Stubborn(Model):
+        def close(self) -> None:
+            super().close()
+            if next(failures) == 0:
+                raise RuntimeError("CUDA error")
+
+    def load() -> Model:
+        models.load()
+        return Stubborn(models)
+
+    manager = ModelManager(load, idle_timeout_s=0.02)
+    manager.unload_when_idle()
+    for _ in range(2):
+        with manager.lease() as recognizer:
+            recognizer.recognize([])
+        wait_for(lambda: models.alive == 0)
+        wait_for(lambda: manager.state == "unloaded")
+
+    manager.close()
+    assert next(failures) == 2
+    assert "could not be unloaded cleanly" in caplog.text
+
+
+def test_an_unloaded_model_leaves_nothing_in_memory() -> None:
+    clock = Clock()
+
+    class Cyclic(Model):
+        def __init__(self, models: Models) -> None:
+            super().__init__(models)
+            self.me = self  # as NeMo's modules do
+
+    kept: list[weakref.ref[Cyclic]] = []
+
+    def load() -> Model:
+        models = Models()
+        models.load()
+        model = Cyclic(models)
+        kept.append(weakref.ref(model))
+        return model
+
+    manager = ModelManager(load, idle_timeout_s=IDLE_S, clock=clock)
+    with manager.lease():
+        pass
+    assert kept[0]() is not None
+
+    clock.now += IDLE_S
+    assert manager.unload_if_idle()
+    assert kept[0]() is None
+
+
+def test_a_thousand_leases_raced_by_unloading_never_meet_a_second_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # With torch in the process it takes a third of a second, hundreds of times.
+    monkeypatch.setattr(model_manager, "gc", SimpleNamespace(collect=lambda: 0))
+    models, clock = Models(), Clock()
+    manager = new_manager(models, clock=clock, idle_s=1e-9)
+    unloads: list[int] = []
+
+    def use(seed: int) -> None:
+        pause = random.Random(seed)
+        for _ in range(63):
+            with manager.lease() as recognizer:
+                time.sleep(pause.random() * 1e-3)
+                recognizer.recognize([])
+            clock.now += 1
+            if manager.unload_if_idle():
+                unloads.append(seed)
+            time.sleep(pause.random() * 1e-2)
+
+    assert run_all(*[partial(use, seed) for seed in range(16)]) == []
+    assert models.most_alive == 1
+    assert len(set(unloads)) > 5, "the race did not take place"
+    assert models.alive == models.loads - len(unloads) <= 1
+
+
+# The end
+
+
+def test_close_unloads_and_lends_no_more() -> None:
+    models = Models()
+    manager = new_manager(models)
+    with manager.lease():
+        pass
+
+    manager.close()
+    manager.close()
+
+    assert (manager.state, models.alive) == ("unloaded", 0)
+    with pytest.raises(ServiceUnavailableError, match="stopping"), manager.lease():
+        pass
+    assert models.loads == 1
+
+
+def test_close_during_a_load_lets_it_end_and_unloads() -> None:
+    models = Models()
+    manager = new_manager(models)
+    go_on = threading.Event()
+    models.before = lambda: assert_true(go_on.wait(10))
+
+    def use() -> None:
+        with manager.lease() as recognizer:
+            recognizer.recognize([])
+
+    def close() -> None:
+        wait_for(lambda: models.loads == 1)
+        manager.close()
+        go_on.set()
+
+    assert run_all(use, close) == []
+    assert (models.loads, models.alive, manager.state) == (1, 0, "unloaded")
+
+
+def test_close_during_a_load_that_fails_leaves_the_failure() -> None:
+    models = Models()
+    manager = new_manager(models)
+
+    def fail() -> None:
+        manager.close()
+        raise RuntimeError("no room")
+
+    models.before = fail
+
+    with pytest.raises(ModelLoadError), manager.lease():
+        pass
+
+    assert manager.state == "failed"
+
+
+def test_close_during_a_lease_waits_for_its_end() -> None:
+    models = Models()
+    manager = new_manager(models)
+
+    with manager.lease() as recognizer:
+        with manager.lease():
+            manager.close()
+        recognizer.recognize([])
+        assert models.alive == 1
+
+    assert models.alive == 0

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pytest
+import torch
+from conftest import DEMO_MODEL, Clip, decode, demo_options, whole
+
+from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.errors import CheckpointError, SettingsError
+from parakeet_api.recognizer import NemoRecognizer, select_device
+from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
+
+
+@pytest.fixture(scope="module")
+def waveforms(clips: list[Clip], decoder: FfmpegDecoder) -> list[Pcm]:
+    return [decode(decoder, clip.path) for clip in clips]
+
+
+def state_of(recognizer: NemoRecognizer) -> dict[str, Any]:
+    model = recognizer._model
+    modes = {name: module.training for name, module in model.named_modules()}
+    return modes | {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        same = torch.equal(value, after[name]) if torch.is_tensor(value) else value == after[name]
+        assert same, name
+
+
+def without_logprobs(words: list[Word]) -> list[tuple[str, float, float, list[int]]]:
+    return [(w.text, w.start, w.end, [t.id for t in w.tokens]) for w in words]
+
+
+def word_error_rate(recognizer: NemoRecognizer, clips: list[Clip], waveforms: list[Pcm]) -> float:
+    words = [recognizer.recognize([whole(samples)])[0] for samples in waveforms]
+    return float(jiwer.wer([clip.text for clip in clips], [join_words(w) for w in words]))
+
+
+def test_clips_are_recognised_as_well_as_by_nemo_itself(
+    recognizer: NemoRecognizer, clips: list[Clip], waveforms: list[Pcm]
+) -> None:
+    """0.63 % is what one direct pass of NeMo's own decoding makes of these clips."""
+    assert word_error_rate(recognizer, clips, waveforms) == pytest.approx(0.0063, abs=0.001)
+
+
+def test_a_batch_gives_the_same_words_and_times_as_one_by_one(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    chunks = [whole(samples) for samples in waveforms[:16]]
+
+    together = recognizer.recognize(chunks)
+    alone = [recognizer.recognize([chunk])[0] for chunk in chunks]
+
+    for one, other in zip(together, alone, strict=True):
+        assert without_logprobs(one) == without_logprobs(other)
+        assert [w.logprob for w in one] == pytest.approx([w.logprob for w in other], abs=1e-4)
+
+
+def test_words_and_their_tokens_say_the_same(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    for words in recognizer.recognize([whole(samples) for samples in waveforms[:8]]):
+        ids = [token.id for word in words for token in word.tokens]
+        assert join_words(words) == recognizer._model.tokenizer.ids_to_text(ids)
+        for word in words:
+            assert "".join(token.text for token in word.tokens).strip() == word.text
+
+
+def test_log_probabilities_are_those_that_the_decoder_computes(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    """NeMo's own token confidence, inverted: c = (pV - 1) / (V - 1)."""
+    import copy
+
+    from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
+    from omegaconf import OmegaConf, open_dict
+
+    model = recognizer._model
+    config = copy.deepcopy(model.cfg.decoding)
+    with open_dict(config):
+        config.confidence_cfg = OmegaConf.create(
+            {
+                "preserve_token_confidence": True,
+                "exclude_blank": True,
+                "method_cfg": {"name": "max_prob", "alpha": 1.0},
+            }
+        )
+    decoding = RNNTBPEDecoding(
+        decoding_cfg=config, decoder=model.decoder, joint=model.joint, tokenizer=model.tokenizer
+    )
+    chunk = whole(waveforms[6])
+    with torch.inference_mode():
+        encoded, lengths = recognizer._encode([chunk])
+        hypothesis = decoding.decoding(encoder_output=encoded, encoded_lengths=lengths)[0][0]
+    size = model.decoder.blank_idx + 1
+    confidences = np.array([float(c) for c in hypothesis.non_blank_frame_confidence])
+    expected = np.log((confidences * (size - 1) + 1) / size)
+
+    words = recognizer.recognize([chunk])[0]
+
+    given = [token.logprob for word in words for token in word.tokens]
+    assert given == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_durations_are_those_of_unbatched_decoding(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    """NeMo's batched torch path overwrites them for other rows of the batch (its issue 16097)."""
+    chunks = [whole(samples) for samples in waveforms[:12]]
+    ours = recognizer.recognize(chunks)
+    for chunk, words in zip(chunks, ours, strict=True):
+        with torch.inference_mode():
+            encoded, lengths = recognizer._encode([chunk])
+            decoding = recognizer._decoding
+            alone = decoding.decoding(encoder_output=encoded, encoded_lengths=lengths)[0][0]
+        ends = (alone.timestamp + alone.token_duration) * FRAME / SAMPLE_RATE
+        lasts = np.cumsum([len(word.tokens) for word in words]) - 1
+        for word, last in zip(words, lasts, strict=True):
+            if word.text[-1].isalnum():
+                assert word.end == pytest.approx(
+                    min(float(ends[last]), len(chunk.samples) / SAMPLE_RATE)
+                )
+
+
+def test_times_are_those_of_the_recording_not_of_the_chunk(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    samples = waveforms[0]
+    later = Chunk(3, 10 * FRAME, samples, 10 * FRAME, 10 * FRAME + len(samples))
+
+    at_start = recognizer.recognize([whole(samples)])[0]
+    moved = recognizer.recognize([later])[0]
+
+    assert [w.start for w in moved] == pytest.approx([w.start + 0.8 for w in at_start])
+    assert [w.end for w in moved] == pytest.approx([w.end + 0.8 for w in at_start])
+
+
+def test_word_times_lie_in_the_chunk_and_in_order(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    for samples in waveforms:
+        words = recognizer.recognize([whole(samples)])[0]
+        times = [time for word in words for time in (word.start, word.end)]
+        assert times == sorted(times)
+        assert times[0] >= 0
+        assert times[-1] <= len(samples) / SAMPLE_RATE
+
+
+@pytest.mark.parametrize("samples", [1, 10, 159, 160, 257, 1279, 1280, 1600])
+def test_the_shortest_sounds_are_no_error(recognizer: NemoRecognizer, samples: int) -> None:
+    silence, clip = np.zeros(samples, np.int16), np.zeros(3 * SAMPLE_RATE, np.int16)
+
+    assert len(recognizer.recognize([whole(silence)])) == 1
+    assert len(recognizer.recognize([whole(silence), whole(clip)])) == 2
+
+
+def test_a_thousand_calls_change_nothing_in_the_model(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    chunk = Chunk(0, 0, waveforms[0][:SAMPLE_RATE], 0, SAMPLE_RATE)
+    first = recognizer.recognize([chunk])
+    before = state_of(recognizer)
+
+    for _ in range(1000):
+        last = recognizer.recognize([chunk])
+
+    assert last == first
+    assert_same_state(before, state_of(recognizer))
+
+
+def test_threads_do_not_disturb_each_other(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    chunks = [whole(samples) for samples in waveforms[:30]]
+    alone = [recognizer.recognize([chunk]) for chunk in chunks]
+
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda chunk: recognizer.recognize([chunk]), chunks))
+
+    assert together == alone
+
+
+def test_a_chunk_longer_than_planned_is_recognised_all_the_same(
+    waveforms: list[Pcm], recognizer: NemoRecognizer
+) -> None:
+    small = NemoRecognizer.load(DEMO_MODEL, demo_options(longest_s=1.0))
+    chunk = whole(waveforms[10])
+
+    assert small.recognize([chunk]) == recognizer.recognize([chunk])
+
+
+def test_the_beam_gives_words_with_times_and_probabilities(
+    clips: list[Clip], waveforms: list[Pcm]
+) -> None:
+    beam = NemoRecognizer.load(DEMO_MODEL, demo_options(strategy="beam", beam_size=4))
+    assert type(beam._decoding.decoding).__name__.startswith("BeamBatched")
+
+    texts = []
+    for samples in waveforms[:20]:
+        words = beam.recognize([whole(samples)])[0]
+        texts.append(join_words(words))
+        assert all(0 <= w.start <= w.end <= len(samples) / SAMPLE_RATE for w in words)
+        assert all(w.logprob is not None and w.logprob <= 0 for w in words)
+    assert jiwer.wer([clip.text for clip in clips[:20]], texts) < 0.02
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_reduced_precision_recognises_as_well(
+    precision: str, clips: list[Clip], waveforms: list[Pcm]
+) -> None:
+    reduced = NemoRecognizer.load(DEMO_MODEL, demo_options(precision=precision))
+
+    assert reduced.info.precision == precision
+    assert word_error_rate(reduced, clips[:30], waveforms[:30]) < 0.02
+
+
+def test_precision_auto_stays_exact_for_a_small_model_on_a_cpu(recognizer: NemoRecognizer) -> None:
+    automatic = NemoRecognizer.load(DEMO_MODEL, demo_options(precision="auto"))
+
+    assert automatic.info.precision == "fp32"
+
+
+def test_precision_auto_falls_back_when_the_self_test_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from parakeet_api import recognizer as module
+
+    monkeypatch.setattr(module, "_precision_candidates", lambda *_: ("fp16", "bf16"))
+    monkeypatch.setattr(module, "_cast_encoder", overflowing_fp16)
+
+    loaded = NemoRecognizer.load(DEMO_MODEL, demo_options(precision="auto"))
+
+    assert loaded.info.precision == "bf16"
+    assert "fp16 failed its self-test" in caplog.text
+
+
+def overflowing_fp16(model: Any, precision: str, *, device: str) -> None:
+    """Cast as the service does, but let fp16 overflow, as it can on weights trained in bf16."""
+    model.encoder.to(torch.bfloat16)
+    if precision == "fp16":
+        next(model.encoder.parameters()).data.fill_(float("inf"))
+
+
+def test_int8_on_a_card_is_refused_by_name() -> None:
+    from parakeet_api.recognizer import _cast_encoder
+
+    with pytest.raises(SettingsError, match="PRECISION='int8'"):
+        _cast_encoder(None, "int8", device="cuda:0")
+
+
+def test_a_broken_checkpoint_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.nemo"
+    broken.write_bytes(DEMO_MODEL.read_bytes()[:3_000_000])
+
+    with pytest.raises(CheckpointError, match=r"broken\.nemo cannot be loaded"):
+        NemoRecognizer.load(broken, demo_options())
+
+
+def test_loading_leaves_no_log_that_grows(recognizer: NemoRecognizer) -> None:
+    import logging
+    import logging.handlers
+
+    handlers = logging.getLogger("nemo_logger").handlers
+
+    assert not [h for h in handlers if isinstance(h, logging.handlers.MemoryHandler)]
+
+
+def test_skipping_random_initial_weights_changes_no_weight(recognizer: NemoRecognizer) -> None:
+    from nemo.collections.asr.models import ASRModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = ASRModel.restore_from(str(DEMO_MODEL), map_location="cpu", strict=True)
+    ours = recognizer._model.state_dict()
+
+    assert plain.state_dict().keys() == ours.keys()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, ours[name]), name
+
+
+def test_a_card_asked_for_by_name_is_not_replaced_by_the_cpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA card is present")
+    assert select_device("auto") == "cpu"
+    with pytest.raises(SettingsError, match="DEVICE='cuda:1' is not usable"):
+        select_device("cuda:1")

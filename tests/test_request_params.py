@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
+from parakeet_api.rendering import ResponseFormat
+from parakeet_api.request_params import TranscriptionParams, parse_params
+
+SEGMENT = frozenset({"segment"})
+WORD = frozenset({"word"})
+BOTH = SEGMENT | WORD
+
+FIELDS = [
+    "model",
+    "language",
+    "prompt",
+    "response_format",
+    "temperature",
+    "timestamp_granularities",
+    "timestamp_granularities[]",
+]
+
+
+class Form(dict[str, list[str]]):
+    """The text fields of a multipart form."""
+
+    def getlist(self, key: str) -> Sequence[str]:
+        return self.get(key, [])
+
+
+def parse(languages: Sequence[str] = ("en",), /, **fields: str | list[str]) -> TranscriptionParams:
+    form = Form({name: [v] if isinstance(v, str) else v for name, v in fields.items()})
+    return parse_params(form, languages=frozenset(languages))
+
+
+def refusal(**fields: str | list[str]) -> InvalidRequestError:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(**fields)
+    return caught.value
+
+
+def granularities(**fields: str | list[str]) -> frozenset[str]:
+    return frozenset(parse(**fields).granularities)
+
+
+def test_an_empty_form_means_openais_defaults() -> None:
+    assert parse() == TranscriptionParams(
+        response_format="json", language=None, granularities=frozenset({"segment"})
+    )
+
+
+def test_empty_fields_are_not_set() -> None:
+    assert parse(**dict.fromkeys(FIELDS, "")) == parse()
+    assert parse(**dict.fromkeys(FIELDS, "  ")) == parse()
+
+
+def test_fields_of_other_servers_are_ignored() -> None:
+    form = {
+        "model": "whisper-1",
+        "prompt": "Names: Ann, Bob.",
+        "stream": "false",
+        "vad_filter": "yes",
+        "chunking_strategy": "auto",
+        "include[]": "logprobs",
+    }
+
+    assert parse(**form) == parse()
+
+
+@pytest.mark.parametrize("name", get_args(ResponseFormat))
+def test_response_formats_are_taken_in_any_case(name: str) -> None:
+    assert parse(response_format=name).response_format == name
+    assert parse(response_format=f" {name.upper()} ").response_format == name
+
+
+@pytest.mark.parametrize("text", ["xml", "json,srt", "srt\x00", "verbose json", "diarized_json"])
+def test_an_unknown_format_is_refused_with_the_known_ones(text: str) -> None:
+    error = refusal(response_format=text)
+
+    assert error.param == "response_format"
+    assert repr(text) in error.message
+    assert all(name in error.message for name in get_args(ResponseFormat))
+
+
+def test_the_last_of_repeated_fields_counts() -> None:
+    assert parse(response_format=["xml", "srt"]).response_format == "srt"
+
+
+def test_languages_are_normalised() -> None:
+    assert parse(language="en-US").language == "en"
+    assert parse(("en", "de"), language="German").language == "de"
+
+
+def test_a_language_that_is_not_spoken_is_refused() -> None:
+    with pytest.raises(UnsupportedLanguageError) as caught:
+        parse(language="de")
+
+    assert caught.value.param == "language"
+
+
+@pytest.mark.parametrize("text", ["0", "1", "0.0", "0.5", "1e-3", " 0.2 ", "1.0"])
+def test_temperatures_from_0_to_1_are_taken_and_change_nothing(text: str) -> None:
+    assert parse(temperature=text) == parse()
+
+
+@pytest.mark.parametrize(
+    "text", ["-0.1", "1.1", "2", "nan", "NaN", "inf", "-inf", "1e999", "warm", "0,5", "0x0", "[0]"]
+)
+def test_other_temperatures_are_refused(text: str) -> None:
+    error = refusal(temperature=text)
+
+    assert error.param == "temperature"
+    assert error.message == f"temperature={text!r} is not a number from 0 to 1."
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"timestamp_granularities[]": ["word"]}, WORD),
+        ({"timestamp_granularities[]": ["segment"]}, SEGMENT),
+        ({"timestamp_granularities[]": ["word", "segment"]}, BOTH),
+        ({"timestamp_granularities": ["word", "segment"]}, BOTH),
+        ({"timestamp_granularities": "word,segment"}, BOTH),
+        ({"timestamp_granularities": " Word , SEGMENT ,"}, BOTH),
+        ({"timestamp_granularities": '["word"]'}, WORD),
+        ({"timestamp_granularities[]": '["word", "segment"]'}, BOTH),
+        ({"timestamp_granularities[]": "word", "timestamp_granularities": "segment"}, BOTH),
+        ({"timestamp_granularities": "[]"}, SEGMENT),
+        ({"timestamp_granularities": ["", ","]}, SEGMENT),
+    ],
+)
+def test_granularities_are_taken_as_clients_send_them(
+    fields: dict[str, str | list[str]], wanted: frozenset[str]
+) -> None:
+    assert granularities(**fields) == wanted
+
+
+@pytest.mark.parametrize("name", get_args(ResponseFormat))
+def test_granularities_go_with_every_format(name: str) -> None:
+    # Subtitle Edit sends them with json.
+    params = parse(response_format=name, **{"timestamp_granularities[]": "word"})
+
+    assert params.granularities == WORD
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["letter", "word segment", "[word]", '["word", 5]', '["word", null]', "[[]]", "[" * 50_000],
+)
+def test_unknown_granularities_are_refused(text: str) -> None:
+    error = refusal(**{"timestamp_granularities[]": text})
+
+    assert error.param == "timestamp_granularities[]"
+    assert "is not one of: word, segment." in error.message
+
+
+@pytest.mark.parametrize("field", ["response_format", "temperature", "timestamp_granularities[]"])
+def test_a_refusal_does_not_repeat_a_novel(field: str) -> None:
+    error = refusal(**{field: "x" * 100_000})
+
+    assert len(error.message) < 200
+    assert error.status == 400
+
+
+texts = st.text() | st.sampled_from(
+    ["nan", "word", "[1", '[{"a": 1}]', "[1e999]", "\ud800", "json"]
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), st.lists(texts | st.lists(texts).map(json.dumps))))
+def test_any_form_is_taken_or_refused_by_name(fields: dict[str, list[str]]) -> None:
+    try:
+        params = parse(**fields)
+    except InvalidRequestError as error:
+        assert (error.param or "").removesuffix("[]") in FIELDS  # noqa: PT017
+    else:
+        assert params.response_format in get_args(ResponseFormat)
+        assert params.granularities <= BOTH
+        assert params.granularities

@@ -1,0 +1,468 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parakeet_api.errors import SettingsError
+from parakeet_api.settings import Settings, variable_name
+
+PROMISE: dict[str, object] = {
+    "API_KEY": (),
+    "HOST": "0.0.0.0",
+    "PORT": 5092,
+    "APP_THREADS": 16,
+    "MODEL_ID": "nvidia/parakeet-tdt-0.6b-v2",
+    "MODEL_PATH": None,
+    "MODELS_DIR": Path("models"),
+    "DEMO_MODEL": "auto",
+    "HF_ENDPOINT": "https://huggingface.co",
+    "TEMP_UPLOADS_DIR": Path("temp_uploads"),
+    "MAX_UPLOAD_MB": 2000,
+    "MAX_AUDIO_HOURS": 12,
+    "MAX_QUEUED_REQUESTS": 64,
+    "ENABLE_LAZY_LOAD": True,
+    "IDLE_TIMEOUT_MINUTES": 30,
+    "PRESET": "balanced",
+    "GPU_VRAM_GB": None,
+    "CHUNK_MINITE": 10,
+    "MAX_CONCURRENT_INFERENCES": 1,
+    "TRANSCRIBE_BATCH_SIZE": 8,
+    "TRANSCRIBE_NUM_WORKERS": 0,
+    "GPU_MEMORY_FRACTION": 0.95,
+    "DEVICE": "auto",
+    "PRECISION": "auto",
+    "DECODING_STRATEGY": "greedy",
+    "RNNT_BEAM_SIZE": 4,
+    "ENABLE_OVERLAP_CHUNKING": True,
+    "CHUNK_OVERLAP_SECONDS": 30,
+    "SENTENCE_BOUNDARY_THRESHOLD": 0.5,
+    "ENABLE_SILENCE_ALIGNED_CHUNKING": True,
+    "SILENCE_THRESHOLD_DB": -38,
+    "MIN_SILENCE_DURATION": 0.35,
+    "SILENCE_MAX_SHIFT_SECONDS": 2.0,
+    "ENABLE_FFMPEG_DENOISE": False,
+    "DENOISE_FILTER": "afftdn=nf=-25,highpass=f=50,lowpass=f=8000,dynaudnorm=m=7:s=5",
+    "MERGE_SHORT_SUBTITLES": True,
+    "MIN_SUBTITLE_DURATION_SECONDS": 1.5,
+    "SHORT_SUBTITLE_MERGE_MAX_GAP_SECONDS": 0.3,
+    "SHORT_SUBTITLE_MIN_CHARS": 6,
+    "SUBTITLE_MIN_GAP_SECONDS": 0.06,
+    "SPLIT_LONG_SUBTITLES": True,
+    "MAX_SUBTITLE_DURATION_SECONDS": 6.0,
+    "MAX_SUBTITLE_CHARS_PER_SEGMENT": 84,
+    "PREFERRED_LINE_LENGTH": 42,
+    "MAX_SUBTITLE_LINES": 2,
+    "AGGRESSIVE_MEMORY_CLEANUP": True,
+    "FORCE_CLEANUP_THRESHOLD": 0.8,
+    "MAX_CHUNK_MEMORY_MB": 1500,
+    "ENABLE_GRADIENT_CHECKPOINTING": True,
+    "ENABLE_TENSOR_CORE": True,
+    "ENABLE_CUDNN_BENCHMARK": True,
+    "TENSOR_CORE_PRECISION": "highest",
+    "LOG_LEVEL": "info",
+    "LOG_FORMAT": "text",
+}
+"""What people's compose files rely on: names, misspelt ones included, and defaults."""
+
+FIELDS = {variable_name(f): f for f in dataclasses.fields(Settings) if f.metadata}
+ALL_NAMES = [name for f in FIELDS.values() for name in f.metadata["names"]]
+DEFAULTS = Settings.from_env({})
+DERIVED = {name for name, _, origin in DEFAULTS.describe() if origin == "preset"}
+
+NASTY = [
+    "nan", "-NaN", "inf", "infinity", "1e999", "-1e999", "1e-400", "1e5", "-0", "1" * 400, "0x10",
+    "\u0663", "\u0663.\u0663", "\u00bd", "\u3280", "1_0", "\x00", "~\x00", "~x", "~", "\udc80",
+    "//", ",", "cuda:99", "true\n", "\u017f", "\u212a", "-38\u00a0dB", "http://\x00", "https://[",
+]  # fmt: skip
+
+BOOLEANS = [name for name, default in PROMISE.items() if isinstance(default, bool)]
+
+
+def value_of(settings: Settings, variable: str) -> Any:
+    return getattr(settings, FIELDS[variable].name)
+
+
+def read(variable: str, text: str) -> Any:
+    return value_of(Settings.from_env({variable: text}), variable)
+
+
+def refusal(environ: dict[str, str]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(environ)
+    return str(caught.value)
+
+
+# The promise
+
+
+def test_every_promised_variable_is_there_and_no_other() -> None:
+    assert list(FIELDS) != []
+    assert set(FIELDS) == set(PROMISE)
+
+
+@pytest.mark.parametrize("variable", PROMISE)
+def test_defaults_are_the_promised_ones(variable: str) -> None:
+    assert value_of(DEFAULTS, variable) == PROMISE[variable]
+    assert isinstance(value_of(DEFAULTS, variable), bool) == isinstance(PROMISE[variable], bool)
+
+
+def test_settings_without_an_environment_are_the_defaults_but_for_what_a_preset_derives() -> None:
+    differing = {name for name in FIELDS if value_of(Settings(), name) != value_of(DEFAULTS, name)}
+
+    assert differing <= DERIVED
+    assert {
+        "CHUNK_MINITE",
+        "MAX_CONCURRENT_INFERENCES",
+        "TRANSCRIBE_BATCH_SIZE",
+        "GPU_MEMORY_FRACTION",
+        "DECODING_STRATEGY",
+    } == DERIVED
+
+
+@pytest.mark.parametrize("variable", [name for name in PROMISE if PROMISE[name] not in (None, ())])
+def test_a_default_written_out_means_the_default(variable: str) -> None:
+    default = PROMISE[variable]
+
+    assert read(variable, str(default)) == default
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+def test_an_empty_variable_is_not_set(text: str) -> None:
+    assert Settings.from_env(dict.fromkeys(ALL_NAMES, text)) == DEFAULTS
+    assert Settings.from_env(dict.fromkeys(ALL_NAMES, text)).origins == DEFAULTS.origins
+
+
+def test_unknown_variables_are_ignored() -> None:
+    assert Settings.from_env({"PATH": "/bin", "CHUNK": "x"}) == DEFAULTS
+
+
+def readme_rows() -> dict[str, str]:
+    """Read the README's table: variable -> default, as written."""
+    rows: dict[str, str] = {}
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+        names = re.fullmatch(r"`[A-Z_]+`(, `[A-Z_]+`)*", cells[0]) if len(cells) > 1 else None
+        if names is None:
+            continue
+        variables = re.findall(r"[A-Z_]+", cells[0])
+        defaults = cells[1].split(", ", len(variables) - 1)
+        # One default may stand for all: `PUID`, `PGID` | 1000.
+        rows |= itertools.zip_longest(variables, defaults, fillvalue=defaults[0])
+    return rows
+
+
+def test_every_variable_is_a_row_of_the_readme() -> None:
+    assert set(FIELDS) - set(readme_rows()) == set()
+
+
+def test_the_readme_gives_the_right_defaults() -> None:
+    told = {name: text.replace("`", "") for name, text in readme_rows().items() if name in FIELDS}
+
+    assert {name: text for name, text in told.items() if not is_default(name, text)} == {}
+
+
+def is_default(variable: str, told: str) -> bool:
+    """Tell whether a cell of the README means a variable's default."""
+    default = value_of(DEFAULTS, variable)
+    if default in (None, ()):
+        return told in ("", "empty", "none", "detected")
+    if told.startswith("by preset"):
+        # Alone, or with what it is where there is no card: `by preset, 10`.
+        shown = str(default).removesuffix(".0")
+        return variable in DERIVED and (told == "by preset" or shown in told)
+    try:
+        # Behind it may stand what a preset makes of it: `greedy` (`quality`: `beam`).
+        return bool(read(variable, told.partition(" (")[0]) == default)
+    except SettingsError:
+        return False
+
+
+# Values
+
+
+@pytest.mark.parametrize("variable", BOOLEANS)
+@pytest.mark.parametrize(
+    ("texts", "value"),
+    [
+        (["true", "1", "yes", "on", "TRUE", "Yes", " oN ", "True"], True),
+        (["false", "0", "no", "off", "FALSE", "No", " oFF ", "False"], False),
+    ],
+)
+def test_booleans_have_many_spellings(variable: str, texts: list[str], value: bool) -> None:
+    assert [read(variable, text) for text in texts] == [value] * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("CHUNK_MINITE", "0.5", 0.5),
+        ("CHUNK_MINITE", " 5 ", 5.0),
+        ("CHUNK_MINITE", "1e1", 10.0),
+        ("CHUNK_MINITE", ".5", 0.5),
+        ("PORT", "+8000", 8000),
+        ("SILENCE_THRESHOLD_DB", "-38dB", -38.0),
+        ("SILENCE_THRESHOLD_DB", "-40", -40.0),
+        ("SILENCE_THRESHOLD_DB", "-42.5 DB", -42.5),
+        ("PRESET", "simple", "balanced"),
+        ("PRESET", "SIMPLE", "balanced"),
+        ("PRESET", "Quality", "quality"),
+        ("PRECISION", "FP16", "fp16"),
+        ("LOG_LEVEL", "WARNING", "warning"),
+        ("DEVICE", "CUDA:1", "cuda:1"),
+        ("DEVICE", "cuda", "cuda"),
+        ("API_KEY", "one, two words ,,three", ("one", "two words", "three")),
+        ("MODEL_PATH", "/models/my model.nemo", Path("/models/my model.nemo")),
+        ("MODEL_ID", "tiny", "tiny"),
+        ("HF_ENDPOINT", "http://mirror:8080/hf/", "http://mirror:8080/hf/"),
+        ("IDLE_TIMEOUT_MINUTES", "0", 0),
+    ],
+)
+def test_values_are_read(variable: str, text: str, value: object) -> None:
+    assert read(variable, text) == value
+
+
+def test_a_home_folder_is_found() -> None:
+    assert read("MODELS_DIR", "~/models") == Path.home() / "models"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "wanted"),
+    [
+        ("ENABLE_LAZY_LOAD", "maybe", "true or false"),
+        ("ENABLE_LAZY_LOAD", "2", "true or false"),
+        ("PORT", "http", "a whole number, 0 to 65535"),
+        ("PORT", "65536", "a whole number, 0 to 65535"),
+        ("PORT", "-1", "a whole number, 0 to 65535"),
+        ("PORT", "80.0", "a whole number, 0 to 65535"),
+        ("PORT", "8_000", "a whole number, 0 to 65535"),
+        ("PORT", "\uff18\uff10", "a whole number, 0 to 65535"),
+        ("PORT", "9" * 5000, "a whole number, 0 to 65535"),
+        ("APP_THREADS", "0", "a whole number, 1 to 512"),
+        ("TRANSCRIBE_BATCH_SIZE", "0", "a whole number, 1 to 256"),
+        ("CHUNK_MINITE", "abc", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "0", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "-3", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "nan", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "inf", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "1e999", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "0,5", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "1_0", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "\u0663", "a number of minutes, 0.05 to 1440"),
+        ("CHUNK_MINITE", "3\x00", "a number of minutes, 0.05 to 1440"),
+        ("IDLE_TIMEOUT_MINUTES", "1e300", "a number of minutes, 0 to 1000000"),
+        ("MAX_UPLOAD_MB", "infinity", "a number of megabytes, 0.001 to 1000000"),
+        ("GPU_MEMORY_FRACTION", "95%", "a number, 0.05 to 1"),
+        ("GPU_MEMORY_FRACTION", "1.01", "a number, 0.05 to 1"),
+        ("SILENCE_THRESHOLD_DB", "38dB", "a level in dB, -120 to 0"),
+        ("SILENCE_THRESHOLD_DB", "-38 decibels", "a level in dB, -120 to 0"),
+        ("SILENCE_THRESHOLD_DB", "\u221238dB", "a level in dB, -120 to 0"),
+        ("PRESET", "fast", "one of speed, balanced, quality"),
+        ("DEMO_MODEL", "yes", "one of auto, always, never"),
+        ("PRECISION", "fp8", "one of auto, fp16, bf16, int8, fp32"),
+        ("DECODING_STRATEGY", "greedy_batch", "one of greedy, beam"),
+        ("TENSOR_CORE_PRECISION", "low", "one of highest, high, medium"),
+        ("LOG_LEVEL", "loud", "one of debug, info, warning, error"),
+        ("LOG_FORMAT", "xml", "one of text, json"),
+        ("DEVICE", "gpu", "auto, cpu, cuda or a card such as cuda:1"),
+        ("DEVICE", "cuda:", "auto, cpu, cuda or a card such as cuda:1"),
+        ("DEVICE", "cuda:\u0661", "auto, cpu, cuda or a card such as cuda:1"),
+        ("MODELS_DIR", "~nobody-of-this-name/m", "a path: that user has no home folder here"),
+        ("MODEL_ID", "../etc", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
+        ("MODEL_ID", "a/b/c", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
+        ("HF_ENDPOINT", "hf-mirror.com", "an address that begins with http:// or https://"),
+        ("HF_ENDPOINT", "https://", "an address that begins with http:// or https://"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name(variable: str, text: str, wanted: str) -> None:
+    assert refusal({variable: text}) == f"{variable}={text!r} is not {wanted}"
+
+
+@pytest.mark.parametrize("text", [",", " , ", "s3cret,schlüssel", "a\x07b", "\udcff"])
+def test_keys_that_no_header_can_carry_are_refused_unseen(text: str) -> None:
+    told = refusal({"API_KEY": text})
+
+    assert told.startswith("API_KEY='***' is not a comma-separated list of keys")
+
+
+@given(
+    st.sampled_from(ALL_NAMES),
+    st.text() | st.floats().map(str) | st.integers().map(str) | st.sampled_from(NASTY),
+)
+def test_any_text_is_accepted_or_refused_by_name(variable: str, text: str) -> None:
+    try:
+        settings = Settings.from_env({variable: text})
+    except SettingsError as error:
+        told = "***" if variable == "API_KEY" else text.strip()
+        assert str(error).startswith(f"{variable}={told!r} is not ")  # noqa: PT017
+    else:
+        for name in FIELDS:
+            value = value_of(settings, name)
+            assert not isinstance(value, float) or math.isfinite(value)
+        assert settings.max_upload_bytes > 0
+        assert settings.describe()
+
+
+@given(st.dictionaries(st.sampled_from(ALL_NAMES), st.sampled_from(["0", "1", "2", "x", " "])))
+def test_any_mixture_is_accepted_or_refused_by_name(environ: dict[str, str]) -> None:
+    try:
+        Settings.from_env(environ)
+    except SettingsError as error:
+        assert any(str(error).startswith(f"{name}=") for name in environ)  # noqa: PT017
+
+
+# Spellings
+
+
+@pytest.mark.parametrize("name", ["CHUNK_MINITE", "CHUNK_MINUTE", "CHUNK_MINUTES"])
+def test_chunk_minutes_have_three_spellings(name: str) -> None:
+    settings = Settings.from_env({name: "2.5"})
+
+    assert settings.chunk_minutes == 2.5
+    assert settings.origins["chunk_minutes"] == "environment"
+    assert refusal({name: "x"}).startswith(f"{name}='x' is not a number of minutes")
+
+
+def test_spellings_that_agree_are_fine() -> None:
+    environ = {"CHUNK_MINITE": "3", "CHUNK_MINUTE": "3.0", "CHUNK_MINUTES": " 3 "}
+
+    assert Settings.from_env(environ).chunk_minutes == 3
+
+
+def test_an_empty_spelling_does_not_disagree() -> None:
+    assert Settings.from_env({"CHUNK_MINITE": "", "CHUNK_MINUTES": "4"}).chunk_minutes == 4
+
+
+def test_spellings_that_differ_are_refused_with_both_names() -> None:
+    told = refusal({"CHUNK_MINITE": "3", "CHUNK_MINUTES": "4"})
+
+    assert "CHUNK_MINITE='3'" in told
+    assert "CHUNK_MINUTES='4'" in told
+
+
+# Presets
+
+
+@pytest.mark.parametrize(
+    ("preset", "vram_gb", "derived"),
+    [
+        ("speed", None, (10, 16, 0.95, "greedy", 4)),
+        ("speed", 4.2, (3, 8, 0.90, "greedy", 4)),
+        ("speed", 6.44, (3, 8, 0.90, "greedy", 4)),  # sold as 6 GB
+        ("speed", 25.4, (10, 16, 0.95, "greedy", 4)),
+        ("balanced", None, (10, 8, 0.95, "greedy", 4)),
+        ("balanced", 6.0, (3, 4, 0.90, "greedy", 4)),
+        ("balanced", 8.36, (10, 8, 0.95, "greedy", 4)),  # sold as 8 GB
+        ("balanced", 12.6, (10, 8, 0.95, "greedy", 4)),
+        ("quality", None, (10, 4, 0.95, "beam", 4)),
+        ("quality", 6.2, (3, 2, 0.90, "beam", 2)),
+        ("quality", 7.5, (10, 4, 0.95, "beam", 2)),
+        ("quality", 8.36, (10, 4, 0.95, "beam", 4)),
+        ("quality", 25.4, (10, 4, 0.95, "beam", 4)),
+    ],
+)
+def test_presets_derive_from_the_card(
+    preset: str, vram_gb: float | None, derived: tuple[float, int, float, str, int]
+) -> None:
+    settings = Settings.from_env({"PRESET": preset}, detected_vram_gb=vram_gb)
+
+    assert derived == (
+        settings.chunk_minutes,
+        settings.transcribe_batch_size,
+        settings.gpu_memory_fraction,
+        settings.decoding_strategy,
+        settings.beam_size,
+    )
+    assert settings.max_concurrent_inferences == 1
+
+
+def test_the_given_memory_beats_the_detected_one() -> None:
+    given_small = Settings.from_env({"GPU_VRAM_GB": "4"}, detected_vram_gb=24)
+    given_large = Settings.from_env({"GPU_VRAM_GB": "24"}, detected_vram_gb=4)
+
+    assert given_small.chunk_minutes == 3
+    assert given_large.chunk_minutes == 10
+
+
+def test_explicit_values_beat_the_preset() -> None:
+    explicit = {
+        "CHUNK_MINITE": "7",
+        "TRANSCRIBE_BATCH_SIZE": "3",
+        "GPU_MEMORY_FRACTION": "0.5",
+        "MAX_CONCURRENT_INFERENCES": "2",
+        "DECODING_STRATEGY": "greedy",
+        "RNNT_BEAM_SIZE": "6",
+    }
+
+    settings = Settings.from_env(explicit | {"PRESET": "quality"}, detected_vram_gb=4)
+
+    for variable, text in explicit.items():
+        assert value_of(settings, variable) == read(variable, text)
+        assert settings.origins[FIELDS[variable].name] == "environment"
+
+
+def test_the_recommended_rows_work_as_they_stand() -> None:
+    small = Settings.from_env({"PRESET": "speed", "CHUNK_MINITE": "3"}, detected_vram_gb=4.2)
+    medium = Settings.from_env(
+        {"PRESET": "balanced", "CHUNK_MINITE": "5", "DECODING_STRATEGY": "greedy"},
+        detected_vram_gb=8.36,
+    )
+
+    assert (small.chunk_minutes, small.decoding_strategy) == (3, "greedy")
+    assert (medium.chunk_minutes, medium.decoding_strategy) == (5, "greedy")
+
+
+# What is told
+
+
+def test_every_value_tells_where_it_came_from() -> None:
+    settings = Settings.from_env({"PORT": "80", "PRESET": "quality"})
+    told = {name: (value, origin) for name, value, origin in settings.describe()}
+
+    assert set(told) == set(FIELDS)
+    assert told["PORT"] == ("80", "environment")
+    assert told["HOST"] == ("0.0.0.0", "default")
+    assert told["RNNT_BEAM_SIZE"] == ("4", "preset")
+    assert told["MODEL_PATH"] == ("", "default")
+    assert set(settings.origins) == {field.name for field in FIELDS.values()}
+
+
+def test_settings_that_were_not_read_can_be_described() -> None:
+    assert {origin for _, _, origin in Settings().describe()} == {"default"}
+
+
+def test_secrets_are_not_told() -> None:
+    settings = Settings.from_env(
+        {"API_KEY": "s3cret,other-s3cret", "HF_ENDPOINT": "https://me:s3cret@mirror/x"}
+    )
+    told = {name: value for name, value, _ in settings.describe()}
+
+    assert "s3cret" not in str(settings.describe())
+    assert told["API_KEY"] == "2 set"
+    assert told["HF_ENDPOINT"] == "https://***@mirror/x"
+    assert "other-s3cret" not in repr(settings)
+    assert settings.hf_endpoint == "https://me:s3cret@mirror/x"
+
+
+def test_no_key_is_told_as_none() -> None:
+    assert ("API_KEY", "none", "default") in Settings.from_env({}).describe()
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DEFAULTS.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1_048_576), ("0.001", 1048), ("2000", 2000 << 20)]
+)
+def test_megabytes_are_binary(text: str, size: int) -> None:
+    assert Settings.from_env({"MAX_UPLOAD_MB": text}).max_upload_bytes == size
