@@ -22,10 +22,10 @@ lint: $(VENV)/.development
 	@$(BIN)/mypy --no-error-summary
 
 bench: $(VENV)/.development
-	@$(BIN)/python benchmarks/bench.py
+	@$(BIN)/python -m benchmarks.bench
 
 fidelity: $(VENV)/.development
-	@$(BIN)/python benchmarks/fidelity.py
+	@$(BIN)/python -m benchmarks.fidelity
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -1,7 +1,7 @@
 """Count the words that chunking loses or doubles, over every way to cut and every format.
 
     make fidelity                                     the whole table: about an hour on two cores
-    .venv/bin/python benchmarks/fidelity.py --quick   a sample of it
+    .venv/bin/python -m benchmarks.fidelity --quick   a sample of it
 
 Chunk lengths are forced here: the service itself prefers 30 s on a CPU, and would never show the
 others' seams. An error is a word that differs from what was really said, counted by an alignment
@@ -129,10 +129,10 @@ def errors(reference: str, words: Sequence[Word], *, near_s: Sequence[float] | N
 
 def start_shifts(one: Sequence[Word], other: Sequence[Word]) -> list[float]:
     """Give the differences, in seconds, between the starts of the words that both have."""
-    texts = [" ".join(normalize(word.text) or "-" for word in words) for words in (one, other)]
+    left, right = (" ".join(normalize(w.text) or "-" for w in words) for words in (one, other))
     return [
         abs(one[step.ref_start_idx + n].start - other[step.hyp_start_idx + n].start)
-        for step in jiwer.process_words(*texts).alignments[0]
+        for step in jiwer.process_words(left, right).alignments[0]
         if step.type == "equal"
         for n in range(step.ref_end_idx - step.ref_start_idx)
     ]

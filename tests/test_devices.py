@@ -134,14 +134,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> InstallDriver:
     """Give the process another driver; `None` makes its import fail."""
 
     def install(driver: ModuleType | None) -> None:
-        bindings = ModuleType("cuda.bindings")
-        if driver is not None:
-            bindings.driver = driver  # type: ignore[attr-defined]
-        package = ModuleType("cuda")
-        package.bindings = bindings  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "cuda", package)
+        bindings = None if driver is None else ModuleType("cuda.bindings")
+        if bindings is not None:
+            bindings.__dict__["driver"] = driver
+        monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
         monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
 
     return install
 

@@ -24,7 +24,7 @@ from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Pcm, Word
 
-MINUTES = 6
+MINUTES = 4
 """Of each recording: a single pass over all 12 takes a minute, attention being quadratic."""
 
 
@@ -72,8 +72,9 @@ def test_words_start_where_they_start_in_a_single_pass(
 
     shifts = start_shifts(whole_pass.words, cut.words)
 
-    assert len(shifts) > 600
-    assert np.percentile(shifts, 99) <= 0.16
+    assert len(shifts) > 400
+    # Two frames; times are sums of floats.
+    assert np.percentile(shifts, 99) <= 0.16 + 1e-6
 
 
 @pytest.mark.parametrize("extension", FORMATS)

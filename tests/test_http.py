@@ -22,7 +22,7 @@ import httpx
 import jiwer
 import numpy as np
 import pytest
-import srt
+import srt  # type: ignore[import-untyped]
 import webvtt
 from conftest import ROOT, SPEECH, Clip, Server, encode, running_server
 from http_helpers import (

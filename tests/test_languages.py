@@ -32,7 +32,19 @@ def test_v3_speaks_25_languages(name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["en", "EN", " en ", "en-US", "en_GB", "EN_us", "English", "ENGLISH", "eng", "en-Latn-US"],
+    [
+        "en",
+        "EN",
+        " en ",
+        "en-US",
+        "en_GB",
+        "EN_us",
+        "English",
+        "ENGLISH",
+        "eng",
+        "eng-GB",
+        "en-Latn-US",
+    ],
 )
 def test_english_has_many_spellings(text: str) -> None:
     assert normalize_language(text, supported=ENGLISH) == "en"

@@ -112,7 +112,7 @@ def test_the_loudest_samples_are_not_taken_for_silence(extreme: int) -> None:
     samples = silence()
     samples[SAMPLE_RATE : SAMPLE_RATE + 100] = extreme
 
-    assert texts(heard_words(whole(samples), spread(CONFIDENT))) == ["word0", "word1"]
+    assert texts(heard_words(whole(samples), spread(CONFIDENT))) == ["word1"]
 
 
 def test_a_square_wave_at_full_scale_is_steady() -> None:
@@ -155,5 +155,7 @@ def test_the_model_says_nothing_where_nothing_is_said(
     recognizer: NemoRecognizer, sound: Pcm
 ) -> None:
     chunk = whole(sound)
+    imagined = recognizer.recognize([chunk])[0]
 
-    assert heard_words(chunk, recognizer.recognize([chunk])[0]) == []
+    assert imagined, "the gate has nothing to do"
+    assert heard_words(chunk, imagined) == []

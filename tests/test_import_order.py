@@ -1,0 +1,191 @@
+"""The package's reading order: the table of design.md, held."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from conftest import ROOT
+
+import parakeet_api
+
+ORDER = (
+    "errors",
+    "settings",
+    "transcript",
+    "languages",
+    "devices",
+    "audio",
+    "chunking",
+    "recognizer",
+    "speech_gate",
+    "model_store",
+    "model_manager",
+    "batching",
+    "stitching",
+    "segmentation",
+    "subtitles",
+    "pipeline",
+    "rendering",
+    "request_params",
+    "routes",
+    "http_server",
+)
+"""A module imports only from those before it."""
+
+PURE = frozenset(
+    {
+        "errors",
+        "settings",
+        "transcript",
+        "languages",
+        "chunking",
+        "speech_gate",
+        "stitching",
+        "segmentation",
+        "subtitles",
+        "rendering",
+        "request_params",
+    }
+)
+"""They do no I/O, start no thread and read no clock."""
+
+IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio", "concurrent"})
+
+OWNERS = {
+    "torch": "recognizer",
+    "nemo": "recognizer",
+    "omegaconf": "recognizer",
+    "subprocess": "audio",
+    "flask": "routes",
+    "werkzeug": "routes",
+    "waitress": "http_server",
+    "cuda": "devices",
+    "huggingface_hub": "model_store",
+}
+"""Packages that one module alone may know."""
+
+HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml"})
+"""Imported inside functions: they take seconds, or may be absent."""
+
+PACKAGE = ROOT / "parakeet_api"
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import statement of one module."""
+
+    name: str
+    """Dotted: `numpy.typing`, `parakeet_api.errors`."""
+    when: str
+    """`start`, `call` (inside a function), or `never` (for type checkers alone)."""
+
+    @property
+    def top(self) -> str:
+        return self.name.partition(".")[0]
+
+
+def imports_of(module: str) -> list[Import]:
+    return list(_walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")), "start"))
+
+
+def _walk(node: ast.AST, when: str) -> Iterator[Import]:
+    match node:
+        case ast.Import():
+            yield from (Import(alias.name, when) for alias in node.names)
+        case ast.ImportFrom():
+            yield from _names(node, when)
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+            when = "call"
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            when = "never"
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(child, when)
+
+
+def _names(node: ast.ImportFrom, when: str) -> Iterator[Import]:
+    source = node.module or ""
+    if node.level or source == "parakeet_api":
+        # What is imported may be a module itself.
+        yield from (Import(f"parakeet_api.{alias.name}", when) for alias in node.names)
+    else:
+        yield Import(source, when)
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert sorted(ORDER) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+    assert set(ORDER) >= PURE
+
+
+def test_the_package_is_flat() -> None:
+    assert [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE] == []
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_from_rows_above_it(module: str) -> None:
+    own = {i.name.split(".")[1] for i in imports_of(module) if i.top == "parakeet_api"}
+    about_the_package = {name for name in own if name in vars(parakeet_api) and name not in ORDER}
+
+    assert own - about_the_package <= set(ORDER[: ORDER.index(module)])
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_package_is_known_to_its_owner_alone(module: str) -> None:
+    known = {i.top for i in imports_of(module)} & OWNERS.keys()
+
+    assert known <= {package for package, owner in OWNERS.items() if owner == module}
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_heavy_packages_are_imported_inside_functions(module: str) -> None:
+    assert {i.top for i in imports_of(module) if i.when == "start"} & HEAVY == set()
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_import_no_thread_no_clock_and_no_system(module: str) -> None:
+    assert {i.top for i in imports_of(module)} & IMPURE == set()
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_no_module_reads_the_environment_itself(module: str) -> None:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    taken = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "os"]
+
+    assert used & {"os.environ", "os.environb", "os.getenv", "os.putenv"} == set()
+    assert taken == [], "write os.name, so that this test sees it"
+
+
+def test_the_walk_sees_every_kind_of_import() -> None:
+    recognizer = set(imports_of("recognizer"))
+
+    assert Import("numpy", "start") in recognizer
+    assert Import("parakeet_api.errors", "start") in recognizer
+    assert {Import("torch", "never"), Import("torch", "call")} <= recognizer
+    assert Import("parakeet_api.__version__", "start") in imports_of("routes")
+
+
+def test_importing_everything_needs_no_torch_no_ffmpeg_and_no_environment() -> None:
+    program = (
+        "import importlib, sys\n"
+        f"for name in {ORDER!r}: importlib.import_module('parakeet_api.' + name)\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    loaded = set(done.stdout.split())
+    assert {"numpy", "flask", "parakeet_api"} <= loaded
+    assert loaded & (HEAVY | {"lightning", "imageio_ffmpeg"}) == set()

@@ -1,0 +1,217 @@
+"""The page at `/` and its files: what the browser gets, and that the words are all there."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Server
+from http_helpers import request
+
+STATIC = sorted(path.name for path in (ROOT / "static").iterdir())
+SOURCES = [*sorted((ROOT / "static").iterdir()), ROOT / "templates" / "index.html"]
+LANGUAGES = ("en", "zh-CN")
+MEDIA_TYPES = {
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
+
+
+def _strings(language: str) -> dict[str, str]:
+    path = ROOT / "static" / f"strings.{language}.json"
+
+    def refuse_twins(pairs: list[tuple[str, str]]) -> dict[str, str]:
+        assert len(dict(pairs)) == len(pairs), "a key stands twice"
+        return dict(pairs)
+
+    strings: dict[str, str] = json.loads(
+        path.read_text(encoding="utf-8"), object_pairs_hook=refuse_twins
+    )
+    return strings
+
+
+class _Page(HTMLParser):
+    """Collect what a page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.keys: list[str] = []
+        self.addresses: list[str] = []
+        self.inline: list[str] = []
+        """Scripts, styles and handlers in the page itself, which the policy forbids."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.ids += [given["id"]] if "id" in given else []
+        self.keys += [value for name, value in given.items() if name.startswith("data-i18n")]
+        self.addresses += [given[name] for name in ("src", "href", "action") if name in given]
+        if tag == "style" or (tag == "script" and "src" not in given):
+            self.inline.append(tag)
+        self.inline += [name for name in given if name == "style" or name.startswith("on")]
+
+
+@pytest.fixture(scope="module")
+def page(server: Server) -> _Page:
+    read = _Page()
+    read.feed(request(server, "GET", "/").text)
+    return read
+
+
+class TestPage:
+    def test_it_is_html_under_a_policy_that_lets_nothing_in(self, server: Server) -> None:
+        answer = request(server, "GET", "/")
+
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        policy = dict(
+            part.strip().split(" ", 1)
+            for part in answer.headers["content-security-policy"].split(";")
+        )
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == "'self'"
+        assert policy["style-src"] == "'self'"
+        assert policy["connect-src"] == "'self'"
+        assert policy["frame-ancestors"] == "'none'"
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+
+    def test_it_keeps_its_own_policy(self, page: _Page) -> None:
+        assert page.inline == []
+
+    def test_everything_it_refers_to_is_there_and_relative(
+        self, server: Server, page: _Page
+    ) -> None:
+        addresses = {address for address in page.addresses if not address.startswith("#")}
+
+        assert {"static/app.css", "static/app.js"} <= addresses
+        for address in addresses:
+            assert re.fullmatch(r"[a-z][\w./-]*", address)
+            assert request(server, "GET", f"/{address}").status_code == 200
+
+    def test_no_id_stands_twice(self, page: _Page) -> None:
+        assert len(page.ids) > 20
+        assert len(set(page.ids)) == len(page.ids)
+
+    def test_every_element_the_script_asks_for_is_there(self, page: _Page) -> None:
+        asked = set(re.findall(r'byId\("([\w-]+)"\)', _script()))
+
+        assert len(asked) > 20
+        assert asked <= set(page.ids)
+
+
+class TestStaticFiles:
+    @pytest.mark.parametrize("name", STATIC)
+    def test_each_has_its_media_type(self, server: Server, name: str) -> None:
+        answer = request(server, "GET", f"/static/{name}")
+
+        assert answer.status_code == 200
+        media_type = answer.headers["content-type"].partition(";")[0]
+        assert media_type == MEDIA_TYPES[Path(name).suffix]
+        assert answer.content == (ROOT / "static" / name).read_bytes()
+        assert answer.headers["cache-control"] == "no-cache"
+
+    def test_an_unchanged_one_is_304(self, server: Server) -> None:
+        first = request(server, "GET", "/static/app.js")
+        second = request(
+            server, "GET", "/static/app.js", headers={"If-None-Match": first.headers["etag"]}
+        )
+
+        assert (second.status_code, second.content) == (304, b"")
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/static/",
+            "/static/../app.py",
+            "/static/%2e%2e/app.py",
+            "/static/..%2fapp.py",
+            "/static/%2fetc%2fpasswd",
+            "/templates/index.html",
+        ],
+    )
+    def test_nothing_else_is_served(self, server: Server, path: str) -> None:
+        # Unlike httpx, http.client sends a path as it stands.
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+
+        assert answer.status == 404
+        assert json.loads(content)["error"]["code"] == "not_found"
+
+
+class TestStrings:
+    def test_both_languages_have_the_same_keys(self) -> None:
+        english, chinese = map(_strings, LANGUAGES)
+
+        assert list(english) == list(chinese)
+        assert all(text.strip() for text in [*english.values(), *chinese.values()])
+
+    def test_both_have_the_same_holes(self) -> None:
+        english, chinese = map(_strings, LANGUAGES)
+        holes = {
+            key: (set(re.findall(r"\{\w+\}", english[key])), set(re.findall(r"\{\w+\}", text)))
+            for key, text in chinese.items()
+        }
+
+        assert {key: pair for key, pair in holes.items() if pair[0] != pair[1]} == {}
+        assert sum(bool(pair[0]) for pair in holes.values()) > 5
+
+    def test_chinese_is_chinese(self) -> None:
+        untranslated = [
+            key
+            for key, text in _strings("zh-CN").items()
+            if not re.search(r"[\u4e00-\u9fff]", text)
+        ]
+        # Names and units need no words of a language.
+        assert len(untranslated) <= 5, untranslated
+
+    def test_every_key_of_the_page_exists(self, page: _Page) -> None:
+        assert len(page.keys) > 20
+        assert set(page.keys) <= set(_strings("en"))
+
+    def test_every_key_of_the_script_exists(self) -> None:
+        asked = set(re.findall(r'\btext\("([\w.]+)"', _script()))
+
+        assert len(asked) > 10
+        assert asked <= set(_strings("en"))
+
+    def test_every_string_is_used(self, page: _Page) -> None:
+        script = _script()
+        # Keys such as `error.queue_full.title` are put together from a kind.
+        families = set(re.findall(r"`([\w.]+\.)\$\{", script))
+        unused = [
+            key
+            for key in _strings("en")
+            if key not in page.keys and f'"{key}"' not in script and not _of(families, key)
+        ]
+
+        assert unused == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_nothing_comes_from_another_host(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    addresses = set(re.findall(r"""(?:https?:|wss?:)?//[\w.-]+\.\w+[^\s"'`)]*""", source))
+
+    # The name of SVG's language, which nobody fetches.
+    assert addresses <= {"http://www.w3.org/2000/svg"}
+    assert "@import" not in source
+    assert not re.search(r"""(?:src|href|action)=["']/""", source), "an absolute path"
+
+
+def _script() -> str:
+    return (ROOT / "static" / "app.js").read_text(encoding="utf-8")
+
+
+def _of(families: set[str], key: str) -> bool:
+    return any(key.startswith(family) for family in families)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, Clip, decode, encode, whole
+
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
+from parakeet_api.batching import Batcher, RequestCancelled
+from parakeet_api.chunking import ChunkPolicy
+from parakeet_api.devices import plan_inference
+from parakeet_api.errors import AudioDecodeError, AudioTooLongError
+from parakeet_api.pipeline import Pipeline
+from parakeet_api.recognizer import ModelInfo, NemoRecognizer, Recognizer
+from parakeet_api.settings import Settings
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word, join_words
+
+SPEECH = ROOT / "samples" / "speech"
+
+
+@contextmanager
+def pipeline_of(
+    recognizer: Recognizer,
+    *,
+    leased: Callable[[], None] = lambda: None,
+    max_seconds: float = 12 * 3600,
+    **environ: str,
+) -> Iterator[Pipeline]:
+    settings = Settings.from_env(environ)
+
+    @contextmanager
+    def lease() -> Iterator[Recognizer]:
+        leased()
+        yield recognizer
+
+    plan = plan_inference(settings, None)
+    batcher = Batcher(lease, plan=plan, permits=settings.max_concurrent_inferences)
+    pipeline = Pipeline(
+        decoder=FfmpegDecoder(executable=find_ffmpeg(), max_seconds=max_seconds),
+        batcher=batcher,
+        policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
+        settings=settings,
+    )
+    try:
+        yield pipeline
+    finally:
+        pipeline.close()
+        batcher.close()
+
+
+class Counting:
+    """A stand-in for the model where its words do not matter: one word a second."""
+
+    info = ModelInfo("cpu", "fp32", "", 0, "greedy")
+
+    def __init__(self) -> None:
+        self.chunks = 0
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        self.chunks += len(chunks)
+        return [
+            [
+                Word(f"w{second}.", second + 0.1, second + 0.4)
+                for second in range(-(-chunk.start // SAMPLE_RATE), chunk.end // SAMPLE_RATE)
+            ]
+            for chunk in chunks
+        ]
+
+
+def ffmpegs() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "ffmpeg" in p.name()]
+
+
+@pytest.fixture(scope="module")
+def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten minutes in which something sounds."""
+    target = tmp_path_factory.mktemp("tone") / "tone.flac"
+    source = "aevalsrc=0.3*sin(2*PI*220*t)*(1+sin(2*PI*3*t)):s=16000:d=600"
+    subprocess.run(
+        [find_ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", source, str(target)], check=True
+    )
+    return target
+
+
+def test_clips_give_the_words_of_a_direct_pass(
+    recognizer: NemoRecognizer, clips: list[Clip], decoder: FfmpegDecoder
+) -> None:
+    with pipeline_of(recognizer) as pipeline:
+        for clip in clips[:10]:
+            transcript = pipeline.transcribe(clip.path)
+            direct = recognizer.recognize([whole(decode(decoder, clip.path))])[0]
+            assert transcript.text == join_words(direct)
+            assert transcript.duration == pytest.approx(clip.duration_s, abs=0.001)
+
+
+def test_every_second_of_a_long_recording_is_heard_once(tone: Path) -> None:
+    with pipeline_of(Counting()) as pipeline:
+        transcript = pipeline.transcribe(tone)
+
+    assert [word.text for word in transcript.words] == [f"w{n}." for n in range(600)]
+    assert transcript.duration == 600
+
+
+def test_preparing_audio_in_other_threads_changes_nothing(tone: Path) -> None:
+    with pipeline_of(Counting(), TRANSCRIBE_NUM_WORKERS="2") as pipeline:
+        texts = [word.text for word in pipeline.transcribe(tone).words]
+
+    assert texts == [f"w{n}." for n in range(600)]
+
+
+def test_words_come_while_later_audio_is_still_being_decoded(tone: Path) -> None:
+    counting = Counting()
+    with pipeline_of(counting) as pipeline:
+        stream = pipeline.stream(tone)
+        first = next(stream)
+
+        assert len(first.words) > 10
+        assert counting.chunks < 20
+        assert len(ffmpegs()) == 1
+        stream.close()
+        assert ffmpegs() == []
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_client_that_has_gone_ends_the_work(tone: Path, workers: str) -> None:
+    counting, looked = Counting(), []
+
+    def cancelled() -> bool:
+        looked.append(True)
+        return len(looked) > 3
+
+    with pipeline_of(counting, TRANSCRIBE_NUM_WORKERS=workers) as pipeline:
+        with pytest.raises(RequestCancelled):
+            pipeline.transcribe(tone, cancelled=cancelled)
+
+        assert ffmpegs() == []
+        assert pipeline._batcher.waiting() == 0
+    assert counting.chunks < 25
+
+
+def test_what_is_no_recording_never_reaches_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "note.mp3"
+    file.write_text("this is not music " * 100)
+    leases: list[None] = []
+
+    with (
+        pipeline_of(Counting(), leased=lambda: leases.append(None)) as pipeline,
+        pytest.raises(AudioDecodeError, match="no sound that can be decoded"),
+    ):
+        pipeline.transcribe(file)
+
+    assert leases == []
+
+
+def test_a_recording_beyond_the_limit_is_refused_whatever_it_declares(tone: Path) -> None:
+    with (
+        pipeline_of(Counting(), max_seconds=60) as pipeline,
+        pytest.raises(AudioTooLongError, match="MAX_AUDIO_HOURS"),
+    ):
+        pipeline.transcribe(tone)
+
+    assert ffmpegs() == []
+
+
+def test_sound_that_starts_late_in_a_video_keeps_its_time(
+    recognizer: NemoRecognizer, clips: list[Clip], tmp_path: Path
+) -> None:
+    """Subtitles would else run ahead of the picture."""
+    picture = ("-f", "lavfi", "-i", "color=size=64x64:rate=5:duration=9")
+    late = tmp_path / "late.mkv"
+    command = [find_ffmpeg(), "-loglevel", "error", *picture, "-itsoffset", "4", "-i"]
+    subprocess.run([*command, str(clips[1].path), "-map", "0:v", "-map", "1:a", late], check=True)
+
+    with pipeline_of(recognizer) as pipeline:
+        plain, shifted = pipeline.transcribe(clips[1].path), pipeline.transcribe(late)
+
+    assert shifted.text == plain.text
+    assert [w.start for w in shifted.words] == pytest.approx(
+        [w.start + 4 for w in plain.words], abs=0.17
+    )
+
+
+def test_stereo_at_another_rate_is_mixed_and_resampled(
+    recognizer: NemoRecognizer, clips: list[Clip], tmp_path: Path
+) -> None:
+    one_side = ("-af", "pan=stereo|c0=c0|c1=0*c0", "-ar", "44100")
+    file = encode(clips[1].path, tmp_path / "left.wav", *one_side)
+
+    with pipeline_of(recognizer) as pipeline:
+        assert pipeline.transcribe(file).text == clips[1].text
+
+
+@pytest.mark.timeout(240)
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
+    """Decoding, cutting and stitching of 6 h against 6 min; the model sees 30 s at a time."""
+    peaks = {}
+    for minutes in (6, 360):
+        file = tmp_path / f"{minutes}.flac"
+        source = f"sine=frequency=300:sample_rate=16000:duration={minutes * 60}"
+        command = [find_ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i", source]
+        subprocess.run([*command, "-compression_level", "0", str(file)], check=True)
+        measured = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(file)],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=ROOT / "tests",
+            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"},
+        )
+        words, peak_kb = measured.stdout.split()
+        assert int(words) == minutes * 60
+        peaks[minutes] = int(peak_kb) / 1000
+
+    assert peaks[360] - peaks[6] < 150
+
+
+MEASURE = textwrap.dedent(
+    """
+    import resource, sys
+    from pathlib import Path
+    from test_pipeline import Counting, pipeline_of
+    with pipeline_of(Counting()) as pipeline:
+        transcript = pipeline.transcribe(Path(sys.argv[1]))
+    print(len(transcript.words), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+)
