@@ -117,6 +117,10 @@ def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer
             beam_size=settings.beam_size,
             longest_s=longest_s,
             cpu_threads=max(1, available_cores() // settings.max_concurrent_inferences),
+            keep_cached_mb=(
+                settings.max_chunk_memory_mb if settings.aggressive_memory_cleanup else None
+            ),
+            cleanup_above=settings.force_cleanup_threshold,
             allow_tf32=settings.enable_tensor_core,
             cudnn_benchmark=settings.enable_cudnn_benchmark,
             matmul_precision=settings.tensor_core_precision,

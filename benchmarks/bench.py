@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -96,7 +97,7 @@ def running_service() -> Iterator[Service]:
 def floor_s(recognizer: NemoRecognizer, samples: Pcm) -> tuple[float, int, int]:
     """Time bare forward passes; give the best time, and its window in seconds and workers."""
     return min(
-        (_timed(lambda w=window, n=workers: _passes(recognizer, samples, w, n)), window, workers)
+        (_timed(partial(_passes, recognizer, samples, window, workers)), window, workers)
         for window in WINDOWS_S
         for workers in (1, min(2, available_cores()))
     )

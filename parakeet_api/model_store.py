@@ -118,7 +118,6 @@ class ModelStore:
 
     def _settle(self, checkpoint: Checkpoint) -> None:
         self.status = StoreStatus("ready", checkpoint=checkpoint)
-        self._decided.set()
         if checkpoint.is_demo:
             logger.warning(
                 "DEMO MODEL in use: it understands a few hundred example sentences and nothing"
@@ -127,6 +126,7 @@ class ModelStore:
             )
         else:
             logger.info("model: %s", checkpoint.path)
+        self._decided.set()
 
     def _begin_download(self) -> None:
         self.status = StoreStatus("choosing")

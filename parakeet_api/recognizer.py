@@ -96,6 +96,10 @@ class ModelOptions:
     """Seconds of audio that one chunk may have; position tables are sized for it."""
     cpu_threads: int = 1
     """Threads that one forward pass may use on a CPU."""
+    keep_cached_mb: float | None = None
+    """Megabytes of a card's memory that torch may keep cached but unused; `None` = any amount."""
+    cleanup_above: float = 1.0
+    """Share of the card in use above which unused memory is given back before a batch."""
     allow_tf32: bool = True
     cudnn_benchmark: bool = True
     matmul_precision: MatmulPrecision = "highest"
@@ -107,8 +111,11 @@ class NemoRecognizer:
     Safe to call from several threads: nothing in the model changes between calls.
     """
 
-    def __init__(self, model: Any, *, decoding: Any, info: ModelInfo) -> None:
+    def __init__(
+        self, model: Any, *, decoding: Any, info: ModelInfo, options: ModelOptions
+    ) -> None:
         self.info = info
+        self._options = options
         self._model = model
         self._decoding = decoding
         self._encoder_dtype = _float_dtype(model.encoder)
@@ -136,7 +143,7 @@ class NemoRecognizer:
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             decoding="greedy" if options.strategy == "greedy" else f"beam of {options.beam_size}",
         )
-        return cls(model, decoding=_build_decoding(model, options), info=info)
+        return cls(model, decoding=_build_decoding(model, options), info=info, options=options)
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         """Give each chunk's words, in order, with times in the recording.
@@ -146,6 +153,7 @@ class NemoRecognizer:
         """
         import torch
 
+        self._make_room()
         try:
             with torch.inference_mode():
                 encoded, lengths = self._encode(chunks)
@@ -157,6 +165,7 @@ class NemoRecognizer:
         except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfDeviceMemoryError(str(error)) from error
+        self._give_back()
         return [
             self._words(chunk, emission) for chunk, emission in zip(chunks, emissions, strict=True)
         ]
@@ -172,6 +181,25 @@ class NemoRecognizer:
         del self._decoding, self._model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _make_room(self) -> None:
+        """Before a batch: give unused memory back if the card is nearly full, whoever fills it."""
+        import torch
+
+        if self.info.device != "cpu":
+            free, total = torch.cuda.mem_get_info(self.info.device)
+            if 1 - free / total > self._options.cleanup_above:
+                torch.cuda.empty_cache()
+
+    def _give_back(self) -> None:
+        """After a batch: give memory back that torch keeps but does not use, beyond a limit."""
+        import torch
+
+        device, limit_mb = self.info.device, self._options.keep_cached_mb
+        if device != "cpu" and limit_mb is not None:
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            if unused > limit_mb * 1e6:
+                torch.cuda.empty_cache()
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import httpx
+import jiwer
 import numpy as np
 import pytest
-from conftest import decode, encode, running_server
+import srt  # type: ignore[import-untyped]
+import webvtt
+from conftest import Clip, Server, decode, encode, running_server, whole
 
 from benchmarks.fidelity import (
     FORMATS,
@@ -22,7 +27,7 @@ from benchmarks.fidelity import (
 )
 from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.recognizer import NemoRecognizer
-from parakeet_api.transcript import SAMPLE_RATE, Pcm, Word
+from parakeet_api.transcript import SAMPLE_RATE, Pcm, Word, join_words
 
 MINUTES = 4
 """Of each recording: a single pass over all 12 takes a minute, attention being quadratic."""
@@ -94,12 +99,52 @@ def test_every_format_is_transcribed_as_well_as_its_own_samples_in_one_pass(
     assert errors(text, cut.words, near_s=cut.seams_s).total <= 1
 
 
+def read_back(body: str, response_format: str) -> str:
+    """Read the words of an answer, with the readers that its users have."""
+    match response_format:
+        case "json" | "verbose_json":
+            text = json.loads(body)["text"]
+        case "srt":
+            text = " ".join(cue.content for cue in srt.parse(body))
+        case "vtt":
+            text = " ".join(caption.text for caption in webvtt.from_string(body).captions)
+        case _:
+            text = body
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("response_format", ["json", "text", "srt", "vtt", "verbose_json"])
+def test_the_service_recognises_clips_as_well_as_a_direct_pass_in_every_format(
+    response_format: str,
+    server: Server,
+    clips: list[Clip],
+    recognizer: NemoRecognizer,
+    decoder: FfmpegDecoder,
+) -> None:
+    served, direct = [], []
+    for clip in clips:
+        answer = httpx.post(
+            f"{server.url}/v1/audio/transcriptions",
+            files={"file": (clip.path.name, clip.path.read_bytes())},
+            data={"response_format": response_format},
+            timeout=60,
+        )
+        served.append(read_back(answer.raise_for_status().text, response_format))
+        chunk = whole(decode(decoder, clip.path))
+        direct.append(join_words(recognizer.recognize([chunk])[0]))
+
+    spoken = [clip.text for clip in clips]
+    assert jiwer.wer(spoken, served) == pytest.approx(jiwer.wer(spoken, direct), abs=0.001)
+
+
 def test_the_service_itself_makes_few_errors_over_twelve_minutes(tmp_path: Path) -> None:
     """Word error rates of a single pass: 0.5 % with pauses, 1.6 % without."""
     import openai
 
-    with running_server(tmp_path) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    with (
+        running_server(tmp_path) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         for recording, limit in (("long-pauses", 0.012), ("long-dense", 0.03)):
             answer = client.audio.transcriptions.create(
                 file=SPEECH / f"{recording}.ogg",

@@ -133,7 +133,7 @@ class TestStaticFiles:
             "/static/../app.py",
             "/static/%2e%2e/app.py",
             "/static/..%2fapp.py",
-            "/static/%2fetc%2fpasswd",
+            "/static/..%2f..%2fetc%2fpasswd",
             "/templates/index.html",
         ],
     )

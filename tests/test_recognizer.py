@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,43 @@ def test_int8_on_a_card_is_refused_by_name() -> None:
 
     with pytest.raises(SettingsError, match="PRECISION='int8'"):
         _cast_encoder(None, "int8", device="cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("keep_mb", "used", "unused_mb", "emptied"),
+    [
+        (1500, 0.5, 1600, 1),  # more unused than one chunk needs: given back after the batch
+        (1500, 0.5, 1400, 0),
+        (None, 0.5, 9999, 0),  # AGGRESSIVE_MEMORY_CLEANUP=false keeps it for speed
+        (None, 0.9, 0, 1),  # the card is nearly full: given back before the batch
+    ],
+)
+def test_a_cards_memory_is_given_back(  # noqa: PLR0917 - a row of the table each
+    recognizer: NemoRecognizer,
+    monkeypatch: pytest.MonkeyPatch,
+    keep_mb: float | None,
+    used: float,
+    unused_mb: int,
+    emptied: int,
+) -> None:
+    """The border to the card is played here: no machine of the tests has one."""
+    options = demo_options(keep_cached_mb=keep_mb, cleanup_above=0.8)
+    on_card = NemoRecognizer(
+        recognizer._model,
+        decoding=recognizer._decoding,
+        info=replace(recognizer.info, device="cuda:0"),
+        options=options,
+    )
+    emptyings: list[None] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(1e10 * (1 - used)), int(1e10)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: int(2e9 + unused_mb * 1e6))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: int(2e9))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptyings.append(None))
+
+    on_card._make_room()
+    on_card._give_back()
+
+    assert len(emptyings) == emptied
 
 
 def test_a_broken_checkpoint_is_one_error_that_names_the_file(tmp_path: Path) -> None:
