@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.batching import Admission, Batcher
 from parakeet_api.chunking import ChunkPolicy
+from parakeet_api.command_line import plan_outputs, transcribe_files
 from parakeet_api.devices import available_cores, detect_gpu, plan_inference
-from parakeet_api.errors import ApiError, CheckpointError, SettingsError
+from parakeet_api.errors import CheckpointError, SettingsError
 from parakeet_api.http_server import bind, cancel_requests, create_server
+from parakeet_api.logs import set_up_logging
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_store import ModelStore
-from parakeet_api.pipeline import Pipeline, Progress
+from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import (
     ModelOptions,
     NemoRecognizer,
@@ -36,7 +35,7 @@ from parakeet_api.recognizer import (
     limit_device_memory,
     select_device,
 )
-from parakeet_api.rendering import ResponseFormat, render
+from parakeet_api.rendering import ResponseFormat
 from parakeet_api.routes import Services, create_app
 from parakeet_api.settings import Settings
 
@@ -47,14 +46,6 @@ logger = logging.getLogger("parakeet_api")
 
 ROOT = Path(__file__).resolve().parent
 DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
-
-_EXTENSIONS: dict[str, str] = {
-    "json": ".json",
-    "verbose_json": ".json",
-    "text": ".txt",
-    "srt": ".srt",
-    "vtt": ".vtt",
-}
 
 
 @contextmanager
@@ -166,63 +157,20 @@ def _raise_interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def transcribe_files(
+def transcribe(
     settings: Settings, files: Sequence[Path], *, response_format: ResponseFormat, folder: Path
 ) -> int:
     """Transcribe files into `folder`; give the process' exit status."""
-    from tqdm import tqdm
-
-    outputs = _outputs(files, folder=folder, extension=_EXTENSIONS[response_format])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"--output-dir: {error}") from error
-    failed = 0
-    with build_services(replace(settings, enable_lazy_load=True)) as services:
+    outputs = plan_outputs(files, response_format=response_format, folder=folder)
+    with build_services(settings) as services:
         services.store.wait_until_decided()
-        for file, output in outputs.items():
-            with tqdm(
-                desc=file.name, unit="s", bar_format="{desc}: {n:.0f} s of audio in {elapsed}"
-            ) as bar:
-
-                def show(progress: Progress, bar: tqdm[Any] = bar) -> None:
-                    bar.update(progress.done_s - bar.n)
-
-                try:
-                    if not file.is_file():
-                        raise FileNotFoundError(f"{file} does not exist or is no file")
-                    transcript = services.pipeline.transcribe(file, on_progress=show)
-                    rendered = render(transcript, response_format, settings=settings)
-                    output.write_text(rendered.body, encoding="utf-8")
-                except (ApiError, OSError) as error:
-                    failed += 1
-                    bar.close()
-                    print(f"{file}: {error}", file=sys.stderr)
-                    continue
-            print(output)
+        failed = transcribe_files(
+            outputs,
+            pipeline=services.pipeline,
+            response_format=response_format,
+            settings=settings,
+        )
     return 1 if failed else 0
-
-
-def _outputs(files: Sequence[Path], *, folder: Path, extension: str) -> dict[Path, Path]:
-    """Pair each file with what is written for it.
-
-    Raises `SettingsError` where one would overwrite another's.
-    """
-    outputs = {file: folder / f"{file.stem}{extension}" for file in files}
-    recordings = {file.resolve() for file in files}
-    claimed: dict[Path, Path] = {}
-    for file, output in outputs.items():
-        if output.resolve() in recordings:
-            raise SettingsError(
-                f"the transcript {output} would overwrite a recording: choose another --output-dir"
-            )
-        other = claimed.setdefault(output.resolve(), file)
-        if other is not file:
-            raise SettingsError(
-                f"the transcripts of {other} and {file} would both be {output}: make one of them"
-                " in a run of its own, with another --output-dir"
-            )
-    return outputs
 
 
 def _report(services: Services) -> None:
@@ -243,34 +191,6 @@ def _report(services: Services) -> None:
     )
     if services.settings.origins["enable_gradient_checkpointing"] == "environment":
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
-
-
-def _set_up_logging(settings: Settings) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        _JsonFormatter()
-        if settings.log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    # Chatter of libraries about every connection and file.
-    for name in ("httpx", "httpcore", "urllib3", "filelock", "waitress.queue"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
 
 
 def _settings(environ: Mapping[str, str]) -> Settings:
@@ -301,11 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(os.environ)
         if options.command != "transcribe":
-            _set_up_logging(settings)
+            set_up_logging(level=settings.log_level, log_format=settings.log_format)
             serve(settings)
             return 0
-        _set_up_logging(replace(settings, log_level="warning"))
-        return transcribe_files(
+        set_up_logging(level="warning", log_format=settings.log_format)
+        return transcribe(
             settings, options.files, response_format=options.format, folder=options.output_dir
         )
     except (SettingsError, CheckpointError) as error:

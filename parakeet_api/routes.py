@@ -139,9 +139,9 @@ def transcribe() -> Response:
     cancelled = _client_gone()
     with services.admission.place(cancelled=cancelled):
         upload = _upload()
-        # The model's name is known, or it is too early to promise anything.
-        checkpoint = services.store.checkpoint()
-        params = parse_params(request.form, languages=languages_of(checkpoint.name))
+        params = parse_params(request.form, languages=languages_of(_model_name(services)))
+        # Told now and not after the file was decoded, if there is no model yet.
+        services.store.checkpoint()
         transcript = services.pipeline.transcribe(
             Path(upload.stream.name),
             language=params.language or "en",
@@ -256,12 +256,18 @@ def _model_status(services: Services) -> dict[str, Any]:
     store, manager = services.store.status, services.manager
     known = store.checkpoint
     return {
-        "name": known.name if known else services.settings.model_id.rpartition("/")[2],
+        "name": _model_name(services),
         "demo": known.is_demo if known else False,
         "state": manager.state if known else store.state,
         "progress": store.progress,
         "error": manager.error if known else store.error,
     }
+
+
+def _model_name(services: Services) -> str:
+    """Name the model, or while none is chosen the one that is being fetched."""
+    known = services.store.status.checkpoint
+    return known.name if known else services.settings.model_id.rpartition("/")[2]
 
 
 def _begin() -> None:

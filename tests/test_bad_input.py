@@ -250,6 +250,33 @@ def test_a_playlist_opens_no_file_and_no_connection(
     assert listener.connections == 0
 
 
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "ffconcat version 1.0\nfile 'sibling.flac'\n",
+        "ffconcat version 1.0\nfile sibling.flac\ninpoint 0\noutpoint 9\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nsibling.ts\n#EXT-X-ENDLIST\n",
+    ],
+    ids=["ffconcat", "ffconcat with times", "hls"],
+)
+def test_a_playlist_does_not_read_another_clients_upload(
+    server: Server, media: Callable[..., bytes], playlist: str
+) -> None:
+    # Relative names need no permission of ffmpeg's own, as absolute ones do.
+    siblings = [server.uploads / "sibling.flac", server.uploads / "sibling.ts"]
+    siblings[0].write_bytes(AUDIO)
+    siblings[1].write_bytes(media("a.ts"))
+
+    try:
+        answer = transcribe(server, playlist.encode())
+    finally:
+        for sibling in siblings:
+            sibling.unlink()
+
+    assert error_of(answer, 400)["code"] == "invalid_audio"
+    assert "thousand" not in answer.text
+
+
 def test_a_connection_would_have_been_counted(listener: _Listener) -> None:
     with pytest.raises(httpx.HTTPError), httpx.Client(trust_env=False) as client:
         client.get(listener.url)

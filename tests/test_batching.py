@@ -332,6 +332,28 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(limi
     assert set(done.values()) == {1}
 
 
+def test_an_error_in_one_half_of_a_batch_leaves_the_other_its_words() -> None:
+    model = Model()
+
+    def check(pieces: Sequence[Chunk]) -> None:
+        if len(pieces) > 2:
+            raise OutOfDeviceMemoryError("no room")
+        if pieces[0].owned_start == OTHER:
+            raise RuntimeError("CUDA error")
+
+    model.during = check
+
+    with running(model) as (batcher, requests):
+        with held(model, batcher, requests):
+            told = []
+            for request in (LONG, CLIP, OTHER, OTHER + 1):
+                told.append(requests.submit(heard, batcher, chunks_of(request, 1)))
+                wait_for(lambda: batcher.waiting() == len(told))
+        assert [request.result(10) for request in told[:2]] == [["1.0"], ["2.0"]]
+        assert [type(request.exception(10)) for request in told[2:]] == [RuntimeError] * 2
+        assert heard(batcher, chunks_of(CLIP, 1)) == ["2.0"]
+
+
 def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_served() -> None:
     model = Model()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import http.client
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -335,13 +337,21 @@ class TestErrors:
     def test_an_upload_above_the_limit_is_413_and_the_client_can_read_it(
         self, guarded: Server, megabytes: float
     ) -> None:
-        # 1.5 MB pass waitress and are refused by Flask; the others by waitress, which does not
-        # read them. The client sends all before it reads.
-        answer = transcribe(
-            guarded, bytes(int(megabytes * MB)), headers={"Authorization": "Bearer first-key"}
-        )
+        # 1.5 MB pass waitress and are refused by Flask; the others by waitress, which wants none
+        # of them. http.client sends all before it reads, and fails where it cannot.
+        connection = http.client.HTTPConnection(guarded.url.removeprefix("http://"), timeout=30)
+        headers = {
+            "Authorization": "Bearer first-key",
+            "Content-Type": "multipart/form-data; boundary=sep",
+        }
+        with closing(connection):
+            connection.request("POST", ENDPOINT, _multipart(bytes(int(megabytes * MB))), headers)
+            answer = connection.getresponse()
+            error = json.load(answer)["error"]
 
-        error = error_of(answer, 413)
+        assert answer.status == 413
+        assert answer.headers["Content-Type"] == "application/json"
+        assert set(error) == {"message", "type", "param", "code"}
         assert (error["param"], error["code"]) == ("file", "upload_too_large")
         assert f"({MB}) exceeded" in error["message"]
         assert "bytes sent" in error["message"]

@@ -16,6 +16,7 @@ import parakeet_api
 ORDER = (
     "errors",
     "settings",
+    "logs",
     "transcript",
     "languages",
     "devices",
@@ -31,6 +32,7 @@ ORDER = (
     "subtitles",
     "pipeline",
     "rendering",
+    "command_line",
     "request_params",
     "routes",
     "http_server",

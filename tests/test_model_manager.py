@@ -368,11 +368,18 @@ def test_an_unloaded_model_leaves_nothing_in_memory() -> None:
     assert kept[0]() is None
 
 
+def slow_clock(clock: Clock) -> float:
+    """Let other threads in wherever the time is looked at."""
+    time.sleep(1e-5)
+    return clock.now
+
+
 def test_a_thousand_leases_raced_by_unloading_never_meet_a_second_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # With torch in the process it takes a third of a second, hundreds of times.
     monkeypatch.setattr(model_manager, "gc", SimpleNamespace(collect=lambda: 0))
+    monkeypatch.setattr(Clock, "__call__", slow_clock)
     models, clock = Models(), Clock()
     manager = new_manager(models, clock=clock, idle_s=1e-9)
     unloads: list[int] = []

@@ -1,0 +1,41 @@
+"""Log lines for people, or one JSON object a line for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+from parakeet_api.settings import LogFormat
+
+_CHATTY = ("httpx", "httpcore", "urllib3", "filelock", "waitress.queue")
+"""Libraries that tell of every connection and file."""
+
+
+def set_up_logging(*, level: str, log_format: LogFormat) -> None:
+    """Send this process' log to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter()
+        if log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class JsonFormatter(logging.Formatter):
+    """Write a record as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line."""
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
