@@ -27,14 +27,9 @@ from parakeet_api.http_server import bind, cancel_requests, create_server
 from parakeet_api.logs import set_up_logging
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_store import ModelStore
+from parakeet_api.nemo_model import ModelOptions, limit_device_memory, select_device
 from parakeet_api.pipeline import Pipeline
-from parakeet_api.recognizer import (
-    ModelOptions,
-    NemoRecognizer,
-    Recognizer,
-    limit_device_memory,
-    select_device,
-)
+from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.rendering import ResponseFormat
 from parakeet_api.routes import Services, create_app
 from parakeet_api.settings import Settings

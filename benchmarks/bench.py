@@ -31,7 +31,8 @@ import psutil
 from benchmarks.fidelity import DEMO_MODEL, ROOT, SPEECH
 from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.devices import available_cores
-from parakeet_api.recognizer import ModelOptions, NemoRecognizer
+from parakeet_api.nemo_model import ModelOptions
+from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 
 WINDOWS_S = (20, 30)

@@ -25,7 +25,8 @@ import numpy as np
 
 from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.chunking import ChunkPolicy, plan_chunks
-from parakeet_api.recognizer import ModelOptions, NemoRecognizer, Recognizer
+from parakeet_api.nemo_model import ModelOptions
+from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.settings import Settings
 from parakeet_api.speech_gate import heard_words
 from parakeet_api.stitching import Stitcher

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from parakeet_api.errors import ApiError, ModelLoadError, ServiceUnavailableError
-from parakeet_api.recognizer import ModelInfo, Recognizer
+from parakeet_api.nemo_model import ModelInfo
+from parakeet_api.recognizer import Recognizer
 
 logger = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ def _number(unit: str, *, low: float, high: float = _NO_LIMIT) -> Callable[[str]
     def parse(text: str) -> float:
         # float() alone would also take '1_000', 'nan' and digits of other scripts.
         value = float(text) if re.fullmatch(_DECIMAL, text) else math.nan
-        if not low <= value <= high or math.isinf(value):
+        if not low <= value <= high:
             raise ValueError(wanted)
         return value
 

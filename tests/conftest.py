@@ -20,7 +20,8 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
-from parakeet_api.recognizer import ModelOptions, NemoRecognizer
+from parakeet_api.nemo_model import ModelOptions
+from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk, Pcm
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,7 +22,8 @@ from parakeet_api.errors import (
     QueueFullError,
     ServiceUnavailableError,
 )
-from parakeet_api.recognizer import ModelInfo, OutOfDeviceMemoryError
+from parakeet_api.nemo_model import ModelInfo
+from parakeet_api.recognizer import OutOfDeviceMemoryError
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
 PLAN = InferencePlan(longest_chunk_s=30, batch_size=4, batch_s=60)

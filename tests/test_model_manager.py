@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from parakeet_api.errors import (
     ServiceUnavailableError,
 )
 from parakeet_api.model_manager import ModelManager
-from parakeet_api.recognizer import ModelInfo
+from parakeet_api.nemo_model import ModelInfo
 from parakeet_api.transcript import Chunk, Word
 
 INFO = ModelInfo(
@@ -133,6 +134,16 @@ def test_nothing_is_loaded_before_the_first_lease() -> None:
     assert models.alive == 1
 
 
+@pytest.fixture
+def eager_switching() -> Iterator[None]:
+    """Let threads interrupt each other as often as Python allows."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_switching")
 def test_fifty_threads_at_a_cold_manager_load_once() -> None:
     models = Models()
     manager = new_manager(models)
@@ -368,10 +379,41 @@ def test_an_unloaded_model_leaves_nothing_in_memory() -> None:
     assert kept[0]() is None
 
 
-def slow_clock(clock: Clock) -> float:
-    """Let other threads in wherever the time is looked at."""
-    time.sleep(1e-5)
-    return clock.now
+def test_a_lease_during_an_unload_waits_for_its_end() -> None:
+    clock, models = Clock(), Models()
+    closing, go_on = threading.Event(), threading.Event()
+
+    class Slow(Model):
+        def close(self) -> None:
+            closing.set()
+            assert go_on.wait(10)
+            super().close()
+
+    def load() -> Model:
+        models.load()
+        return Slow(models)
+
+    manager = ModelManager(load, idle_timeout_s=IDLE_S, clock=clock)
+    with manager.lease():
+        clock.now += IDLE_S
+    clock.now += IDLE_S
+
+    def unload() -> None:
+        assert manager.unload_if_idle()
+
+    def use() -> None:
+        assert closing.wait(10)
+        with manager.lease() as recognizer:
+            recognizer.recognize([])
+
+    def end() -> None:
+        assert closing.wait(10)
+        # Time enough for a lease that does not wait.
+        time.sleep(0.05)
+        go_on.set()
+
+    assert run_all(unload, use, end) == []
+    assert (models.loads, models.alive, models.most_alive) == (2, 1, 1)
 
 
 def test_a_thousand_leases_raced_by_unloading_never_meet_a_second_copy(
@@ -379,7 +421,6 @@ def test_a_thousand_leases_raced_by_unloading_never_meet_a_second_copy(
 ) -> None:
     # With torch in the process it takes a third of a second, hundreds of times.
     monkeypatch.setattr(model_manager, "gc", SimpleNamespace(collect=lambda: 0))
-    monkeypatch.setattr(Clock, "__call__", slow_clock)
     models, clock = Models(), Clock()
     manager = new_manager(models, clock=clock, idle_s=1e-9)
     unloads: list[int] = []

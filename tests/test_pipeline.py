@@ -16,8 +16,9 @@ from parakeet_api.batching import Batcher, RequestCancelled
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.devices import plan_inference
 from parakeet_api.errors import AudioDecodeError, AudioTooLongError
+from parakeet_api.nemo_model import ModelInfo
 from parakeet_api.pipeline import Pipeline
-from parakeet_api.recognizer import ModelInfo, NemoRecognizer, Recognizer
+from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word, join_words
 

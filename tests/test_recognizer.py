@@ -14,7 +14,8 @@ from conftest import DEMO_MODEL, Clip, decode, demo_options, whole
 
 from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.errors import CheckpointError, SettingsError
-from parakeet_api.recognizer import NemoRecognizer, select_device
+from parakeet_api.nemo_model import LoadedModel, select_device
+from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
 
 
@@ -232,7 +233,7 @@ def test_precision_auto_stays_exact_for_a_small_model_on_a_cpu(recognizer: NemoR
 def test_precision_auto_falls_back_when_the_self_test_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from parakeet_api import recognizer as module
+    from parakeet_api import nemo_model as module
 
     monkeypatch.setattr(module, "_precision_candidates", lambda *_: ("fp16", "bf16"))
     monkeypatch.setattr(module, "_cast_encoder", overflowing_fp16)
@@ -251,7 +252,7 @@ def overflowing_fp16(model: Any, precision: str, *, device: str) -> None:
 
 
 def test_int8_on_a_card_is_refused_by_name() -> None:
-    from parakeet_api.recognizer import _cast_encoder
+    from parakeet_api.nemo_model import _cast_encoder
 
     with pytest.raises(SettingsError, match="PRECISION='int8'"):
         _cast_encoder(None, "int8", device="cuda:0")
@@ -276,12 +277,10 @@ def test_a_cards_memory_is_given_back(  # noqa: PLR0917 - a row of the table eac
 ) -> None:
     """The border to the card is played here: no machine of the tests has one."""
     options = demo_options(keep_cached_mb=keep_mb, cleanup_above=0.8)
-    on_card = NemoRecognizer(
-        recognizer._model,
-        decoding=recognizer._decoding,
-        info=replace(recognizer.info, device="cuda:0"),
-        options=options,
+    loaded = LoadedModel(
+        recognizer._model, recognizer._decoding, replace(recognizer.info, device="cuda:0")
     )
+    on_card = NemoRecognizer(loaded, options)
     emptyings: list[None] = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(1e10 * (1 - used)), int(1e10)))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: int(2e9 + unused_mb * 1e6))

@@ -1,0 +1,360 @@
+"""Restore a NeMo checkpoint for inference: its device, its precision, its token decoder.
+
+NeMo and torch are imported inside functions: that takes ten seconds and a gigabyte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import logging.handlers
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from parakeet_api.errors import CheckpointError, SettingsError
+from parakeet_api.settings import DecodingStrategy, MatmulPrecision, Precision
+from parakeet_api.transcript import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+
+logger = logging.getLogger(__name__)
+
+EncoderPrecision = Literal["fp16", "bf16", "int8", "fp32"]
+
+_MOST_TOKENS_A_FRAME = 10
+"""As NVIDIA's checkpoints were evaluated; without a limit a broken frame emits for ever."""
+_LARGE_ENCODER = 100_000_000
+"""Parameters. On a CPU smaller encoders gain nothing from bf16 or a second thread: with 2.8 M, 60
+clips took 1.0 s either way, and up to 47 s with two threads on cores that others use too."""
+_RANDOM_INITS = (
+    *("uniform_", "normal_", "trunc_normal_", "orthogonal_", "sparse_"),
+    *("xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"),
+)
+"""The functions of torch.nn.init whose values a checkpoint overwrites."""
+_SELF_TEST_MAX_ERROR = 0.05
+"""Relative encoder error against fp32; half precision measures 0.004, an overflow far more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded, for logs and `/health`."""
+
+    device: str
+    """`cpu`, `cuda:0`, ..."""
+    precision: EncoderPrecision
+    """The encoder's."""
+    precision_reason: str
+    parameters: int
+    decoding: str
+    """`greedy`, or `beam of 4`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How to load a checkpoint."""
+
+    device: str
+    """`cpu`, `cuda` or `cuda:1`: already resolved, no `auto`."""
+    precision: Precision
+    strategy: DecodingStrategy
+    beam_size: int
+    longest_s: float
+    """Seconds of audio that one chunk may have; position tables are sized for it."""
+    cpu_threads: int = 1
+    """Threads that one forward pass may use on a CPU."""
+    keep_cached_mb: float | None = None
+    """Megabytes of a card's memory that torch may keep cached but unused; `None` = any amount."""
+    cleanup_above: float = 1.0
+    """Share of the card in use above which unused memory is given back before a batch."""
+    allow_tf32: bool = True
+    cudnn_benchmark: bool = True
+    matmul_precision: MatmulPrecision = "highest"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A checkpoint, ready for inference; nothing in it changes any more."""
+
+    network: Any
+    """NeMo's `EncDecRNNTBPEModel`: preprocessor, encoder, decoder, joint and tokenizer."""
+    decoding: Any
+    """NeMo's token decoder over that network."""
+    info: ModelInfo
+
+
+def load_model(path: Path, options: ModelOptions) -> LoadedModel:
+    """Restore a `.nemo` file for inference.
+
+    Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
+    `SettingsError` for a precision that the device does not have.
+    """
+    model = _restore(path)
+    _prepare_for_inference(model, longest_s=options.longest_s)
+    _set_backend_flags(model, options)
+    precision, reason = _place(model, options)
+    info = ModelInfo(
+        device=str(next(model.joint.parameters()).device),
+        precision=precision,
+        precision_reason=reason,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        decoding="greedy" if options.strategy == "greedy" else f"beam of {options.beam_size}",
+    )
+    return LoadedModel(model, _build_decoding(model, options), info)
+
+
+def select_device(wanted: str) -> str:
+    """Resolve `auto` to a CUDA card on which a kernel really runs, else `cpu`.
+
+    Raises `SettingsError` if a card was asked for by name and cannot be used.
+    """
+    import torch
+
+    if wanted == "cpu":
+        return "cpu"
+    device = "cuda:0" if wanted in ("auto", "cuda") else wanted
+    try:
+        # Properties alone do not tell: a card may lack kernels for its architecture, or be full.
+        torch.ones(8, device=device).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if wanted != "auto":
+            raise SettingsError(f"DEVICE={wanted!r} is not usable: {reason}") from error
+        if torch.cuda.is_available():
+            logger.warning("the CUDA card cannot be used, the CPU takes over: %s", reason)
+        return "cpu"
+    return device
+
+
+def limit_device_memory(device: str, fraction: float) -> None:
+    """Let this process take at most a share of the card."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+
+def _restore(path: Path) -> Any:
+    _import_nemo_quietly()
+    from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
+
+    try:
+        with _no_random_init(), warnings.catch_warnings():
+            # About training options of the checkpoint, which do not concern inference.
+            warnings.simplefilter("ignore")
+            model = ASRModel.restore_from(str(path.absolute()), map_location="cpu", strict=True)
+    # A damaged archive can fail anywhere in tar, yaml, pickle or NeMo.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be loaded as a NeMo checkpoint"
+            f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] or 'no reason'})."
+            " Download it again, or name another file in MODEL_PATH."
+        ) from error
+    if not isinstance(model, EncDecRNNTBPEModel) or not model.cfg.decoding.get("durations"):
+        raise CheckpointError(
+            f"{path} holds a {type(model).__name__}, not a Parakeet-TDT model"
+            " (EncDecRNNTBPEModel with token durations)."
+        )
+    return model
+
+
+def _import_nemo_quietly() -> None:
+    """Import NeMo, then undo what it does to this process' logging and warnings."""
+    # A telemetry package among its dependencies reports at length that it is off.
+    logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nemo.collections.asr  # noqa: F401
+        from nemo.utils import logging as nemo_logging
+
+    nemo_logging.captureWarnings(False)
+    nemo_logger = logging.getLogger("nemo_logger")
+    # It prints the checkpoint's whole configuration as warnings.
+    nemo_logger.setLevel(logging.ERROR)
+    for handler in list(nemo_logger.handlers):
+        # Handlers without a target keep every record for ever.
+        if isinstance(handler, logging.handlers.MemoryHandler):
+            nemo_logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _no_random_init() -> Iterator[None]:
+    """Skip random initial weights: 10 s for 0.6 B parameters that the checkpoint overwrites."""
+    from torch.nn import init
+
+    originals = {name: getattr(init, name) for name in _RANDOM_INITS}
+    try:
+        for name in originals:
+            setattr(init, name, lambda tensor, *_args, **_kwargs: tensor)
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(init, name, original)
+
+
+def _prepare_for_inference(model: Any, *, longest_s: float) -> None:
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for layer in model.encoder.layers:
+        if hasattr(layer.self_attn, "use_pytorch_sdpa"):
+            layer.self_attn.use_pytorch_sdpa = True
+    extend_positions(model.encoder, round(longest_s * SAMPLE_RATE) // frame_samples(model) + 2)
+    # NeMo would size the table by mel frames, eight times too many: 1.1 GB for 24 minutes.
+    model.encoder.max_audio_length = 2**40
+
+
+def extend_positions(encoder: Any, frames: int) -> None:
+    parameter = next(encoder.pre_encode.parameters())
+    encoder.pos_enc.extend_pe(frames, parameter.device, float_dtype(encoder))
+
+
+def _set_backend_flags(model: Any, options: ModelOptions) -> None:
+    import torch
+
+    if options.device == "cpu":
+        torch.set_num_threads(options.cpu_threads if _is_large(model) else 1)
+    torch.set_float32_matmul_precision(options.matmul_precision)
+    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
+    torch.backends.cudnn.allow_tf32 = options.allow_tf32
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
+    torch.backends.cudnn.deterministic = not options.cudnn_benchmark
+
+
+def _place(model: Any, options: ModelOptions) -> tuple[EncoderPrecision, str]:
+    """Cast the encoder and move the model; give the precision in use and why."""
+    if options.precision != "auto":
+        _cast_encoder(model, options.precision, device=options.device)
+        model.to(options.device)
+        return options.precision, "PRECISION"
+    candidates = _precision_candidates(model, options.device)
+    original = model.encoder
+    reference = _self_test_output(model, "cpu") if candidates else None
+    reason = "the fastest exact one for this model here"
+    for precision in candidates:
+        model.encoder = copy.deepcopy(original)
+        _cast_encoder(model, precision, device=options.device)
+        model.to(options.device)
+        error = _relative_error(_self_test_output(model, options.device), reference)
+        if error <= _SELF_TEST_MAX_ERROR:
+            return precision, f"self-test passed: encoder error {error:.4f} against fp32"
+        reason = f"{precision} failed its self-test: encoder error {error:.4f} against fp32"
+        logger.warning("%s", reason)
+    model.encoder = original
+    model.to(options.device)
+    return "fp32", reason
+
+
+def _precision_candidates(model: Any, device: str) -> tuple[EncoderPrecision, ...]:
+    import torch
+
+    if device != "cpu":
+        # fp16 has three more bits than bf16 at the same speed, but can overflow.
+        return ("fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp16",)
+    return ("bf16",) if _is_large(model) and _cpu_has_bf16() else ()
+
+
+def _is_large(model: Any) -> bool:
+    size: int = sum(parameter.numel() for parameter in model.encoder.parameters())
+    return size >= _LARGE_ENCODER
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cast_encoder(model: Any, precision: EncoderPrecision, *, device: str) -> None:
+    """Cast the encoder alone: casting more would round the mel filters and the probabilities."""
+    import torch
+
+    if precision == "int8":
+        if device != "cpu":
+            raise SettingsError("PRECISION='int8' is not available on a CUDA card: use fp16")
+        with warnings.catch_warnings():
+            # torch says that this moves to another package; that one is not among ours.
+            warnings.simplefilter("ignore")
+            model.encoder = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+                model.encoder, {torch.nn.Linear}, dtype=torch.qint8
+            )
+    elif precision != "fp32":
+        model.encoder.to(torch.float16 if precision == "fp16" else torch.bfloat16)
+
+
+def _self_test_output(model: Any, device: str) -> Tensor:
+    """Encode 4 s of varied sound: a voice-like sweep, a loud stretch, noise, near silence."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    time = torch.arange(SAMPLE_RATE) / SAMPLE_RATE
+    harmonics = torch.arange(1, 20)[:, None]
+    phase = 2 * torch.pi * (110 + 60 * time) * time
+    sweep = (torch.sin(harmonics * phase) / harmonics).sum(0)
+    noise = torch.randn(SAMPLE_RATE, generator=generator)
+    waveform = torch.cat([0.1 * sweep, sweep.clamp(-1, 1), 0.1 * noise, 1e-4 * noise])[None]
+    with torch.inference_mode():
+        features, lengths = model.preprocessor(
+            input_signal=waveform.to(device), length=torch.tensor([waveform.shape[1]]).to(device)
+        )
+        encoded, _ = model.encoder(
+            audio_signal=features.to(float_dtype(model.encoder)), length=lengths
+        )
+    output: Tensor = encoded.float().cpu()
+    return output
+
+
+def _relative_error(output: Tensor, reference: Tensor | None) -> float:
+    assert reference is not None
+    error = float((output - reference).norm() / reference.norm())
+    return error if np.isfinite(error) else float("inf")
+
+
+def _build_decoding(model: Any, options: ModelOptions) -> Any:
+    """Make the token decoder, once: changing it later would throw its CUDA graphs away."""
+    from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
+    from omegaconf import open_dict
+
+    config = copy.deepcopy(model.cfg.decoding)
+    with open_dict(config):
+        config.strategy = "greedy_batch" if options.strategy == "greedy" else "malsd_batch"
+        config.greedy.max_symbols = _MOST_TOKENS_A_FRAME
+        config.beam.beam_size = options.beam_size
+        config.beam.return_best_hypothesis = True
+        config.tdt_include_token_duration = True
+        # NeMo's own timestamps take a hundred times longer than grouping tokens into words.
+        config.compute_timestamps = False
+    return RNNTBPEDecoding(
+        decoding_cfg=config,
+        decoder=model.decoder,
+        joint=model.joint,
+        tokenizer=model.tokenizer,
+    )
+
+
+def frame_samples(model: Any) -> int:
+    """Samples that one encoder frame stands for: 1,280 (80 ms)."""
+    stride = float(model.cfg.preprocessor.window_stride) * SAMPLE_RATE
+    return round(stride) * int(model.cfg.encoder.subsampling_factor)
+
+
+def blank_id(model: Any) -> int:
+    return int(model.decoder.blank_idx)
+
+
+def float_dtype(module: Any) -> torch.dtype:
+    import torch
+
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype  # type: ignore[no-any-return]
+    return torch.float32
