@@ -512,7 +512,12 @@ class TestFullQueueAndStop:
             assert (error["code"], error["type"]) == ("queue_full", "server_error")
             assert 1 <= int(answer.headers["retry-after"]) <= 60
 
-            wait_until(lambda: waiting_chunks(server), within_s=90, what="the model is at work")
+            # A load in progress cannot be interrupted.
+            wait_until(
+                lambda: server.health()["model"]["state"] == "ready" and waiting_chunks(server),
+                within_s=90,
+                what="the model is at work",
+            )
             decoders = ffmpegs(server)
             assert decoders
 

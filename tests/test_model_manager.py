@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from types import SimpleNamespace
 
@@ -21,6 +21,7 @@ from parakeet_api.errors import (
 )
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.nemo_model import ModelInfo
+from parakeet_api.recognizer import Recognizer
 from parakeet_api.transcript import Chunk, Word
 
 INFO = ModelInfo(
@@ -134,17 +135,14 @@ def test_nothing_is_loaded_before_the_first_lease() -> None:
     assert models.alive == 1
 
 
-@pytest.fixture
-def eager_switching() -> Iterator[None]:
-    """Let threads interrupt each other as often as Python allows."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
+def test_fifty_threads_at_a_cold_manager_load_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowFuture(Future[Recognizer]):
+        def __init__(self) -> None:
+            # Lets the others in between the look at who loads and the answer.
+            time.sleep(0.005)
+            super().__init__()
 
-
-@pytest.mark.usefixtures("eager_switching")
-def test_fifty_threads_at_a_cold_manager_load_once() -> None:
+    monkeypatch.setattr(model_manager, "Future", SlowFuture)
     models = Models()
     manager = new_manager(models)
     # The load ends when all fifty hold a lease, so that none comes late.
