@@ -22,7 +22,7 @@ from parakeet_api.batching import Admission, Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
 from parakeet_api.devices import available_cores, detect_gpu, plan_inference
-from parakeet_api.errors import CheckpointError, SettingsError
+from parakeet_api.errors import CheckpointError, ModelLoadError, SettingsError
 from parakeet_api.http_server import bind, cancel_requests, create_server
 from parakeet_api.logs import set_up_logging
 from parakeet_api.model_manager import ModelManager
@@ -54,6 +54,8 @@ def build_services(settings: Settings) -> Iterator[Services]:
         check_filter(ffmpeg, settings.denoise_filter)
     settings.temp_uploads_dir.mkdir(parents=True, exist_ok=True)
     gpu = detect_gpu(settings.device)
+    if settings.device.startswith("cuda") and gpu is None:
+        raise SettingsError(f"DEVICE={settings.device!r} is not here: no such CUDA card was found")
     plan = plan_inference(settings, gpu)
     store = ModelStore(settings, demo_path=DEMO_MODEL)
     store.start()
@@ -223,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return transcribe(
             settings, options.files, response_format=options.format, folder=options.output_dir
         )
-    except (SettingsError, CheckpointError) as error:
+    except (SettingsError, CheckpointError, ModelLoadError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

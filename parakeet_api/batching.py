@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
@@ -54,7 +54,8 @@ class Batcher:
         """Jobs that wait, by request; the request at the front is next."""
         self._changed = threading.Condition()
         self._closed = False
-        self._look_ahead = plan.batch_size * permits + 1
+        # What is in the model, and as much again, so that the next batch is full too.
+        self._look_ahead = 2 * plan.batch_size * permits
         self._workers = [
             threading.Thread(target=self._work, name=f"inference-{n}", daemon=True)
             for n in range(permits)
@@ -173,42 +174,35 @@ def _recognize(recognizer: Recognizer, batch: list[_Job]) -> None:
     """Run a batch; where it does not fit the device's memory, its halves."""
     try:
         outcomes = recognizer.recognize([job.chunk for job in batch])
-    except OutOfDeviceMemoryError as error:
-        if len(batch) == 1:
-            # Set, not raised: the other halves are still to be tried.
-            batch[0].outcome.set_exception(_too_little_memory(error))
-            return
-        logger.warning("out of device memory with %d chunks: trying halves", len(batch))
-        _recognize(recognizer, batch[: len(batch) // 2])
-        _recognize(recognizer, batch[len(batch) // 2 :])
+    except OutOfDeviceMemoryError:
+        logger.warning("out of device memory with %d chunks", len(batch))
+    else:
+        for job, words in zip(batch, outcomes, strict=True):
+            job.outcome.set_result(words)
         return
-    for job, words in zip(batch, outcomes, strict=True):
-        job.outcome.set_result(words)
-
-
-def _too_little_memory(cause: OutOfDeviceMemoryError) -> ServiceUnavailableError:
-    failure = ServiceUnavailableError(
-        "The device has not enough free memory for this recording. Try again later, or lower"
-        " CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
-    )
-    failure.__cause__ = cause
-    return failure
+    if len(batch) == 1:
+        # Set, not raised: the other halves are still to be tried.
+        batch[0].outcome.set_exception(
+            ServiceUnavailableError(
+                "The device has not enough free memory for this recording. Try again later, or"
+                " lower CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
+            )
+        )
+        return
+    _recognize(recognizer, batch[: len(batch) // 2])
+    _recognize(recognizer, batch[len(batch) // 2 :])
 
 
 def _first(waiting: deque[_Job], cancelled: Callable[[], bool]) -> tuple[Chunk, list[Word]]:
     """Wait for the oldest job's words."""
     job = waiting[0]
-    while True:
+    while not wait([job.outcome], timeout=_POLL_S).done:
         if cancelled():
             raise RequestCancelled
-        try:
-            words = job.outcome.result(timeout=_POLL_S)
-        except TimeoutError:
-            if job.outcome.done():
-                raise
-            continue
-        waiting.popleft()
-        return job.chunk, words
+    if cancelled():
+        raise RequestCancelled
+    waiting.popleft()
+    return job.chunk, job.outcome.result()
 
 
 class Admission:

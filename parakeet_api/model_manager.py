@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -140,8 +139,6 @@ class ModelManager:
         self.state = "unloaded"
         recognizer.close()
         del recognizer
-        # NeMo's modules refer to each other in cycles.
-        gc.collect()
         logger.info("model unloaded")
 
     def _watch_idleness(self) -> None:

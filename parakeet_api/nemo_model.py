@@ -221,8 +221,10 @@ def _set_backend_flags(model: Any, options: ModelOptions) -> None:
 
     if options.device == "cpu":
         torch.set_num_threads(options.cpu_threads if _is_large(model) else 1)
-    torch.set_float32_matmul_precision(options.matmul_precision)
-    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
+    # Not allow_tf32 of matmul as well: each of the two overwrites the other.
+    torch.set_float32_matmul_precision(
+        options.matmul_precision if options.allow_tf32 else "highest"
+    )
     torch.backends.cudnn.allow_tf32 = options.allow_tf32
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     torch.backends.cudnn.deterministic = not options.cudnn_benchmark
@@ -237,7 +239,7 @@ def _place(model: Any, options: ModelOptions) -> tuple[EncoderPrecision, str]:
     candidates = _precision_candidates(model, options.device)
     original = model.encoder
     reference = _self_test_output(model, "cpu") if candidates else None
-    reason = "the fastest exact one for this model here"
+    reason = "exact; nothing faster is known for this model on this device"
     for precision in candidates:
         model.encoder = copy.deepcopy(original)
         _cast_encoder(model, precision, device=options.device)

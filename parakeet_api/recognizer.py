@@ -8,6 +8,7 @@ precision where it pays) -> token decoder (fp32).
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import threading
 from collections.abc import Sequence
@@ -96,17 +97,17 @@ class NemoRecognizer:
         import torch
 
         self._make_room()
+        shortage: str | None = None
         try:
             with torch.inference_mode():
                 encoded, lengths = self._encode(chunks)
-                with self._decoding_lock:
-                    hypotheses = self._decoding.decoding(
-                        encoder_output=encoded, encoded_lengths=lengths
-                    )[0]
-                emissions = self._emissions(encoded, hypotheses)
+                emissions = self._emissions(encoded, self._decode(encoded, lengths))
         except torch.cuda.OutOfMemoryError as error:
+            shortage = str(error)
+        if shortage is not None:
+            # Only now: the error held the failed pass, its tensors and so the memory.
             torch.cuda.empty_cache()
-            raise OutOfDeviceMemoryError(str(error)) from error
+            raise OutOfDeviceMemoryError(shortage)
         self._give_back()
         return [
             self._words(chunk, emission) for chunk, emission in zip(chunks, emissions, strict=True)
@@ -116,13 +117,32 @@ class NemoRecognizer:
         """Drop the model; what torch cached of the card's memory goes back to it."""
         import torch
 
+        self._reset_cuda_graphs()
+        del self._decoding, self._model
+        # NeMo's modules refer to each other in cycles: without it their memory is still in use.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _decode(self, encoded: Tensor, lengths: Tensor) -> Sequence[Any]:
+        """Find each row's tokens; gives NeMo's hypotheses."""
+        with self._decoding_lock:
+            try:
+                found: Sequence[Any] = self._decoding.decoding(
+                    encoder_output=encoded, encoded_lengths=lengths
+                )[0]
+            except Exception:
+                # An error while a graph is captured leaves its state half made, and the next call
+                # would use it.
+                self._reset_cuda_graphs()
+                raise
+        return found
+
+    def _reset_cuda_graphs(self) -> None:
         for decoding in (self._decoding, self._model.decoding):
             computer = getattr(decoding.decoding, "decoding_computer", None)
             if computer is not None and hasattr(computer, "reset_cuda_graphs_state"):
                 computer.reset_cuda_graphs_state()
-        del self._decoding, self._model
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _make_room(self) -> None:
         """Before a batch: give unused memory back if the card is nearly full, whoever fills it."""

@@ -159,9 +159,9 @@ def test_a_clip_is_in_the_next_batch_while_a_long_recording_has_chunks_waiting()
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
             long = requests.submit(heard, batcher, chunks_of(LONG, 100))
-            wait_for(lambda: batcher.waiting() == 5)
+            wait_for(lambda: batcher.waiting() == 8)
             clip = requests.submit(heard, batcher, chunks_of(CLIP, 1))
-            wait_for(lambda: batcher.waiting() == 6)
+            wait_for(lambda: batcher.waiting() == 9)
         assert clip.result(10) == ["2.0"]
         assert long.result(10) == names(chunks_of(LONG, 100))
 
@@ -174,9 +174,9 @@ def test_a_clip_too_short_for_the_next_batch_is_in_the_one_after_it() -> None:
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
             requests.submit(heard, batcher, chunks_of(LONG, 100, seconds=15))
-            wait_for(lambda: batcher.waiting() == 5)
+            wait_for(lambda: batcher.waiting() == 8)
             clip = requests.submit(heard, batcher, chunks_of(CLIP, 1, seconds=2))
-            wait_for(lambda: batcher.waiting() == 6)
+            wait_for(lambda: batcher.waiting() == 9)
         assert clip.result(10) == ["2.0"]
 
     assert model.batches[:3] == [["9.0"], ["1.0", "1.1", "1.2", "1.3"], ["2.0"]]
@@ -372,7 +372,6 @@ def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_serv
             fine = [requests.submit(heard, batcher, chunks_of(r, 1)) for r in (4, 5, 6)]
             wait_for(lambda: batcher.waiting() == 4)
         assert isinstance(bad.exception(10), ServiceUnavailableError)
-        assert isinstance((bad.exception() or ValueError()).__cause__, OutOfDeviceMemoryError)
         assert sorted(told.result(10)[0] for told in fine) == ["4.0", "5.0", "6.0"]
 
     assert {"3.0", "4.0", "5.0", "6.0"} in map(set, model.batches)
@@ -412,7 +411,7 @@ def test_a_client_that_has_gone_takes_its_chunks_along() -> None:
         told = requests.submit(
             lambda: list(batcher.recognize(chunks_of(CLIP, 50), cancelled=gone.is_set))
         )
-        wait_for(lambda: batcher.waiting() == 5)
+        wait_for(lambda: batcher.waiting() == 8)
         gone.set()
         assert isinstance(told.exception(10), RequestCancelled)
         assert batcher.waiting() == 0
@@ -427,7 +426,7 @@ def test_closing_the_generator_takes_its_chunks_out_of_the_queue() -> None:
         generator = batcher.recognize(chunks_of(CLIP, 50))
         with held(model, batcher, requests):
             first: Future[object] = requests.submit(next, generator)
-            wait_for(lambda: batcher.waiting() == 5)
+            wait_for(lambda: batcher.waiting() == 8)
         first.result(10)
         wait_for(lambda: model.finished == 3)
         with held(model, batcher, requests):
@@ -438,7 +437,8 @@ def test_closing_the_generator_takes_its_chunks_out_of_the_queue() -> None:
             generator.close()
             assert batcher.waiting() == 0
 
-    assert model.batches == [["9.0"], ["2.0", "2.1", "2.2", "2.3"], ["2.4"], ["9.0"]]
+    first_batch, second_batch = ([f"2.{n}" for n in numbers] for numbers in (range(4), range(4, 8)))
+    assert model.batches == [["9.0"], first_batch, second_batch, ["9.0"]]
 
 
 @pytest.mark.parametrize("permits", [1, 2])
@@ -452,7 +452,7 @@ def test_chunks_are_taken_only_as_far_ahead_as_the_workers_can_use(permits: int)
             pulled += 1
             yield piece
 
-    look_ahead = PLAN.batch_size * permits + 1
+    look_ahead = 2 * PLAN.batch_size * permits
     with running(model, permits=permits) as (batcher, requests):
         generator = batcher.recognize(lazy())
         with held(model, batcher, requests):
