@@ -140,3 +140,11 @@ def encode(source: Path, target: Path, *options: str) -> Path:
     command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", "-i", str(source)]
     subprocess.run([*command, *options, str(target)], check=True, timeout=120)
     return target
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds; fail if it does not within 10 s."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 10 s in vain"
+        time.sleep(0.002)

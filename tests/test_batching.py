@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from conftest import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,13 +100,6 @@ def heard(batcher: Batcher, pieces: Sequence[Chunk]) -> list[str]:
         assert word.text == name(piece)
         words.append(word.text)
     return words
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 10 s in vain"
-        time.sleep(0.002)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from conftest import wait_for
 
 from parakeet_api import model_manager
 from parakeet_api.errors import (
@@ -109,13 +110,6 @@ def run_all(*tasks: Callable[[], None]) -> list[BaseException]:
         thread.join(30)
         assert not thread.is_alive(), "hangs"
     return raised
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 10 s in vain"
-        time.sleep(0.002)
 
 
 # Loading

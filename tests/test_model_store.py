@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import DEMO_MODEL, ROOT
+from conftest import DEMO_MODEL, ROOT, wait_for
 from hub import FILE, MODEL_ID, CutError, Fault, Hub
 from hypothesis import given
 from hypothesis import strategies as st
@@ -142,13 +142,6 @@ def start_store(settings: Settings, *, clock: Callable[[], float] = time.monoton
     return store
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 10 s in vain"
-        time.sleep(0.002)
-
-
 def forbid_writing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Refuse new files as a read-only mount does; root would get past a folder's mode."""
     touch = Path.touch
@@ -192,9 +185,9 @@ def test_a_model_path_that_may_not_be_read_stops_the_start(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "is_file", refuse)
-    store = ModelStore(settings_for(models, MODEL_PATH="/root/mine.nemo"), demo_path=DEMO_MODEL)
+    store = ModelStore(settings_for(models, MODEL_PATH="/secret/mine.nemo"), demo_path=DEMO_MODEL)
 
-    with pytest.raises(CheckpointError, match=r"/root/mine\.nemo .*Permission denied"):
+    with pytest.raises(CheckpointError, match=r"/secret/mine\.nemo .*Permission denied"):
         store.start()
 
 
