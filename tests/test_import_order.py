@@ -19,6 +19,7 @@ ORDER = (
     "logs",
     "transcript",
     "languages",
+    "language_detection",
     "devices",
     "audio",
     "chunking",
@@ -28,13 +29,19 @@ ORDER = (
     "model_store",
     "model_manager",
     "batching",
+    "admission",
+    "background",
     "stitching",
     "segmentation",
     "subtitles",
     "pipeline",
-    "rendering",
-    "command_line",
     "request_params",
+    "rendering",
+    "server_sent_events",
+    "command_line",
+    "web",
+    "openai_routes",
+    "pages",
     "routes",
     "http_server",
 )
@@ -51,8 +58,8 @@ PURE = frozenset(
         "stitching",
         "segmentation",
         "subtitles",
-        "rendering",
         "request_params",
+        "rendering",
     }
 )
 """They do no I/O, start no thread and read no clock."""
@@ -64,8 +71,8 @@ OWNERS = {
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
     "subprocess": ("audio",),
-    "flask": ("routes",),
-    "werkzeug": ("routes",),
+    "flask": ("web", "openai_routes", "pages", "routes"),
+    "werkzeug": ("web",),
     "waitress": ("http_server",),
     "cuda": ("devices",),
     "huggingface_hub": ("model_store",),
@@ -169,7 +176,7 @@ def test_the_walk_sees_every_kind_of_import() -> None:
     assert Import("numpy", "start") in recognizer
     assert Import("parakeet_api.transcript", "start") in recognizer
     assert {Import("torch", "never"), Import("torch", "call")} <= recognizer
-    assert Import("parakeet_api.__version__", "start") in imports_of("routes")
+    assert Import("parakeet_api.__version__", "start") in imports_of("pages")
 
 
 def test_importing_everything_needs_no_torch_no_ffmpeg_and_no_environment() -> None:
