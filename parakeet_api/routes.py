@@ -139,7 +139,8 @@ def transcribe() -> Response:
     cancelled = _client_gone()
     with services.admission.place(cancelled=cancelled):
         upload = _upload()
-        params = parse_params(request.form, languages=languages_of(_model_name(services)))
+        languages = languages_of(_model_name(services), services.settings.model_languages)
+        params = parse_params(request.form, languages=languages)
         # Told now and not after the file was decoded, if there is no model yet.
         services.store.checkpoint()
         transcript = services.pipeline.transcribe(
