@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
-from parakeet_api.languages import normalize_language
+from parakeet_api.languages import language_code, normalize_language
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Granularity = Literal["word", "segment"]
@@ -77,21 +77,19 @@ def parse_params(
 
 def _languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
     """Narrow the model's languages to what the client expects to be spoken."""
-    language = _field(form, "language")
-    if language and language.lower() != "auto":
-        return frozenset({normalize_language(language, supported=supported)})
+    language = normalize_language(_field(form, "language"), supported=supported)
+    if language is not None:
+        return frozenset({language})
     hints = _list_field(form, "languages")
-    known = set()
-    for hint in hints:
-        try:
-            known.add(normalize_language(hint, supported=supported))
-        except UnsupportedLanguageError as error:
-            refusal = error
+    known = supported & {language_code(hint) for hint in hints}
     if hints and not known:
         # They are hints: one that the model speaks is enough, but none makes a wrong transcript.
-        refusal.param = "languages[]"
-        raise refusal
-    return frozenset(code for code in known if code is not None) or supported
+        raise UnsupportedLanguageError(
+            f"languages[]={_echo(', '.join(hints))} has none that the loaded model speaks:"
+            f" {', '.join(sorted(supported))}.",
+            param="languages[]",
+        )
+    return known or supported
 
 
 def _field(form: Form, name: str) -> str:

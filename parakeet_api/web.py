@@ -71,7 +71,7 @@ def model_name() -> str:
 
 def model_languages() -> frozenset[str]:
     """Give the languages that the model speaks, ISO 639-1 codes."""
-    return languages_of(model_name())
+    return languages_of(model_name(), services().settings.model_languages)
 
 
 def client_gone() -> Callable[[], bool]:

@@ -15,10 +15,10 @@ import parakeet_api
 
 ORDER = (
     "errors",
+    "languages",
     "settings",
     "logs",
     "transcript",
-    "languages",
     "language_detection",
     "devices",
     "audio",
@@ -76,10 +76,11 @@ OWNERS = {
     "waitress": ("http_server",),
     "cuda": ("devices",),
     "huggingface_hub": ("model_store",),
+    "py3langid": ("language_detection",),
 }
 """Packages that only these modules may know."""
 
-HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml"})
+HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid"})
 """Imported inside functions: they take seconds, or may be absent."""
 
 PACKAGE = ROOT / "parakeet_api"
