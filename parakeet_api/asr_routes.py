@@ -10,8 +10,10 @@ from flask import Blueprint, Response, request
 from werkzeug.datastructures import CombinedMultiDict
 
 from parakeet_api.asr_api import describe_language, parse_asr_params, render_asr
+from parakeet_api.errors import AudioDecodeError
 from parakeet_api.transcript import Word
 from parakeet_api.web import (
+    answer_error,
     client_gone,
     model_languages,
     received_file,
@@ -23,6 +25,7 @@ from parakeet_api.web import (
 asr_api = Blueprint("asr", __name__)
 asr_api.before_request(require_api_key)
 
+_FILE = "audio_file"
 _ENOUGH_WORDS = 40
 """Words that tell a language for sure."""
 _LONGEST_OPENING_S = 600.0
@@ -33,7 +36,7 @@ _LONGEST_OPENING_S = 600.0
 def asr() -> Response:
     """Transcribe one upload."""
     services().admission.refuse_if_full()
-    upload = received_file("audio_file")
+    upload = received_file(_FILE)
     params = parse_asr_params(_parameters(), languages=model_languages())
     transcript = transcribe_upload(
         upload, languages=params.languages, task=params.task, raw_pcm=params.raw_pcm
@@ -46,7 +49,7 @@ def asr() -> Response:
 def detect_language() -> Mapping[str, Any]:
     """Tell the language of a recording's first words."""
     services().admission.refuse_if_full()
-    upload = received_file("audio_file")
+    upload = received_file(_FILE)
     params = parse_asr_params(_parameters(), languages=model_languages())
     services().store.checkpoint()
     words: list[Word] = []
@@ -62,6 +65,13 @@ def detect_language() -> Mapping[str, Any]:
             if len(words) >= _ENOUGH_WORDS or progress.done_s >= _LONGEST_OPENING_S:
                 break
     return describe_language(words, candidates=params.languages)
+
+
+@asr_api.errorhandler(AudioDecodeError)
+def name_the_field(error: AudioDecodeError) -> Response:
+    """Answer with the name that the file has here."""
+    error.param = _FILE
+    return answer_error(error)
 
 
 def _parameters() -> CombinedMultiDict[str, str]:

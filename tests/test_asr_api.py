@@ -48,7 +48,9 @@ def test_what_bazarr_sends_is_understood() -> None:
         video_file="/films/a.mkv",
     )
 
-    assert (params.output, params.languages, params.raw_pcm) == ("srt", {"de"}, True)
+    assert params.output == "srt"
+    assert params.languages == {"de"}
+    assert params.raw_pcm
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_mistakes_are_named(server: Server, clip: Clip) -> None:
 
     assert error_of(ask(server, "/asr", content, output="pdf"), 400)["param"] == "output"
     assert error_of(ask(server, "/asr", content, language="ja"), 400)["param"] == "language"
-    assert error_of(ask(server, "/asr", b"no sound"), 400)["param"] == "file"
+    assert error_of(ask(server, "/asr", b"no sound"), 400)["param"] == "audio_file"
     missing = request(server, "POST", "/asr", files={"file": content})
     assert error_of(missing, 400)["param"] == "audio_file"
 
