@@ -15,6 +15,7 @@
     ├── ServiceUnavailableError      503  try again: `retry_after_s` says when
     │   ├── ModelNotReadyError       503  still downloading or loading
     │   ├── QueueFullError           503
+    │   ├── StoppingError            503  the server is about to stop
     │   └── ModelLoadError           503  the checkpoint cannot be loaded
     └── ServerError                  500  a fault of ours
 
@@ -137,6 +138,13 @@ class ModelNotReadyError(ServiceUnavailableError):
 
 class QueueFullError(ServiceUnavailableError):
     code = "queue_full"
+
+
+class StoppingError(ServiceUnavailableError):
+    code = "stopping"
+
+    def __init__(self) -> None:
+        super().__init__("The server is stopping. Try again in a few seconds.")
 
 
 class ModelLoadError(ServiceUnavailableError):

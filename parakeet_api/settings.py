@@ -164,6 +164,9 @@ class Settings:
     max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
     """Transcription requests that may wait; one more is answered 503 with Retry-After."""
 
+    stop_grace_s: float = _setting("STOP_GRACE_SECONDS", 20.0, _number("seconds", low=0, high=3600))
+    """After SIGTERM, how long the requests under way may go on."""
+
     model_id: str = _setting("MODEL_ID", "nvidia/parakeet-tdt-0.6b-v2", _model_id)
     """Checkpoint to download when none is on disk."""
     model_path: Path | None = _setting("MODEL_PATH", None, _path)

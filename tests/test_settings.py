@@ -23,6 +23,7 @@ PROMISE: dict[str, object] = {
     "MODEL_ID": "nvidia/parakeet-tdt-0.6b-v2",
     "MODEL_PATH": None,
     "MODELS_DIR": Path("models"),
+    "STOP_GRACE_SECONDS": 20.0,
     "MODEL_LANGUAGES": (),
     "DEMO_MODEL": "auto",
     "HF_ENDPOINT": "https://huggingface.co",
