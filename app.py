@@ -25,6 +25,8 @@ from parakeet_api.command_line import plan_outputs, transcribe_files
 from parakeet_api.devices import available_cores, detect_gpu, plan_inference
 from parakeet_api.errors import CheckpointError, ModelLoadError, SettingsError
 from parakeet_api.http_server import bind, cancel_requests, create_server
+from parakeet_api.job_runner import transcriber
+from parakeet_api.jobs import Jobs
 from parakeet_api.logs import set_up_logging
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_store import ModelStore
@@ -77,6 +79,10 @@ def build_services(settings: Settings) -> Iterator[Services]:
         policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
         settings=settings,
     )
+    jobs = Jobs(
+        settings=settings,
+        transcribe=transcriber(settings=settings, pipeline=pipeline, checkpoint=store.checkpoint),
+    )
     try:
         yield Services(
             settings=settings,
@@ -85,10 +91,12 @@ def build_services(settings: Settings) -> Iterator[Services]:
             batcher=batcher,
             pipeline=pipeline,
             admission=Admission(active=settings.app_threads, waiting=settings.max_queued_requests),
+            jobs=jobs,
             plan=plan,
             gpu=gpu,
         )
     finally:
+        jobs.close()
         pipeline.close()
         batcher.close()
         manager.close()
@@ -133,6 +141,7 @@ def serve(settings: Settings) -> None:
                 services.store.wait_until_decided()
                 with services.manager.lease():
                     pass
+            services.jobs.start()
             server = create_server(
                 create_app(services, root=ROOT),
                 listener=listener,

@@ -43,6 +43,7 @@ def health() -> dict[str, Any]:
             "waiting_requests": waiting,
             "waiting_chunks": wired.batcher.waiting(),
         },
+        "jobs": _jobs_status(wired),
         "limits": {
             "max_upload_mb": settings.max_upload_mb,
             "max_audio_hours": settings.max_audio_hours,
@@ -61,4 +62,13 @@ def _model_status(wired: Services) -> dict[str, Any]:
         "state": manager.state if known else store.state,
         "progress": store.progress,
         "error": manager.error if known else store.error,
+    }
+
+
+def _jobs_status(wired: Services) -> dict[str, Any]:
+    counts, fault = wired.jobs.counts, wired.jobs.fault
+    return {
+        "queued": counts.queued,
+        "running": counts.running,
+        "error": fault.message if fault else None,
     }
