@@ -24,6 +24,8 @@ from parakeet_api.command_line import plan_outputs, transcribe_files
 from parakeet_api.devices import available_cores, detect_gpu, plan_inference
 from parakeet_api.errors import CheckpointError, ModelLoadError, SettingsError
 from parakeet_api.http_server import GracefulStop, bind, create_server
+from parakeet_api.job_runner import transcriber
+from parakeet_api.jobs import Jobs
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
 from parakeet_api.model_manager import ModelManager
@@ -92,6 +94,10 @@ def build_services(settings: Settings) -> Iterator[Services]:
         active=settings.app_threads, waiting=settings.max_queued_requests, metrics=metrics
     )
     _watch(metrics, admission, batcher)
+    jobs = Jobs(
+        settings=settings,
+        transcribe=transcriber(settings=settings, pipeline=pipeline, checkpoint=store.checkpoint),
+    )
     try:
         yield Services(
             settings=settings,
@@ -101,10 +107,12 @@ def build_services(settings: Settings) -> Iterator[Services]:
             pipeline=pipeline,
             admission=admission,
             metrics=metrics,
+            jobs=jobs,
             plan=plan,
             gpu=gpu,
         )
     finally:
+        jobs.close()
         pipeline.close()
         batcher.close(timeout_s=_LAST_PASS_S)
         manager.close()
@@ -154,6 +162,7 @@ def serve(settings: Settings) -> None:
                 services.store.wait_until_decided()
                 with services.manager.lease():
                     pass
+            services.jobs.start()
             server = create_server(
                 create_app(services, root=ROOT),
                 listener=listener,

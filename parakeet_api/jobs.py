@@ -121,11 +121,13 @@ class Jobs:
         """Give what the job's request would have been answered, once it succeeded."""
         return self._works().store.result(job)
 
-    def delete(self, job: Job) -> None:
-        """Cancel an unfinished job; forget a finished one and its result."""
+    def delete(self, job: Job) -> Job | None:
+        """Cancel an unfinished job and give it as it is now; forget a finished one altogether."""
         works = self._works()
-        if not works.runner.cancel(job):
-            works.store.remove(job)
+        if works.runner.cancel(job):
+            return works.store.get(job.id)
+        works.store.remove(job)
+        return None
 
     def _works(self) -> _Works:
         works = self._open

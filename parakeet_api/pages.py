@@ -75,6 +75,7 @@ def health() -> dict[str, Any]:
             "waiting_requests": waiting,
             "waiting_chunks": wired.batcher.waiting(),
         },
+        "jobs": _jobs_status(wired),
         "limits": {
             "max_upload_mb": settings.max_upload_mb,
             "max_audio_hours": settings.max_audio_hours,
@@ -106,3 +107,12 @@ def _why_not_ready(wired: Services) -> str | None:
     if wired.manager.failed_lately(ModelLoadError.retry_after_s):
         return wired.manager.error
     return None
+
+
+def _jobs_status(wired: Services) -> dict[str, Any]:
+    counts, fault = wired.jobs.counts, wired.jobs.fault
+    return {
+        "queued": counts.queued,
+        "running": counts.running,
+        "error": fault.message if fault else None,
+    }

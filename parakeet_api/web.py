@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
 import re
@@ -29,6 +30,7 @@ from parakeet_api.errors import (
     UnsupportedLanguageError,
     UploadTooLargeError,
 )
+from parakeet_api.jobs import Jobs
 from parakeet_api.languages import english_name, languages_of
 from parakeet_api.metrics import Metrics
 from parakeet_api.model_manager import ModelManager
@@ -63,6 +65,7 @@ class Services:
     pipeline: Pipeline
     admission: Admission
     metrics: Metrics
+    jobs: Jobs
     plan: InferencePlan
     gpu: Gpu | None
 
@@ -196,17 +199,28 @@ def require_api_key() -> None:
     keys = services().settings.api_keys
     if not keys:
         return
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not given:
+    given = _sent_key()
+    if not given:
         raise AuthenticationError(
             "You didn't provide an API key. You need to provide your API key in an Authorization"
             " header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
         )
-    sent = given.strip().encode()
     # All are compared, and in constant time: the answer's delay tells nothing of a key.
-    matches = [hmac.compare_digest(sent, key.encode()) for key in keys]
+    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
     if not any(matches):
         raise AuthenticationError("Incorrect API key provided.")
+
+
+def key_hash() -> str | None:
+    """Hash the key that let the request in; `None` where no keys are set, whatever was sent."""
+    if not services().settings.api_keys:
+        return None
+    return hashlib.sha256(_sent_key().encode()).hexdigest()
+
+
+def _sent_key() -> str:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def answer_error(error: Exception) -> Response:

@@ -42,9 +42,15 @@ ORDER = (
     "asr_api",
     "command_line",
     "uploads",
+    "job",
+    "job_store",
+    "job_runner",
+    "webhooks",
+    "jobs",
     "web",
     "openai_routes",
     "asr_routes",
+    "job_routes",
     "pages",
     "routes",
     "http_server",
@@ -65,6 +71,7 @@ PURE = frozenset(
         "request_params",
         "rendering",
         "asr_api",
+        "job",
     }
 )
 """They do no I/O, start no thread and read no clock."""
@@ -76,12 +83,14 @@ OWNERS = {
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
     "subprocess": ("audio",),
-    "flask": ("web", "openai_routes", "asr_routes", "pages", "routes"),
+    "flask": ("web", "openai_routes", "asr_routes", "job_routes", "pages", "routes"),
     "werkzeug": ("web", "asr_routes"),
     "waitress": ("http_server",),
     "cuda": ("devices",),
     "huggingface_hub": ("model_store",),
     "py3langid": ("language_detection",),
+    "sqlite3": ("job_store",),
+    "httpx": ("webhooks",),
 }
 """Packages that only these modules may know."""
 
