@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response, request, url_for
@@ -29,7 +28,7 @@ _USUALLY_LISTED = 20
 @job_api.post("/jobs")
 def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
     """Accept an upload and answer at once."""
-    upload = received_file()
+    recording = received_file()
     params = parse_params(request.form, languages=model_languages())
     if params.stream:
         raise InvalidRequestError(
@@ -38,7 +37,7 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
             param="stream",
         )
     job = services().jobs.submit(
-        Path(upload.name),
+        recording,
         params,
         owner=key_hash(),
         webhook_url=request.form.get("webhook_url", "").strip() or None,

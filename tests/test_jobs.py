@@ -109,6 +109,12 @@ def recording_of(folder: Path, name: str) -> Path:
     return file
 
 
+def left_behind(store: JobStore, folder: Path, name: str) -> Job:
+    """Queue a job as an earlier process may have done."""
+    recording = recording_of(folder, name)
+    return store.add(recording, TEXT, owner=None, webhook_url=None, most_unfinished=99)
+
+
 def submit(started: Jobs, folder: Path, name: str) -> Job:
     upload = recording_of(folder, name)
     job = started.submit(upload, TEXT, owner=None)
@@ -310,9 +316,7 @@ def test_the_pauses_between_tries_grow_unless_it_is_the_model_that_is_awaited(
     with jobs_of(folder, work) as started:
         works = started._open
         assert works is not None
-        job = works.store.add(
-            recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, most_unfinished=9
-        )
+        job = left_behind(works.store, folder, "a")
         pauses = []
         for error in [*told, *[ServiceUnavailableError("x")] * 9]:
             before = time.monotonic()
