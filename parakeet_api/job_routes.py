@@ -9,7 +9,7 @@ from flask import Blueprint, Response, request, url_for
 
 from parakeet_api.errors import InvalidRequestError, JobCancelledError, JobNotFinishedError
 from parakeet_api.job import Job, job_object
-from parakeet_api.request_params import parse_params
+from parakeet_api.request_params import parse_params, read_field
 from parakeet_api.web import (
     key_hash,
     model_languages,
@@ -40,7 +40,7 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
         recording,
         params,
         owner=key_hash(),
-        webhook_url=request.form.get("webhook_url", "").strip() or None,
+        webhook_url=read_field(request.form, "webhook_url") or None,
     )
     return job_object(job, None), 202, {"Location": url_for(".show", job_id=job.id)}
 

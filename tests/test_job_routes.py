@@ -88,10 +88,10 @@ def clip(clips: list[Clip]) -> Clip:
 
 @pytest.fixture(scope="module")
 def long_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """36 minutes: some 15 s of work, so that a test can act in the middle of it."""
+    """24 minutes: some 5 s of work, so that a test can act in the middle of it."""
     folder = tmp_path_factory.mktemp("long")
     playlist, target = folder / "list.txt", folder / "long.ogg"
-    playlist.write_text(f"file '{SPEECH / 'long-pauses.ogg'}'\n" * 3)
+    playlist.write_text(f"file '{SPEECH / 'long-pauses.ogg'}'\n" * 2)
     command = [find_ffmpeg(), "-loglevel", "error", "-f", "concat", "-safe", "0"]
     subprocess.run([*command, "-i", str(playlist), "-c", "copy", str(target)], check=True)
     return target
@@ -226,9 +226,7 @@ class TestRefusals:
         "job_id",
         ["0" * 32, "1", "..", "%00", "%ff", "%2e%2e%2fjobs.sqlite3", "' OR 1=1 --", "x" * 5000],
     )
-    @pytest.mark.parametrize(
-        ("method", "suffix"), [("GET", ""), ("GET", "/result"), ("DELETE", "")]
-    )
+    @pytest.mark.parametrize("how", [("GET", ""), ("GET", "/result"), ("DELETE", "")], ids=str)
     def test_an_id_that_is_none_is_404(
         self, server: Server, how: tuple[str, str], job_id: str
     ) -> None:
@@ -321,7 +319,7 @@ class TestRestarts:
             direct = transcribe(server, long_recording, {"response_format": "text"})
             assert job["status"] == "succeeded"
             assert job["result"] == direct.text
-            assert len(direct.text.split()) > 3000
+            assert len(direct.text.split()) > 2000
             assert finished(server, waiting)["result"]["text"] == clip.text
             assert recordings(server) == []
 
