@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ from parakeet_api.web import (
     key_hash,
     model_languages,
     received_file,
+    record,
     require_api_key,
     services,
 )
@@ -28,6 +30,7 @@ _USUALLY_LISTED = 20
 @job_api.post("/jobs")
 def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
     """Accept an upload and answer at once."""
+    services().jobs.refuse_if_full()
     recording = received_file()
     params = parse_params(request.form, languages=model_languages())
     if params.stream:
@@ -63,6 +66,8 @@ def list_jobs() -> dict[str, Any]:
 @job_api.get("/jobs/<job_id>")
 def show(job_id: str) -> dict[str, Any]:
     """Tell how far a job is, with its result once it has one."""
+    # A client that asks every second would fill the log.
+    record().level = logging.DEBUG
     job = _job(job_id)
     return job_object(job, services().jobs.result(job))
 

@@ -88,6 +88,15 @@ class _Run:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """How long a job waits that the server cannot do for now."""
+
+    tries: int
+    until: float
+    """On the monotonic clock."""
+
+
 class JobRunner:
     """Run the jobs of a store."""
 
@@ -102,10 +111,8 @@ class JobRunner:
         self._closing = threading.Event()
         self._runs: dict[str, _Run] = {}
         """By job."""
-        self._tries: dict[str, int] = {}
-        """How often the server could not do a job for now."""
-        self._due: dict[str, float] = {}
-        """When it is tried again, on the monotonic clock."""
+        self._pauses: dict[str, _Pause] = {}
+        """By job that the server could not do for now."""
         self._threads = [
             threading.Thread(target=self._work, name=f"job-{n}", daemon=True)
             for n in range(_WORKERS)
@@ -160,6 +167,7 @@ class JobRunner:
         with self._changed:
             while not self._closing.is_set():
                 queued = self._store.queued()
+                self._forget_pauses_except(queued)
                 oldest = next((job for job in queued if self._is_due(job)), None)
                 if oldest is not None and self._has_room_for(oldest):
                     started = self._store.start(oldest)
@@ -170,7 +178,11 @@ class JobRunner:
         return None
 
     def _is_due(self, job: Job) -> bool:
-        return time.monotonic() >= self._due.get(job.id, 0.0)
+        return job.id not in self._pauses or time.monotonic() >= self._pauses[job.id].until
+
+    def _forget_pauses_except(self, queued: list[Job]) -> None:
+        unfinished = {job.id for job in queued} | self._runs.keys()
+        self._pauses = {key: self._pauses[key] for key in unfinished & self._pauses.keys()}
 
     def _has_room_for(self, job: Job) -> bool:
         """Let a job that the process died in run alone: if it does so again, no other is blamed."""
@@ -178,12 +190,14 @@ class JobRunner:
         return not suspected and not (job.interruptions and self._runs)
 
     def _do(self, run: _Run) -> None:
-        keep = self._outcome(run)
-        while not _is_kept(keep) and not self._closing.wait(_DISK_RETRY_S):
-            pass
-        with self._changed:
-            del self._runs[run.job.id]
-            self._changed.notify_all()
+        try:
+            keep = self._outcome(run)
+            while not _is_kept(keep) and not self._closing.wait(_DISK_RETRY_S):
+                pass
+        finally:
+            with self._changed:
+                del self._runs[run.job.id]
+                self._changed.notify_all()
         self._on_end()
 
     def _outcome(self, run: _Run) -> Callable[[], None]:
@@ -221,12 +235,12 @@ class JobRunner:
     def _postpone(self, job: Job, error: ServiceUnavailableError) -> None:
         """Let a job wait until the server may be able to do it; longer each time."""
         assert error.retry_after_s is not None
-        tries = self._tries.get(job.id, 0)
+        tries = self._pauses[job.id].tries if job.id in self._pauses else 0
         pause_s = min(error.retry_after_s * 2.0**tries, _LONGEST_PAUSE_S)
         # To ask for a model costs nothing, and once it is there nobody should wait.
-        if not isinstance(error, ModelNotReadyError):
-            self._tries[job.id] = tries + 1
-        self._due[job.id] = time.monotonic() + pause_s
+        counted = 0 if isinstance(error, ModelNotReadyError) else 1
+        with self._changed:
+            self._pauses[job.id] = _Pause(tries + counted, time.monotonic() + pause_s)
         logger.info("job %s: is tried again in %.0f s: %s", job.id, pause_s, error)
 
 

@@ -96,6 +96,8 @@ class JobStore:
         self._folder = folder
         self._lock = threading.Lock()
         self._recordings = folder / "recordings"
+        self.counts = JobCounts(queued=0, running=0)
+        """Replaced after each change, so it may be read at any time without waiting."""
         with self._disk():
             # Recordings are private, and their owners' keys are hashed in there.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,8 +105,6 @@ class JobStore:
             self._db = _connect(folder / "jobs.sqlite3")
             try:
                 self._recover()
-                self.counts = self._counted()
-                """Replaced after each change, so it may be read at any time without waiting."""
             except BaseException:
                 self._db.close()
                 raise
@@ -130,8 +130,7 @@ class JobStore:
         job_id = uuid.uuid4().hex
         recording = self._recordings / job_id
         # Looked at first as well: to take a recording over may mean to copy it.
-        with self._reading() as db:
-            _refuse_beyond(most_unfinished, db)
+        self.refuse_beyond(most_unfinished)
         with self._disk():
             _take_over(upload, recording)
         try:
@@ -148,6 +147,11 @@ class JobStore:
         job = self.get(job_id)
         assert job is not None
         return job
+
+    def refuse_beyond(self, most_unfinished: int) -> None:
+        """Raise `QueueFullError` where `add` would."""
+        with self._reading() as db:
+            _refuse_beyond(most_unfinished, db)
 
     def get(self, job_id: str) -> Job | None:
         """Give a job, if there is one."""
@@ -189,7 +193,8 @@ class JobStore:
                 " WHERE id = ? AND status = 'queued'",
                 (time.time(), job.id),
             )
-        return self.get(job.id) if started.rowcount else None
+            row = db.execute("SELECT * FROM jobs WHERE id = ?", (job.id,)).fetchone()
+        return _job_from(row) if started.rowcount else None
 
     def put_back(self, job: Job) -> None:
         """Queue a running job again, in its old place."""
@@ -227,7 +232,7 @@ class JobStore:
     def cancel(self, job: Job) -> bool:
         """End a job without a result; tell whether it was unfinished until now."""
         with self._changing() as db:
-            cancelled = _end(db, job, "cancelled", since=("queued", "running"))
+            cancelled = _end(db, job, "cancelled", also_from="queued")
         if cancelled:
             self._drop_recording(job.id)
         return cancelled
@@ -268,7 +273,7 @@ class JobStore:
                 " so it is not tried again."
             )
         )
-        with self._db as db:
+        with self._changing() as db:
             db.execute(
                 "UPDATE jobs SET status = 'queued', started_at = NULL,"
                 " interruptions = interruptions + 1 WHERE status = 'running'"
@@ -372,17 +377,13 @@ def _refuse_beyond(most_unfinished: int, db: sqlite3.Connection) -> None:
 
 
 def _end(
-    db: sqlite3.Connection,
-    job: Job,
-    status: JobStatus,
-    *,
-    since: tuple[JobStatus, JobStatus] = ("running", "running"),
+    db: sqlite3.Connection, job: Job, status: JobStatus, *, also_from: JobStatus = "running"
 ) -> bool:
-    """Give a job its last status and progress; tell whether it had one of those of `since`."""
+    """Give a running job its last status and progress; tell whether it was running."""
     ended = db.execute(
         "UPDATE jobs SET status = ?, finished_at = ?, done_s = ?, total_s = ?"
-        " WHERE id = ? AND status IN (?, ?)",
-        (status, time.time(), job.done_s, job.total_s, job.id, *since),
+        " WHERE id = ? AND status IN ('running', ?)",
+        (status, time.time(), job.done_s, job.total_s, job.id, also_from),
     )
     return ended.rowcount == 1
 

@@ -50,7 +50,7 @@ class Jobs:
         self._hosts = AllowedHosts(settings.allow_webhooks)
         self._closing = threading.Event()
         self._upkeep = threading.Thread(target=self._keep_up, name="job-upkeep", daemon=True)
-        self._open: _Works | None = None
+        self._works: _Works | None = None
         self.fault: JobsUnavailableError | None = None
         """Why no jobs are taken."""
 
@@ -64,7 +64,7 @@ class Jobs:
         self._closing.set()
         if self._upkeep.is_alive():
             self._upkeep.join()
-        works, self._open = self._open, None
+        works, self._works = self._works, None
         if works is not None:
             deadline = time.monotonic() + _CLOSING_S
             works.runner.close(within_s=_CLOSING_S)
@@ -74,8 +74,12 @@ class Jobs:
     @property
     def counts(self) -> JobCounts:
         """Count the unfinished jobs, without waiting."""
-        works = self._open
+        works = self._works
         return works.store.counts if works else _NOTHING
+
+    def refuse_if_full(self) -> None:
+        """Raise `QueueFullError` where `submit` would: before an upload is looked at."""
+        self._opened().store.refuse_beyond(self._settings.max_queued_jobs)
 
     def submit(
         self,
@@ -91,7 +95,7 @@ class Jobs:
         """
         if webhook_url:
             self._hosts.check(webhook_url)
-        works = self._works()
+        works = self._opened()
         job = works.store.add(
             upload,
             params,
@@ -104,7 +108,7 @@ class Jobs:
 
     def get(self, job_id: str, *, owner: str | None) -> Job:
         """Give one of the owner's jobs. Raises `NotFoundError`, also for another's."""
-        works = self._works()
+        works = self._opened()
         job = works.store.get(job_id)
         if job is None or not hmac.compare_digest(job.owner or "", owner or ""):
             raise NotFoundError("There is no such job; finished ones are removed after a while.")
@@ -112,25 +116,25 @@ class Jobs:
 
     def newest(self, *, owner: str | None, limit: int, after: str | None = None) -> list[Job]:
         """List the owner's jobs, newest first; `after` is the last one of the page before."""
-        works = self._works()
+        works = self._opened()
         return [
             works.runner.latest(job) for job in works.store.newest(owner, limit=limit, after=after)
         ]
 
     def result(self, job: Job) -> Rendered | None:
         """Give what the job's request would have been answered, once it succeeded."""
-        return self._works().store.result(job)
+        return self._opened().store.result(job)
 
     def delete(self, job: Job) -> Job | None:
         """Cancel an unfinished job and give it as it is now; forget a finished one altogether."""
-        works = self._works()
+        works = self._opened()
         if works.runner.cancel(job):
             return works.store.get(job.id)
         works.store.remove(job)
         return None
 
-    def _works(self) -> _Works:
-        works = self._open
+    def _opened(self) -> _Works:
+        works = self._works
         if works is None:
             raise self.fault or JobsUnavailableError("The server is starting or stopping.")
         return works
@@ -144,7 +148,7 @@ class Jobs:
                 logger.exception("old jobs could not be removed")
 
     def _tidy(self) -> None:
-        works, hours = self._open, self._settings.job_retention_hours
+        works, hours = self._works, self._settings.job_retention_hours
         if works is None:
             self._try_to_open()
         elif hours:
@@ -166,4 +170,4 @@ class Jobs:
             body=lambda job: json.dumps(job_object(job, store.result(job))).encode(),
         )
         runner = JobRunner(store, transcribe=self._transcribe, on_end=courier.notify)
-        self._open, self.fault = _Works(store, runner, courier), None
+        self._works, self.fault = _Works(store, runner, courier), None

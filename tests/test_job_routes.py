@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -247,6 +248,21 @@ class TestRefusals:
             assert int(answer.headers["retry-after"]) > 0
             assert recordings(server) == []
             assert uploads(server) == []
+
+
+def test_a_client_that_is_killed_during_its_upload_leaves_nothing(
+    server: Server, clip: Clip
+) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    head = f"POST {JOBS} HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    port = int(server.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head.encode() + form + clip.path.read_bytes())
+
+    assert server.health()["jobs"]["queued"] == 0
+    assert recordings(server) == []
+    assert uploads(server) == []
 
 
 class TestCancelling:

@@ -314,14 +314,14 @@ def test_the_pauses_between_tries_grow_unless_it_is_the_model_that_is_awaited(
     work = Scripted()
     told = [ServiceUnavailableError("x"), ModelNotReadyError("x"), ServiceUnavailableError("x")]
     with jobs_of(folder, work) as started:
-        works = started._open
+        works = started._works
         assert works is not None
         job = left_behind(works.store, folder, "a")
         pauses = []
         for error in [*told, *[ServiceUnavailableError("x")] * 9]:
             before = time.monotonic()
             works.runner._postpone(job, error)
-            pauses.append(round(works.runner._due[job.id] - before))
+            pauses.append(round(works.runner._pauses[job.id].until - before))
 
     assert pauses[:4] == [5, 20, 10, 20]
     assert pauses[-1] == 300
@@ -377,8 +377,8 @@ def test_an_outcome_that_the_disk_refuses_is_kept_once_it_does_not(
     with jobs_of(folder, work) as started:
         job = submit(started, folder, "a")
         wait_for(lambda: status(started, job) == "running")
-        assert started._open is not None
-        database = started._open.store._db
+        assert started._works is not None
+        database = started._works.store._db
         database.execute("PRAGMA query_only = ON")
         work.gates["a"].set()
         wait_for(lambda: "cannot be kept for now" in caplog.text)
@@ -396,13 +396,13 @@ def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
 ) -> None:
     monkeypatch.setattr(job_runner, "_DISK_RETRY_S", 0.02)
     with jobs_of(folder, Scripted()) as started:
-        assert started._open is not None
-        store = started._open.store
+        assert started._works is not None
+        store = started._works.store
         job = store.add(
             recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, most_unfinished=9
         )
         store._db.execute("PRAGMA query_only = ON")
-        started._open.runner.notify()
+        started._works.runner.notify()
         wait_for(lambda: "jobs cannot be worked on" in caplog.text)
 
         store._db.execute("PRAGMA query_only = OFF")
