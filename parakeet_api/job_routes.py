@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
@@ -67,7 +66,7 @@ def list_jobs() -> dict[str, Any]:
 def show(job_id: str) -> dict[str, Any]:
     """Tell how far a job is, with its result once it has one."""
     # A client that asks every second would fill the log.
-    record().level = logging.DEBUG
+    record().quiet = True
     job = _job(job_id)
     return job_object(job, services().jobs.result(job))
 

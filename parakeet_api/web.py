@@ -274,6 +274,8 @@ class RequestRecord:
     endpoint: str | None
     """The route of an API request; pages and probes are not counted."""
     metrics: Metrics
+    quiet: bool = False
+    """Whether its log line is for debugging alone."""
     started: float = field(default_factory=time.monotonic)
     audio_s: float | None = None
     """Seconds of audio that were transcribed."""
@@ -305,7 +307,7 @@ class RequestRecord:
         # Clients choose the path: no line of theirs in the log.
         path = self.path[:_LONGEST_PATH].encode("unicode_escape").decode("ascii")
         logger.log(
-            logging.DEBUG if self.endpoint is None else logging.INFO,
+            logging.DEBUG if self.quiet or self.endpoint is None else logging.INFO,
             "%s %s -> %d%s in %.2f s%s [%s]",
             self.method,
             path,
