@@ -1,6 +1,8 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
 # make bench  time the whole service beside the bare model, as ratios
+# make connections  healthy clients beside 300 slow ones
+# make fuzz   100,000 damaged recordings and as many damaged requests
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint bench fidelity clean
+.PHONY: run test lint bench connections fidelity fuzz clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -26,6 +28,12 @@ bench: $(VENV)/.development
 
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity
+
+fuzz: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.fuzz
+
+connections: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.connections
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

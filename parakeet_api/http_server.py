@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from waitress.adjustments import Adjustments
@@ -226,7 +227,7 @@ class JsonErrorTask(ErrorTask):
         """Write the answer, after which the connection ends."""
         failure = self._failure()
         body = json.dumps(failure.body()).encode()
-        self.status = f"{failure.status} {self.request.error.reason}"
+        self.status = f"{failure.status} {HTTPStatus(failure.status).phrase}"
         self.response_headers = [("Content-Type", "application/json")]
         self.content_length = len(body)
         self.set_close_on_finish()
@@ -241,7 +242,8 @@ class JsonErrorTask(ErrorTask):
         if error.code == ServerError.status:
             return ServerError("The server had an error while processing your request.")
         failure = InvalidRequestError(f"{error.reason}: {error.body}")
-        failure.status = error.code
+        # waitress says 501 to an encoding that nobody knows; clients would send it again.
+        failure.status = error.code if error.code < ServerError.status else 400
         return failure
 
 
