@@ -39,15 +39,16 @@ LABEL org.opencontainers.image.title="Parakeet API" \
 # ffmpeg is the one inside imageio-ffmpeg, 173 MB: Debian's brings 192 packages of 472 MB.
 COPY --from=packages /opt/venv /opt/venv
 
-# HOME, USER   whoever the container runs as has a home it can write to, and a name
-# HF_HOME      where downloads go when models/ is mounted read-only
-# NUMBA_...    librosa compiles at its import, into its own folder if no other is named
+# HOME       whoever the container runs as has a home it can write to
+# HF_HOME    where downloads go when models/ is mounted read-only
+# NUMBA_...  librosa compiles when it is imported: into its own folder, if no other is named
+# TORCH...   else a folder beside the uploads, named after a user who may have no name
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
-    USER=parakeet \
     HF_HOME=/cache/huggingface \
     NUMBA_CACHE_DIR=/tmp/numba \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor \
     DEMO_MODEL=never \
     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,max_split_size_mb:96,garbage_collection_threshold:0.85 \
     NVIDIA_VISIBLE_DEVICES=all \

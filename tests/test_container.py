@@ -1,4 +1,4 @@
-"""The container's files, as far as they can be tried unbuilt; `check_image.py` builds and runs them."""
+"""The container's files, as far as they can be tried unbuilt; `check_image.py` builds the image."""
 
 from __future__ import annotations
 
