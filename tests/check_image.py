@@ -41,7 +41,7 @@ BASE = "localhost/python:3.11-bookworm"
 LIBRARIES = "ca-certificates,libreadline8,libsqlite3-0"
 """What Python needs beside the smallest Debian."""
 TAG = "localhost/parakeet-api:check"
-GRACE_PERIOD_S = 30.0
+GRACE_PERIOD_S = 60.0
 """docker-compose.yml's stop_grace_period."""
 FETCHING = ("choosing", "downloading")
 START_S = 90.0

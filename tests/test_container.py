@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from check_image import GRACE_PERIOD_S
 from conftest import ROOT
 from test_settings import ALL_NAMES
 
@@ -63,6 +64,10 @@ def test_compose_asks_for_a_card_and_the_override_takes_that_back() -> None:
     override = _service("docker-compose.cpu.yml")
     assert override["deploy"] is None
     assert override["build"] == {"args": {"TORCH": "cpu"}}
+
+
+def test_the_image_check_grants_the_time_to_stop_that_compose_grants() -> None:
+    assert SERVICE["stop_grace_period"] == f"{GRACE_PERIOD_S:.0f}s"
 
 
 def test_downloads_go_to_the_named_volume() -> None:
