@@ -159,8 +159,13 @@ class QueueFullError(ServiceUnavailableError):
 class StoppingError(ServiceUnavailableError):
     code = "stopping"
 
-    def __init__(self) -> None:
-        super().__init__("The server is stopping. Try again in a few seconds.")
+    def __init__(
+        self,
+        message: str = "The server is stopping. Try again in a few seconds.",
+        *,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
 
 
 class ModelLoadError(ServiceUnavailableError):
