@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import socket
 import time
 import wave
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,28 @@ def transcribe(
     return request(
         server, "POST", ENDPOINT, files={"file": (name, body)}, data=fields, headers=headers
     )
+
+
+@contextmanager
+def streamed(server: Server, recording: Path, fields: Mapping[str, str]) -> Iterator[Iterator[str]]:
+    """Post a recording for a stream; give its lines as they come."""
+    with (
+        httpx.Client(trust_env=False, timeout=120) as client,
+        recording.open("rb") as file,
+        client.stream(
+            "POST",
+            f"{server.url}{ENDPOINT}",
+            files={"file": file},
+            data={"stream": "true", **fields},
+        ) as answer,
+    ):
+        assert answer.status_code == 200, answer.read()
+        yield answer.iter_lines()
+
+
+def events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Read the events among a stream's lines."""
+    return (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
