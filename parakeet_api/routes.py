@@ -7,6 +7,7 @@ from pathlib import Path
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
+from parakeet_api.docs_routes import docs
 from parakeet_api.openai_routes import openai_api
 from parakeet_api.pages import pages
 from parakeet_api.web import (
@@ -32,6 +33,8 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.json.ensure_ascii = False
     # A reader looks for `status` first, not for what the alphabet puts there.
     app.json.sort_keys = False
+    # A model's name may hold slashes, doubled ones too; a redirect would have another error shape.
+    app.url_map.merge_slashes = False
     app.extensions["services"] = services
     app.before_request(begin_request)
     app.after_request(finish_request)
@@ -39,5 +42,6 @@ def create_app(services: Services, *, root: Path) -> Flask:
     # Open WebUI and others ask without the prefix.
     app.register_blueprint(openai_api, name="openai_bare")
     app.register_blueprint(pages)
+    app.register_blueprint(docs)
     app.register_error_handler(Exception, answer_error)
     return app
