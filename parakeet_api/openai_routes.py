@@ -11,16 +11,15 @@ from flask import Blueprint, Response, request
 
 from parakeet_api.background import Cancelled, Emit, in_background
 from parakeet_api.batching import RequestCancelled
-from parakeet_api.errors import ModelNotFoundError, UnsupportedLanguageError
-from parakeet_api.languages import english_name
+from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.rendering import render
 from parakeet_api.request_params import Task, TranscriptionParams, parse_params
 from parakeet_api.server_sent_events import MEDIA_TYPE, EventWriter
-from parakeet_api.transcript import Transcript
 from parakeet_api.web import (
     RequestRecord,
     Services,
     as_api_error,
+    check_translatable,
     client_gone,
     model_languages,
     model_name,
@@ -29,6 +28,7 @@ from parakeet_api.web import (
     require_api_key,
     services,
     take_over,
+    transcribe_upload,
 )
 
 openai_api = Blueprint("openai", __name__)
@@ -98,26 +98,20 @@ def _answer(task: Task) -> Response:
     services().admission.refuse_if_full()
     upload = received_file()
     params = parse_params(request.form, languages=model_languages(), task=task)
-    # Told now and not after the file was decoded, if there is no model yet.
-    services().store.checkpoint()
     return (_stream if params.stream else _answer_at_once)(upload, params)
 
 
 def _answer_at_once(upload: Path, params: TranscriptionParams) -> Response:
-    wired, cancelled = services(), client_gone()
-    with wired.admission.place(cancelled=cancelled):
-        transcript = wired.pipeline.transcribe(
-            upload, languages=params.languages, cancelled=cancelled
-        )
-    record().audio_s = transcript.duration
-    _check_translatable(transcript, params)
-    rendered = render(transcript, params, settings=wired.settings)
+    transcript = transcribe_upload(upload, languages=params.languages, task=params.task)
+    rendered = render(transcript, params, settings=services().settings)
     return Response(rendered.body, content_type=rendered.media_type)
 
 
 def _stream(upload: Path, params: TranscriptionParams) -> Response:
     """Answer with events; what goes wrong before the first has a status of its own."""
     wired, kept = services(), record()
+    # Told now and not as an event, if there is no model yet.
+    wired.store.checkpoint()
     writer = EventWriter(params, settings=wired.settings)
     take_over(upload)
     events = in_background(
@@ -162,7 +156,7 @@ def _work(
         finally:
             upload.unlink()
         kept.audio_s = transcript.duration
-        _check_translatable(transcript, params)
+        check_translatable(transcript, params.task)
         emit(writer.done(transcript))
 
     return work
@@ -187,12 +181,3 @@ def _written(
         failure = as_api_error(error, request_id=kept.id)
         kept.failure = failure.code
         yield writer.error(failure)
-
-
-def _check_translatable(transcript: Transcript, params: TranscriptionParams) -> None:
-    if params.task == "translate" and transcript.language not in ("en", None):
-        raise UnsupportedLanguageError(
-            f"The recording is in {english_name(transcript.language)}, and this model does not"
-            " translate. Send it to /v1/audio/transcriptions, or say language=en if it is English.",
-            param="language",
-        )

@@ -26,13 +26,16 @@ from parakeet_api.errors import (
     MethodNotAllowedError,
     NotFoundError,
     ServerError,
+    UnsupportedLanguageError,
     UploadTooLargeError,
 )
-from parakeet_api.languages import languages_of
+from parakeet_api.languages import english_name, languages_of
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_store import ModelStore
 from parakeet_api.pipeline import Pipeline
+from parakeet_api.request_params import Task
 from parakeet_api.settings import Settings
+from parakeet_api.transcript import Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +157,32 @@ def _no_file(field_name: str, hint: str) -> InvalidRequestError:
         f" (curl: -F {field_name}=@recording.mp3).",
         param=field_name,
     )
+
+
+def transcribe_upload(
+    upload: Path, *, languages: frozenset[str], task: Task, raw_pcm: bool = False
+) -> Transcript:
+    """Transcribe an upload when it is its turn, for as long as the client stays."""
+    # Told now and not after the file was decoded, if there is no model yet.
+    services().store.checkpoint()
+    cancelled = client_gone()
+    with services().admission.place(cancelled=cancelled):
+        transcript = services().pipeline.transcribe(
+            upload, languages=languages, raw_pcm=raw_pcm, cancelled=cancelled
+        )
+    record().audio_s = transcript.duration
+    check_translatable(transcript, task)
+    return transcript
+
+
+def check_translatable(transcript: Transcript, task: Task) -> None:
+    """Raise `UnsupportedLanguageError` for a translation of anything but English."""
+    if task == "translate" and transcript.language not in ("en", None):
+        raise UnsupportedLanguageError(
+            f"The recording is in {english_name(transcript.language)}, and this model does not"
+            " translate. Transcribe it instead, or say language=en if it is English.",
+            param="language",
+        )
 
 
 def require_api_key() -> None:

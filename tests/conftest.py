@@ -121,6 +121,12 @@ def clips() -> list[Clip]:
 
 
 @pytest.fixture(scope="session")
+def speech() -> Path:
+    """Give the folder of recordings."""
+    return SPEECH
+
+
+@pytest.fixture(scope="session")
 def decoder() -> FfmpegDecoder:
     return FfmpegDecoder(executable=find_ffmpeg(), max_seconds=12 * 3600)
 

@@ -38,9 +38,11 @@ ORDER = (
     "request_params",
     "rendering",
     "server_sent_events",
+    "asr_api",
     "command_line",
     "web",
     "openai_routes",
+    "asr_routes",
     "pages",
     "routes",
     "http_server",
@@ -60,6 +62,7 @@ PURE = frozenset(
         "subtitles",
         "request_params",
         "rendering",
+        "asr_api",
     }
 )
 """They do no I/O, start no thread and read no clock."""
@@ -71,8 +74,8 @@ OWNERS = {
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
     "subprocess": ("audio",),
-    "flask": ("web", "openai_routes", "pages", "routes"),
-    "werkzeug": ("web",),
+    "flask": ("web", "openai_routes", "asr_routes", "pages", "routes"),
+    "werkzeug": ("web", "asr_routes"),
     "waitress": ("http_server",),
     "cuda": ("devices",),
     "huggingface_hub": ("model_store",),
