@@ -7,11 +7,11 @@ settings. `tests/test_openapi.py` holds it beside the routes, `tests/test_contra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
-from typing import get_args
+from typing import Any, get_args
 
+from parakeet_api.asr_api import AsrParams, Output, render_asr
 from parakeet_api.audio import SUPPORTED_FORMATS
 from parakeet_api.errors import (
     ApiError,
@@ -19,24 +19,24 @@ from parakeet_api.errors import (
     AudioTooLongError,
     AuthenticationError,
     InvalidRequestError,
-    MethodNotAllowedError,
     ModelLoadError,
     ModelNotFoundError,
     ModelNotReadyError,
     NoAudioTrackError,
     NotFoundError,
     QueueFullError,
-    ServerError,
     ServiceUnavailableError,
     TruncatedAudioError,
     UnsupportedLanguageError,
     UploadTooLargeError,
 )
-from parakeet_api.openapi_examples import example_object, example_stream, example_text
+from parakeet_api.openapi_examples import EXAMPLE, example_of, example_stream, readable
+from parakeet_api.openapi_parts import HEADERS, MEANINGS, json_answer, operation
 from parakeet_api.openapi_schemas import (
     SCHEMAS,
     Json,
     array,
+    constant,
     error_schema,
     flag,
     number,
@@ -44,28 +44,14 @@ from parakeet_api.openapi_schemas import (
     ref,
     text,
 )
-from parakeet_api.request_params import Granularity, Include, ResponseFormat, TranscriptionParams
+from parakeet_api.request_params import (
+    Granularity,
+    Include,
+    ResponseFormat,
+    Task,
+    TranscriptionParams,
+)
 from parakeet_api.settings import Settings
-
-MEANINGS: Mapping[type[ApiError], str] = {
-    InvalidRequestError: "the request is wrong: `message` says how, `param` where",
-    UnsupportedLanguageError: "the model does not speak that language",
-    AudioDecodeError: "the upload is not audio that can be used",
-    NoAudioTrackError: "a video without sound",
-    TruncatedAudioError: "the file ends before the length that it declares",
-    AudioTooLongError: "the recording is longer than this server accepts",
-    AuthenticationError: "no key, or a wrong one",
-    NotFoundError: "there is no such path",
-    ModelNotFoundError: "there is no such model",
-    MethodNotAllowedError: "the path exists, with other methods; `Allow` lists them",
-    UploadTooLargeError: "the upload is larger than this server accepts",
-    ServiceUnavailableError: "the request can't be served now",
-    ModelNotReadyError: "the model is still being downloaded or loaded",
-    QueueFullError: "too many requests wait",
-    ModelLoadError: "the model can't be had or loaded; `GET /health` tells why",
-    ServerError: "a fault of the server's; its log has the request's id",
-}
-"""Each error in half a sentence."""
 
 _BAD_UPLOAD = (
     InvalidRequestError,
@@ -83,7 +69,8 @@ Speech to text with NVIDIA's Parakeet-TDT, on your own machine. Send any recordi
 its transcript as text, JSON with word times, or subtitles.
 
 The paths under `/v1/audio` and `/v1/models` are OpenAI's, with the same parameters and answers, so
-that clients of OpenAI work with a changed `base_url`. They answer without `/v1` as well.
+that clients of OpenAI work with a changed `base_url`. They answer without `/v1` as well. `/asr` and
+`/detect-language` are those of whisper-asr-webservice.
 
 Every error has one shape, `{"error": {"message", "type", "param", "code"}}`. Fields that are not
 listed are ignored. A path that does not exist is a 404, a method that it does not have a 405 with
@@ -119,9 +106,10 @@ def describe(facts: Facts) -> Json:
         **security,
         "tags": [
             {"name": "OpenAI", "description": "As OpenAI's API has them."},
+            {"name": "whisper-asr-webservice", "description": "As Bazarr and others ask."},
             {"name": "Server", "description": "For people and probes; no key is needed."},
         ],
-        "paths": _openai_paths(facts) | _server_paths(),
+        "paths": _openai_paths(facts) | _asr_paths(facts) | _server_paths(),
         "components": _components(keys=keys),
     }
 
@@ -130,7 +118,7 @@ def _this_server(facts: Facts) -> str:
     settings = facts.settings
     access = "a bearer key is needed" if settings.api_keys else "open to everyone, no key is needed"
     return (
-        f"This server: model `{facts.model}`, which speaks {_listed(sorted(facts.languages))};"
+        f"This server: model `{facts.model}`, which speaks {_listed(facts.languages)};"
         f" uploads of at most {settings.max_upload_mb:g} MB and {settings.max_audio_hours:g} hours;"
         f" {settings.app_threads} transcriptions at a time, {settings.max_queued_requests} more may"
         f" wait; {access}."
@@ -147,20 +135,7 @@ def _components(*, keys: bool) -> Json:
     }
     return {
         "schemas": SCHEMAS | {"Error": error_schema(list(MEANINGS))},
-        "headers": {
-            "X-Request-Id": {
-                "description": "The request's id in the server's log.",
-                "schema": {"type": "string"},
-            },
-            "X-Parakeet-Model": {
-                "description": "The model that answers, once it is known which.",
-                "schema": {"type": "string"},
-            },
-            "Retry-After": {
-                "description": "Seconds after which to try again.",
-                "schema": {"type": "integer", "minimum": 1},
-            },
-        },
+        "headers": dict(HEADERS),
         **({"securitySchemes": schemes} if keys else {}),
     }
 
@@ -170,17 +145,17 @@ def _openai_paths(facts: Facts) -> Json:
         "/v1/audio/transcriptions": {"post": _transcription(facts)},
         "/v1/audio/translations": {"post": _translation(facts)},
         "/v1/models": {
-            "get": _operation(
+            "get": operation(
                 "listModels",
                 tag="OpenAI",
                 summary="List the model",
                 description="There is always one.",
-                answers=_json(ref("ModelList")),
+                answers=json_answer(ref("ModelList")),
                 errors=_guarded(facts),
             )
         },
         "/v1/models/{name}": {
-            "get": _operation(
+            "get": operation(
                 "showModel",
                 tag="OpenAI",
                 summary="Describe the model",
@@ -195,10 +170,86 @@ def _openai_paths(facts: Facts) -> Json:
                         "example": facts.model,
                     }
                 ],
-                answers=_json(ref("Model")),
+                answers=json_answer(ref("Model")),
                 errors=_guarded(facts, NotFoundError, ModelNotFoundError),
             )
         },
+    }
+
+
+def _asr_paths(facts: Facts) -> Json:
+    recording = record("The recording.", {"audio_file": _recording(facts.settings)})
+    encode = flag(
+        "`false`: the upload is 16-bit samples, 16 kHz, mono, little-endian, without a header.",
+        default=True,
+    )
+    expected = {"language": _language(facts), "languages[]": _languages(), "encode": encode}
+    wanted = {
+        "output": text("What the answer looks like.", enum=list(get_args(Output)), default="txt"),
+        "task": text(
+            "`translate` transcribes English and refuses other languages: the model does not"
+            " translate.",
+            enum=list(get_args(Task)),
+            default="transcribe",
+        ),
+        "word_timestamps": flag("List the words in `json`.", default=False),
+    }
+    return {
+        "/asr": {
+            "post": operation(
+                "asr",
+                tag="whisper-asr-webservice",
+                summary="Transcribe a recording",
+                description="The parameters may stand in the form as well.",
+                parameters=[_query(name, schema) for name, schema in (wanted | expected).items()],
+                form=recording,
+                answers=_asr_transcripts(facts.settings),
+                errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+            )
+        },
+        "/detect-language": {
+            "post": operation(
+                "detectLanguage",
+                tag="whisper-asr-webservice",
+                summary="Tell the language of a recording",
+                description="From its first words; no more of it is heard than is needed.",
+                parameters=[_query(name, schema) for name, schema in expected.items()],
+                form=recording,
+                answers=json_answer(ref("DetectedLanguage")),
+                errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+            )
+        },
+    }
+
+
+def _query(name: str, schema: Json) -> Json:
+    described = {key: value for key, value in schema.items() if key != "description"}
+    return {"name": name, "in": "query", "description": schema["description"], "schema": described}
+
+
+def _asr_transcripts(settings: Settings) -> Json:
+    def example(output: Output, *, word_timestamps: bool = False) -> Any:
+        params = AsrParams(
+            output=output,
+            task="transcribe",
+            languages=frozenset(),
+            word_timestamps=word_timestamps,
+            raw_pcm=False,
+        )
+        return readable(render_asr(EXAMPLE, params, settings=settings))
+
+    return {
+        "application/json": {
+            "schema": ref("AsrTranscription"),
+            "example": example("json", word_timestamps=True),
+        },
+        "text/plain": {"schema": text("A sentence a line."), "example": example("txt")},
+        "text/tab-separated-values": {
+            "schema": text("A heading, then a sentence a line; times in milliseconds."),
+            "example": example("tsv"),
+        },
+        "application/x-subrip": {"schema": text("SubRip subtitles."), "example": example("srt")},
+        "text/vtt": {"schema": text("WebVTT subtitles."), "example": example("vtt")},
     }
 
 
@@ -206,19 +257,19 @@ def _server_paths() -> Json:
     pages: Json = {
         "/": _page("page", "The page to transcribe with"),
         "/docs": _page("docs", "The page to try the API with"),
-        "/openapi.json": _operation(
+        "/openapi.json": operation(
             "openapi",
             tag="Server",
             summary="This description",
             description="As OpenAPI 3.1.",
-            answers=_json({"type": "object", "required": ["openapi", "info", "paths"]}),
+            answers=json_answer({"type": "object", "required": ["openapi", "info", "paths"]}),
         ),
-        "/health": _operation(
+        "/health": operation(
             "health",
             tag="Server",
             summary="How the model and the queue are",
             description="Never waits, whatever the model is doing.",
-            answers=_json(ref("Health")),
+            answers=json_answer(ref("Health")),
         ),
     }
     # Said of each: the document's own requirement would hold for them as well.
@@ -226,7 +277,7 @@ def _server_paths() -> Json:
 
 
 def _page(name: str, summary: str) -> Json:
-    return _operation(
+    return operation(
         name,
         tag="Server",
         summary=summary,
@@ -236,7 +287,7 @@ def _page(name: str, summary: str) -> Json:
 
 
 def _transcription(facts: Facts) -> Json:
-    return _operation(
+    return operation(
         "transcribe",
         tag="OpenAI",
         summary="Transcribe a recording",
@@ -249,7 +300,7 @@ def _transcription(facts: Facts) -> Json:
 
 
 def _translation(facts: Facts) -> Json:
-    return _operation(
+    return operation(
         "translate",
         tag="OpenAI",
         summary="Transcribe an English recording",
@@ -262,29 +313,18 @@ def _translation(facts: Facts) -> Json:
 
 
 def _transcription_form(facts: Facts) -> Json:
-    spoken = _listed(sorted(facts.languages))
     form = record(
         "The recording, and how it is wanted. An empty field is one that was not sent.",
         {
-            "file": _upload(facts.settings),
+            "file": _recording(facts.settings),
             "model": text(
                 f"Any name: the loaded model, `{facts.model}`, answers.", default=facts.model
             ),
             "response_format": text(
                 "What the answer looks like.", enum=list(get_args(ResponseFormat)), default="json"
             ),
-            "language": text(
-                "The language spoken: a code, a locale or a name (`de`, `deu`, `de-AT`, `German`,"
-                " `Deutsch`); `auto` = not said. Not said, it is detected from the text. One that"
-                f" the model does not speak is a 400; it speaks {spoken}.",
-                default="auto",
-            ),
-            "languages[]": array(
-                {"type": "string"},
-                "Languages that may be spoken, as hints: those that the model does not speak are"
-                " ignored, unless it speaks none of them, which is a 400.",
-                default=[],
-            ),
+            "language": _language(facts),
+            "languages[]": _languages(),
             "timestamp_granularities[]": array(
                 {"type": "string", "enum": list(get_args(Granularity))},
                 "What `verbose_json` lists; without effect on other formats.",
@@ -327,7 +367,25 @@ def _transcription_form(facts: Facts) -> Json:
     return form | {"required": ["file"]}
 
 
-def _upload(settings: Settings) -> Json:
+def _language(facts: Facts) -> Json:
+    return text(
+        "The language spoken: a code, a locale or a name (`de`, `deu`, `de-AT`, `German`,"
+        " `Deutsch`); `auto` = not said. Not said, it is detected from the text. One that the model"
+        f" does not speak is a 400; it speaks {_listed(facts.languages)}.",
+        default="auto",
+    )
+
+
+def _languages() -> Json:
+    return array(
+        {"type": "string"},
+        "Languages that may be spoken, as hints: those that the model does not speak are ignored,"
+        " unless it speaks none of them, which is a 400.",
+        default=[],
+    )
+
+
+def _recording(settings: Settings) -> Json:
     return {
         "type": "string",
         # 3.1 leaves this keyword to tools, and they all offer a file for it.
@@ -347,13 +405,13 @@ def _transcripts(settings: Settings) -> Json:
         "application/json": {
             "schema": {"anyOf": [ref("Transcription"), ref("VerboseTranscription")]},
             "examples": {
-                "json": {"value": example_object(TranscriptionParams(), settings)},
-                "verbose_json": {"value": example_object(verbose, settings)},
+                "json": {"value": example_of(TranscriptionParams(), settings)},
+                "verbose_json": {"value": example_of(verbose, settings)},
             },
         },
-        "text/plain": _text_answer("text", "The text and a line's end.", settings),
-        "application/x-subrip": _text_answer("srt", "SubRip subtitles.", settings),
-        "text/vtt": _text_answer("vtt", "WebVTT subtitles.", settings),
+        "text/plain": _text("text", "The text and a line's end.", settings),
+        "application/x-subrip": _text("srt", "SubRip subtitles.", settings),
+        "text/vtt": _text("vtt", "WebVTT subtitles.", settings),
         "text/event-stream": {
             # As OpenAPI 3.2 has it: of a stream, each event is described.
             "schema": record(
@@ -363,20 +421,20 @@ def _transcripts(settings: Settings) -> Json:
                         "JSON on one line.",
                         contentMediaType="application/json",
                         contentSchema=ref("StreamedEvent"),
-                    )
+                    ),
+                    # No line says so: it is what readers of a stream take an event for.
+                    "event": constant("message"),
                 },
+                optional=("event",),
             ),
             "example": example_stream(settings),
         },
     }
 
 
-def _text_answer(response_format: ResponseFormat, description: str, settings: Settings) -> Json:
-    return {"schema": text(description), "example": example_text(response_format, settings)}
-
-
-def _json(schema: Json) -> Json:
-    return {"application/json": {"schema": schema}}
+def _text(response_format: ResponseFormat, description: str, settings: Settings) -> Json:
+    params = TranscriptionParams(response_format=response_format)
+    return {"schema": text(description), "example": example_of(params, settings)}
 
 
 def _guarded(facts: Facts, *errors: type[ApiError]) -> tuple[type[ApiError], ...]:
@@ -384,62 +442,5 @@ def _guarded(facts: Facts, *errors: type[ApiError]) -> tuple[type[ApiError], ...
     return (AuthenticationError, *errors) if facts.settings.api_keys else errors
 
 
-def _operation(
-    name: str,
-    *,
-    tag: str,
-    summary: str,
-    description: str,
-    answers: Json,
-    errors: Sequence[type[ApiError]] = (),
-    parameters: Sequence[Json] = (),
-    form: Json | None = None,
-) -> Json:
-    """Describe a method of a path; `answers` are the media types of a 200."""
-    body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
-    return {
-        "operationId": name,
-        "tags": [tag],
-        "summary": summary,
-        "description": description,
-        **({"parameters": list(parameters)} if parameters else {}),
-        **({"requestBody": body} if form else {}),
-        "responses": {
-            "200": {"description": "Done.", "headers": _headers(), "content": answers},
-            **_refusals([*errors, ServerError]),
-        },
-    }
-
-
-def _refusals(errors: Iterable[type[ApiError]]) -> Json:
-    """Describe errors, those of one status together."""
-    by_status = groupby(sorted(errors, key=_status), key=_status)
-    return {str(status): _refusal(list(classes)) for status, classes in by_status}
-
-
-def _status(error: type[ApiError]) -> int:
-    return error.status
-
-
-def _refusal(errors: Sequence[type[ApiError]]) -> Json:
-    retry = any(error.retry_after_s is not None for error in errors)
-    return {
-        "description": "\n".join(
-            f"- {f'`{error.code}`' if error.code else 'no code'}: {MEANINGS[error]}"
-            for error in errors
-        ),
-        "headers": _headers() | (_header("Retry-After") if retry else {}),
-        "content": _json(error_schema(errors)),
-    }
-
-
-def _headers() -> Json:
-    return _header("X-Request-Id") | _header("X-Parakeet-Model")
-
-
-def _header(name: str) -> Json:
-    return {name: {"$ref": f"#/components/headers/{name}"}}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))

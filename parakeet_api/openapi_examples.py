@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from parakeet_api.pipeline import Progress
-from parakeet_api.rendering import render
-from parakeet_api.request_params import ResponseFormat, TranscriptionParams
+from parakeet_api.rendering import Rendered, render
+from parakeet_api.request_params import TranscriptionParams
 from parakeet_api.server_sent_events import EventWriter
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Segment, Token, Transcript, Word
@@ -55,16 +55,15 @@ EXAMPLE = Transcript(segments=(Segment(_WORDS),), duration=3.192, language="en")
 """What the demo model hears in `EXAMPLE_FILE`."""
 
 
-def example_text(response_format: ResponseFormat, settings: Settings) -> str:
-    """Write the example in a format that is text."""
-    return render(
-        EXAMPLE, TranscriptionParams(response_format=response_format), settings=settings
-    ).body
+def example_of(params: TranscriptionParams, settings: Settings) -> Any:
+    """Give the example in the format asked for: an object, or text."""
+    return readable(render(EXAMPLE, params, settings=settings))
 
 
-def example_object(params: TranscriptionParams, settings: Settings) -> Any:
-    """Give the example in a format that is JSON."""
-    return json.loads(render(EXAMPLE, params, settings=settings).body)
+def readable(rendered: Rendered) -> Any:
+    """Parse a body that is JSON."""
+    is_json = rendered.media_type == "application/json"
+    return json.loads(rendered.body) if is_json else rendered.body
 
 
 def example_stream(settings: Settings) -> str:

@@ -258,6 +258,45 @@ _STREAMED_EVENT = {
     ],
 }
 
+_ASR_TRANSCRIPTION = record(
+    "The answer of `output=json`.",
+    {
+        **_TEXT_FIELD,
+        "segments": array(ref("AsrSegment"), "The sentences."),
+        "language": or_null(text("ISO 639-1 code of the language spoken, where it is known.")),
+    },
+)
+
+_ASR_WORD = record(
+    "A word, its punctuation included.",
+    {
+        "word": text("The word, after a space."),
+        "start": _seconds("Its start"),
+        "end": _seconds("Its end"),
+        "probability": or_null(
+            number("The model's, over its tokens; null where unknown.", minimum=0, maximum=1)
+        ),
+    },
+)
+
+_ASR_SEGMENT = {
+    **_SEGMENT,
+    "properties": _SEGMENT["properties"]
+    | {"words": array(ref("AsrWord"), "With `word_timestamps=true`.")},
+}
+
+_DETECTED_LANGUAGE = record(
+    "Which of the model's languages was heard.",
+    {
+        "detected_language": text("Its English name, or `unknown`.", examples=["english"]),
+        "language_code": text("Its ISO 639-1 code, or `und`.", examples=["en"]),
+        "confidence": number(
+            "How sure; left out where the model speaks one language.", minimum=0, maximum=1
+        ),
+    },
+    optional=("confidence",),
+)
+
 _MODEL = record(
     "A model.",
     {
@@ -331,6 +370,10 @@ SCHEMAS: Json = {
     "TextDone": _DONE,
     "Progress": _PROGRESS,
     "Peaks": _PEAKS,
+    "AsrTranscription": _ASR_TRANSCRIPTION,
+    "AsrSegment": _ASR_SEGMENT,
+    "AsrWord": _ASR_WORD,
+    "DetectedLanguage": _DETECTED_LANGUAGE,
     "Model": _MODEL,
     "ModelList": _MODEL_LIST,
     "Health": _HEALTH,
