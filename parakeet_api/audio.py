@@ -73,10 +73,16 @@ class AudioStream(Iterator[Pcm]):
     def __init__(self, blocks: Generator[Pcm], expected_s: Callable[[], float | None]) -> None:
         self._blocks = blocks
         self._expected_s = expected_s
+        self.spent_s = 0.0
+        """Seconds that were spent waiting for blocks."""
 
     def __next__(self) -> Pcm:
         """Give the next block, shape `(samples,)`. Raises `AudioDecodeError`."""
-        return next(self._blocks)
+        started = time.monotonic()
+        try:
+            return next(self._blocks)
+        finally:
+            self.spent_s += time.monotonic() - started
 
     @property
     def expected_s(self) -> float | None:

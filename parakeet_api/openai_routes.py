@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flask import Blueprint, Response, request
 
@@ -16,6 +16,7 @@ from parakeet_api.rendering import render
 from parakeet_api.request_params import Task, TranscriptionParams, parse_params
 from parakeet_api.server_sent_events import MEDIA_TYPE, EventWriter
 from parakeet_api.web import (
+    CLIENT_GONE,
     RequestRecord,
     Services,
     as_api_error,
@@ -113,9 +114,9 @@ def _stream(upload: Path, params: TranscriptionParams) -> Response:
     # Told now and not as an event, if there is no model yet.
     wired.store.checkpoint()
     writer = EventWriter(params, settings=wired.settings)
-    take_over(upload)
+    held = take_over(upload)
     events = in_background(
-        _work(wired, upload, params, writer, kept),
+        _work(wired, held, params, writer, kept),
         gone=client_gone(),
         silence_s=_PROGRESS_S if "progress" in params.include else _SILENCE_S,
     )
@@ -130,7 +131,7 @@ def _stream(upload: Path, params: TranscriptionParams) -> Response:
 
 def _work(
     wired: Services,
-    upload: Path,
+    upload: IO[bytes],
     params: TranscriptionParams,
     writer: EventWriter,
     kept: RequestRecord,
@@ -148,13 +149,14 @@ def _work(
             ):
                 tell(writer.begun())
                 transcript = wired.pipeline.transcribe(
-                    upload,
+                    Path(upload.name),
                     languages=params.languages,
                     on_progress=lambda progress: tell(writer.progress(progress)),
                     cancelled=cancelled,
                 )
         finally:
-            upload.unlink()
+            Path(upload.name).unlink()
+            upload.close()
         kept.audio_s = transcript.duration
         check_translatable(transcript, params.task)
         emit(writer.done(transcript))
@@ -175,9 +177,9 @@ def _written(
             loading = wired.manager.state == "loading"
             yield writer.silence(model_is_loading=loading) if event is None else event
     except RequestCancelled:
-        kept.failure = "client gone"
+        kept.failure = CLIENT_GONE
     # The status is sent already: whatever goes wrong now is told as an event.
     except Exception as error:
         failure = as_api_error(error, request_id=kept.id)
-        kept.failure = failure.code
+        kept.failure = failure.code or failure.type
         yield writer.error(failure)

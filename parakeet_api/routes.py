@@ -9,6 +9,7 @@ from flask.json.provider import DefaultJSONProvider
 
 from parakeet_api.asr_routes import asr_api
 from parakeet_api.docs_routes import docs
+from parakeet_api.job_routes import job_api
 from parakeet_api.openai_routes import openai_api
 from parakeet_api.pages import pages
 from parakeet_api.web import (
@@ -43,6 +44,7 @@ def create_app(services: Services, *, root: Path) -> Flask:
     # Open WebUI and others ask without the prefix.
     app.register_blueprint(openai_api, name="openai_bare")
     app.register_blueprint(asr_api)
+    app.register_blueprint(job_api, url_prefix="/v1")
     app.register_blueprint(pages)
     app.register_blueprint(docs)
     app.register_error_handler(Exception, answer_error)
