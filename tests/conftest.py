@@ -33,6 +33,12 @@ hypothesis_settings.register_profile("service", deadline=None)
 hypothesis_settings.load_profile("service")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record", action="store_true", help="write the answers in tests/contract that differ"
+    )
+
+
 @dataclass(frozen=True)
 class Server:
     """A running `app.py`."""
