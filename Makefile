@@ -3,19 +3,21 @@
 # make bench  time the whole service beside the bare model, as ratios
 # make connections  healthy clients beside 300 slow ones
 # make fuzz   100,000 damaged recordings and as many damaged requests
+# make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODE_CLIENT := tests/node/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint bench connections fidelity fuzz clean
+.PHONY: run test lint bench connections fuzz fuzz-api fidelity clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
 
-test: lint
+test: lint $(NODE_CLIENT)
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.development
@@ -25,6 +27,12 @@ lint: $(VENV)/.development
 
 bench: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.bench
+
+fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 250
+fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
+fuzz-api: export SCHEMATHESIS_SEED ?= $(shell date +%s)
+fuzz-api: $(VENV)/.development
+	@$(BIN)/python -m pytest --timeout 3600 tests/test_schemathesis.py
 
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity
@@ -52,5 +60,12 @@ $(VENV)/.development: $(VENV)/.runtime requirements-dev.txt
 	@$(PIP) --requirement requirements-dev.txt
 	@touch $@
 
+# Without Node, or where npm finds no registry, the tests of OpenAI's package for it are skipped.
+$(NODE_CLIENT): tests/node/package-lock.json
+	@if command -v npm >/dev/null; then \
+		npm ci --prefix tests/node --loglevel=error >/dev/null && touch $@ \
+			|| echo "npm ci in tests/node failed: its tests are skipped"; \
+	fi
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
