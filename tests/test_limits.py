@@ -270,10 +270,10 @@ def running(*, answer: bytes = b"well", spare: int = 1000) -> Iterator[Running]:
         try:
             yield served
         finally:
+            server.task_dispatcher.shutdown()
             # Its loop ends when there is nothing left to look at.
             served.do(lambda: wasyncore.close_all(server._map))  # type: ignore[attr-defined]
             thread.join()
-            server.task_dispatcher.shutdown()
 
 
 def is_closed(connection: socket.socket) -> bool:
