@@ -1,6 +1,7 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
 # make bench  time the whole service beside the bare model, as ratios
+# make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 # make audit  look for known vulnerabilities of what constraints.txt pins; asks pypi.org
 # make licences  check that every installed package may be used and passed on
@@ -19,7 +20,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench fidelity audit licences sbom clean
+.PHONY: run test lint bench fuzz-api fidelity audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -34,6 +35,12 @@ lint: $(VENV)/.development
 
 bench: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.bench
+
+fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 250
+fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
+fuzz-api: export SCHEMATHESIS_SEED ?= $(shell date +%s)
+fuzz-api: $(VENV)/.development
+	@$(BIN)/python -m pytest --timeout 3600 tests/test_schemathesis.py
 
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity
