@@ -1,4 +1,4 @@
-"""The server behind nginx, with the configuration of deploy/; skipped where nginx is not installed."""
+"""The server behind nginx as deploy/ configures it; skipped where nginx is not installed."""
 
 from __future__ import annotations
 
