@@ -92,6 +92,9 @@ class Batcher:
         request = id(waiting)
         try:
             for chunk in chunks:
+                # Here too: filling the look-ahead is minutes of audio to decode.
+                if cancelled():
+                    raise RequestCancelled
                 waiting.append(self._submit(request, chunk))
                 if len(waiting) >= self._look_ahead or waiting[0].outcome.done():
                     yield _first(waiting, cancelled)

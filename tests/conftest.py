@@ -133,6 +133,19 @@ def speech() -> Path:
 
 
 @pytest.fixture(scope="session")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One hour of speech as opus: so much work that a test can act in the middle of it."""
+    folder = tmp_path_factory.mktemp("hour")
+    playlist, target = folder / "list.txt", folder / "hour.ogg"
+    playlist.write_text(f"file '{SPEECH / 'long-pauses.ogg'}'\n" * 5)
+    command = [find_ffmpeg(), "-loglevel", "error", "-f", "concat", "-safe", "0"]
+    subprocess.run(
+        [*command, "-i", str(playlist), "-c", "copy", str(target)], check=True, timeout=120
+    )
+    return target
+
+
+@pytest.fixture(scope="session")
 def decoder() -> FfmpegDecoder:
     return FfmpegDecoder(executable=find_ffmpeg(), max_seconds=12 * 3600)
 

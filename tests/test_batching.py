@@ -482,6 +482,25 @@ def test_a_client_that_has_gone_takes_its_chunks_along() -> None:
     assert model.batches == [["9.0"]]
 
 
+def test_of_a_client_that_has_gone_no_more_is_decoded() -> None:
+    model = Model()
+    gone = threading.Event()
+    decoded: list[Chunk] = []
+
+    def decode() -> Iterator[Chunk]:
+        for piece in chunks_of(CLIP, 8):
+            decoded.append(piece)
+            yield piece
+            gone.set()
+
+    with running(model) as (batcher, requests), held(model, batcher, requests):
+        with pytest.raises(RequestCancelled):
+            list(batcher.recognize(decode(), cancelled=gone.is_set))
+        assert batcher.waiting() == 0
+
+    assert len(decoded) == 2
+
+
 def test_closing_the_generator_takes_its_chunks_out_of_the_queue() -> None:
     model = Model()
 
