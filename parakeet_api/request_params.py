@@ -153,7 +153,7 @@ def _check_chunking_strategy(form: Form) -> None:
     name = "chunking_strategy"
     text = read_field(form, name)
     # A part without a name has `None` for it.
-    keys = [key for key in form.keys() if key]
+    keys = list(filter(None, form.keys()))
     if any(key.startswith(f"{name}[") and read_field(form, key) for key in keys):
         _one_of(f"{name}[type]", read_field(form, f"{name}[type]"), Literal["server_vad", "auto"])
     elif text and text.lower() != "auto":

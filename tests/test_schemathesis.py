@@ -25,6 +25,11 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
+ENVIRONMENT = {
+    "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
+    "PYTHONPATH": str(ROOT / "tests"),
+    "NO_PROXY": "*",
+}
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "5"))
 """Generated requests an operation, beside those that try each parameter's limits."""
 LEAST_REQUESTS = int(os.environ.get("SCHEMATHESIS_LEAST", "100"))
@@ -76,8 +81,9 @@ def _run(
     ]
     outcome = subprocess.run(
         command,
-        cwd=ROOT,
-        env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "NO_PROXY": "*"},
+        # It keeps what it found in a folder of the current directory.
+        cwd=folder,
+        env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
         errors="replace",
