@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODE_CLIENT := tests/node/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: run test lint bench fuzz-api fidelity clean
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
 
-test: lint
+test: lint $(NODE_CLIENT)
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.development
@@ -51,5 +52,12 @@ $(VENV)/.development: $(VENV)/.runtime requirements-dev.txt
 	@$(PIP) --requirement requirements-dev.txt
 	@touch $@
 
+# Without Node, or where npm finds no registry, the tests of OpenAI's package for it are skipped.
+$(NODE_CLIENT): tests/node/package-lock.json
+	@if command -v npm >/dev/null; then \
+		npm ci --prefix tests/node --loglevel=error >/dev/null && touch $@ \
+			|| echo "npm ci in tests/node failed: its tests are skipped"; \
+	fi
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
