@@ -37,7 +37,7 @@ lint: $(VENV)/.development
 bench: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.bench
 
-fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 250
+fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 150
 fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
 fuzz-api: export SCHEMATHESIS_SEED ?= $(shell date +%s)
 fuzz-api: $(VENV)/.development
