@@ -52,6 +52,8 @@ CLIENT_GONE = "client gone"
 """The same for one that hung up in the middle of its answer."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LONGEST_PATH = 200
+_NOT_COUNTED = frozenset({None, "pages", "docs"})
+"""Blueprints of pages and probes; static files have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,7 +344,7 @@ def record() -> RequestRecord:
 def begin_request() -> None:
     """Start the request's record, under the name that the client or its proxy gave it, if any."""
     given = request.headers.get("X-Request-Id", "")
-    is_api = request.url_rule is not None and request.blueprint not in (None, "pages")
+    is_api = request.url_rule is not None and request.blueprint not in _NOT_COUNTED
     g.record = RequestRecord(
         id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:12],
         client=request.remote_addr or "unknown",
