@@ -1,0 +1,51 @@
+/** How loud a recording is over time: the server's peaks, one byte each, as they come. */
+
+export class Peaks {
+  /** Bins in a second; 0 before the first ones came. */
+  perSecond = 0;
+  #values = new Uint8Array(1024);
+  #count = 0;
+
+  static from({ perSecond, values }) {
+    const peaks = new Peaks();
+    peaks.perSecond = perSecond;
+    peaks.#values = values;
+    peaks.#count = values.length;
+    return peaks;
+  }
+
+  get seconds() {
+    return this.perSecond ? this.#count / this.perSecond : 0;
+  }
+
+  /** Take a `transcript.peaks` event. */
+  add({ start_s: startS, per_second: perSecond, values }) {
+    this.perSecond = perSecond;
+    const bytes = Uint8Array.from(atob(values), (character) => character.charCodeAt(0));
+    const first = Math.round(startS * perSecond);
+    this.#makeRoom(first + bytes.length);
+    this.#values.set(bytes, first);
+    this.#count = Math.max(this.#count, first + bytes.length);
+  }
+
+  /** Give the loudest within `[fromS, toS)`, 0 to 1. */
+  loudest(fromS, toS) {
+    const first = Math.max(0, Math.floor(fromS * this.perSecond));
+    const end = Math.min(this.#count, Math.max(first + 1, Math.ceil(toS * this.perSecond)));
+    let most = 0;
+    for (let index = first; index < end; index += 1) most = Math.max(most, this.#values[index]);
+    return most / 255;
+  }
+
+  /** Give what `Peaks.from` takes. */
+  toStore() {
+    return { perSecond: this.perSecond, values: this.#values.slice(0, this.#count) };
+  }
+
+  #makeRoom(count) {
+    if (count <= this.#values.length) return;
+    const larger = new Uint8Array(Math.max(count, 2 * this.#values.length));
+    larger.set(this.#values);
+    this.#values = larger;
+  }
+}
