@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from parakeet_api.admission import Admission
 from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
-from parakeet_api.batching import Admission, Batcher
+from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
 from parakeet_api.devices import available_cores, detect_gpu, plan_inference
@@ -30,9 +31,10 @@ from parakeet_api.model_store import ModelStore
 from parakeet_api.nemo_model import ModelOptions, limit_device_memory, select_device
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
-from parakeet_api.rendering import ResponseFormat
-from parakeet_api.routes import Services, create_app
+from parakeet_api.request_params import ResponseFormat
+from parakeet_api.routes import create_app
 from parakeet_api.settings import Settings
+from parakeet_api.web import Services
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

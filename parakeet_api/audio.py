@@ -14,7 +14,7 @@ import selectors
 import shutil
 import subprocess
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,27 @@ write to a pipe leave a made-up size in its header. A length estimated from the 
 count either."""
 
 
+class AudioStream(Iterator[Pcm]):
+    """A recording while it is decoded: an iterator of PCM blocks; closing it ends the decoder."""
+
+    def __init__(self, blocks: Generator[Pcm], expected_s: Callable[[], float | None]) -> None:
+        self._blocks = blocks
+        self._expected_s = expected_s
+
+    def __next__(self) -> Pcm:
+        """Give the next block, shape `(samples,)`. Raises `AudioDecodeError`."""
+        return next(self._blocks)
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds that the recording will have, as far as its header tells; often an estimate."""
+        return self._expected_s()
+
+    def close(self) -> None:
+        """Stop decoding."""
+        self._blocks.close()
+
+
 @dataclass(frozen=True, slots=True)
 class FfmpegDecoder:
     """Turn files into PCM blocks."""
@@ -77,19 +98,29 @@ class FfmpegDecoder:
     audio_filter: str | None = None
     """An ffmpeg filter chain to run before recognition."""
 
-    def stream(self, path: Path) -> Generator[Pcm]:
-        """Yield the first sound track as int16 blocks, shape `(samples,)`, at 16 kHz, mono.
+    def stream(self, path: Path, *, raw_pcm: bool = False) -> AudioStream:
+        """Decode the first sound track to int16 blocks, shape `(samples,)`, at 16 kHz, mono.
 
         The track's own timestamps are kept: sound that starts late or has holes is filled with
-        silence, so that subtitles fit the picture. Closing the generator ends ffmpeg.
+        silence, so that subtitles fit the picture. A `raw_pcm` file is such samples already,
+        little-endian, without a header.
 
-        Raises `AudioDecodeError` or one of its kinds.
+        The stream raises `AudioDecodeError` or one of its kinds.
         """
-        _refuse_archive(path)
+        if raw_pcm:
+            length_s = path.stat().st_size // 2 / SAMPLE_RATE
+            return AudioStream(self._bounded(_read_pcm(path)), lambda: length_s)
+        said = bytearray()
+        return AudioStream(
+            self._bounded(_decode(self._command(path), path, said)),
+            lambda: _expected_seconds(said.decode("utf-8", "replace")),
+        )
+
+    def _bounded(self, blocks: Generator[Pcm]) -> Generator[Pcm]:
         limit = round(self.max_seconds * SAMPLE_RATE)
         decoded = 0
-        with _running(self._command(path)) as ffmpeg:
-            for block in ffmpeg.blocks():
+        with contextlib.closing(blocks):
+            for block in blocks:
                 decoded += len(block)
                 if decoded > limit:
                     raise AudioTooLongError(
@@ -97,7 +128,6 @@ class FfmpegDecoder:
                         " this server accepts (MAX_AUDIO_HOURS). Split it and send the parts."
                     )
                 yield block
-            ffmpeg.check_outcome(decoded)
 
     def _command(self, path: Path) -> list[str]:
         filters = [f"aresample={SAMPLE_RATE}:async=1:first_pts=0"]
@@ -117,9 +147,10 @@ class FfmpegDecoder:
 class _Ffmpeg:
     """A running ffmpeg: its PCM on one pipe, what it says of the input on the other."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], said: bytearray) -> None:
         self._process = process
-        self._said = bytearray()
+        self._said = said
+        """The beginning of what it says, as it comes."""
 
     def blocks(self) -> Generator[Pcm]:
         """Yield PCM until the process closes its output.
@@ -176,8 +207,26 @@ class _Ffmpeg:
             )
 
 
+def _decode(command: list[str], path: Path, said: bytearray) -> Generator[Pcm]:
+    """Run ffmpeg; what it says of its input goes to `said`."""
+    _refuse_archive(path)
+    decoded = 0
+    with _running(command, said) as ffmpeg:
+        for block in ffmpeg.blocks():
+            decoded += len(block)
+            yield block
+        ffmpeg.check_outcome(decoded)
+
+
+def _read_pcm(path: Path) -> Generator[Pcm]:
+    with path.open("rb") as file:
+        # Half a sample at the end is not sound.
+        while len(data := file.read(_PIPE_BYTES)) > 1:
+            yield np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2")
+
+
 @contextlib.contextmanager
-def _running(command: list[str]) -> Iterator[_Ffmpeg]:
+def _running(command: list[str], said: bytearray) -> Iterator[_Ffmpeg]:
     """Run ffmpeg; whatever happens in the block, it is gone afterwards."""
     process = subprocess.Popen(
         command,
@@ -190,7 +239,7 @@ def _running(command: list[str]) -> Iterator[_Ffmpeg]:
         # A user's pipes may have 64 MB together; past that this one stays as it is.
         with contextlib.suppress(OSError):
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
-        yield _Ffmpeg(process)
+        yield _Ffmpeg(process, said)
     finally:
         process.kill()
         process.wait()
@@ -212,15 +261,23 @@ def _refuse_archive(path: Path) -> None:
 def _declared_seconds(said: str) -> float | None:
     """Read the length that the container declares, where that is exact and of the sound alone."""
     container = re.search(r"^Input #0, ([^ ,]+)", said, re.MULTILINE)
-    length = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", said, re.MULTILINE)
+    length_s = _expected_seconds(said)
     pictures = re.search(r"Stream #0.*: Video: (?!.*\(attached pic\))", said)
     if (
         container is None
-        or length is None
+        or length_s is None
         or pictures is not None
         or container[1] not in _DECLARED_LENGTH_IS_EXACT
         or "Estimating duration from bitrate" in said
     ):
+        return None
+    return length_s
+
+
+def _expected_seconds(said: str) -> float | None:
+    """Read the length that the container declares, or that ffmpeg estimates from its size."""
+    length = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", said, re.MULTILINE)
+    if length is None:
         return None
     hours, minutes, seconds = length.groups()
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)

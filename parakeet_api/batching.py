@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from parakeet_api.devices import InferencePlan
-from parakeet_api.errors import QueueFullError, ServiceUnavailableError
+from parakeet_api.errors import ServiceUnavailableError
 from parakeet_api.recognizer import OutOfDeviceMemoryError, Recognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
@@ -203,30 +203,3 @@ def _first(waiting: deque[_Job], cancelled: Callable[[], bool]) -> tuple[Chunk, 
         raise RequestCancelled
     waiting.popleft()
     return job.chunk, job.outcome.result()
-
-
-class Admission:
-    """Bound the requests that are worked on, and those that wait for their turn."""
-
-    def __init__(self, *, active: int, waiting: int) -> None:
-        self._places = threading.BoundedSemaphore(active)
-        self._all = threading.BoundedSemaphore(active + waiting)
-
-    @contextmanager
-    def place(self, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Hold a place while a request is worked on.
-
-        Raises `QueueFullError` at once if too many wait, `RequestCancelled` if the client goes.
-        """
-        if not self._all.acquire(blocking=False):
-            raise QueueFullError("Too many requests are waiting. Try again in a few seconds.")
-        try:
-            while not self._places.acquire(timeout=_POLL_S):
-                if cancelled():
-                    raise RequestCancelled
-            try:
-                yield
-            finally:
-                self._places.release()
-        finally:
-            self._all.release()

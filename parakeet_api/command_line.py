@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from parakeet_api.errors import ApiError, SettingsError
 from parakeet_api.pipeline import Pipeline, Progress
-from parakeet_api.rendering import ResponseFormat, render
+from parakeet_api.rendering import render
+from parakeet_api.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.settings import Settings
 
 _EXTENSIONS: Mapping[ResponseFormat, str] = {
@@ -84,4 +85,5 @@ def _transcribe(
             bar.update(progress.done_s - bar.n)
 
         transcript = pipeline.transcribe(file, on_progress=show)
-    return render(transcript, response_format, settings=settings).body
+    params = TranscriptionParams(response_format=response_format)
+    return render(transcript, params, settings=settings).body

@@ -9,6 +9,7 @@
     │       └── AudioTooLongError    400  longer than MAX_AUDIO_HOURS
     ├── AuthenticationError          401  no key, or a wrong one
     ├── NotFoundError                404  no such path
+    │   └── ModelNotFoundError       404  no such model
     ├── MethodNotAllowedError        405
     ├── UploadTooLargeError          413
     ├── ServiceUnavailableError      503  try again: `retry_after_s` says when
@@ -89,6 +90,13 @@ class NotFoundError(ApiError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class ModelNotFoundError(NotFoundError):
+    code = "model_not_found"
+
+    def __init__(self, message: str, *, param: str | None = "model") -> None:
+        super().__init__(message, param=param)
 
 
 class MethodNotAllowedError(ApiError):

@@ -10,25 +10,35 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy, plan_chunks
+from parakeet_api.language_detection import detect_language
 from parakeet_api.segmentation import split_into_segments
 from parakeet_api.settings import Settings
 from parakeet_api.speech_gate import heard_words
 from parakeet_api.stitching import Stitcher
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Transcript, Word
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Transcript, Word, join_words
 
 logger = logging.getLogger(__name__)
 
+ENGLISH = frozenset({"en"})
+_NOTHING: Pcm = np.zeros(0, np.int16)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Progress:
     """What became final with one chunk."""
 
     words: tuple[Word, ...]
+    samples: Pcm
+    """The stretch of the recording that was recognised, a view of shape `(samples,)`."""
     done_s: float
     """Seconds of the recording that have been recognised."""
+    total_s: float | None
+    """Seconds that the recording has by its header, where it tells; often an estimate."""
 
 
 class Pipeline:
@@ -51,11 +61,12 @@ class Pipeline:
         self,
         path: Path,
         *,
-        language: str = "en",
+        languages: frozenset[str] = ENGLISH,
+        raw_pcm: bool = False,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:
-        """Transcribe a whole recording.
+        """Transcribe a whole recording, spoken in one of `languages` (ISO 639-1 codes).
 
         Raises `AudioDecodeError` or one of its kinds for a file that cannot be used,
         `RequestCancelled` once `cancelled` turns true, and what the model's lease raises.
@@ -63,7 +74,7 @@ class Pipeline:
         started = time.monotonic()
         words: list[Word] = []
         duration_s = 0.0
-        for progress in self.stream(path, cancelled=cancelled):
+        for progress in self.stream(path, raw_pcm=raw_pcm, cancelled=cancelled):
             words.extend(progress.words)
             duration_s = progress.done_s
             on_progress(progress)
@@ -75,14 +86,19 @@ class Pipeline:
             duration_s / max(elapsed_s, 1e-3),
             len(words),
         )
+        language = detect_language(join_words(words), candidates=languages)
         return Transcript(
-            segments=tuple(split_into_segments(words, language=language)),
+            segments=tuple(split_into_segments(words, language=language or "en")),
             duration=duration_s,
             language=language,
         )
 
     def stream(
-        self, path: Path, *, cancelled: Callable[[], bool] = lambda: False
+        self,
+        path: Path,
+        *,
+        raw_pcm: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Generator[Progress]:
         """Yield words in order, each once no later audio can change it.
 
@@ -94,15 +110,15 @@ class Pipeline:
         )
         done_s = 0.0
         with (
-            closing(self._decoder.stream(path)) as blocks,
-            closing(self._prepared(plan_chunks(blocks, self._policy))) as chunks,
+            closing(self._decoder.stream(path, raw_pcm=raw_pcm)) as audio,
+            closing(self._prepared(plan_chunks(audio, self._policy))) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
             for chunk, words in recognized:
                 final = tuple(stitcher.add(chunk, heard_words(chunk, words)))
                 done_s = chunk.owned_end / SAMPLE_RATE
-                yield Progress(final, done_s)
-        yield Progress(tuple(stitcher.finish()), done_s)
+                yield Progress(final, chunk.owned_samples, done_s, audio.expected_s)
+        yield Progress(tuple(stitcher.finish()), _NOTHING, done_s, done_s)
 
     def close(self) -> None:
         """End the threads that prepare audio."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from parakeet_api.languages import english_name
+from parakeet_api.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.settings import Settings
 from parakeet_api.subtitles import make_cues, to_srt, to_vtt
 from parakeet_api.transcript import Segment, Transcript, Word
 
-ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
+UNKNOWN_LANGUAGE = "unknown"
+"""Where a client's schema demands a language and none was said or recognised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,44 +29,91 @@ class Rendered:
     """For the Content-Type header."""
 
 
-def render(
-    transcript: Transcript,
-    response_format: ResponseFormat,
-    *,
-    settings: Settings,
-    granularities: frozenset[str] = frozenset({"segment"}),
-) -> Rendered:
-    """Write a transcript in one of OpenAI's formats; all of them have the same words.
+def render(transcript: Transcript, params: TranscriptionParams, *, settings: Settings) -> Rendered:
+    """Write a transcript in the format asked for; all of them have the same words."""
+    chosen = _FORMATS[params.response_format]
+    return Rendered(chosen.write(transcript, params, settings), chosen.media_type)
 
-    `granularities` are those that `verbose_json` lists, of `segment` and `word`; the other
-    formats have no place for them.
+
+def token_logprobs(words: Sequence[Word], *, at_start: bool) -> list[dict[str, object]]:
+    """List words' tokens as OpenAI's `include[]=logprobs` does.
+
+    Their texts add up to the words' text, which begins with a space unless it is the transcript's
+    start.
     """
-    chosen = _FORMATS[response_format]
-    return Rendered(chosen.write(transcript, settings, granularities), chosen.media_type)
+    return [
+        {
+            "token": text,
+            "logprob": _finite(token.logprob),
+            "bytes": list(text.encode()),
+        }
+        for number, word in enumerate(words)
+        for token, text in zip(
+            word.tokens, _token_texts(word, at_start=at_start and number == 0), strict=True
+        )
+    ]
 
 
-def _json(transcript: Transcript) -> dict[str, object]:
-    return {"text": transcript.text, "usage": _usage(transcript)}
+def languages_spoken(transcript: Transcript) -> dict[str, object]:
+    """Give OpenAI's field `languages`, where the language is known."""
+    return {"languages": [{"code": transcript.language}]} if transcript.language else {}
 
 
-def _verbose_json(transcript: Transcript, granularities: frozenset[str]) -> dict[str, object]:
+def to_json(body: Mapping[str, object]) -> str:
+    """Write JSON on one line."""
+    return json.dumps(body, ensure_ascii=False, allow_nan=False)
+
+
+def json_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, object]:
+    """Give the object of `response_format=json`."""
+    return {
+        "text": transcript.text,
+        **languages_spoken(transcript),
+        **_logprobs(transcript, params),
+        "usage": _usage(transcript),
+    }
+
+
+def verbose_json_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, object]:
+    """Give the object of `response_format=verbose_json`, the list of tokens left out."""
+    language = transcript.language
     body: dict[str, object] = {
-        "task": "transcribe",
-        "language": english_name(transcript.language),
+        "task": params.task,
+        "language": english_name(language) if language else UNKNOWN_LANGUAGE,
         "duration": _seconds(transcript.duration),
         "text": transcript.text,
     }
-    if "word" in granularities:
-        body["words"] = [_word(word) for word in transcript.words]
-    if "segment" in granularities:
+    if "word" in params.granularities:
+        body["words"] = [_word(word, params) for word in transcript.words]
+    if "segment" in params.granularities:
         body["segments"] = [
             _segment(number, segment) for number, segment in enumerate(transcript.segments)
         ]
     return body | {"usage": _usage(transcript)}
 
 
-def _word(word: Word) -> dict[str, object]:
-    return {"word": word.text, "start": _seconds(word.start), "end": _seconds(word.end)}
+def _logprobs(transcript: Transcript, params: TranscriptionParams) -> dict[str, object]:
+    if "logprobs" not in params.include:
+        return {}
+    return {"logprobs": token_logprobs(transcript.words, at_start=True)}
+
+
+def _token_texts(word: Word, *, at_start: bool) -> list[str]:
+    texts = [token.text for token in word.tokens]
+    if texts:
+        texts[0] = ("" if at_start else " ") + texts[0].lstrip()
+    return texts
+
+
+def _word(word: Word, params: TranscriptionParams) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "word": word.text,
+        "start": _seconds(word.start),
+        "end": _seconds(word.end),
+    }
+    if "logprobs" in params.include:
+        entry["logprob"] = _finite(word.logprob)
+    return entry
 
 
 def _segment(number: int, segment: Segment) -> dict[str, object]:
@@ -112,19 +161,20 @@ def _seconds(value: float) -> float:
     return round(value, 3)
 
 
-def _dump(body: dict[str, object]) -> str:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False)
+def _finite(logprob: float | None) -> float | None:
+    """JSON has no infinity."""
+    return logprob if logprob is not None and math.isfinite(logprob) else None
 
 
 class _Format(NamedTuple):
     media_type: str
-    write: Callable[[Transcript, Settings, frozenset[str]], str]
+    write: Callable[[Transcript, TranscriptionParams, Settings], str]
 
 
 _FORMATS: Mapping[ResponseFormat, _Format] = {
     "json": _Format(
         "application/json",
-        lambda transcript, *_: _dump(_json(transcript)),
+        lambda transcript, params, _: to_json(json_body(transcript, params)),
     ),
     "text": _Format(
         "text/plain; charset=utf-8",
@@ -132,14 +182,16 @@ _FORMATS: Mapping[ResponseFormat, _Format] = {
     ),
     "srt": _Format(
         "application/x-subrip; charset=utf-8",
-        lambda transcript, settings, _: to_srt(make_cues(transcript.segments, settings=settings)),
+        lambda transcript, _, settings: to_srt(make_cues(transcript.segments, settings=settings)),
     ),
     "verbose_json": _Format(
         "application/json",
-        lambda transcript, _, granularities: _dump(_verbose_json(transcript, granularities)),
+        lambda transcript, params, _: to_json(
+            verbose_json_body(transcript, params) | _logprobs(transcript, params)
+        ),
     ),
     "vtt": _Format(
         "text/vtt; charset=utf-8",
-        lambda transcript, settings, _: to_vtt(make_cues(transcript.segments, settings=settings)),
+        lambda transcript, _, settings: to_vtt(make_cues(transcript.segments, settings=settings)),
     ),
 }

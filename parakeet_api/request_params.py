@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, get_args
 
-from parakeet_api.errors import InvalidRequestError
-from parakeet_api.languages import normalize_language
-from parakeet_api.rendering import ResponseFormat
+from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
+from parakeet_api.languages import language_code, normalize_language
 
+ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Granularity = Literal["word", "segment"]
+Include = Literal["logprobs", "progress", "peaks"]
+"""What an answer can hold beside the transcript; `progress` and `peaks` are this server's own."""
+Task = Literal["transcribe", "translate"]
 
 _LONGEST_ECHO = 60
 """Characters of a client's value that an error message repeats."""
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
 
 
 class Form(Protocol):
@@ -23,41 +29,67 @@ class Form(Protocol):
 
     def getlist(self, key: str) -> Sequence[str]: ...
 
+    def keys(self) -> Iterable[str]: ...
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TranscriptionParams:
     """What a client asked for.
 
-    `prompt` and `temperature` steer a decoder that this model does not have: they are checked,
-    and change nothing.
+    What OpenAI's models take and this kind of model has no use for (`prompt`, `keywords[]`,
+    `temperature`, `chunking_strategy`) is checked and changes nothing.
     """
 
-    response_format: ResponseFormat
-    language: str | None
-    """ISO 639-1 code; `None` = not said."""
-    granularities: frozenset[Granularity]
+    response_format: ResponseFormat = "json"
+    languages: frozenset[str] = frozenset({"en"})
+    """ISO 639-1 codes, at least one: what the recording may be spoken in."""
+    granularities: frozenset[Granularity] = frozenset({"segment"})
+    """What `verbose_json` lists."""
+    include: frozenset[Include] = frozenset()
+    stream: bool = False
+    """Answer with server-sent events."""
+    task: Task = "transcribe"
 
 
-def parse_params(form: Form, *, languages: frozenset[str]) -> TranscriptionParams:
-    """Read and check the fields of a request.
+def parse_params(
+    form: Form, *, languages: frozenset[str], task: Task = "transcribe"
+) -> TranscriptionParams:
+    """Read and check the fields of a request to a model that speaks `languages`.
 
     Unknown fields are ignored, as clients send each other's. Raises `InvalidRequestError` naming
     the parameter.
     """
     _check_temperature(_field(form, "temperature"))
-    language = _field(form, "language")
+    _check_keywords(_list_field(form, "keywords"))
+    _check_chunking_strategy(form)
     return TranscriptionParams(
-        response_format=cast(
-            ResponseFormat,
-            _one_of("response_format", _field(form, "response_format") or "json", ResponseFormat),
+        response_format=_one_of(
+            "response_format", _field(form, "response_format") or "json", ResponseFormat
         ),
-        language=normalize_language(language, supported=languages) if language else None,
-        granularities=frozenset(
-            cast(Granularity, _one_of("timestamp_granularities[]", value, Granularity))
-            for value in _list_field(form, "timestamp_granularities")
-        )
+        languages=_languages(form, languages),
+        granularities=_choices(form, "timestamp_granularities", Granularity)
         or frozenset({"segment"}),
+        include=_choices(form, "include", Include),
+        stream=_boolean("stream", _field(form, "stream") or "false"),
+        task=task,
     )
+
+
+def _languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
+    """Narrow the model's languages to what the client expects to be spoken."""
+    language = normalize_language(_field(form, "language"), supported=supported)
+    if language is not None:
+        return frozenset({language})
+    hints = _list_field(form, "languages")
+    known = supported & {language_code(hint) for hint in hints}
+    if hints and not known:
+        # They are hints: one that the model speaks is enough, but none makes a wrong transcript.
+        raise UnsupportedLanguageError(
+            f"languages[]={_echo(', '.join(hints))} has none that the loaded model speaks:"
+            f" {', '.join(sorted(supported))}.",
+            param="languages[]",
+        )
+    return known or supported
 
 
 def _field(form: Form, name: str) -> str:
@@ -82,13 +114,52 @@ def _split_list(text: str) -> list[str]:
     return [value.strip() for value in text.split(",")]
 
 
-def _one_of(name: str, value: str, choices: Any) -> str:
+def _choices(form: Form, name: str, choices: Any) -> frozenset[Any]:
+    return frozenset(_one_of(f"{name}[]", value, choices) for value in _list_field(form, name))
+
+
+def _one_of(name: str, value: str, choices: Any) -> Any:
     if value.lower() not in get_args(choices):
         raise InvalidRequestError(
             f"{name}={_echo(value)} is not one of: {', '.join(get_args(choices))}.",
             param=name,
         )
     return value.lower()
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise InvalidRequestError(f"{name}={_echo(text)} is not true or false.", param=name)
+    return text.lower() in _TRUE
+
+
+def _check_keywords(keywords: Sequence[str]) -> None:
+    """Refuse what OpenAI refuses: a client should not learn of it there."""
+    for keyword in keywords:
+        if re.search(r"[<>\r\n]", keyword):
+            raise InvalidRequestError(
+                f"keywords[]={_echo(keyword)} holds one of < > or a line break.",
+                param="keywords[]",
+            )
+
+
+def _check_chunking_strategy(form: Form) -> None:
+    """Accept `auto`, and OpenAI's object as JSON or as `chunking_strategy[type]=...`."""
+    name = "chunking_strategy"
+    text = _field(form, name)
+    keys = list(form.keys())
+    if any(key.startswith(f"{name}[") and _field(form, key) for key in keys):
+        _one_of(f"{name}[type]", _field(form, f"{name}[type]"), Literal["server_vad", "auto"])
+    elif text and text.lower() != "auto":
+        try:
+            strategy = json.loads(text)
+        except (ValueError, RecursionError):
+            strategy = None
+        if not isinstance(strategy, dict) or strategy.get("type") not in ("server_vad", "auto"):
+            raise InvalidRequestError(
+                f'{name}={_echo(text)} is neither auto nor {{"type": "server_vad", ...}}.',
+                param=name,
+            )
 
 
 def _check_temperature(text: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from parakeet_api.errors import SettingsError
+from parakeet_api.languages import language_code
 
 Preset = Literal["speed", "balanced", "quality"]
 DemoModel = Literal["auto", "always", "never"]
@@ -30,6 +31,7 @@ _FALSE = frozenset({"false", "0", "no", "off"})
 _DECIMAL = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 _QUIETEST_DB = -120.0
 """Below the noise of any 16-bit recording (-96 dB)."""
+_LANGUAGES = "a comma-separated list of languages, such as en,de,fr"
 _NO_LIMIT = 1_000_000.0
 """Where nature sets no bound: far beyond all use, and products with it stay finite."""
 
@@ -111,6 +113,20 @@ def _keys(text: str) -> tuple[str, ...]:
     return keys
 
 
+def _languages(text: str) -> tuple[str, ...]:
+    codes = [_language(name.strip()) for name in text.split(",") if name.strip()]
+    if not codes:
+        raise ValueError(_LANGUAGES)
+    return tuple(dict.fromkeys(codes))
+
+
+def _language(name: str) -> str:
+    code = language_code(name)
+    if code is None:
+        raise ValueError(f"{_LANGUAGES}: {name[:40]!r} is not one")
+    return code
+
+
 def _decibels(text: str) -> float:
     match = re.fullmatch(r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:db)?", text, re.IGNORECASE)
     if match is None or not _QUIETEST_DB <= float(match[1]) <= 0:
@@ -154,6 +170,8 @@ class Settings:
     """A `.nemo` file to use, and no other."""
     models_dir: Path = _setting("MODELS_DIR", Path("models"), _path)
     """Where checkpoints are looked for and downloaded to."""
+    model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
+    """What the model speaks, ISO 639-1 codes; empty = what its name says."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
     """`auto` = the demo model, loudly, where no other can be had; `always`; `never`."""
     hf_endpoint: str = _setting("HF_ENDPOINT", "https://huggingface.co", _address)
@@ -384,6 +402,8 @@ def _parse(name: str, text: str, parse: Callable[[str], Any]) -> Any:
 def _shown(name: str, value: Any) -> str:
     if name in _SECRETS:
         return f"{len(value)} set" if value else "none"
+    if isinstance(value, tuple):
+        return ",".join(value)
     return "" if value is None else _PASSWORD.sub("//***@", str(value))
 
 

@@ -38,6 +38,11 @@ class Chunk:
         """One past the last sample heard."""
         return self.start + len(self.samples)
 
+    @property
+    def owned_samples(self) -> Pcm:
+        """Give the samples that the chunk answers for, as a view."""
+        return self.samples[self.owned_start - self.start : self.owned_end - self.start]
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -102,8 +107,8 @@ class Transcript:
     segments: tuple[Segment, ...]
     duration: float
     """Seconds of audio that were decoded."""
-    language: str
-    """ISO 639-1 code."""
+    language: str | None
+    """ISO 639-1 code; `None` = not known."""
 
     @property
     def words(self) -> list[Word]:

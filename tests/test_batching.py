@@ -14,12 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api import batching
-from parakeet_api.batching import Admission, Batcher, RequestCancelled, _Job, take_batch
+from parakeet_api.batching import Batcher, RequestCancelled, _Job, take_batch
 from parakeet_api.devices import InferencePlan
 from parakeet_api.errors import (
     AudioDecodeError,
     ModelNotReadyError,
-    QueueFullError,
     ServiceUnavailableError,
 )
 from parakeet_api.nemo_model import ModelInfo
@@ -495,83 +494,3 @@ def test_a_closed_batcher_refuses_rather_than_hang() -> None:
 
         with pytest.raises(ServiceUnavailableError, match="stopping"):
             heard(batcher, chunks_of(CLIP, 1))
-
-
-# Admission
-
-
-def enter(admission: Admission, leave: threading.Event, order: list[int], number: int) -> None:
-    with admission.place():
-        order.append(number)
-        assert leave.wait(20)
-
-
-def waiting_places(admission: Admission) -> int:
-    return admission._all._value
-
-
-def test_places_are_bounded_and_given_to_those_who_wait() -> None:
-    admission = Admission(active=2, waiting=1)
-    leave = [threading.Event() for _ in range(4)]
-    order: list[int] = []
-
-    with ThreadPoolExecutor(4) as threads:
-        told = []
-        for number in range(3):
-            told.append(threads.submit(enter, admission, leave[number], order, number))
-            wait_for(lambda: waiting_places(admission) == 2 - number)  # noqa: B023
-        wait_for(lambda: len(order) == 2)
-
-        with pytest.raises(QueueFullError) as caught, admission.place():
-            pass
-        assert caught.value.status == 503
-        assert caught.value.retry_after_s
-
-        assert order == [0, 1]
-        leave[1].set()
-        wait_for(lambda: order == [0, 1, 2])
-        told.append(threads.submit(enter, admission, leave[3], order, 3))
-        for event in leave:
-            event.set()
-        for request in told:
-            request.result(10)
-
-    assert order == [0, 1, 2, 3]
-    assert waiting_places(admission) == 3
-
-
-def test_nobody_may_wait_where_no_waiting_is_allowed() -> None:
-    admission = Admission(active=1, waiting=0)
-
-    with admission.place(), pytest.raises(QueueFullError), admission.place():
-        pass
-
-    with admission.place():
-        pass
-
-
-@pytest.mark.usefixtures("quick_poll")
-def test_a_client_that_goes_while_it_waits_gives_its_place_back() -> None:
-    admission = Admission(active=1, waiting=1)
-    gone = threading.Event()
-
-    def wait() -> None:
-        with admission.place(cancelled=gone.is_set):
-            pytest.fail("there is no place")
-
-    with ThreadPoolExecutor(1) as threads, admission.place():
-        told = threads.submit(wait)
-        wait_for(lambda: waiting_places(admission) == 0)
-        gone.set()
-        assert isinstance(told.exception(10), RequestCancelled)
-        assert waiting_places(admission) == 1
-
-
-def test_places_are_given_back_after_errors() -> None:
-    admission = Admission(active=1, waiting=0)
-
-    for _ in range(3):
-        with pytest.raises(AudioDecodeError), admission.place():
-            raise AudioDecodeError("no audio")
-
-    assert waiting_places(admission) == 1

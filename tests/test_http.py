@@ -231,6 +231,16 @@ class TestParameters:
         assert (error["param"], error["code"]) == ("language", "unsupported_language")
         assert "'fr'" in error["message"]
 
+    def test_the_languages_of_a_model_can_be_told(self, clip: Clip, tmp_path: Path) -> None:
+        with running_server(tmp_path, MODEL_LANGUAGES="French, ja") as server:
+            spoken = transcribe(
+                server, clip.path, {"language": "fr-CA", "response_format": "verbose_json"}
+            )
+            error = error_of(transcribe(server, clip.path, {"language": "en"}), 400)
+
+        assert (spoken.status_code, spoken.json()["language"]) == (200, "french")
+        assert "it speaks: fr, ja." in error["message"]
+
 
 def _sounds() -> dict[str, bytes]:
     seconds = np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE

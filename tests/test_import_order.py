@@ -15,10 +15,11 @@ import parakeet_api
 
 ORDER = (
     "errors",
+    "languages",
     "settings",
     "logs",
     "transcript",
-    "languages",
+    "language_detection",
     "devices",
     "audio",
     "chunking",
@@ -28,13 +29,19 @@ ORDER = (
     "model_store",
     "model_manager",
     "batching",
+    "admission",
+    "background",
     "stitching",
     "segmentation",
     "subtitles",
     "pipeline",
-    "rendering",
-    "command_line",
     "request_params",
+    "rendering",
+    "server_sent_events",
+    "command_line",
+    "web",
+    "openai_routes",
+    "pages",
     "routes",
     "http_server",
 )
@@ -51,8 +58,8 @@ PURE = frozenset(
         "stitching",
         "segmentation",
         "subtitles",
-        "rendering",
         "request_params",
+        "rendering",
     }
 )
 """They do no I/O, start no thread and read no clock."""
@@ -64,15 +71,16 @@ OWNERS = {
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
     "subprocess": ("audio",),
-    "flask": ("routes",),
-    "werkzeug": ("routes",),
+    "flask": ("web", "openai_routes", "pages", "routes"),
+    "werkzeug": ("web",),
     "waitress": ("http_server",),
     "cuda": ("devices",),
     "huggingface_hub": ("model_store",),
+    "py3langid": ("language_detection",),
 }
 """Packages that only these modules may know."""
 
-HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml"})
+HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid"})
 """Imported inside functions: they take seconds, or may be absent."""
 
 PACKAGE = ROOT / "parakeet_api"
@@ -169,7 +177,7 @@ def test_the_walk_sees_every_kind_of_import() -> None:
     assert Import("numpy", "start") in recognizer
     assert Import("parakeet_api.transcript", "start") in recognizer
     assert {Import("torch", "never"), Import("torch", "call")} <= recognizer
-    assert Import("parakeet_api.__version__", "start") in imports_of("routes")
+    assert Import("parakeet_api.__version__", "start") in imports_of("pages")
 
 
 def test_importing_everything_needs_no_torch_no_ffmpeg_and_no_environment() -> None:

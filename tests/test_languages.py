@@ -6,11 +6,14 @@ from hypothesis import strategies as st
 
 from parakeet_api.errors import UnsupportedLanguageError
 from parakeet_api.languages import (
+    _NAMES,
     ENGLISH_NAMES,
     english_name,
+    language_code,
     languages_of,
     normalize_language,
 )
+from parakeet_api.settings import Settings
 
 ENGLISH = frozenset({"en"})
 ALL = languages_of("parakeet-tdt-0.6b-v3")
@@ -18,16 +21,33 @@ ALL = languages_of("parakeet-tdt-0.6b-v3")
 
 @pytest.mark.parametrize(
     "name",
-    ["parakeet-tdt-0.6b-v2", "parakeet-tdt-demo-en", "parakeet-tdt-1.1b", "my-model", ""],
+    ["parakeet-tdt-0.6b-v2", "parakeet-tdt-demo-en", "parakeet-tdt-1.1b", "my-v30", "rev3", ""],
 )
 def test_models_speak_english(name: str) -> None:
     assert languages_of(name) == ENGLISH
 
 
-@pytest.mark.parametrize("name", ["parakeet-tdt-0.6b-v3", "Parakeet-TDT-0.6B-V3", "a-v3-copy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "parakeet-tdt-0.6b-v3",
+        "Parakeet-TDT-0.6B-V3",
+        "parakeet_tdt_0.6b_v3",
+        "a-v3-copy",
+        "v3.1",
+    ],
+)
 def test_v3_speaks_25_languages(name: str) -> None:
     assert languages_of(name) == set(ENGLISH_NAMES)
     assert len(ENGLISH_NAMES) == 25
+
+
+@pytest.mark.parametrize("name", ["parakeet-tdt-0.6b-v3", "parakeet-tdt-0.6b-v2", ""])
+def test_what_is_configured_beats_the_name(name: str) -> None:
+    settings = Settings.from_env({"MODEL_LANGUAGES": "ja, German"})
+
+    assert languages_of(name, settings.model_languages) == {"ja", "de"}
+    assert languages_of(name, Settings.from_env({}).model_languages) == languages_of(name)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +64,7 @@ def test_v3_speaks_25_languages(name: str) -> None:
         "eng",
         "eng-GB",
         "en-Latn-US",
+        "en_US.UTF-8",
     ],
 )
 def test_english_has_many_spellings(text: str) -> None:
@@ -58,11 +79,61 @@ def test_codes_and_english_names_mean_the_same(code: str, name: str) -> None:
     assert english_name(code) == name
 
 
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("cs", "ces cze Čeština"),
+        ("de", "deu ger GER Deutsch DEUTSCH de-AT"),
+        ("el", "ell gre Ελληνικά ΕΛΛΗΝΙΚΆ"),
+        ("es", "spa Español espan\u0303ol Castilian es-419"),
+        ("et", "est ekk"),
+        ("fr", "fra fre français franc\u0327ais fr_CA"),
+        ("lv", "lav lvs"),
+        ("nl", "nld dut Flemish nl-BE"),
+        ("pt", "por português pt-BR pt_PT"),
+        ("ro", "ron rum Moldavian ro-MD"),
+        ("ru", "rus Русский"),
+        ("sk", "slk slo slovenčina"),
+        ("sl", "slv Slovene slovenščina"),
+        ("uk", "ukr українська uk-UA"),
+    ],
+)
+def test_a_language_has_many_names(code: str, names: str) -> None:
+    assert {normalize_language(name, supported=ALL) for name in names.split()} == {code}
+
+
+def test_no_name_means_two_languages() -> None:
+    names = [name for names in _NAMES.values() for name in names]
+
+    assert len(names) == len(set(names))
+    assert [language_code(name) for name in names] == [
+        code for code, names in _NAMES.items() for _ in names
+    ]
+
+
+@pytest.mark.parametrize("text", ["", " ", "auto", "AUTO", " Auto "])
+@pytest.mark.parametrize("supported", [ENGLISH, ALL])
+def test_auto_and_nothing_say_no_language(text: str, supported: frozenset[str]) -> None:
+    assert normalize_language(text, supported=supported) is None
+
+
+@pytest.mark.parametrize("text", ["ja", "ja-JP", "JA"])
+def test_a_configured_language_beyond_the_25_is_known_by_its_code(text: str) -> None:
+    assert normalize_language(text, supported=languages_of("", ["ja"])) == "ja"
+
+
+@pytest.mark.parametrize("text", ["xx", "klingon", "e", "", "auto", "12", "en/de"])
+def test_what_is_no_language_has_no_code(text: str) -> None:
+    assert language_code(text) is None
+
+
 def test_a_language_without_a_name_here_is_called_by_its_code() -> None:
     assert english_name("xx") == "xx"
 
 
-@pytest.mark.parametrize("text", ["de", "German", "de-DE", "zh", "xx", "-en", "english language"])
+@pytest.mark.parametrize(
+    "text", ["de", "German", "de-DE", "zh", "zh-Hans", "jpn", "xx", "-en", "english language"]
+)
 def test_a_language_that_the_model_does_not_speak_is_refused(text: str) -> None:
     with pytest.raises(UnsupportedLanguageError) as caught:
         normalize_language(text, supported=ENGLISH)
@@ -88,4 +159,4 @@ def test_any_text_is_a_spoken_language_or_refused(text: str) -> None:
     except UnsupportedLanguageError:
         code = "en"
 
-    assert code in ALL
+    assert code is None or code in ALL

@@ -4,6 +4,7 @@ import html
 import json
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from io import StringIO
 from typing import Any, get_args
@@ -14,7 +15,8 @@ import webvtt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api.rendering import ResponseFormat, render
+from parakeet_api.rendering import Rendered, render
+from parakeet_api.request_params import Granularity, Include, ResponseFormat, TranscriptionParams
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Segment, Token, Transcript, Word
 
@@ -29,15 +31,26 @@ TRANSCRIPT = Transcript((Segment((HELLO, WORLD)), Segment((YES,))), 8.4704, "en"
 SILENCE = Transcript((), 3.0, "en")
 
 
-def body_of(
-    transcript: Transcript, response_format: ResponseFormat, *granularities: str
-) -> dict[str, Any]:
-    rendered = render(
-        transcript,
-        response_format,
-        settings=SETTINGS,
-        granularities=frozenset(granularities or {"segment"}),
+def written(
+    transcript: Transcript, response_format: ResponseFormat, settings: Settings = SETTINGS
+) -> Rendered:
+    return render(
+        transcript, TranscriptionParams(response_format=response_format), settings=settings
     )
+
+
+def body_of(
+    transcript: Transcript,
+    response_format: ResponseFormat,
+    *granularities: Granularity,
+    include: Iterable[Include] = (),
+) -> dict[str, Any]:
+    params = TranscriptionParams(
+        response_format=response_format,
+        granularities=frozenset(granularities or {"segment"}),
+        include=frozenset(include),
+    )
+    rendered = render(transcript, params, settings=SETTINGS)
     assert rendered.media_type == "application/json"
     body: dict[str, Any] = json.loads(rendered.body)
     return body
@@ -76,7 +89,7 @@ def test_every_format_has_the_same_words(
     words = iter([Word(text, at * 0.3, at * 0.3 + 0.2) for at, text in enumerate(texts)])
     segments = tuple(Segment(tuple(next(words) for _ in sentence)) for sentence in sentences)
 
-    rendered = render(Transcript(segments, 60.0, "en"), response_format, settings=SETTINGS)
+    rendered = written(Transcript(segments, 60.0, "en"), response_format)
 
     assert text_in(rendered.body, response_format).split() == " ".join(texts).split()
 
@@ -84,19 +97,20 @@ def test_every_format_has_the_same_words(
 def test_json_has_text_and_usage() -> None:
     assert body_of(TRANSCRIPT, "json") == {
         "text": "Héllo, world. Yes.",
+        "languages": [{"code": "en"}],
         "usage": {"type": "duration", "seconds": 8.47},
     }
 
 
 def test_text_is_one_line() -> None:
-    rendered = render(TRANSCRIPT, "text", settings=SETTINGS)
+    rendered = written(TRANSCRIPT, "text")
 
     assert rendered.body == "Héllo, world. Yes.\n"
     assert rendered.media_type == "text/plain; charset=utf-8"
 
 
 def test_srt_has_cues() -> None:
-    rendered = render(TRANSCRIPT, "srt", settings=SETTINGS)
+    rendered = written(TRANSCRIPT, "srt")
 
     assert rendered.body == (
         "1\n00:00:01,234 --> 00:00:02,734\nHéllo, world.\n\n"
@@ -106,7 +120,7 @@ def test_srt_has_cues() -> None:
 
 
 def test_vtt_has_cues() -> None:
-    rendered = render(TRANSCRIPT, "vtt", settings=SETTINGS)
+    rendered = written(TRANSCRIPT, "vtt")
 
     assert rendered.body == (
         "WEBVTT\n\n"
@@ -119,7 +133,7 @@ def test_vtt_has_cues() -> None:
 def test_cues_obey_the_settings() -> None:
     settings = replace(SETTINGS, merge_short_subtitles=False)
 
-    assert "00:00:07,000 --> 00:00:07,500" in render(TRANSCRIPT, "srt", settings=settings).body
+    assert "00:00:07,000 --> 00:00:07,500" in written(TRANSCRIPT, "srt", settings).body
 
 
 def test_verbose_json_has_what_openai_promises() -> None:
@@ -192,7 +206,7 @@ def test_repetition_raises_the_compression_ratio() -> None:
     [("text", "\n"), ("srt", ""), ("vtt", "WEBVTT\n\n")],
 )
 def test_silence_is_an_empty_transcript(response_format: ResponseFormat, body: str) -> None:
-    assert render(SILENCE, response_format, settings=SETTINGS).body == body
+    assert written(SILENCE, response_format).body == body
 
 
 def test_silence_is_an_empty_transcript_in_json() -> None:
@@ -202,4 +216,68 @@ def test_silence_is_an_empty_transcript_in_json() -> None:
 
 
 def test_text_is_not_escaped_to_ascii() -> None:
-    assert "Héllo" in render(TRANSCRIPT, "json", settings=SETTINGS).body
+    assert "Héllo" in written(TRANSCRIPT, "json").body
+
+
+def test_log_probabilities_are_listed_token_by_token() -> None:
+    body = body_of(TRANSCRIPT, "json", include=["logprobs"])
+
+    assert body["logprobs"] == [
+        {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        for text, logprob in [
+            ("Hé", -0.1),
+            ("llo", -0.3),
+            (",", -0.2),
+            (" world", -0.5),
+            (".", -0.4),
+            (" Yes.", -1.0),
+        ]
+    ]
+    assert "logprobs" not in body_of(TRANSCRIPT, "json")
+
+
+def test_words_have_probabilities_when_asked_for() -> None:
+    body = body_of(TRANSCRIPT, "verbose_json", "word", include=["logprobs"])
+
+    assert [word["logprob"] for word in body["words"]] == pytest.approx([-0.6, -0.9, -1.0])
+    assert len(body["logprobs"]) == 6
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([" a", " ", "b"]),
+            st.lists(st.sampled_from(["c", "é", "."]), min_size=1),
+        ),
+        max_size=6,
+    )
+)
+def test_tokens_add_up_to_the_text(groups: list[tuple[str, list[str]]]) -> None:
+    words = [
+        Word(
+            "".join([first, *rest]).strip(),
+            at,
+            at + 0.5,
+            tuple(Token(1, piece, -0.5) for piece in [first, *rest]),
+        )
+        for at, (first, rest) in enumerate(groups)
+    ]
+    transcript = Transcript((Segment(tuple(words)),) if words else (), 60.0, "en")
+
+    body = body_of(transcript, "json", include=["logprobs"])
+
+    assert "".join(entry["token"] for entry in body["logprobs"]) == body["text"]
+    assert b"".join(bytes(e["bytes"]) for e in body["logprobs"]).decode() == body["text"]
+
+
+def test_an_infinite_log_probability_is_null() -> None:
+    transcript = Transcript((Segment((with_logprobs(-math.inf),)),), 9.0, "en")
+
+    assert body_of(transcript, "json", include=["logprobs"])["logprobs"][0]["logprob"] is None
+
+
+def test_a_language_that_is_not_known_is_left_out_or_called_so() -> None:
+    transcript = replace(TRANSCRIPT, language=None)
+
+    assert "languages" not in body_of(transcript, "json")
+    assert body_of(transcript, "verbose_json")["language"] == "unknown"

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
-from parakeet_api.rendering import ResponseFormat
-from parakeet_api.request_params import TranscriptionParams, parse_params
+from parakeet_api.request_params import ResponseFormat, TranscriptionParams, parse_params
 
 SEGMENT = frozenset({"segment"})
 WORD = frozenset({"word"})
@@ -24,6 +23,12 @@ FIELDS = [
     "temperature",
     "timestamp_granularities",
     "timestamp_granularities[]",
+    "languages[]",
+    "keywords",
+    "include[]",
+    "stream",
+    "chunking_strategy",
+    "chunking_strategy[type]",
 ]
 
 
@@ -51,7 +56,12 @@ def granularities(**fields: str | list[str]) -> frozenset[str]:
 
 def test_an_empty_form_means_openais_defaults() -> None:
     assert parse() == TranscriptionParams(
-        response_format="json", language=None, granularities=frozenset({"segment"})
+        response_format="json",
+        languages=frozenset({"en"}),
+        granularities=frozenset({"segment"}),
+        include=frozenset(),
+        stream=False,
+        task="transcribe",
     )
 
 
@@ -64,10 +74,8 @@ def test_fields_of_other_servers_are_ignored() -> None:
     form = {
         "model": "whisper-1",
         "prompt": "Names: Ann, Bob.",
-        "stream": "false",
         "vad_filter": "yes",
-        "chunking_strategy": "auto",
-        "include[]": "logprobs",
+        "beam_size": "5",
     }
 
     assert parse(**form) == parse()
@@ -93,8 +101,97 @@ def test_the_last_of_repeated_fields_counts() -> None:
 
 
 def test_languages_are_normalised() -> None:
-    assert parse(language="en-US").language == "en"
-    assert parse(("en", "de"), language="German").language == "de"
+    assert parse(language="en-US").languages == {"en"}
+    assert parse(("en", "de"), language="German").languages == {"de"}
+
+
+@pytest.mark.parametrize("text", ["", " ", "auto"])
+def test_without_a_language_it_may_be_any_that_the_model_speaks(text: str) -> None:
+    assert parse(("en", "de", "fr"), language=text).languages == {"en", "de", "fr"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"languages[]": ["de", "fr-CA"]},
+        {"languages": "German,fr"},
+        {"languages": '["de", "french"]'},
+        {"languages[]": ["de", "fr", "zh"]},
+    ],
+)
+def test_hints_narrow_the_languages(fields: dict[str, str | list[str]]) -> None:
+    assert parse(("en", "de", "fr"), **fields).languages == {"de", "fr"}
+
+
+def test_hints_none_of_which_is_spoken_are_refused() -> None:
+    error = refusal(**{"languages[]": ["de", "zh"]})
+
+    assert isinstance(error, UnsupportedLanguageError)
+    assert error.param == "languages[]"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"include[]": ["logprobs", "progress"]},
+        {"include": "logprobs,progress"},
+        {"include": '["logprobs", "progress"]'},
+    ],
+)
+def test_extras_are_taken_as_clients_send_them(fields: dict[str, str | list[str]]) -> None:
+    assert parse(**fields).include == {"logprobs", "progress"}
+
+
+def test_unknown_extras_are_refused() -> None:
+    assert refusal(**{"include[]": "secrets"}).param == "include[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("true", True), ("True", True), ("1", True), ("false", False), ("", False)]
+)
+def test_a_stream_is_asked_for_with_a_boolean(text: str, wanted: bool) -> None:
+    assert parse(stream=text).stream is wanted
+
+
+def test_another_value_of_stream_is_refused() -> None:
+    assert refusal(stream="perhaps").param == "stream"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chunking_strategy": "auto"},
+        {"chunking_strategy": '{"type": "server_vad", "threshold": 0.5}'},
+        {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "0.5"},
+        {"keywords[]": ["Ann", "Bob & Sons"]},
+        {"keywords": '["Ann"]'},
+        {"known_speaker_names[]": ["agent"]},
+    ],
+)
+def test_what_the_model_has_no_use_for_changes_nothing(
+    fields: dict[str, str | list[str]],
+) -> None:
+    assert parse(**fields) == parse()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chunking_strategy": "manual"},
+        {"chunking_strategy": "[]"},
+        {"chunking_strategy": '{"type": 5}'},
+        {"chunking_strategy": "{" * 50_000},
+        {"chunking_strategy[type]": "x"},
+        {"chunking_strategy[threshold]": "0.5"},
+    ],
+)
+def test_a_chunking_strategy_that_is_none_is_refused(fields: dict[str, str]) -> None:
+    assert str(refusal(**fields).param).startswith("chunking_strategy")
+
+
+@pytest.mark.parametrize("text", ["a<b", "a>b", "a\nb", "a\rb"])
+def test_keywords_that_openai_refuses_are_refused(text: str) -> None:
+    assert refusal(**{"keywords[]": text}).param == "keywords[]"
 
 
 def test_a_language_that_is_not_spoken_is_refused() -> None:
@@ -178,7 +275,8 @@ def test_any_form_is_taken_or_refused_by_name(fields: dict[str, list[str]]) -> N
     try:
         params = parse(**fields)
     except InvalidRequestError as error:
-        assert (error.param or "").removesuffix("[]") in FIELDS  # noqa: PT017
+        named = (error.param or "").removesuffix("[]")
+        assert {named, f"{named}[]"} & set(FIELDS)
     else:
         assert params.response_format in get_args(ResponseFormat)
         assert params.granularities <= BOTH

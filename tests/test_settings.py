@@ -23,6 +23,7 @@ PROMISE: dict[str, object] = {
     "MODEL_ID": "nvidia/parakeet-tdt-0.6b-v2",
     "MODEL_PATH": None,
     "MODELS_DIR": Path("models"),
+    "MODEL_LANGUAGES": (),
     "DEMO_MODEL": "auto",
     "HF_ENDPOINT": "https://huggingface.co",
     "TEMP_UPLOADS_DIR": Path("temp_uploads"),
@@ -226,6 +227,8 @@ def test_booleans_have_many_spellings(variable: str, texts: list[str], value: bo
         ("DEVICE", "CUDA:1", "cuda:1"),
         ("DEVICE", "cuda", "cuda"),
         ("API_KEY", "one, two words ,,three", ("one", "two words", "three")),
+        ("MODEL_LANGUAGES", "en", ("en",)),
+        ("MODEL_LANGUAGES", " German, fr ,,deu,pt-BR, JA", ("de", "fr", "pt", "ja")),
         ("MODEL_PATH", "/models/my model.nemo", Path("/models/my model.nemo")),
         ("MODEL_ID", "tiny", "tiny"),
         ("HF_ENDPOINT", "http://mirror:8080/hf/", "http://mirror:8080/hf/"),
@@ -284,6 +287,12 @@ def test_a_home_folder_is_found() -> None:
         ("MODELS_DIR", "~nobody-of-this-name/m", "a path: that user has no home folder here"),
         ("MODEL_ID", "../etc", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
         ("MODEL_ID", "a/b/c", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
+        ("MODEL_LANGUAGES", ",", "a comma-separated list of languages, such as en,de,fr"),
+        (
+            "MODEL_LANGUAGES",
+            "en,klingon,xx",
+            "a comma-separated list of languages, such as en,de,fr: 'klingon' is not one",
+        ),
         ("HF_ENDPOINT", "hf-mirror.com", "an address that begins with http:// or https://"),
         ("HF_ENDPOINT", "https://", "an address that begins with http:// or https://"),
     ],
@@ -460,6 +469,13 @@ def test_secrets_are_not_told() -> None:
 
 def test_no_key_is_told_as_none() -> None:
     assert ("API_KEY", "none", "default") in Settings.from_env({}).describe()
+
+
+def test_languages_are_told_as_a_list() -> None:
+    settings = Settings.from_env({"MODEL_LANGUAGES": "de, french"})
+
+    assert ("MODEL_LANGUAGES", "de,fr", "environment") in settings.describe()
+    assert ("MODEL_LANGUAGES", "", "default") in Settings.from_env({}).describe()
 
 
 def test_settings_cannot_be_changed() -> None:

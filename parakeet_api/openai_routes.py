@@ -1,0 +1,198 @@
+"""OpenAI's endpoints: transcriptions, translations, models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from parakeet_api.background import Cancelled, Emit, in_background
+from parakeet_api.batching import RequestCancelled
+from parakeet_api.errors import ModelNotFoundError, UnsupportedLanguageError
+from parakeet_api.languages import english_name
+from parakeet_api.rendering import render
+from parakeet_api.request_params import Task, TranscriptionParams, parse_params
+from parakeet_api.server_sent_events import MEDIA_TYPE, EventWriter
+from parakeet_api.transcript import Transcript
+from parakeet_api.web import (
+    RequestRecord,
+    Services,
+    as_api_error,
+    client_gone,
+    model_languages,
+    model_name,
+    received_file,
+    record,
+    require_api_key,
+    services,
+    take_over,
+)
+
+openai_api = Blueprint("openai", __name__)
+openai_api.before_request(require_api_key)
+
+_ALIASES = frozenset(
+    {
+        "whisper-1",
+        "gpt-transcribe",
+        "gpt-4o-transcribe",
+        "gpt-4o-mini-transcribe",
+    }
+)
+"""OpenAI's models, whose place the loaded one takes."""
+
+_SILENCE_S = 5.0
+"""A quiet stream says that it lives this often; proxies close what is silent for 30 to 60 s."""
+_PROGRESS_S = 1.0
+"""The same for a client that shows progress."""
+
+
+@openai_api.post("/audio/transcriptions")
+def transcribe() -> Response:
+    """Transcribe one upload."""
+    return _answer("transcribe")
+
+
+@openai_api.post("/audio/translations")
+def translate() -> Response:
+    """Transcribe English speech; refuse other languages, which this model cannot translate."""
+    return _answer("translate")
+
+
+@openai_api.get("/models")
+def list_models() -> dict[str, Any]:
+    """List the one model that answers."""
+    return {"object": "list", "data": [_model(model_name())]}
+
+
+@openai_api.get("/models/<path:name>")
+def show_model(name: str) -> dict[str, Any]:
+    """Describe the model, also under the names of those whose place it takes."""
+    if name not in _ALIASES | {model_name(), services().settings.model_id}:
+        raise ModelNotFoundError(
+            f"The model {name[:60]!r} does not exist; this server has {model_name()!r}."
+            " Transcription requests may name any model."
+        )
+    return _model(name)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": _created(),
+        "owned_by": "nvidia",
+    }
+
+
+def _created() -> int:
+    """Give the checkpoint file's time, s since 1970; 0 while there is none."""
+    checkpoint = services().store.status.checkpoint
+    return int(checkpoint.path.stat().st_mtime) if checkpoint else 0
+
+
+def _answer(task: Task) -> Response:
+    services().admission.refuse_if_full()
+    upload = received_file()
+    params = parse_params(request.form, languages=model_languages(), task=task)
+    # Told now and not after the file was decoded, if there is no model yet.
+    services().store.checkpoint()
+    return (_stream if params.stream else _answer_at_once)(upload, params)
+
+
+def _answer_at_once(upload: Path, params: TranscriptionParams) -> Response:
+    wired, cancelled = services(), client_gone()
+    with wired.admission.place(cancelled=cancelled):
+        transcript = wired.pipeline.transcribe(
+            upload, languages=params.languages, cancelled=cancelled
+        )
+    record().audio_s = transcript.duration
+    _check_translatable(transcript, params)
+    rendered = render(transcript, params, settings=wired.settings)
+    return Response(rendered.body, content_type=rendered.media_type)
+
+
+def _stream(upload: Path, params: TranscriptionParams) -> Response:
+    """Answer with events; what goes wrong before the first has a status of its own."""
+    wired, kept = services(), record()
+    writer = EventWriter(params, settings=wired.settings)
+    take_over(upload)
+    events = in_background(
+        _work(wired, upload, params, writer, kept),
+        gone=client_gone(),
+        silence_s=_PROGRESS_S if "progress" in params.include else _SILENCE_S,
+    )
+    first = next(events)
+    response = Response(_written(first, events, writer, wired, kept), content_type=MEDIA_TYPE)
+    response.call_on_close(events.close)
+    response.headers["Cache-Control"] = "no-cache"
+    # nginx would otherwise gather events for a while.
+    response.headers["X-Accel-Buffering"] = "no"
+    return response
+
+
+def _work(
+    wired: Services,
+    upload: Path,
+    params: TranscriptionParams,
+    writer: EventWriter,
+    kept: RequestRecord,
+) -> Callable[[Emit[str], Cancelled], None]:
+    """Give the work of a streamed request, which owns the upload."""
+
+    def work(emit: Emit[str], cancelled: Cancelled) -> None:
+        def tell(event: str) -> None:
+            if event:
+                emit(event)
+
+        try:
+            with wired.admission.place(
+                cancelled=cancelled, on_wait=lambda position: tell(writer.queued(position))
+            ):
+                tell(writer.begun())
+                transcript = wired.pipeline.transcribe(
+                    upload,
+                    languages=params.languages,
+                    on_progress=lambda progress: tell(writer.progress(progress)),
+                    cancelled=cancelled,
+                )
+        finally:
+            upload.unlink()
+        kept.audio_s = transcript.duration
+        _check_translatable(transcript, params)
+        emit(writer.done(transcript))
+
+    return work
+
+
+def _written(
+    first: str | None,
+    events: Generator[str | None],
+    writer: EventWriter,
+    wired: Services,
+    kept: RequestRecord,
+) -> Generator[str]:
+    """Write a stream to its end, which may be an error."""
+    try:
+        for event in chain([first], events):
+            loading = wired.manager.state == "loading"
+            yield writer.silence(model_is_loading=loading) if event is None else event
+    except RequestCancelled:
+        kept.failure = "client gone"
+    # The status is sent already: whatever goes wrong now is told as an event.
+    except Exception as error:
+        failure = as_api_error(error, request_id=kept.id)
+        kept.failure = failure.code
+        yield writer.error(failure)
+
+
+def _check_translatable(transcript: Transcript, params: TranscriptionParams) -> None:
+    if params.task == "translate" and transcript.language not in ("en", None):
+        raise UnsupportedLanguageError(
+            f"The recording is in {english_name(transcript.language)}, and this model does not"
+            " translate. Send it to /v1/audio/transcriptions, or say language=en if it is English.",
+            param="language",
+        )

@@ -1,0 +1,64 @@
+"""What people and probes look at: the upload page and the server's health."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, render_template
+
+from parakeet_api import __version__
+from parakeet_api.web import Services, model_name, services
+
+pages = Blueprint("pages", __name__)
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src 'self' data:; media-src 'self' blob:; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+)
+
+
+@pages.get("/")
+def page() -> Response:
+    """Serve the upload page."""
+    response = Response(render_template("index.html"), content_type="text/html; charset=utf-8")
+    response.headers["Content-Security-Policy"] = _PAGE_POLICY
+    return response
+
+
+@pages.get("/health")
+def health() -> dict[str, Any]:
+    """Tell that the process is alive and how the model is; never waits for inference."""
+    wired = services()
+    settings, plan, info = wired.settings, wired.plan, wired.manager.info
+    active, waiting = wired.admission.counts()
+    return {
+        "status": "ok",
+        "version": __version__,
+        "model": _model_status(wired),
+        "device": info.device if info else ("cuda" if wired.gpu else "cpu"),
+        "precision": info.precision if info else None,
+        "queue": {
+            "active_requests": active,
+            "waiting_requests": waiting,
+            "waiting_chunks": wired.batcher.waiting(),
+        },
+        "limits": {
+            "max_upload_mb": settings.max_upload_mb,
+            "max_audio_hours": settings.max_audio_hours,
+            "longest_chunk_s": plan.longest_chunk_s,
+            "batch_size": plan.batch_size,
+        },
+    }
+
+
+def _model_status(wired: Services) -> dict[str, Any]:
+    store, manager = wired.store.status, wired.manager
+    known = store.checkpoint
+    return {
+        "name": model_name(),
+        "demo": known.is_demo if known else False,
+        "state": manager.state if known else store.state,
+        "progress": store.progress,
+        "error": manager.error if known else store.error,
+    }
