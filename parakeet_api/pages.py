@@ -7,7 +7,8 @@ from typing import Any
 from flask import Blueprint, Response, render_template
 
 from parakeet_api import __version__
-from parakeet_api.web import Services, model_name, services
+from parakeet_api.audio import FILE_EXTENSIONS
+from parakeet_api.web import Services, model_languages, model_name, services
 
 pages = Blueprint("pages", __name__)
 
@@ -48,6 +49,12 @@ def health() -> dict[str, Any]:
             "max_audio_hours": settings.max_audio_hours,
             "longest_chunk_s": plan.longest_chunk_s,
             "batch_size": plan.batch_size,
+            "extensions": FILE_EXTENSIONS,
+        },
+        "subtitles": {
+            "line_length": settings.preferred_line_length,
+            "lines": settings.max_subtitle_lines,
+            "max_duration_s": settings.max_subtitle_duration_s,
         },
     }
 
@@ -61,4 +68,5 @@ def _model_status(wired: Services) -> dict[str, Any]:
         "state": manager.state if known else store.state,
         "progress": store.progress,
         "error": manager.error if known else store.error,
+        "languages": sorted(model_languages()),
     }

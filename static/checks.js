@@ -10,9 +10,10 @@ const METADATA_TIMEOUT_MS = 3_000;
 const TELLS_NOTHING = new Set(["", "application/mxf", "application/octet-stream", "application/ogg", "application/x-matroska"]);
 
 /**
- * Throw the `Problem` that sending this would end in, as far as the page can know.
+ * Give the seconds that the recording lasts, or `null` where the browser cannot tell.
  *
- * `limits` are those of the server's health answer, or `null` while it has given none.
+ * Throws the `Problem` that sending this would end in, as far as the page can know. `limits` are
+ * those of the server's health answer, or `null` while it has given none.
  */
 export async function checkRequest({ file, apiKey }, limits) {
   // Header values are Latin letters and signs; the browser refuses others with an error of its own.
@@ -24,6 +25,7 @@ export async function checkRequest({ file, apiKey }, limits) {
   if (file.size === 0) throw new Problem("empty_file");
   const seconds = await mediaDuration(file);
   if (limits && seconds > limits.max_audio_hours * 3600) throw new Problem("audio_too_long");
+  return seconds;
 }
 
 /** Tell whether the file is still what was chosen: not a folder, not moved, not changed since. */

@@ -95,11 +95,7 @@ export class DocumentView {
     setText(byId("copy"), text(this.#copyLabel));
     this.#renderUncertain();
     this.#renderFound();
-    for (const name of FORMAT_NAMES) {
-      byId(`download-${name}`).classList.toggle("primary", name === this.#settings.format);
-      byId(`download-${name}`).setAttribute("aria-label", text("result.download", { format: name.toUpperCase() }));
-    }
-    this.#orderDownloads();
+    this.#renderDownloads();
     this.#waveform.redraw();
   }
 
@@ -120,10 +116,16 @@ export class DocumentView {
   }
 
   /** Put the preferred format first, for the keyboard as for the eye. */
-  #orderDownloads() {
-    const preferred = byId(`download-${this.#settings.format}`);
-    const bar = byId("downloads");
-    if (bar.firstElementChild !== preferred) bar.prepend(preferred);
+  #renderDownloads() {
+    for (const name of FORMAT_NAMES) {
+      const button = byId(`download-${name}`);
+      const preferred = name === this.#settings.format;
+      const label = text("result.download", { format: name.toUpperCase() });
+      button.classList.toggle("primary", preferred);
+      button.setAttribute("aria-label", label);
+      setText(button, preferred ? label : name.toUpperCase());
+      if (preferred && byId("downloads").firstElementChild !== button) byId("downloads").prepend(button);
+    }
   }
 
   // ---- Sound ----

@@ -25,7 +25,7 @@ export class Job {
   sentAt = 0;
   /** How many requests the server works on before this one, or `null`. */
   queuePosition = null;
-  /** Seconds of the recording that are words already; `totalS` is `null` where nobody knows. */
+  /** Seconds of the recording that are words already, and in all; `null` where nobody knows. */
   doneS = 0;
   totalS = null;
   /** `performance.now()` at its start, at the first sign of transcription, and at its end. */
@@ -78,7 +78,7 @@ export class Job {
     onChange();
     try {
       const whole = { file: this.file, ...request };
-      await checkRequest(whole, limits);
+      this.totalS = await checkRequest(whole, limits);
       signal.throwIfAborted();
       this.phase = "uploading";
       this.sentAt = performance.now();
@@ -138,7 +138,9 @@ export class Job {
     this.phase = event.state;
     this.queuePosition = event.queue_position ?? null;
     this.doneS = event.done_s ?? 0;
-    this.totalS = event.total_s ?? null;
+    this.totalS = event.total_s ?? this.totalS;
+    // Loading the model is not transcribing: speed is counted from its end.
+    if (event.state === "loading") this.transcribingAt = performance.now();
     if (event.state === "transcribing") this.transcribingAt ??= performance.now();
   }
 

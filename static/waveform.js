@@ -1,7 +1,7 @@
 /**
  * A picture of the sound with the sentences on it, and a slider to move in it.
  *
- * A long recording is drawn twice: all of it, and closer the minute around the moment that plays.
+ * A long recording is drawn twice: all of it, and closer what is around the moment that plays.
  */
 
 import { prepareCanvas } from "./canvas.js";
@@ -9,9 +9,10 @@ import { byId } from "./dom.js";
 import { clock, text } from "./i18n.js";
 import { Peaks } from "./peaks.js";
 
-/** The closer picture shows this much; a recording up to half as long again needs no second one. */
-const CLOSE_S = 60;
-const WHOLE_UP_TO_S = 90;
+/** Pixels of a second in the closer picture: a sentence's first words can be read. */
+const CLOSE_SCALE = 28;
+/** A recording that is this much longer than the closer picture needs a second one of all of it. */
+const WORTH_TWO = 1.5;
 /** Share of the closer picture that has passed when it moves on with the sound. */
 const PLAYHEAD_AT = 0.3;
 const BAR_WIDTH = 2;
@@ -20,7 +21,7 @@ const BAR_GAP = 1;
 const LABEL_HEIGHT = 24;
 const RIBBON_HEIGHT = 4;
 /** A narrower sentence would show no more than a letter. */
-const NARROWEST_LABEL = 28;
+const NARROWEST_LABEL = 44;
 
 const STEPS_S = { ArrowLeft: -5, ArrowDown: -5, ArrowRight: 5, ArrowUp: 5, PageDown: -30, PageUp: 30 };
 
@@ -47,7 +48,6 @@ export class Waveform {
     this.#transcript = transcript;
     this.#durationS = durationS;
     this.#slider.hidden = !(durationS > 0 && (peaks.perSecond > 0 || transcript));
-    this.#close.hidden = durationS <= WHOLE_UP_TO_S;
     this.#slider.setAttribute("aria-valuemax", Math.round(durationS));
     this.moveTo(seconds);
   }
@@ -107,14 +107,20 @@ export class Waveform {
     this.#onSeek(Math.min(Math.max(0, target), this.#durationS));
   }
 
+  /** How much the closer picture shows. */
+  get #closeS() {
+    return this.#slider.clientWidth / CLOSE_SCALE;
+  }
+
   #rangeOf(canvas) {
     if (canvas === this.#whole) return { fromS: 0, toS: this.#durationS };
-    const last = this.#durationS - CLOSE_S;
-    const fromS = Math.min(Math.max(0, this.#seconds - CLOSE_S * PLAYHEAD_AT), last);
-    return { fromS, toS: fromS + CLOSE_S };
+    const last = this.#durationS - this.#closeS;
+    const fromS = Math.min(Math.max(0, this.#seconds - this.#closeS * PLAYHEAD_AT), last);
+    return { fromS, toS: fromS + this.#closeS };
   }
 
   #draw() {
+    this.#close.hidden = this.#durationS <= WORTH_TWO * this.#closeS;
     const colours = coloursOf(this.#slider);
     const single = this.#close.hidden;
     this.#drawOne(this.#whole, colours, { labelled: single, windowed: !single });
@@ -173,15 +179,19 @@ function drawBox({ context }, { left, top, width, height }, colour) {
 }
 
 function drawLabel({ context }, { left, top, width, height }, label, colour) {
-  context.save();
-  context.beginPath();
-  context.rect(left, top, width - 4, height);
-  context.clip();
   context.fillStyle = colour;
   context.font = `12px ${getComputedStyle(context.canvas).fontFamily}`;
   context.textBaseline = "middle";
-  context.fillText(label, left + 6, top + height / 2);
-  context.restore();
+  context.fillText(shortened(context, label, width - 12), left + 6, top + height / 2);
+}
+
+/** Give as much of a text as fits, by whole letters. */
+function shortened(context, label, width) {
+  if (context.measureText(label).width <= width) return label;
+  // No letter is narrower than 2 pixels: the rest need not be measured.
+  let shown = label.slice(0, Math.ceil(width / 2));
+  while (shown && context.measureText(`${shown}…`).width > width) shown = shown.slice(0, -1);
+  return `${shown.trimEnd()}…`;
 }
 
 function coloursOf(slider) {
