@@ -81,12 +81,19 @@ class Page {
     this.#render();
   }
 
+  /** Whether what is open is a recording of which no word has come. */
+  get #nothingToRead() {
+    const opened = this.#queue.jobs.find((job) => job.id === this.#document.openId);
+    return this.#document.openId === null || (opened && !opened.transcript && opened.deltas.length === 0);
+  }
+
   #documentOf(job) {
     return {
       id: job.id,
       name: job.file.name,
       file: job.file,
       isRecorded: this.#recorded.has(job.file),
+      isRunning: job.isRunning,
       deltas: job.deltas,
       peaks: job.peaks,
       durationS: () => job.transcript?.durationS ?? job.totalS ?? job.peaks.seconds,
@@ -104,6 +111,7 @@ class Page {
       name: entry.name,
       file: null,
       isRecorded: false,
+      isRunning: false,
       deltas: [],
       peaks: kept,
       durationS: () => transcript.durationS,
@@ -118,10 +126,9 @@ class Page {
   // ---- What jobs tell ----
 
   #jobChanged(job, event) {
-    const isOpen = this.#document.openId === job.id;
     const isNews = this.#told.get(job) !== job.phase;
-    if (isOpen && isNews && job.phase === "checking") this.#document.open(this.#documentOf(job));
-    if (isOpen && !isNews) this.#document.advance(this.#documentOf(job), event);
+    if (isNews && job.phase === "checking" && this.#nothingToRead) this.#openJob(job);
+    if (this.#document.openId === job.id) this.#document.advance(this.#documentOf(job), event);
     if (isNews) {
       this.#told.set(job, job.phase);
       this.#tell(job);

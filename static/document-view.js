@@ -14,7 +14,7 @@ const CAPTIONS_DELAY_MS = 400;
 const COPY_FEEDBACK_MS = 2_000;
 
 /**
- * What is open is `{id, name, file, isRecorded, deltas, peaks, durationS(), transcript, facts, onEdit()}`.
+ * What is open is `{id, name, file, isRecorded, isRunning, deltas, peaks, durationS(), transcript, facts, onEdit()}`.
  *
  * `file` is null for a transcript from the history, `transcript` while it is being made. `facts`,
  * `{elapsedS, transcribingS}`, tells how quickly that went, where it is known.
@@ -82,7 +82,8 @@ export class DocumentView {
     const opened = this.#open;
     const transcript = opened?.transcript ?? null;
     const isEmpty = transcript !== null && transcript.words.length === 0;
-    byId("document").hidden = !opened || !(transcript || this.#player.isLoaded);
+    // A recording that failed keeps on the page what words had come.
+    byId("document").hidden = !opened || !(transcript || opened.isRunning || opened.deltas.length > 0);
     byId("result-head").hidden = !transcript;
     byId("tools").hidden = !transcript || isEmpty;
     byId("sentences").hidden = !transcript || isEmpty;

@@ -120,7 +120,7 @@ function detailOf(job) {
     const stalled = (performance.now() - job.sentAt) / 1000 > STALLED_S;
     return stalled ? text("detail.stalled") : text("detail.uploading", { sent: fileSize(job.sent * job.file.size), total: size });
   }
-  if (job.phase === "transcribing") {
+  if (job.phase === "transcribing" && job.doneS > 0) {
     const speed = timesRealTime(job.doneS, job.transcribingS);
     const values = { elapsed: clock(job.elapsedS), done: clock(job.doneS), total: clock(job.totalS ?? 0), speed };
     return text(job.totalS ? "detail.transcribing" : "detail.transcribing_on", values);

@@ -169,9 +169,9 @@ function drawLevels(canvas, levels) {
   const { width, height, context } = prepareCanvas(canvas);
   context.fillStyle = getComputedStyle(canvas).color;
   const step = BAR_WIDTH + BAR_GAP;
-  const shown = levels.slice(-Math.floor(width / step));
-  shown.forEach((level, index) => {
-    const bar = Math.max(2, level * height);
-    context.fillRect(width - (shown.length - index) * step, (height - bar) / 2, BAR_WIDTH, bar);
-  });
+  const count = Math.floor(width / step);
+  for (let age = 1; age <= count; age += 1) {
+    const bar = Math.max(2, (levels.at(-age) ?? 0) * height);
+    context.fillRect(width - age * step, (height - bar) / 2, BAR_WIDTH, bar);
+  }
 }

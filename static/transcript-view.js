@@ -66,10 +66,10 @@ export class TranscriptView {
   /** Mark the word that is being spoken, and keep it in view. */
   markSpoken(index) {
     if (index === this.#spoken) return;
-    this.#wordElement(this.#spoken)?.classList.remove("spoken");
+    this.#wordElement(this.#spoken)?.classList.remove("speaking");
     this.#spoken = index;
     const word = this.#wordElement(index);
-    word?.classList.add("spoken");
+    word?.classList.add("speaking");
     const item = this.#itemOf(index);
     const left = performance.now() - this.#scrolledAt > LEAVE_ALONE_MS;
     if (item && left && !this.#list.contains(document.activeElement)) bringIntoView(item);
@@ -143,7 +143,7 @@ export class TranscriptView {
     made.dataset.word = index;
     made.classList.toggle("uncertain", isUncertain(word));
     made.classList.toggle("edited", word.edited);
-    made.classList.toggle("spoken", index === this.#spoken);
+    made.classList.toggle("speaking", index === this.#spoken);
     made.classList.toggle("found", this.#found.some(({ first, end }) => first <= index && index < end));
     made.classList.toggle("current", this.#current !== null && this.#current.first <= index && index < this.#current.end);
     if (isUncertain(word)) made.title = uncertainty(word);
