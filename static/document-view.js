@@ -31,6 +31,7 @@ export class DocumentView {
   #live = new LiveView();
   #writeCaptions = debounced(() => this.#showCaptions(), CAPTIONS_DELAY_MS);
   #uncertainAt = -1;
+  #durationS = 0;
 
   constructor(settings) {
     this.#settings = settings;
@@ -65,7 +66,7 @@ export class DocumentView {
   advance(opened, event) {
     this.#open = opened;
     if (event?.type === "transcript.text.delta") this.#live.append(event.delta);
-    if (event?.type === "transcript.peaks") this.#showSound();
+    if (event?.type === "transcript.peaks" || opened.durationS() !== this.#durationS) this.#showSound();
   }
 
   /** Follow a change of the settings: captions may break elsewhere, another format come first. */
@@ -137,9 +138,9 @@ export class DocumentView {
       return;
     }
     const { peaks, transcript } = this.#open;
-    const durationS = this.#open.durationS();
-    this.#player.setDuration(durationS);
-    this.#waveform.show({ peaks, transcript, durationS, seconds: this.#player.seconds });
+    this.#durationS = this.#open.durationS();
+    this.#player.setDuration(this.#durationS);
+    this.#waveform.show({ peaks, transcript, durationS: this.#durationS, seconds: this.#player.seconds });
   }
 
   #moved(seconds) {
