@@ -4,7 +4,7 @@ import { MB, number } from "./i18n.js";
 import { Problem } from "./problems.js";
 
 /** How long the browser may take to find out how long a recording is. */
-const METADATA_TIMEOUT_MS = 3_000;
+const METADATA_TIMEOUT_MS = 10_000;
 
 /** Media types outside `audio/` and `video/` that may hold sound, or that say nothing. */
 const TELLS_NOTHING = new Set(["", "application/mxf", "application/octet-stream", "application/ogg", "application/x-matroska"]);

@@ -19,17 +19,24 @@ from axe_playwright_python.sync_playwright import Axe
 from http_helpers import ENDPOINT
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 """How long a machine that is busy with other things may take for one step."""
 
 expect.set_options(timeout=PATIENCE_S * 1000)
 
 _ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
-    " --disable-background-networking --disable-component-update --disable-sync"
-    " --autoplay-policy=no-user-gesture-required"
-    " --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+)
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,19 @@ def visit(browser: Browser, url: str, look: Look | None = None) -> Iterator[Page
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on(
         "console",
-        lambda message: faults.append(message.text)
-        if message.type == "error" and "Failed to load resource" not in message.text
-        else None,
+        lambda message: (
+            faults.append(message.text)
+            if message.type == "error" and "Failed to load resource" not in message.text
+            else None
+        ),
     )
     page.on(
         "request",
-        lambda request: hosts.add(urlsplit(request.url).netloc)
-        if urlsplit(request.url).scheme not in {"blob", "data"}
-        else None,
+        lambda request: (
+            hosts.add(urlsplit(request.url).netloc)
+            if urlsplit(request.url).scheme not in {"blob", "data"}
+            else None
+        ),
     )
     try:
         page.goto(url)

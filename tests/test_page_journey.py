@@ -1,4 +1,4 @@
-"""The page from start to end as a person goes through it, in every look: widths, languages, colours.
+"""The page from start to end as a person goes through it: both widths, languages and colours.
 
 `make screenshots` keeps a picture of each state in `docs/screenshots/`.
 """
