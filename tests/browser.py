@@ -194,6 +194,8 @@ class Proxy:
         self.frozen = threading.Event()
         """Once set, connections stay open, and nothing more comes."""
         self.released = threading.Event()
+        self.upload = b""
+        """The body of the last POST."""
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -224,6 +226,7 @@ class Proxy:
             return
         upstream = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        self.upload = body or self.upload
         upstream.request(
             handler.command, handler.path.removeprefix("/parakeet"), body, dict(handler.headers)
         )

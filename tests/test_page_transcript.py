@@ -6,13 +6,13 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import (
     PATIENCE_S,
     Look,
+    Proxy,
     choose,
     chromium,
     count_uploads,
@@ -69,7 +69,7 @@ class TestListening:
             what="playing",
         )
         expect(talk.locator(".speaking")).to_have_count(1)
-        talk.get_by_role("button", name="Pause").click()
+        talk.get_by_role("button", name="Pause", exact=True).click()
         spoken = int(talk.locator(".speaking").get_attribute("data-word") or -1)
         now = talk.evaluate(SECONDS)
         assert answer["words"][spoken]["start"] <= now + 0.05
@@ -101,9 +101,8 @@ class TestListening:
         expect(focused).to_have_text("was")
         expect(focused).to_have_attribute("role", "button")
         talk.keyboard.press("Enter")
-        expect(talk.get_by_role("button", name="Pause")).to_be_visible()
-        talk.keyboard.press("Escape")
-        talk.get_by_role("button", name="Pause").click()
+        expect(talk.get_by_role("button", name="Pause", exact=True)).to_be_visible()
+        talk.get_by_role("button", name="Pause", exact=True).click()
         assert talk.locator('#sentences [tabindex="0"]').count() == 1
 
 
@@ -164,10 +163,14 @@ class TestTakingAway:
         assert text.split() == answer["text"].split()
         file_name, body = saved(talk, "json")
         assert file_name == "long-pauses.json"
-        answer.pop("logprobs", None)
-        assert {key: json.loads(body)[key] for key in ("words", "segments", "text")} == {
-            key: answer[key] for key in ("words", "segments", "text")
-        }
+        downloaded = json.loads(body)
+        # Probabilities differ in their last digits with what else is in a batch.
+        for part, fields in (("words", "word start end"), ("segments", "id start end text")):
+            for field in fields.split():
+                assert [item[field] for item in downloaded[part]] == [
+                    item[field] for item in answer[part]
+                ]
+            assert set(downloaded[part][0]) == set(answer[part][0])
 
     def test_the_text_is_copied(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
@@ -275,13 +278,12 @@ class TestSettings:
             assert not any("sesame" in address for address in [*asked, page.url])
 
     def test_the_spoken_language_is_sent(self, browser: Browser, server: Server) -> None:
-        with visit(browser, server.url) as page:
+        with Proxy(server.url) as proxy, visit(browser, proxy.url) as page:
             expect(page.locator("#spoken option")).to_have_text(["Automatic", "English"])
             page.get_by_label("Spoken language").select_option("en")
-            with page.expect_request(lambda request: ENDPOINT in request.url) as sent:
-                choose(page, CLIP)
-            assert b'name="language"\r\n\r\nen\r\n' in (sent.value.post_data_buffer or b"")
+            choose(page, CLIP)
             transcript_of(page)
+            assert b'name="language"\r\n\r\nen\r\n' in proxy.upload
 
     def test_the_pages_language_is_switched_and_remembered(
         self, browser: Browser, server: Server
@@ -313,7 +315,7 @@ class TestHistory:
             # The recording itself was not kept; with it, words play again.
             page.locator("#attach-file").set_input_files(CLIP)
             page.locator('[data-word="2"]').click()
-            expect(page.get_by_role("button", name="Pause")).to_be_visible()
+            expect(page.get_by_role("button", name="Pause", exact=True)).to_be_visible()
             page.get_by_role("button", name=f"Delete: {CLIP.name}").click()
             expect(page.locator("#history")).to_be_hidden()
             assert asked == []
