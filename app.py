@@ -7,7 +7,6 @@ python app.py transcribe FILE... --format srt          write FILE.srt, without a
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import signal
@@ -24,8 +23,11 @@ from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
 from parakeet_api.devices import available_cores, detect_gpu, plan_inference
 from parakeet_api.errors import CheckpointError, ModelLoadError, SettingsError
-from parakeet_api.http_server import bind, cancel_requests, create_server
+from parakeet_api.http_server import GracefulStop, bind, create_server
+from parakeet_api.job_runner import transcriber
+from parakeet_api.jobs import Jobs
 from parakeet_api.logs import set_up_logging
+from parakeet_api.metrics import Metrics
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_store import ModelStore
 from parakeet_api.nemo_model import ModelOptions, limit_device_memory, select_device
@@ -34,6 +36,7 @@ from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.request_params import ResponseFormat
 from parakeet_api.routes import create_app
 from parakeet_api.settings import Settings
+from parakeet_api.uploads import sweep_uploads
 from parakeet_api.web import Services
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("parakeet_api")
 
 ROOT = Path(__file__).resolve().parent
+_LAST_PASS_S = 5.0
+"""How long a forward pass may still take once everything else has ended."""
 DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
 
 
@@ -61,12 +66,19 @@ def build_services(settings: Settings) -> Iterator[Services]:
     plan = plan_inference(settings, gpu)
     store = ModelStore(settings, demo_path=DEMO_MODEL)
     store.start()
+    metrics = Metrics()
     manager = ModelManager(
         lambda: _load(store, settings, plan.longest_chunk_s),
         idle_timeout_s=settings.idle_timeout_minutes * 60,
+        metrics=metrics,
     )
     manager.unload_when_idle()
-    batcher = Batcher(manager.lease, plan=plan, permits=settings.max_concurrent_inferences)
+    batcher = Batcher(
+        manager.lease,
+        plan=plan,
+        permits=settings.max_concurrent_inferences,
+        metrics=metrics,
+    )
     pipeline = Pipeline(
         decoder=FfmpegDecoder(
             executable=ffmpeg,
@@ -76,7 +88,16 @@ def build_services(settings: Settings) -> Iterator[Services]:
         batcher=batcher,
         policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
         settings=settings,
+        metrics=metrics,
     )
+    admission = Admission(
+        active=settings.app_threads, waiting=settings.max_queued_requests, metrics=metrics
+    )
+    jobs = Jobs(
+        settings=settings,
+        transcribe=transcriber(settings=settings, pipeline=pipeline, checkpoint=store.checkpoint),
+    )
+    _watch(metrics, admission, batcher, jobs)
     try:
         yield Services(
             settings=settings,
@@ -84,14 +105,26 @@ def build_services(settings: Settings) -> Iterator[Services]:
             manager=manager,
             batcher=batcher,
             pipeline=pipeline,
-            admission=Admission(active=settings.app_threads, waiting=settings.max_queued_requests),
+            admission=admission,
+            metrics=metrics,
+            jobs=jobs,
             plan=plan,
             gpu=gpu,
         )
     finally:
+        jobs.close()
         pipeline.close()
-        batcher.close()
+        batcher.close(timeout_s=_LAST_PASS_S)
         manager.close()
+
+
+def _watch(metrics: Metrics, admission: Admission, batcher: Batcher, jobs: Jobs) -> None:
+    """Let the gauges look when they are read."""
+    metrics.requests_active.set_function(lambda: admission.counts()[0])
+    metrics.requests_waiting.set_function(lambda: admission.counts()[1])
+    metrics.chunks_waiting.set_function(batcher.waiting)
+    metrics.jobs.labels("queued").set_function(lambda: jobs.counts.queued)
+    metrics.jobs.labels("running").set_function(lambda: jobs.counts.running)
 
 
 def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer:
@@ -119,37 +152,37 @@ def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C.
-
-    Requests under way then have the time that waitress gives its threads, 5 s, to end well.
-    """
+    """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to end."""
     # First of all: as process 1 of a container, a process without a handler cannot be stopped.
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         # Bound before anything slow: a port in use is told at once.
         with bind(settings.host, settings.port) as listener, build_services(settings) as services:
             _report(services)
+            sweep_uploads(settings.temp_uploads_dir)
             if not settings.enable_lazy_load:
                 services.store.wait_until_decided()
                 with services.manager.lease():
                     pass
+            services.jobs.start()
             server = create_server(
                 create_app(services, root=ROOT),
                 listener=listener,
                 max_upload_bytes=settings.max_upload_bytes,
                 max_requests=settings.app_threads + settings.max_queued_requests,
+                admission=services.admission,
             )
+            GracefulStop(server, services.admission, grace_s=settings.stop_grace_s).install()
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
             try:
                 server.run()
             finally:
-                logger.info("stopping")
-                cancel_requests(server)
                 server.close()
     except KeyboardInterrupt:
-        # Told while starting; waitress takes those that come later.
-        logger.info("stopped")
+        # While starting; later ones are GracefulStop's.
+        pass
+    logger.info("stopped")
 
 
 def _raise_interrupt(*_: object) -> None:
@@ -236,6 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     outcome = main()
-    # Else Python looks through all of torch's and NeMo's objects at its end: 2 to 4 s.
-    gc.freeze()
-    sys.exit(outcome)
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not sys.exit: Python would look through all of torch's and NeMo's objects, which takes 2 to
+    # 4 s, and a forward pass that still runs would have its libraries pulled from under it.
+    os._exit(outcome)

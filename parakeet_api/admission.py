@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from parakeet_api.batching import RequestCancelled
-from parakeet_api.errors import QueueFullError
+from parakeet_api.errors import QueueFullError, StoppingError
+from parakeet_api.metrics import Metrics
 
 _POLL_S = 0.5
 """How often a waiting request looks whether its client is still there."""
@@ -17,12 +19,14 @@ _POLL_S = 0.5
 class Admission:
     """Places for the requests that are worked on; first come, first served."""
 
-    def __init__(self, *, active: int, waiting: int) -> None:
+    def __init__(self, *, active: int, waiting: int, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._most_active = active
         self._most_waiting = waiting
         self._changed = threading.Condition()
         self._active = 0
         self._line: deque[object] = deque()
+        self._stopping = False
 
     @contextmanager
     def place(
@@ -34,8 +38,10 @@ class Admission:
         """Hold a place while a request is worked on.
 
         `on_wait` is told the position in the line, from 1, each time it changes. Raises
-        `QueueFullError` at once if too many wait, `RequestCancelled` if the client goes.
+        `QueueFullError` at once if too many wait, `StoppingError` if the server is about to stop,
+        `RequestCancelled` if the client goes.
         """
+        asked = time.monotonic()
         ticket = self._queue_up()
         try:
             self._wait(ticket, cancelled, on_wait)
@@ -44,6 +50,7 @@ class Admission:
                 self._line.remove(ticket)
                 self._changed.notify_all()
             raise
+        self._metrics.request_wait_seconds.observe(time.monotonic() - asked)
         try:
             yield
         finally:
@@ -52,9 +59,24 @@ class Admission:
                 self._changed.notify_all()
 
     def refuse_if_full(self) -> None:
-        """Raise `QueueFullError` where `place` would: before an upload is looked at."""
+        """Raise what `place` would raise at once: before an upload is looked at."""
         with self._changed:
             self._refuse_if_full()
+
+    def stop(self) -> None:
+        """Refuse all who come from now on; those who are in line are still served."""
+        with self._changed:
+            self._stopping = True
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Wait until nobody is worked on or waits; tell whether that came true in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not (self._active or self._line), timeout_s)
+
+    @property
+    def stopping(self) -> bool:
+        """Tell whether the server is about to stop."""
+        return self._stopping
 
     def counts(self) -> tuple[int, int]:
         """Count the requests that are worked on, and those that wait."""
@@ -69,6 +91,8 @@ class Admission:
         return ticket
 
     def _refuse_if_full(self) -> None:
+        if self._stopping:
+            raise StoppingError
         if self._active + len(self._line) >= self._most_active + self._most_waiting:
             raise QueueFullError("Too many requests are waiting. Try again in a few seconds.")
 

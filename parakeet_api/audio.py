@@ -40,11 +40,11 @@ _DEMUXERS = (
 )
 """Containers that hold their own media. Playlists and scripts (concat, hls, dash, sdp) stay out."""
 
-FILE_EXTENSIONS = (
+FILE_EXTENSIONS = (  # noqa: SIM905 - 54 strings in quotes would be 54 lines
     "3g2 3gp aac ac3 aif aiff amr ape asf au avi caf dts eac3 f4v flac flv m2ts m4a m4b m4v mj2 mka"
     " mkv mov mp2 mp3 mp4 mpeg mpg mpga mts mxf oga ogg ogv opus qcp ra rm rmvb snd spx ts tta vob"
     " voc w64 wav webm wma wmv wv"
-).split()  # noqa: SIM905 - 54 strings in quotes would be 54 lines
+).split()
 """What such files are usually called. For file dialogs: the decoder itself looks at the content."""
 
 _ARCHIVES = {
@@ -80,10 +80,16 @@ class AudioStream(Iterator[Pcm]):
     def __init__(self, blocks: Generator[Pcm], expected_s: Callable[[], float | None]) -> None:
         self._blocks = blocks
         self._expected_s = expected_s
+        self.spent_s = 0.0
+        """Seconds that were spent waiting for blocks."""
 
     def __next__(self) -> Pcm:
         """Give the next block, shape `(samples,)`. Raises `AudioDecodeError`."""
-        return next(self._blocks)
+        started = time.monotonic()
+        try:
+            return next(self._blocks)
+        finally:
+            self.spent_s += time.monotonic() - started
 
     @property
     def expected_s(self) -> float | None:

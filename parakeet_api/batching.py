@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
@@ -16,7 +17,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from parakeet_api.devices import InferencePlan
-from parakeet_api.errors import ServiceUnavailableError
+from parakeet_api.errors import ServiceUnavailableError, StoppingError
+from parakeet_api.metrics import Metrics
 from parakeet_api.recognizer import OutOfDeviceMemoryError, Recognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
@@ -36,6 +38,7 @@ class RequestCancelled(Exception):  # noqa: N818 - an outcome, not an error
 class _Job:
     chunk: Chunk
     outcome: Future[list[Word]] = field(default_factory=Future)
+    queued: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
@@ -47,8 +50,10 @@ class Batcher:
         *,
         plan: InferencePlan,
         permits: int,
+        metrics: Metrics | None = None,
     ) -> None:
         self._lease = lease
+        self._metrics = metrics or Metrics()
         self._plan = plan
         self._queue: OrderedDict[int, deque[_Job]] = OrderedDict()
         """Jobs that wait, by request; the request at the front is next."""
@@ -71,7 +76,7 @@ class Batcher:
         Takes from `chunks` only as far ahead as the workers can use. Closing the generator, or
         `cancelled` turning true (then `RequestCancelled` is raised), takes what waits out of the
         queue. Raises what the lease or the model raised for a chunk, and
-        `ServiceUnavailableError` once the batcher is closed.
+        `StoppingError` once the batcher is closed.
         """
         waiting: deque[_Job] = deque()
         request = id(waiting)
@@ -91,23 +96,27 @@ class Batcher:
         with self._changed:
             return sum(len(jobs) for jobs in self._queue.values())
 
-    def close(self) -> None:
-        """Let the workers end once they are done with what they hold; what waits is refused."""
+    def close(self, *, timeout_s: float | None = None) -> None:
+        """Refuse what waits, and wait for the workers to be done with what they hold.
+
+        At most `timeout_s` s in all: a forward pass cannot be interrupted.
+        """
         with self._changed:
             self._closed = True
             refused = [job for jobs in self._queue.values() for job in jobs]
             self._queue.clear()
             self._changed.notify_all()
         for job in refused:
-            job.outcome.set_exception(_stopping())
+            job.outcome.set_exception(StoppingError())
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for worker in self._workers:
-            worker.join()
+            worker.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _submit(self, request: int, chunk: Chunk) -> _Job:
         job = _Job(chunk)
         with self._changed:
             if self._closed:
-                raise _stopping()
+                raise StoppingError
             self._queue.setdefault(request, deque()).append(job)
             self._changed.notify()
         return job
@@ -116,7 +125,7 @@ class Batcher:
         while (batch := self._next_batch()) is not None:
             try:
                 with self._lease() as recognizer:
-                    _recognize(recognizer, batch)
+                    self._recognize(recognizer, batch)
             except Exception as error:
                 # A thread's border: the error belongs to the requests, the worker goes on.
                 for job in batch:
@@ -125,15 +134,37 @@ class Batcher:
             # Else the last batch, samples and all, would live until the next one comes.
             del batch
 
+    def _recognize(self, recognizer: Recognizer, batch: list[_Job]) -> None:
+        """Run a batch; where it does not fit the device's memory, its halves."""
+        started = time.monotonic()
+        try:
+            outcomes = recognizer.recognize([job.chunk for job in batch])
+        except OutOfDeviceMemoryError:
+            logger.warning("out of device memory with %d chunks", len(batch))
+        else:
+            self._metrics.batch_chunks.observe(len(batch))
+            self._metrics.inference_seconds.observe(time.monotonic() - started)
+            for job, words in zip(batch, outcomes, strict=True):
+                self._metrics.chunk_wait_seconds.observe(started - job.queued)
+                job.outcome.set_result(words)
+            return
+        if len(batch) == 1:
+            # Set, not raised: the other halves are still to be tried.
+            batch[0].outcome.set_exception(
+                ServiceUnavailableError(
+                    "The device has not enough free memory for this recording. Try again later, or"
+                    " lower CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
+                )
+            )
+            return
+        self._recognize(recognizer, batch[: len(batch) // 2])
+        self._recognize(recognizer, batch[len(batch) // 2 :])
+
     def _next_batch(self) -> list[_Job] | None:
         """Wait for jobs; take a fair batch of them. `None` once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
             return None if self._closed else take_batch(self._queue, self._plan)
-
-
-def _stopping() -> ServiceUnavailableError:
-    return ServiceUnavailableError("The server is stopping. Try again in a few seconds.")
 
 
 def take_batch(queue: OrderedDict[int, deque[_Job]], plan: InferencePlan) -> list[_Job]:
@@ -168,29 +199,6 @@ def _fits(batch: list[_Job], job: _Job, plan: InferencePlan) -> bool:
         and max(lengths) <= _SIMILAR * min(lengths)
         and padded_s <= plan.batch_s
     )
-
-
-def _recognize(recognizer: Recognizer, batch: list[_Job]) -> None:
-    """Run a batch; where it does not fit the device's memory, its halves."""
-    try:
-        outcomes = recognizer.recognize([job.chunk for job in batch])
-    except OutOfDeviceMemoryError:
-        logger.warning("out of device memory with %d chunks", len(batch))
-    else:
-        for job, words in zip(batch, outcomes, strict=True):
-            job.outcome.set_result(words)
-        return
-    if len(batch) == 1:
-        # Set, not raised: the other halves are still to be tried.
-        batch[0].outcome.set_exception(
-            ServiceUnavailableError(
-                "The device has not enough free memory for this recording. Try again later, or"
-                " lower CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
-            )
-        )
-        return
-    _recognize(recognizer, batch[: len(batch) // 2])
-    _recognize(recognizer, batch[len(batch) // 2 :])
 
 
 def _first(waiting: deque[_Job], cancelled: Callable[[], bool]) -> tuple[Chunk, list[Word]]:

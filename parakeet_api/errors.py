@@ -11,11 +11,15 @@
     ├── NotFoundError                404  no such path
     │   └── ModelNotFoundError       404  no such model
     ├── MethodNotAllowedError        405
+    ├── JobNotFinishedError          409  its result comes later
+    ├── JobCancelledError            409  its result never comes
     ├── UploadTooLargeError          413
     ├── ServiceUnavailableError      503  try again: `retry_after_s` says when
     │   ├── ModelNotReadyError       503  still downloading or loading
     │   ├── QueueFullError           503
-    │   └── ModelLoadError           503  the checkpoint cannot be loaded
+    │   ├── StoppingError            503  the server is about to stop
+    │   ├── ModelLoadError           503  the checkpoint cannot be loaded
+    │   └── JobsUnavailableError     503  DATA_DIR cannot be used
     └── ServerError                  500  a fault of ours
 
 Settings and checkpoints that stop the start raise `SettingsError` and
@@ -105,6 +109,19 @@ class MethodNotAllowedError(ApiError):
     code = "method_not_allowed"
 
 
+class JobNotFinishedError(ApiError):
+    status = 409
+    type = "invalid_request_error"
+    code = "job_not_finished"
+    retry_after_s = 5
+
+
+class JobCancelledError(ApiError):
+    status = 409
+    type = "invalid_request_error"
+    code = "job_cancelled"
+
+
 class UploadTooLargeError(ApiError):
     status = 413
     type = "invalid_request_error"
@@ -139,9 +156,26 @@ class QueueFullError(ServiceUnavailableError):
     code = "queue_full"
 
 
+class StoppingError(ServiceUnavailableError):
+    code = "stopping"
+
+    def __init__(
+        self,
+        message: str = "The server is stopping. Try again in a few seconds.",
+        *,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
+
+
 class ModelLoadError(ServiceUnavailableError):
     code = "model_load_failed"
     retry_after_s = 30
+
+
+class JobsUnavailableError(ServiceUnavailableError):
+    code = "jobs_unavailable"
+    retry_after_s = 10
 
 
 class ServerError(ApiError):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import waitress.server
 from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, WSGITask
 
+from parakeet_api.admission import Admission
 from parakeet_api.errors import (
     ApiError,
     InvalidRequestError,
@@ -23,6 +28,8 @@ from parakeet_api.errors import (
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+logger = logging.getLogger(__name__)
+
 _SPARE_THREADS = 4
 """Threads for pages and health beyond the ones that requests can occupy."""
 _SPARE_CONNECTIONS = 1000
@@ -32,6 +39,9 @@ _UPLOAD_SLACK = 1024 * 1024
 """Bytes above the limit that are still read, so that a small excess is answered by Flask."""
 _RECEIVE_BYTES = 64 * 1024
 """An upload of 1 GB takes a third of the time that it takes with waitress' 8 KiB."""
+_DRAIN_POLL_S = 0.05
+_CANCEL_S = 5.0
+"""A request that is cancelled sees it twice a second, unless a model is being loaded for it."""
 _LINGER_S = 30.0
 """How long a refused client may go on sending before its connection is cut: nginx's value."""
 
@@ -68,6 +78,7 @@ def create_server(
     listener: socket.socket,
     max_upload_bytes: int,
     max_requests: int,
+    admission: Admission,
 ) -> BaseWSGIServer:
     """Listen; `max_requests` transcriptions may be worked on or wait at a time."""
     server = waitress.server.create_server(
@@ -85,15 +96,79 @@ def create_server(
     )
     assert isinstance(server, BaseWSGIServer)
     server.channel_class = Channel
+    server.admission = admission  # type: ignore[attr-defined]
     return server
 
 
-def cancel_requests(server: BaseWSGIServer) -> None:
-    """Let the requests still under way see that nobody waits for them, and wait for their ends."""
-    channels: Any = server.active_channels  # A dictionary, whatever the stubs say.
-    for channel in list(channels.values()):
-        channel.cancel()
-    server.task_dispatcher.shutdown()
+class GracefulStop:
+    """What SIGTERM and Ctrl-C do: the first lets the requests under way end, the second does not.
+
+    New transcriptions are refused meanwhile, and connections close with their answer.
+    """
+
+    def __init__(self, server: BaseWSGIServer, admission: Admission, *, grace_s: float) -> None:
+        self._server = server
+        self._admission = admission
+        self._grace_s = grace_s
+        self._drained = threading.Event()
+
+    def install(self) -> None:
+        """Take over both signals; only the main thread may do this."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+
+    def _signalled(self, number: int, _: object) -> None:
+        if self._drained.is_set():
+            # Ends the server's loop, which runs in this thread.
+            raise KeyboardInterrupt
+        if self._admission.stopping:
+            logger.warning("stopping at once")
+            logging.shutdown()
+            os._exit(128 + number)
+        self._admission.stop()
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + self._grace_s
+        logger.info("stopping: %d requests under way", self._under_way())
+        while self._under_way() and time.monotonic() < deadline:
+            time.sleep(_DRAIN_POLL_S)
+        if left := self._under_way():
+            logger.warning("%d requests did not end within %.0f s", left, self._grace_s)
+            self._cancel()
+        self._drained.set()
+        signal.raise_signal(signal.SIGTERM)
+        # The main thread sleeps until something happens on a connection.
+        self._server.pull_trigger()
+
+    def _under_way(self) -> int:
+        """Count the connections whose request is worked on, or whose answer is still being sent."""
+        return sum(
+            bool(channel.requests or channel.total_outbufs_len) for channel in self._channels()
+        )
+
+    def _cancel(self) -> None:
+        """Let the requests see that nobody waits for them any more, and end."""
+        for channel in self._channels():
+            channel.cancel()
+        self._admission.wait_until_empty(_CANCEL_S)
+
+    def _channels(self) -> list[Any]:
+        channels: Any = self._server.active_channels  # A dictionary, whatever the stubs say.
+        return list(channels.values())
+
+
+class ClosingTask(WSGITask):
+    """A request's work; while the server is stopping, its connection ends with the answer."""
+
+    channel: Channel
+
+    def build_response_header(self) -> bytes:
+        """Write the header."""
+        if self.channel.server.admission.stopping:
+            self.set_close_on_finish()
+        header: bytes = super().build_response_header()
+        return header
 
 
 class JsonErrorTask(ErrorTask):
@@ -133,7 +208,10 @@ class Channel(HTTPChannel):
     sending then loses the answer. So the rest is read for a while, and thrown away.
     """
 
+    task_class = ClosingTask
     error_task_class = JsonErrorTask
+    server: Any
+    """waitress' server, which also holds our `admission`."""
     refused = False
     """Whether the answer came before the request was read to its end."""
     _linger_until: float | None = None

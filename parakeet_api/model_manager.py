@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import logging
 import threading
@@ -11,7 +13,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Literal
 
-from parakeet_api.errors import ApiError, ModelLoadError, ServiceUnavailableError
+from parakeet_api.errors import ApiError, ModelLoadError, StoppingError
+from parakeet_api.metrics import Metrics
 from parakeet_api.nemo_model import ModelInfo
 from parakeet_api.recognizer import Recognizer
 
@@ -34,7 +37,9 @@ class ModelManager:
         *,
         idle_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._load = load
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
@@ -47,6 +52,8 @@ class ModelManager:
         self.state: LoadState = "unloaded"
         self.error: str | None = None
         """Why the last load failed."""
+        self.failed_at: float | None = None
+        """When it did, by the manager's clock."""
         self.info: ModelInfo | None = None
 
     @contextmanager
@@ -55,11 +62,11 @@ class ModelManager:
 
         However many ask at once, one loads and the others share its outcome. A failed load is
         tried again by the next lease. Raises what the load raised, as an `ApiError`, and
-        `ServiceUnavailableError` once the manager is closed.
+        `StoppingError` once the manager is closed.
         """
         with self._lock:
             if self._closed.is_set():
-                raise ServiceUnavailableError("The server is stopping. Try again in a few seconds.")
+                raise StoppingError
             self._leases += 1
         try:
             yield self._loaded()
@@ -69,6 +76,15 @@ class ModelManager:
                 self._idle_since = self._clock()
                 if self._closed.is_set() and not self._leases:
                     self._unload()
+
+    def failed_lately(self, within_s: float) -> bool:
+        """Tell whether the last load failed, not longer ago than so many seconds."""
+        failed_at = self.failed_at
+        return (
+            self.state == "failed"
+            and failed_at is not None
+            and self._clock() - failed_at < within_s
+        )
 
     def unload_if_idle(self) -> bool:
         """Unload if nobody has used the model for the idle timeout; tell whether it was."""
@@ -100,7 +116,7 @@ class ModelManager:
             mine = self._loading is None
             if self._loading is None:
                 self._loading = Future()
-                self.state = "loading"
+                self._enter("loading")
             loading = self._loading
         if mine:
             self._load_into(loading)
@@ -114,12 +130,15 @@ class ModelManager:
         except Exception as error:
             failure = error if isinstance(error, ApiError) else _load_error(error)
             with self._lock:
-                self._loading, self.state, self.error = None, "failed", failure.message
+                self._loading, self.error, self.failed_at = None, failure.message, self._clock()
+                self._enter("failed")
             loading.set_exception(failure)
             return
         with self._lock:
             self._recognizer, self._loading = recognizer, None
-            self.state, self.error, self.info = "ready", None, recognizer.info
+            self.error, self.info = None, recognizer.info
+            self._enter("ready")
+        self._metrics.model_load_seconds.observe(self._clock() - started)
         loading.set_result(recognizer)
         info = recognizer.info
         logger.info(
@@ -137,12 +156,18 @@ class ModelManager:
         recognizer, self._recognizer = self._recognizer, None
         if recognizer is None:
             return
-        self.state = "unloaded"
+        self._enter("unloaded")
         recognizer.close()
         del recognizer
         # What still refers to itself in cycles goes now, not at some later allocation.
         gc.collect()
+        _trim_heap()
         logger.info("model unloaded")
+
+    def _enter(self, state: LoadState) -> None:
+        """Change the state; called with the lock held."""
+        self.state = state
+        self._metrics.model_state.state(state)
 
     def _watch_idleness(self) -> None:
         while not self._closed.wait(min(self._idle_timeout_s / 4, _LONGEST_NAP_S)):
@@ -151,6 +176,12 @@ class ModelManager:
             # A thread's border: a card that fails once must not keep the model in it for ever.
             except Exception:
                 logger.exception("the idle model could not be unloaded cleanly")
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system, where the C library can: 80 MB of the demo model's."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load_error(error: Exception) -> ModelLoadError:

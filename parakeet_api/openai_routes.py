@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flask import Blueprint, Response, request
 
 from parakeet_api.background import Cancelled, Emit, in_background
 from parakeet_api.batching import RequestCancelled
-from parakeet_api.errors import ModelNotFoundError, UnsupportedLanguageError
-from parakeet_api.languages import english_name
+from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.rendering import render
 from parakeet_api.request_params import Task, TranscriptionParams, parse_params
 from parakeet_api.server_sent_events import MEDIA_TYPE, EventWriter
-from parakeet_api.transcript import Transcript
 from parakeet_api.web import (
+    CLIENT_GONE,
     RequestRecord,
     Services,
     as_api_error,
+    check_translatable,
     client_gone,
     model_languages,
     model_name,
@@ -29,6 +29,7 @@ from parakeet_api.web import (
     require_api_key,
     services,
     take_over,
+    transcribe_upload,
 )
 
 openai_api = Blueprint("openai", __name__)
@@ -98,30 +99,24 @@ def _answer(task: Task) -> Response:
     services().admission.refuse_if_full()
     upload = received_file()
     params = parse_params(request.form, languages=model_languages(), task=task)
-    # Told now and not after the file was decoded, if there is no model yet.
-    services().store.checkpoint()
     return (_stream if params.stream else _answer_at_once)(upload, params)
 
 
 def _answer_at_once(upload: Path, params: TranscriptionParams) -> Response:
-    wired, cancelled = services(), client_gone()
-    with wired.admission.place(cancelled=cancelled):
-        transcript = wired.pipeline.transcribe(
-            upload, languages=params.languages, cancelled=cancelled
-        )
-    record().audio_s = transcript.duration
-    _check_translatable(transcript, params)
-    rendered = render(transcript, params, settings=wired.settings)
+    transcript = transcribe_upload(upload, languages=params.languages, task=params.task)
+    rendered = render(transcript, params, settings=services().settings)
     return Response(rendered.body, content_type=rendered.media_type)
 
 
 def _stream(upload: Path, params: TranscriptionParams) -> Response:
     """Answer with events; what goes wrong before the first has a status of its own."""
     wired, kept = services(), record()
+    # Told now and not as an event, if there is no model yet.
+    wired.store.checkpoint()
     writer = EventWriter(params, settings=wired.settings)
-    take_over(upload)
+    held = take_over(upload)
     events = in_background(
-        _work(wired, upload, params, writer, kept),
+        _work(wired, held, params, writer, kept),
         gone=client_gone(),
         silence_s=_PROGRESS_S if "progress" in params.include else _SILENCE_S,
     )
@@ -136,7 +131,7 @@ def _stream(upload: Path, params: TranscriptionParams) -> Response:
 
 def _work(
     wired: Services,
-    upload: Path,
+    upload: IO[bytes],
     params: TranscriptionParams,
     writer: EventWriter,
     kept: RequestRecord,
@@ -154,15 +149,16 @@ def _work(
             ):
                 tell(writer.begun())
                 transcript = wired.pipeline.transcribe(
-                    upload,
+                    Path(upload.name),
                     languages=params.languages,
                     on_progress=lambda progress: tell(writer.progress(progress)),
                     cancelled=cancelled,
                 )
         finally:
-            upload.unlink()
+            Path(upload.name).unlink()
+            upload.close()
         kept.audio_s = transcript.duration
-        _check_translatable(transcript, params)
+        check_translatable(transcript, params.task)
         emit(writer.done(transcript))
 
     return work
@@ -181,18 +177,9 @@ def _written(
             loading = wired.manager.state == "loading"
             yield writer.silence(model_is_loading=loading) if event is None else event
     except RequestCancelled:
-        kept.failure = "client gone"
+        kept.failure = CLIENT_GONE
     # The status is sent already: whatever goes wrong now is told as an event.
     except Exception as error:
         failure = as_api_error(error, request_id=kept.id)
-        kept.failure = failure.code
+        kept.failure = failure.code or failure.type
         yield writer.error(failure)
-
-
-def _check_translatable(transcript: Transcript, params: TranscriptionParams) -> None:
-    if params.task == "translate" and transcript.language not in ("en", None):
-        raise UnsupportedLanguageError(
-            f"The recording is in {english_name(transcript.language)}, and this model does not"
-            " translate. Send it to /v1/audio/transcriptions, or say language=en if it is English.",
-            param="language",
-        )

@@ -8,7 +8,15 @@ from flask import Blueprint, Response, render_template
 
 from parakeet_api import __version__
 from parakeet_api.audio import FILE_EXTENSIONS
-from parakeet_api.web import Services, model_languages, model_name, services
+from parakeet_api.errors import ApiError, ModelLoadError
+from parakeet_api.metrics import MEDIA_TYPE
+from parakeet_api.web import (
+    Services,
+    model_languages,
+    model_name,
+    require_api_key,
+    services,
+)
 
 pages = Blueprint("pages", __name__)
 
@@ -25,6 +33,36 @@ def page() -> Response:
     response = Response(render_template("index.html"), content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _PAGE_POLICY
     return response
+
+
+@pages.get("/health/simple")
+def alive() -> Response:
+    """Tell that the process answers, and nothing else."""
+    return Response("ok\n", content_type="text/plain; charset=utf-8")
+
+
+@pages.get("/ready")
+def ready() -> tuple[dict[str, Any], int]:
+    """Tell whether a transcription could be served now, or why not."""
+    reason = _why_not_ready(services())
+    return {"ready": reason is None, "reason": reason}, 503 if reason else 200
+
+
+@pages.get("/metrics")
+def metrics() -> Response:
+    """Give the metrics to Prometheus; with a key, where keys are set."""
+    require_api_key()
+    wired = services()
+    info = wired.manager.info
+    wired.metrics.info.info(
+        {
+            "version": __version__,
+            "model": model_name(),
+            "device": info.device if info else "",
+            "precision": info.precision if info else "",
+        }
+    )
+    return Response(wired.metrics.exposition(), content_type=MEDIA_TYPE)
 
 
 @pages.get("/health")
@@ -44,6 +82,7 @@ def health() -> dict[str, Any]:
             "waiting_requests": waiting,
             "waiting_chunks": wired.batcher.waiting(),
         },
+        "jobs": _jobs_status(wired),
         "limits": {
             "max_upload_mb": settings.max_upload_mb,
             "max_audio_hours": settings.max_audio_hours,
@@ -69,4 +108,25 @@ def _model_status(wired: Services) -> dict[str, Any]:
         "progress": store.progress,
         "error": manager.error if known else store.error,
         "languages": sorted(model_languages()),
+    }
+
+
+def _why_not_ready(wired: Services) -> str | None:
+    try:
+        wired.admission.refuse_if_full()
+        wired.store.checkpoint()
+    except ApiError as error:
+        return error.message
+    # After a while requests are let through again: the next one tries the load anew.
+    if wired.manager.failed_lately(ModelLoadError.retry_after_s):
+        return wired.manager.error
+    return None
+
+
+def _jobs_status(wired: Services) -> dict[str, Any]:
+    counts, fault = wired.jobs.counts, wired.jobs.fault
+    return {
+        "queued": counts.queued,
+        "running": counts.running,
+        "error": fault.message if fault else None,
     }

@@ -16,6 +16,7 @@ from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.language_detection import detect_language
+from parakeet_api.metrics import Metrics
 from parakeet_api.segmentation import split_into_segments
 from parakeet_api.settings import Settings
 from parakeet_api.speech_gate import heard_words
@@ -45,8 +46,15 @@ class Pipeline:
     """Turn recordings into transcripts; safe to use from many threads."""
 
     def __init__(
-        self, *, decoder: FfmpegDecoder, batcher: Batcher, policy: ChunkPolicy, settings: Settings
+        self,
+        *,
+        decoder: FfmpegDecoder,
+        batcher: Batcher,
+        policy: ChunkPolicy,
+        settings: Settings,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._decoder = decoder
         self._batcher = batcher
         self._policy = policy
@@ -79,7 +87,7 @@ class Pipeline:
             duration_s = progress.done_s
             on_progress(progress)
         elapsed_s = time.monotonic() - started
-        logger.info(
+        logger.debug(
             "transcribed %.1f s in %.2f s (%.0f times real time), %d words",
             duration_s,
             elapsed_s,
@@ -108,7 +116,7 @@ class Pipeline:
         stitcher = Stitcher(
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
-        done_s = 0.0
+        done_s = decoding_s = 0.0
         with (
             closing(self._decoder.stream(path, raw_pcm=raw_pcm)) as audio,
             closing(self._prepared(plan_chunks(audio, self._policy))) as chunks,
@@ -116,7 +124,9 @@ class Pipeline:
         ):
             for chunk, words in recognized:
                 final = tuple(stitcher.add(chunk, heard_words(chunk, words)))
-                done_s = chunk.owned_end / SAMPLE_RATE
+                self._metrics.audio_seconds.inc(len(chunk.owned_samples) / SAMPLE_RATE)
+                self._metrics.decode_seconds.inc(audio.spent_s - decoding_s)
+                done_s, decoding_s = chunk.owned_end / SAMPLE_RATE, audio.spent_s
                 yield Progress(final, chunk.owned_samples, done_s, audio.expected_s)
         yield Progress(tuple(stitcher.finish()), _NOTHING, done_s, done_s)
 

@@ -59,25 +59,23 @@ def parse_params(
     Unknown fields are ignored, as clients send each other's. Raises `InvalidRequestError` naming
     the parameter.
     """
-    _check_temperature(_field(form, "temperature"))
+    _check_temperature(read_field(form, "temperature"))
     _check_keywords(_list_field(form, "keywords"))
     _check_chunking_strategy(form)
     return TranscriptionParams(
-        response_format=_one_of(
-            "response_format", _field(form, "response_format") or "json", ResponseFormat
-        ),
-        languages=_languages(form, languages),
+        response_format=read_choice(form, "response_format", ResponseFormat, default="json"),
+        languages=read_languages(form, languages),
         granularities=_choices(form, "timestamp_granularities", Granularity)
         or frozenset({"segment"}),
         include=_choices(form, "include", Include),
-        stream=_boolean("stream", _field(form, "stream") or "false"),
+        stream=read_boolean(form, "stream", default=False),
         task=task,
     )
 
 
-def _languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
+def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
     """Narrow the model's languages to what the client expects to be spoken."""
-    language = normalize_language(_field(form, "language"), supported=supported)
+    language = normalize_language(read_field(form, "language"), supported=supported)
     if language is not None:
         return frozenset({language})
     hints = _list_field(form, "languages")
@@ -92,7 +90,7 @@ def _languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
     return known or supported
 
 
-def _field(form: Form, name: str) -> str:
+def read_field(form: Form, name: str) -> str:
     """Give a field's text, stripped; empty where it was not sent."""
     values = form.getlist(name)
     return values[-1].strip() if values else ""
@@ -118,6 +116,19 @@ def _choices(form: Form, name: str, choices: Any) -> frozenset[Any]:
     return frozenset(_one_of(f"{name}[]", value, choices) for value in _list_field(form, name))
 
 
+def read_choice(form: Form, name: str, choices: Any, *, default: str) -> Any:
+    """Read a field that is one of a `Literal`'s values, in any case."""
+    return _one_of(name, read_field(form, name) or default, choices)
+
+
+def read_boolean(form: Form, name: str, *, default: bool) -> bool:
+    """Read a field that is true or false."""
+    text = read_field(form, name).lower() or str(default).lower()
+    if text not in _TRUE | _FALSE:
+        raise InvalidRequestError(f"{name}={_echo(text)} is not true or false.", param=name)
+    return text in _TRUE
+
+
 def _one_of(name: str, value: str, choices: Any) -> Any:
     if value.lower() not in get_args(choices):
         raise InvalidRequestError(
@@ -125,12 +136,6 @@ def _one_of(name: str, value: str, choices: Any) -> Any:
             param=name,
         )
     return value.lower()
-
-
-def _boolean(name: str, text: str) -> bool:
-    if text.lower() not in _TRUE | _FALSE:
-        raise InvalidRequestError(f"{name}={_echo(text)} is not true or false.", param=name)
-    return text.lower() in _TRUE
 
 
 def _check_keywords(keywords: Sequence[str]) -> None:
@@ -146,10 +151,10 @@ def _check_keywords(keywords: Sequence[str]) -> None:
 def _check_chunking_strategy(form: Form) -> None:
     """Accept `auto`, and OpenAI's object as JSON or as `chunking_strategy[type]=...`."""
     name = "chunking_strategy"
-    text = _field(form, name)
+    text = read_field(form, name)
     keys = list(form.keys())
-    if any(key.startswith(f"{name}[") and _field(form, key) for key in keys):
-        _one_of(f"{name}[type]", _field(form, f"{name}[type]"), Literal["server_vad", "auto"])
+    if any(key.startswith(f"{name}[") and read_field(form, key) for key in keys):
+        _one_of(f"{name}[type]", read_field(form, f"{name}[type]"), Literal["server_vad", "auto"])
     elif text and text.lower() != "auto":
         try:
             strategy = json.loads(text)

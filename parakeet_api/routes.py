@@ -7,6 +7,8 @@ from pathlib import Path
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
+from parakeet_api.asr_routes import asr_api
+from parakeet_api.job_routes import job_api
 from parakeet_api.openai_routes import openai_api
 from parakeet_api.pages import pages
 from parakeet_api.web import (
@@ -38,6 +40,8 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.register_blueprint(openai_api, url_prefix="/v1")
     # Open WebUI and others ask without the prefix.
     app.register_blueprint(openai_api, name="openai_bare")
+    app.register_blueprint(asr_api)
+    app.register_blueprint(job_api, url_prefix="/v1")
     app.register_blueprint(pages)
     app.register_error_handler(Exception, answer_error)
     return app

@@ -8,6 +8,7 @@ of the environment. A value that cannot be used stops the start with `NAME='valu
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ Origin = Literal["default", "preset", "environment"]
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 _DECIMAL = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+_HOST = r"([a-z0-9]([a-z0-9_.-]*[a-z0-9])?|\[(?P<v6>[0-9a-f:.]+)\])(:(?P<port>[0-9]{1,5}))?"
+"""Without scheme, path or user name; an IPv6 address stands in brackets."""
 _QUIETEST_DB = -120.0
 """Below the noise of any 16-bit recording (-96 dB)."""
 _LANGUAGES = "a comma-separated list of languages, such as en,de,fr"
@@ -127,6 +130,25 @@ def _language(name: str) -> str:
     return code
 
 
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(host.strip().lower() for host in text.split(",") if host.strip())
+    if not hosts or not all(map(_is_host, hosts)):
+        raise ValueError("a comma-separated list of hosts, such as example.org,10.0.0.5:8080")
+    return hosts
+
+
+def _is_host(text: str) -> bool:
+    match = re.fullmatch(_HOST, text)
+    try:
+        return (
+            match is not None
+            and int(match["port"] or 80) in range(1, 65536)
+            and (match["v6"] is None or ipaddress.ip_address(match["v6"]).version == 6)  # noqa: PLR2004
+        )
+    except ValueError:
+        return False
+
+
 def _decibels(text: str) -> float:
     match = re.fullmatch(r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:db)?", text, re.IGNORECASE)
     if match is None or not _QUIETEST_DB <= float(match[1]) <= 0:
@@ -164,6 +186,9 @@ class Settings:
     max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
     """Transcription requests that may wait; one more is answered 503 with Retry-After."""
 
+    stop_grace_s: float = _setting("STOP_GRACE_SECONDS", 20.0, _number("seconds", low=0, high=3600))
+    """After SIGTERM, how long the requests under way may go on."""
+
     model_id: str = _setting("MODEL_ID", "nvidia/parakeet-tdt-0.6b-v2", _model_id)
     """Checkpoint to download when none is on disk."""
     model_path: Path | None = _setting("MODEL_PATH", None, _path)
@@ -187,6 +212,15 @@ class Settings:
     """Larger uploads are answered 413; megabytes of 1,048,576 bytes."""
     max_audio_hours: float = _setting("MAX_AUDIO_HOURS", 12.0, _number("hours", low=0.0001))
     """Longer recordings are answered 400, whatever the file claims."""
+
+    data_dir: Path | None = _setting("DATA_DIR", None, _path)
+    """Jobs, their recordings and results; not set = the folder `data` in TEMP_UPLOADS_DIR."""
+    max_queued_jobs: int = _setting("MAX_QUEUED_JOBS", 100, _integer(low=0, high=100_000))
+    """Jobs that may be unfinished at a time; one more is answered 503. 0 = none are taken."""
+    job_retention_hours: float = _setting("JOB_RETENTION_HOURS", 168.0, _number("hours", low=0))
+    """Finished jobs are removed after so long; 0 = never."""
+    allow_webhooks: tuple[str, ...] = _setting("ALLOW_WEBHOOKS", (), _hosts)
+    """Hosts that jobs may call when they have ended, as `host` or `host:port`; empty = none."""
 
     preset: Preset = _setting(
         "PRESET", "balanced", _choice(*get_args(Preset), aliases={"simple": "balanced"})
@@ -348,6 +382,10 @@ class Settings:
     @property
     def max_upload_bytes(self) -> int:
         return int(self.max_upload_mb * 1024 * 1024)
+
+    @property
+    def jobs_dir(self) -> Path:
+        return self.data_dir or self.temp_uploads_dir / "data"
 
     def describe(self) -> list[tuple[str, str, Origin]]:
         """List every variable with its value and where that came from; keys are not shown."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
-import tempfile
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -26,13 +27,19 @@ from parakeet_api.errors import (
     MethodNotAllowedError,
     NotFoundError,
     ServerError,
+    UnsupportedLanguageError,
     UploadTooLargeError,
 )
-from parakeet_api.languages import languages_of
+from parakeet_api.jobs import Jobs
+from parakeet_api.languages import english_name, languages_of
+from parakeet_api.metrics import Metrics
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_store import ModelStore
 from parakeet_api.pipeline import Pipeline
+from parakeet_api.request_params import Task
 from parakeet_api.settings import Settings
+from parakeet_api.transcript import Transcript
+from parakeet_api.uploads import create_upload, hold_upload
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +48,10 @@ MULTIPART_OVERHEAD = 64 * 1024
 MOST_PARTS = 100
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that hung up; it is seen in the log alone."""
+CLIENT_GONE = "client gone"
+"""The same for one that hung up in the middle of its answer."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_LONGEST_PATH = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,8 @@ class Services:
     batcher: Batcher
     pipeline: Pipeline
     admission: Admission
+    metrics: Metrics
+    jobs: Jobs
     plan: InferencePlan
     gpu: Gpu | None
 
@@ -85,9 +98,7 @@ class UploadRequest(Request):
 
     def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
         """Open a file for a part: named by us, never by the client."""
-        upload = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed with the request
-            dir=services().settings.temp_uploads_dir, prefix="upload-", delete=False
-        )
+        upload = create_upload(services().settings.temp_uploads_dir)
         # Kept here as well: a body that turns out malformed never reaches `files`.
         self._uploads().append(upload)
         return upload
@@ -98,9 +109,10 @@ class UploadRequest(Request):
         parser.silent = False
         return parser
 
-    def take_over(self, path: Path) -> None:
-        """Leave the deletion of an upload to the caller."""
+    def take_over(self, path: Path) -> IO[bytes]:
+        """Leave an upload to the caller."""
         self.__dict__["_kept"] = path
+        return hold_upload(path)
 
     def close(self) -> None:
         """Delete the uploads that nobody took over."""
@@ -143,9 +155,9 @@ def received_file(field_name: str = "file") -> Path:
     return path
 
 
-def take_over(path: Path) -> None:
-    """Keep an upload beyond its request; the caller deletes it."""
-    cast(UploadRequest, request).take_over(path)
+def take_over(path: Path) -> IO[bytes]:
+    """Keep an upload beyond its request; the caller deletes it and closes what this gives."""
+    return cast(UploadRequest, request).take_over(path)
 
 
 def _no_file(field_name: str, hint: str) -> InvalidRequestError:
@@ -156,22 +168,59 @@ def _no_file(field_name: str, hint: str) -> InvalidRequestError:
     )
 
 
+def transcribe_upload(
+    upload: Path, *, languages: frozenset[str], task: Task, raw_pcm: bool = False
+) -> Transcript:
+    """Transcribe an upload when it is its turn, for as long as the client stays."""
+    # Told now and not after the file was decoded, if there is no model yet.
+    services().store.checkpoint()
+    cancelled = client_gone()
+    with services().admission.place(cancelled=cancelled):
+        transcript = services().pipeline.transcribe(
+            upload, languages=languages, raw_pcm=raw_pcm, cancelled=cancelled
+        )
+    record().audio_s = transcript.duration
+    check_translatable(transcript, task)
+    return transcript
+
+
+def check_translatable(transcript: Transcript, task: Task) -> None:
+    """Raise `UnsupportedLanguageError` for a translation of anything but English."""
+    if task == "translate" and transcript.language not in ("en", None):
+        raise UnsupportedLanguageError(
+            f"The recording is in {english_name(transcript.language)}, and this model does not"
+            " translate. Transcribe it instead, or say language=en if it is English.",
+            param="language",
+        )
+
+
 def require_api_key() -> None:
     """Refuse a request without a valid key, where keys are set."""
     keys = services().settings.api_keys
     if not keys:
         return
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not given:
+    given = _sent_key()
+    if not given:
         raise AuthenticationError(
             "You didn't provide an API key. You need to provide your API key in an Authorization"
             " header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
         )
-    sent = given.strip().encode()
     # All are compared, and in constant time: the answer's delay tells nothing of a key.
-    matches = [hmac.compare_digest(sent, key.encode()) for key in keys]
+    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
     if not any(matches):
         raise AuthenticationError("Incorrect API key provided.")
+
+
+def key_hash() -> str | None:
+    """Hash the key that let the request in; `None` where no keys are set, whatever was sent."""
+    if not services().settings.api_keys:
+        return None
+    return hashlib.sha256(_sent_key().encode()).hexdigest()
+
+
+def _sent_key() -> str:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def answer_error(error: Exception) -> Response:
@@ -179,6 +228,7 @@ def answer_error(error: Exception) -> Response:
     if isinstance(error, RequestCancelled):
         return Response(status=CLIENT_CLOSED_REQUEST)
     failure = as_api_error(error, request_id=record().id)
+    record().failure = failure.code or failure.type
     response = Response(
         current_app.json.dumps(failure.body()), failure.status, mimetype="application/json"
     )
@@ -216,35 +266,68 @@ def _too_large() -> ApiError:
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """What the log tells of a request once it is over."""
+    """What the log and the metrics tell of a request once it is over."""
 
+    id: str
     method: str
     path: str
-    level: int
-    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    endpoint: str | None
+    """The route of an API request; pages and probes are not counted."""
+    metrics: Metrics
     started: float = field(default_factory=time.monotonic)
     audio_s: float | None = None
     """Seconds of audio that were transcribed."""
+    quiet: bool = False
+    """Whether the line is of use for debugging alone."""
     failure: str | None = None
-    """Why a stream ended early, after its status was sent."""
+    """The code of the error that was told, of a stream's also after its status was sent."""
 
-    def log(self, status: int) -> None:
-        """Write the line."""
+    def finish(self, status: int) -> None:
+        """Write the log line and count."""
         elapsed_s = time.monotonic() - self.started
-        speed = ""
-        if self.audio_s:
-            rtfx = self.audio_s / max(elapsed_s, 1e-3)
-            speed = f", {self.audio_s:.1f} s of audio, RTFx {rtfx:.0f}"
+        rtfx = self.audio_s / max(elapsed_s, 1e-3) if self.audio_s else None
+        self._log(status, elapsed_s, rtfx)
+        if self.endpoint is None:
+            return
+        self.metrics.requests.labels(self.endpoint, self._result(status)).inc()
+        self.metrics.request_seconds.labels(self.endpoint).observe(elapsed_s)
+        if self.failure:
+            self.metrics.errors.labels(self.failure).inc()
+        if rtfx:
+            self.metrics.rtfx.observe(rtfx)
+
+    def _result(self, status: int) -> str:
+        if status == CLIENT_CLOSED_REQUEST or self.failure == CLIENT_GONE:
+            return "cancelled"
+        if status >= 500:  # noqa: PLR2004
+            return "server_error"
+        return "client_error" if self.failure else "ok"
+
+    def _log(self, status: int, elapsed_s: float, rtfx: float | None) -> None:
+        # Clients choose the path: no line of theirs in the log.
+        path = self.path[:_LONGEST_PATH].encode("unicode_escape").decode("ascii")
         logger.log(
-            self.level,
+            logging.DEBUG if self.quiet or self.endpoint is None else logging.INFO,
             "%s %s -> %d%s in %.2f s%s [%s]",
             self.method,
-            self.path,
+            path,
             status,
             f" ({self.failure})" if self.failure else "",
             elapsed_s,
-            speed,
+            f", {self.audio_s:.1f} s of audio, RTFx {rtfx:.0f}" if rtfx else "",
             self.id,
+            extra={
+                "fields": {
+                    "request_id": self.id,
+                    "method": self.method,
+                    "path": path,
+                    "status": status,
+                    "error": self.failure,
+                    "seconds": round(elapsed_s, 3),
+                    "audio_seconds": self.audio_s,
+                    "rtfx": rtfx and round(rtfx, 1),
+                }
+            },
         )
 
 
@@ -255,9 +338,16 @@ def record() -> RequestRecord:
 
 
 def begin_request() -> None:
-    """Start the request's record."""
-    level = logging.DEBUG if request.blueprint in (None, "pages") else logging.INFO
-    g.record = RequestRecord(method=request.method, path=request.path, level=level)
+    """Start the request's record, under the name that the client or its proxy gave it, if any."""
+    given = request.headers.get("X-Request-Id", "")
+    is_api = request.url_rule is not None and request.blueprint not in (None, "pages")
+    g.record = RequestRecord(
+        id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:12],
+        method=request.method,
+        path=request.path,
+        endpoint=str(request.url_rule) if is_api else None,
+        metrics=services().metrics,
+    )
 
 
 def finish_request(response: Response) -> Response:
@@ -272,5 +362,5 @@ def finish_request(response: Response) -> Response:
         # Names carry no version: the browser asks, and is told 304.
         response.headers["Cache-Control"] = "no-cache"
     kept = record()
-    response.call_on_close(lambda: kept.log(response.status_code))
+    response.call_on_close(lambda: kept.finish(response.status_code))
     return response

@@ -79,7 +79,7 @@ def running_server(folder: Path, **environ: str) -> Iterator[Server]:
 def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        listening = re.search(r"listening on (http://\S+)", log.read_text(errors="replace"))
+        listening = re.search(r"listening on (http://[^\s\"]+)", log.read_text(errors="replace"))
         if listening:
             return listening[1]
         time.sleep(0.05)
@@ -124,6 +124,12 @@ class Clip:
 def clips() -> list[Clip]:
     entries = json.loads((SPEECH / "clips.json").read_text())
     return [Clip(SPEECH / entry["file"], entry["text"], entry["duration"]) for entry in entries]
+
+
+@pytest.fixture(scope="session")
+def speech() -> Path:
+    """Give the folder of recordings."""
+    return SPEECH
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,8 @@ def waiting_chunks(server: Server) -> int:
 
 
 def uploads(server: Server) -> list[Path]:
-    return list(server.uploads.iterdir())
+    """List the requests' files; those of jobs are in a folder of their own."""
+    return [path for path in server.uploads.iterdir() if path.is_file()]
 
 
 def ffmpegs(server: Server) -> list[psutil.Process]:

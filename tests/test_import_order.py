@@ -18,6 +18,7 @@ ORDER = (
     "languages",
     "settings",
     "logs",
+    "metrics",
     "transcript",
     "language_detection",
     "devices",
@@ -38,9 +39,18 @@ ORDER = (
     "request_params",
     "rendering",
     "server_sent_events",
+    "asr_api",
     "command_line",
+    "job",
+    "job_store",
+    "job_runner",
+    "webhooks",
+    "jobs",
+    "uploads",
     "web",
     "openai_routes",
+    "asr_routes",
+    "job_routes",
     "pages",
     "routes",
     "http_server",
@@ -60,6 +70,8 @@ PURE = frozenset(
         "subtitles",
         "request_params",
         "rendering",
+        "asr_api",
+        "job",
     }
 )
 """They do no I/O, start no thread and read no clock."""
@@ -71,12 +83,14 @@ OWNERS = {
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
     "subprocess": ("audio",),
-    "flask": ("web", "openai_routes", "pages", "routes"),
-    "werkzeug": ("web",),
+    "flask": ("web", "openai_routes", "asr_routes", "job_routes", "pages", "routes"),
+    "werkzeug": ("web", "asr_routes"),
     "waitress": ("http_server",),
     "cuda": ("devices",),
     "huggingface_hub": ("model_store",),
     "py3langid": ("language_detection",),
+    "sqlite3": ("job_store",),
+    "httpx": ("webhooks",),
 }
 """Packages that only these modules may know."""
 

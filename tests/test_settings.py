@@ -23,10 +23,15 @@ PROMISE: dict[str, object] = {
     "MODEL_ID": "nvidia/parakeet-tdt-0.6b-v2",
     "MODEL_PATH": None,
     "MODELS_DIR": Path("models"),
+    "STOP_GRACE_SECONDS": 20.0,
     "MODEL_LANGUAGES": (),
     "DEMO_MODEL": "auto",
     "HF_ENDPOINT": "https://huggingface.co",
     "TEMP_UPLOADS_DIR": Path("temp_uploads"),
+    "DATA_DIR": None,
+    "MAX_QUEUED_JOBS": 100,
+    "JOB_RETENTION_HOURS": 168,
+    "ALLOW_WEBHOOKS": (),
     "MAX_UPLOAD_MB": 2000,
     "MAX_AUDIO_HOURS": 12,
     "MAX_QUEUED_REQUESTS": 64,
@@ -86,6 +91,7 @@ NASTY = [
     "//", ",", "cuda:99", "true\n", "\u017f", "\u212a", "-38\u00a0dB", "http://\x00", "https://[",
 ]  # fmt: skip
 
+A_HOST_LIST = "a comma-separated list of hosts"
 BOOLEANS = [name for name, default in PROMISE.items() if isinstance(default, bool)]
 
 
@@ -233,6 +239,13 @@ def test_booleans_have_many_spellings(variable: str, texts: list[str], value: bo
         ("MODEL_ID", "tiny", "tiny"),
         ("HF_ENDPOINT", "http://mirror:8080/hf/", "http://mirror:8080/hf/"),
         ("IDLE_TIMEOUT_MINUTES", "0", 0),
+        ("DATA_DIR", "/data", Path("/data")),
+        (
+            "ALLOW_WEBHOOKS",
+            "A.example, 10.0.0.5:80 ,,[::1]:9",
+            ("a.example", "10.0.0.5:80", "[::1]:9"),
+        ),
+        ("ALLOW_WEBHOOKS", "localhost,my_host", ("localhost", "my_host")),
     ],
 )
 def test_values_are_read(variable: str, text: str, value: object) -> None:
@@ -292,6 +305,33 @@ def test_a_home_folder_is_found() -> None:
             "MODEL_LANGUAGES",
             "en,klingon,xx",
             "a comma-separated list of languages, such as en,de,fr: 'klingon' is not one",
+        ),
+        ("MAX_QUEUED_JOBS", "-1", "a whole number, 0 to 100000"),
+        ("JOB_RETENTION_HOURS", "a week", "a number of hours, 0 to 1000000"),
+        *(
+            ("ALLOW_WEBHOOKS", text, f"{A_HOST_LIST}, such as example.org,10.0.0.5:8080")
+            for text in (
+                ",",
+                "*",
+                "*.example.org",
+                "http://a.example",
+                "a.example/x",
+                "me@a.example",
+                "a b",
+                "-a",
+                "a.",
+                "a:0",
+                "a:65536",
+                "a:",
+                "::1",
+                "[::1",
+                "[]",
+                "[1.2.3.4]",
+                "[:::]",
+                "[::1]:x",
+                "\u00e4.example",
+                "a,b c",
+            )
         ),
         ("HF_ENDPOINT", "hf-mirror.com", "an address that begins with http:// or https://"),
         ("HF_ENDPOINT", "https://", "an address that begins with http:// or https://"),
@@ -361,6 +401,14 @@ def test_spellings_that_differ_are_refused_with_both_names() -> None:
 
     assert "CHUNK_MINITE='3'" in told
     assert "CHUNK_MINUTES='4'" in told
+
+
+# Folders
+
+
+def test_jobs_are_kept_among_the_uploads_unless_told_otherwise() -> None:
+    assert Settings.from_env({"TEMP_UPLOADS_DIR": "/up"}).jobs_dir == Path("/up/data")
+    assert Settings.from_env({"DATA_DIR": "/data"}).jobs_dir == Path("/data")
 
 
 # Presets

@@ -1,0 +1,79 @@
+"""The endpoints of whisper-asr-webservice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+from flask import Blueprint, Response, request
+from werkzeug.datastructures import CombinedMultiDict
+
+from parakeet_api.asr_api import describe_language, parse_asr_params, render_asr
+from parakeet_api.errors import AudioDecodeError
+from parakeet_api.transcript import Word
+from parakeet_api.web import (
+    answer_error,
+    client_gone,
+    model_languages,
+    received_file,
+    require_api_key,
+    services,
+    transcribe_upload,
+)
+
+asr_api = Blueprint("asr", __name__)
+asr_api.before_request(require_api_key)
+
+_FILE = "audio_file"
+_ENOUGH_WORDS = 40
+"""Words that tell a language for sure."""
+_LONGEST_OPENING_S = 600.0
+"""A film may begin with minutes of music."""
+
+
+@asr_api.post("/asr")
+def asr() -> Response:
+    """Transcribe one upload."""
+    services().admission.refuse_if_full()
+    upload = received_file(_FILE)
+    params = parse_asr_params(_parameters(), languages=model_languages())
+    transcript = transcribe_upload(
+        upload, languages=params.languages, task=params.task, raw_pcm=params.raw_pcm
+    )
+    rendered = render_asr(transcript, params, settings=services().settings)
+    return Response(rendered.body, content_type=rendered.media_type)
+
+
+@asr_api.post("/detect-language")
+def detect_language() -> Mapping[str, Any]:
+    """Tell the language of a recording's first words."""
+    services().admission.refuse_if_full()
+    upload = received_file(_FILE)
+    params = parse_asr_params(_parameters(), languages=model_languages())
+    services().store.checkpoint()
+    words: list[Word] = []
+    gone = client_gone()
+    with (
+        services().admission.place(cancelled=gone),
+        closing(
+            services().pipeline.stream(upload, raw_pcm=params.raw_pcm, cancelled=gone)
+        ) as stream,
+    ):
+        for progress in stream:
+            words.extend(progress.words)
+            if len(words) >= _ENOUGH_WORDS or progress.done_s >= _LONGEST_OPENING_S:
+                break
+    return describe_language(words, candidates=params.languages)
+
+
+@asr_api.errorhandler(AudioDecodeError)
+def name_the_field(error: AudioDecodeError) -> Response:
+    """Answer with the name that the file has here."""
+    error.param = _FILE
+    return answer_error(error)
+
+
+def _parameters() -> CombinedMultiDict[str, str]:
+    """Give the query's parameters, and the form's for clients that send them there."""
+    return CombinedMultiDict([request.args, request.form])

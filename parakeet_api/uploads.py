@@ -1,0 +1,42 @@
+"""Uploads on disk: never left behind, even by a process that was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import tempfile
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "upload-"
+
+
+def create_upload(folder: Path) -> IO[bytes]:
+    """Open a new file, named by us; it is this process' until it is closed."""
+    upload = tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX, delete=False)  # noqa: SIM115
+    fcntl.flock(upload, fcntl.LOCK_SH)
+    return upload
+
+
+def hold_upload(path: Path) -> IO[bytes]:
+    """Open an upload once more, so that it stays this process' when the first handle closes."""
+    upload = path.open("rb")
+    fcntl.flock(upload, fcntl.LOCK_SH)
+    return upload
+
+
+def sweep_uploads(folder: Path) -> None:
+    """Delete the uploads of processes that are no more; a lock tells those that still run."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        try:
+            with path.open("rb") as upload:
+                fcntl.flock(upload, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                logger.info("deleted %s: left by a process that was killed", path)
+        except FileNotFoundError:
+            # Another process was quicker.
+            continue
+        except OSError as error:
+            logger.debug("%s stays: %s", path, error)

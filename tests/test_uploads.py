@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+from parakeet_api.uploads import create_upload, hold_upload, sweep_uploads
+
+
+def test_uploads_of_this_process_stay(tmp_path: Path) -> None:
+    upload = create_upload(tmp_path)
+
+    sweep_uploads(tmp_path)
+
+    assert Path(upload.name).exists()
+    upload.close()
+    sweep_uploads(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_upload_that_is_held_stays_when_its_first_handle_closes(tmp_path: Path) -> None:
+    upload = create_upload(tmp_path)
+    held = hold_upload(Path(upload.name))
+    upload.close()
+
+    sweep_uploads(tmp_path)
+    assert Path(held.name).exists()
+
+    held.close()
+    sweep_uploads(tmp_path)
+    assert not Path(held.name).exists()
+
+
+def test_uploads_of_a_killed_process_go(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys; from parakeet_api.uploads import create_upload;"
+        " create_upload(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+
+    sweep_uploads(tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_are_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "upload-folder").mkdir()
+
+    sweep_uploads(tmp_path)
+
+    assert len(list(tmp_path.iterdir())) == 3
