@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint bench fidelity clean
+.PHONY: run test lint bench fidelity screenshots clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -23,6 +23,9 @@ lint: $(VENV)/.development
 
 bench: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.bench
+
+screenshots: $(VENV)/.development
+	@$(BIN)/python -m pytest tests/test_page_journey.py --screenshots
 
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity

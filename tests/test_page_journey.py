@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +22,9 @@ LOOKS = {
     "phone-zh-CN": Look(width=390, height=844, language="zh-CN"),
 }
 PICTURES = ROOT / "docs" / "screenshots"
-STATES = ("start", "recording", "working", "result", "trouble")
-PICTURED = {(name, state) for name in LOOKS for state in STATES if "desktop" in name} | {
-    (name, "result") for name in LOOKS
-}
+
+KeepPicture = Callable[[Page, str, str], None]
+"""Takes a page, the name of its state, and that of its look."""
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +34,31 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def lecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a recording of two hours: long enough to look around while it is worked on."""
-    path = tmp_path_factory.mktemp("lecture") / "lecture.ogg"
-    return encode(SPEECH / "long-pauses.ogg", path, "-c", "copy", before=("-stream_loop", "9"))
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with a lecture of two hours, long enough to look around, and a document."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "notes.pdf").write_text("%PDF-1.7")
+    again = ("-stream_loop", "9")
+    encode(SPEECH / "long-pauses.ogg", folder / "lecture.ogg", "-c", "copy", before=again)
+    return folder
+
+
+@pytest.fixture
+def keep(pytestconfig: pytest.Config) -> KeepPicture:
+    """Give what keeps the pictures that are asked for: all of a desktop, the result of a phone."""
+
+    def keep(page: Page, state: str, name: str) -> None:
+        wanted = state == "result" or ("desktop" in name and state != "settings")
+        if pytestconfig.getoption("screenshots") and wanted:
+            page.mouse.move(0, 0)
+            page.screenshot(path=PICTURES / f"{state}-{name}.png")
+
+    return keep
 
 
 @pytest.mark.parametrize("name", LOOKS)
 def test_the_five_states(
-    browser: Browser,
-    server: Server,
-    lecture: Path,
-    name: str,
-    pytestconfig: pytest.Config,
-    tmp_path: Path,
+    browser: Browser, server: Server, files: Path, keep: KeepPicture, name: str
 ) -> None:
     look = LOOKS[name]
     strings = json.loads((ROOT / f"static/strings.{look.language}.json").read_text("utf-8"))
@@ -56,9 +66,7 @@ def test_the_five_states(
     def look_at(page: Page, state: str) -> None:
         assert serious_faults(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "too wide"
-        if pytestconfig.getoption("screenshots") and (name, state) in PICTURED:
-            page.mouse.move(0, 0)
-            page.screenshot(path=PICTURES / f"{state}-{name}.png")
+        keep(page, state, name)
 
     with visit(browser, server.url, look) as page:
         # 1. Start.
@@ -75,7 +83,7 @@ def test_the_five_states(
         page.locator("#record-discard").click()
 
         # 3. Working: words are there while most of the recording is still to come.
-        choose(page, lecture)
+        choose(page, files / "lecture.ogg")
         expect(page.locator("#live")).to_contain_text("stones in the bridge")
         state = page.locator("[data-part=state]")
         expect(state).to_contain_text(re.compile(r"\b[1-9]\d?\s?%"))
@@ -101,9 +109,7 @@ def test_the_five_states(
         assert subtitles.startswith("1\n00:00:00,")
 
         # 5. Trouble.
-        notes = tmp_path / "notes.pdf"
-        notes.write_text("%PDF-1.7")
-        choose(page, notes)
+        choose(page, files / "notes.pdf")
         expect(page.locator("[data-phase=failed]")).to_contain_text(
             strings["error.not_a_recording.advice"]
         )

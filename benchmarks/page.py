@@ -1,0 +1,124 @@
+"""Measure the page with a long recording: memory of its tab, first words, smoothness of scrolling.
+
+    .venv/bin/python -m benchmarks.page [HOURS]
+
+Needs Chromium and this repository's packages; serves the demo model by itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from playwright.sync_api import Page, sync_playwright
+
+from parakeet_api.audio import find_ffmpeg
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "samples" / "speech" / "long-dense.ogg"
+SOURCE_HOURS = 0.2
+PORT = "5693"
+MB = 1024 * 1024
+
+_SCROLL = """async () => {
+    const frames = [];
+    let before = performance.now();
+    for (let frame = 0; frame < 200; frame += 1) {
+        scrollBy(0, 400);
+        await new Promise(requestAnimationFrame);
+        frames.push(performance.now() - before);
+        before = performance.now();
+    }
+    return frames;
+}"""
+
+
+def main() -> None:
+    """Print one line a figure."""
+    hours = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
+    with tempfile.TemporaryDirectory() as folder:
+        recording = _record(Path(folder) / "long.mp3", hours)
+        server = subprocess.Popen(
+            [
+                "env",
+                "HOST=127.0.0.1",
+                f"PORT={PORT}",
+                "DEMO_MODEL=always",
+                sys.executable,
+                "app.py",
+            ],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _measure(recording)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _record(path: Path, hours: float) -> Path:
+    repeats = round(hours / SOURCE_HOURS) - 1
+    command = [find_ffmpeg(), "-loglevel", "error", "-stream_loop", str(repeats), "-i", str(SOURCE)]
+    subprocess.run([*command, "-b:a", "48k", str(path)], check=True)
+    return path
+
+
+def _measure(recording: Path) -> None:
+    executable = shutil.which("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page()
+        page.set_default_timeout(600_000)
+        _open(page)
+        empty_mb = _tab_mb()
+        started = time.monotonic()
+        page.locator("#file").set_input_files(recording)
+        page.locator("#live p").first.wait_for()
+        print(f"first words after {time.monotonic() - started:.1f} s")
+        most_mb = empty_mb
+        while not page.locator("#sentences li").count():
+            most_mb = max(most_mb, _tab_mb())
+            time.sleep(0.5)
+        print(f"transcript after {time.monotonic() - started:.1f} s")
+        print(f"{page.locator('#sentences li').count()} sentences")
+        print(f"memory of the tab: {empty_mb:.0f} MB empty, {most_mb:.0f} MB at most while working")
+        print(f"{_tab_mb():.0f} MB with the transcript")
+        frames = sorted(page.evaluate(_SCROLL))
+        print(
+            f"scrolling 200 frames of 400 px: median {statistics.median(frames):.0f} ms,"
+            f" 95th percentile {frames[189]:.0f} ms; {_tab_mb():.0f} MB afterwards"
+        )
+        browser.close()
+
+
+def _open(page: Page) -> None:
+    while True:
+        try:
+            page.goto(f"http://127.0.0.1:{PORT}/")
+            break
+        except Exception:
+            time.sleep(0.5)
+    page.locator("#page").wait_for()
+
+
+def _tab_mb() -> float:
+    """Give the memory of the tab's process, with its share of what processes share."""
+    shares = [
+        process.memory_full_info().pss / MB
+        for process in psutil.Process().children(recursive=True)
+        if "--type=renderer" in process.cmdline()
+    ]
+    return max(shares)
+
+
+if __name__ == "__main__":
+    main()
