@@ -170,11 +170,11 @@ export class DocumentView {
   #showTranscript() {
     const { transcript, onEdit } = this.#open;
     this.#transcriptView.show(transcript, this.#settings.codeOf(transcript.language));
-    transcript.onEdit(() => {
+    transcript.onEdit = () => {
       this.#writeCaptions();
       onEdit();
       this.render();
-    });
+    };
     this.#showCaptions();
   }
 

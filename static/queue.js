@@ -85,6 +85,7 @@ export class Job {
       onChange();
       const answer = await transcribe(whole, this.#watching(signal, onChange));
       this.transcript = new Transcript(answer);
+      this.deltas = []; // The transcript has it all.
       this.phase = "done";
     } catch (error) {
       this.phase = signal.aborted ? "cancelled" : "failed";

@@ -13,8 +13,9 @@ export class Transcript {
   /** `{first, end, startS, endS}` each: words `[first, end)`. Sentences tile the words. */
   sentences;
   durationS;
+  /** Called after each edit. */
+  onEdit = () => {};
   #answer;
-  #listeners = [];
 
   /** Read a `verbose_json` answer; it may be one that `toJson` gave. */
   constructor(answer) {
@@ -38,18 +39,13 @@ export class Transcript {
     return this.words.filter(isUncertain).length;
   }
 
-  /** Call `listener` with the index of each word that is edited. */
-  onEdit(listener) {
-    this.#listeners.push(listener);
-  }
-
   /** Put `text` in a word's place; it may be several words, or none. */
   edit(index, text) {
     const word = this.words[index];
     const clean = text.trim().replace(/\s+/g, " ");
     if (clean === word.text) return;
     Object.assign(word, { text: clean, edited: true });
-    for (const listener of this.#listeners) listener(index);
+    this.onEdit();
   }
 
   wordsOf({ first, end }) {

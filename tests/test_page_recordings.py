@@ -248,7 +248,7 @@ class TestTrouble:
             with running_server(tmp_path, PORT=port) as dying:
                 page = stack.enter_context(visit(browser, dying.url))
                 choose(page, lecture)
-                state(page)("Transcribing: ")
+                expect(page.locator("#live")).not_to_be_empty()
                 dying.process.kill()
                 problem(page, "The connection to the server was lost", "The file is still chosen.")
                 # The words so far are not taken away.
