@@ -8,12 +8,14 @@
  * word, Enter plays from there, F2 edits.
  */
 
-import { byId, element, prefersStillness } from "./dom.js";
+import { byId, debounced, element, prefersStillness } from "./dom.js";
 import { clock, number, text } from "./i18n.js";
 import { isUncertain } from "./transcript.js";
 
 /** How far outside the window sentences get their words. */
 const NEAR = "800px 0px";
+/** How long the scrolling must rest for that: what flies by is never read word by word. */
+const REST_MS = 80;
 /** How long the page leaves a person alone who has scrolled, before it follows the sound again. */
 const LEAVE_ALONE_MS = 4_000;
 
@@ -26,6 +28,8 @@ export class TranscriptView {
   #current = null;
   #stop = null;
   #scrolledAt = -Infinity;
+  #near = new Set();
+  #expandNear = debounced(() => this.#near.forEach((item) => this.#expand(item)), REST_MS);
   #observer;
   #onPlay;
   #onEditing;
@@ -51,6 +55,7 @@ export class TranscriptView {
 
   show(transcript, languageCode) {
     this.#observer.disconnect();
+    this.#near.clear();
     this.#transcript = transcript;
     this.#spoken = -1;
     this.#found = [];
@@ -105,9 +110,11 @@ export class TranscriptView {
 
   #cross(entries) {
     for (const { target, isIntersecting } of entries) {
-      if (isIntersecting) this.#expand(target);
-      else if (!target.contains(document.activeElement)) this.#collapse(target);
+      if (isIntersecting) this.#near.add(target);
+      else this.#near.delete(target);
+      if (!isIntersecting && !target.contains(document.activeElement)) this.#collapse(target);
     }
+    this.#expandNear();
   }
 
   #expand(item) {
