@@ -1,6 +1,7 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
 # make bench  time the whole service beside the bare model, as ratios
+# make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint bench fidelity screenshots clean
+.PHONY: run test lint bench fuzz-api fidelity screenshots clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -26,6 +27,12 @@ bench: $(VENV)/.development
 
 screenshots: $(VENV)/.development
 	@$(BIN)/python -m pytest tests/test_page_journey.py --screenshots
+
+fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 250
+fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
+fuzz-api: export SCHEMATHESIS_SEED ?= $(shell date +%s)
+fuzz-api: $(VENV)/.development
+	@$(BIN)/python -m pytest --timeout 3600 tests/test_schemathesis.py
 
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity

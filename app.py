@@ -26,6 +26,7 @@ from parakeet_api.errors import CheckpointError, ModelLoadError, SettingsError
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
 from parakeet_api.jobs import Jobs
+from parakeet_api.languages import languages_of
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
 from parakeet_api.model_manager import ModelManager
@@ -33,7 +34,7 @@ from parakeet_api.model_store import ModelStore
 from parakeet_api.nemo_model import ModelOptions, limit_device_memory, select_device
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
-from parakeet_api.request_params import ResponseFormat
+from parakeet_api.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.routes import create_app
 from parakeet_api.settings import Settings
 from parakeet_api.uploads import sweep_uploads
@@ -196,10 +197,14 @@ def transcribe(
     outputs = plan_outputs(files, response_format=response_format, folder=folder)
     with build_services(settings) as services:
         services.store.wait_until_decided()
+        name = services.store.checkpoint().name
         failed = transcribe_files(
             outputs,
             pipeline=services.pipeline,
-            response_format=response_format,
+            params=TranscriptionParams(
+                response_format=response_format,
+                languages=languages_of(name, settings.model_languages),
+            ),
             settings=settings,
         )
     return 1 if failed else 0

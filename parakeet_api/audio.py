@@ -1,7 +1,7 @@
 """Decode any recording or video to 16 kHz mono PCM, as a stream, with one ffmpeg process.
 
 The upload is hostile: the formats and protocols that ffmpeg may open are listed, so that a
-playlist cannot make it read another file or call out, and its time and output are bounded.
+playlist cannot make it read another file or call out, and its time, memory and output are bounded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import re
+import resource
 import selectors
 import shutil
 import subprocess
@@ -63,6 +65,14 @@ busy, and a read, for which this thread must get hold of the interpreter, takes 
 with the usual 64 KiB, decoding took half of a long file's time."""
 _STALL_S = 60.0
 """A file that keeps ffmpeg silent for so long is not media that can be used."""
+_MEMORY_BYTES = 1024**3
+"""Memory of its own that ffmpeg may have. Decoding takes 0.1 GB (4K video, 8 channels at 192 kHz), a
+hole of `_LONGEST_HOLE_S` 0.5 GB: it is filled at once."""
+_LONGEST_HOLE_S = 2 * 3600
+"""Timestamps of 40 KB can claim ten hours of nothing, for which ffmpeg would take 3.2 GB. Honest
+holes are a muted microphone, or a film whose sound starts late."""
+_OPEN_FILES = 32
+"""ffmpeg opens the upload, its pipes, and what its libraries look up at the start: 12 at most."""
 _STDERR_HEAD = 16 * 1024
 """ffmpeg describes its input in the first lines; a broken file then floods with complaints."""
 _TRUNCATION_TOLERANCE_S = 1.0
@@ -72,6 +82,25 @@ _DECLARED_LENGTH_IS_EXACT = frozenset({"mp3", "flac", "mov"})
 """ffmpeg's demuxers whose duration comes from a frame or sample count. Not wav: recorders that
 write to a pipe leave a made-up size in its header. A length estimated from the bit rate does not
 count either."""
+
+
+# Before holes are filled, not after: a second of silence then takes 2 bytes a sample.
+_TO_PCM = f"aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}:channel_layouts=mono"
+
+_REFUSE_HOLES = (
+    "asetpts='if(isnan(PTS),NAN,"
+    f"if(gt(PTS-ld(0),{_LONGEST_HOLE_S * SAMPLE_RATE}),print(PTS,16)+NAN,"
+    "st(0,PTS+NB_SAMPLES)-NB_SAMPLES))'"
+)
+"""Keeps every timestamp, as register 0 holds where the sound so far ends. One beyond the longest hole
+is printed, as an error that `_GIVEN_UP` finds, and then dropped, so that nothing is filled."""
+_GIVEN_UP = {
+    re.compile(rb"^\[Eval @ ", re.MULTILINE): (
+        f"The file's timestamps leave a hole of more than {_LONGEST_HOLE_S // 3600} hours."
+    ),
+    re.compile(rb"Cannot allocate memory"): "The file takes too much memory to decode.",
+}
+"""Complaints of ffmpeg's, after which it goes on with less than the whole sound; what we say."""
 
 
 class AudioStream(Iterator[Pcm]):
@@ -125,7 +154,7 @@ class FfmpegDecoder:
             return AudioStream(self._bounded(_read_pcm(path)), lambda: length_s)
         said = bytearray()
         return AudioStream(
-            self._bounded(_decode(self._command(path), path, said)),
+            self._bounded(_decode(self._command(path), path, said, cpu_s=self._cpu_s())),
             lambda: _expected_seconds(said.decode("utf-8", "replace")),
         )
 
@@ -142,8 +171,12 @@ class FfmpegDecoder:
                     )
                 yield block
 
+    def _cpu_s(self) -> int:
+        """Give ffmpeg's time on a core: the slowest codecs decode ten times as fast as this."""
+        return 60 + math.ceil(self.max_seconds / 4)
+
     def _command(self, path: Path) -> list[str]:
-        filters = [f"aresample={SAMPLE_RATE}:async=1:first_pts=0"]
+        filters = [_TO_PCM, _REFUSE_HOLES, "aresample=async=1:first_pts=0"]
         if self.audio_filter:
             filters.append(self.audio_filter)
         # fmt: off
@@ -186,6 +219,7 @@ class _Ffmpeg:
                         selector.unregister(key.fileobj)
                     elif key.fileobj is self._process.stderr:
                         self._said += data[: _STDERR_HEAD - len(self._said)]
+                        _check_complaints(data)
                     else:
                         data = rest + data
                         whole = len(data) - len(data) % 2
@@ -201,10 +235,14 @@ class _Ffmpeg:
 
     def check_outcome(self, decoded_samples: int) -> None:
         """Raise what the client should know once ffmpeg is done."""
-        self._process.wait(timeout=_STALL_S)
+        status = self._process.wait(timeout=_STALL_S)
         said = self._said.decode("utf-8", "replace")
+        if status < 0:
+            # It crashed, or took too much time: what came before is not the whole recording.
+            logger.warning("ffmpeg was ended by signal %d: %s", -status, _last_line(said))
+            raise AudioDecodeError(f"The file could not be decoded to its end. {_supported()}")
         if decoded_samples == 0:
-            logger.info("ffmpeg exited %s: %s", self._process.returncode, _last_line(said))
+            logger.info("ffmpeg exited %s: %s", status, _last_line(said))
             if "Stream #" in said and ": Audio:" not in said:
                 raise NoAudioTrackError("The file has no sound track.")
             raise AudioDecodeError(f"The file holds no sound that can be decoded. {_supported()}")
@@ -220,11 +258,11 @@ class _Ffmpeg:
             )
 
 
-def _decode(command: list[str], path: Path, said: bytearray) -> Generator[Pcm]:
+def _decode(command: list[str], path: Path, said: bytearray, *, cpu_s: int) -> Generator[Pcm]:
     """Run ffmpeg; what it says of its input goes to `said`."""
     _refuse_archive(path)
     decoded = 0
-    with _running(command, said) as ffmpeg:
+    with _running(command, said, cpu_s=cpu_s) as ffmpeg:
         for block in ffmpeg.blocks():
             decoded += len(block)
             yield block
@@ -239,7 +277,7 @@ def _read_pcm(path: Path) -> Generator[Pcm]:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], said: bytearray) -> Iterator[_Ffmpeg]:
+def _running(command: list[str], said: bytearray, *, cpu_s: int) -> Iterator[_Ffmpeg]:
     """Run ffmpeg; whatever happens in the block, it is gone afterwards."""
     process = subprocess.Popen(
         command,
@@ -249,6 +287,7 @@ def _running(command: list[str], said: bytearray) -> Iterator[_Ffmpeg]:
         bufsize=_PIPE_BYTES,
     )
     try:
+        _limit(process.pid, cpu_s=cpu_s)
         # A user's pipes may have 64 MB together; past that this one stays as it is.
         with contextlib.suppress(OSError):
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
@@ -259,6 +298,33 @@ def _running(command: list[str], said: bytearray) -> Iterator[_Ffmpeg]:
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def _limit(pid: int, *, cpu_s: int) -> None:
+    """Bound a process that has just been started.
+
+    From outside: `preexec_fn` can hang a process with threads, and a wrapper would be one more
+    program to have. Processes stay unbounded, as that bound counts all of a user's, threads too;
+    ffmpeg starts none by itself.
+    """
+    bounds = {
+        resource.RLIMIT_CPU: cpu_s,
+        resource.RLIMIT_DATA: _MEMORY_BYTES,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+        # Not one byte to a file, a core dump included.
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, bound in bounds.items():
+        # The hard bound as well: at the soft one of time, ffmpeg would end as if all were well.
+        resource.prlimit(pid, kind, (bound, bound))
+
+
+def _check_complaints(said: bytes) -> None:
+    """Raise `AudioDecodeError` where ffmpeg goes on, but with less than the whole sound."""
+    for complaint, told in _GIVEN_UP.items():
+        if complaint.search(said):
+            raise AudioDecodeError(f"{told} Convert the file first, for example to flac.")
 
 
 def _refuse_archive(path: Path) -> None:

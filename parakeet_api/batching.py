@@ -8,24 +8,33 @@ free takes what waits and does not wait for more.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from parakeet_api.devices import InferencePlan
 from parakeet_api.errors import ServiceUnavailableError, StoppingError
 from parakeet_api.metrics import Metrics
 from parakeet_api.recognizer import OutOfDeviceMemoryError, Recognizer
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
+from parakeet_api.stitching import Stitcher
+from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 
 logger = logging.getLogger(__name__)
 
 _SIMILAR = 2.0
 """Chunks in a batch differ in length by at most this factor: shorter ones are padded."""
+_REMEMBERED_S = 300.0
+"""How long a batch that did not fit makes the next ones smaller. What filled the memory is often
+another program, and it may have ended."""
+_SHORTEST = 5 * SAMPLE_RATE
+"""Samples. So little is always tried; if it does not fit, the card is full."""
+_CONTEXT = 2 * SAMPLE_RATE
+"""Samples of the other half that each half of a chunk hears."""
 _POLL_S = 0.5
 """How often a waiting request looks whether its client is still there."""
 
@@ -59,6 +68,7 @@ class Batcher:
         """Jobs that wait, by request; the request at the front is next."""
         self._changed = threading.Condition()
         self._closed = False
+        self._memory = _MemoryLimit()
         # What is in the model, and as much again, so that the next batch is full too.
         self._look_ahead = 2 * plan.batch_size * permits
         self._workers = [
@@ -82,6 +92,9 @@ class Batcher:
         request = id(waiting)
         try:
             for chunk in chunks:
+                # Here too: filling the look-ahead is minutes of audio to decode.
+                if cancelled():
+                    raise RequestCancelled
                 waiting.append(self._submit(request, chunk))
                 if len(waiting) >= self._look_ahead or waiting[0].outcome.done():
                     yield _first(waiting, cancelled)
@@ -135,36 +148,63 @@ class Batcher:
             del batch
 
     def _recognize(self, recognizer: Recognizer, batch: list[_Job]) -> None:
-        """Run a batch; where it does not fit the device's memory, its halves."""
+        """Run a batch; where it does not fit the device's memory, halves of it, then of a chunk."""
         started = time.monotonic()
-        try:
-            outcomes = recognizer.recognize([job.chunk for job in batch])
-        except OutOfDeviceMemoryError:
-            logger.warning("out of device memory with %d chunks", len(batch))
-        else:
-            self._metrics.batch_chunks.observe(len(batch))
-            self._metrics.inference_seconds.observe(time.monotonic() - started)
+        outcomes = self._run(recognizer, [job.chunk for job in batch])
+        if outcomes is not None:
             for job, words in zip(batch, outcomes, strict=True):
                 self._metrics.chunk_wait_seconds.observe(started - job.queued)
                 job.outcome.set_result(words)
-            return
-        if len(batch) == 1:
-            # Set, not raised: the other halves are still to be tried.
-            batch[0].outcome.set_exception(
-                ServiceUnavailableError(
-                    "The device has not enough free memory for this recording. Try again later, or"
-                    " lower CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
-                )
+        elif len(batch) > 1:
+            self._recognize(recognizer, batch[: len(batch) // 2])
+            self._recognize(recognizer, batch[len(batch) // 2 :])
+        else:
+            try:
+                words = self._run_halves(recognizer, batch[0].chunk)
+            except ServiceUnavailableError as error:
+                # Set, not raised: other chunks of the batch are still to be tried.
+                batch[0].outcome.set_exception(error)
+            else:
+                batch[0].outcome.set_result(words)
+
+    def _run(self, recognizer: Recognizer, chunks: Sequence[Chunk]) -> list[list[Word]] | None:
+        """Make one forward pass; `None` where the memory does not suffice, which is remembered."""
+        if padded_s(chunks) > self._memory.most_s():
+            return None
+        started = time.monotonic()
+        try:
+            outcomes = recognizer.recognize(chunks)
+        except OutOfDeviceMemoryError:
+            logger.warning("out of device memory with %d chunks", len(chunks))
+            self._memory.failed(padded_s(chunks))
+            return None
+        self._metrics.batch_chunks.observe(len(chunks))
+        self._metrics.inference_seconds.observe(time.monotonic() - started)
+        return outcomes
+
+    def _run_halves(self, recognizer: Recognizer, chunk: Chunk) -> list[Word]:
+        """Recognise a chunk in parts, as small as the memory wants them, joined like chunks."""
+        if len(chunk.samples) <= _SHORTEST:
+            raise ServiceUnavailableError(
+                "The device has not enough free memory for this recording. Try again later, or"
+                " lower CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
             )
-            return
-        self._recognize(recognizer, batch[: len(batch) // 2])
-        self._recognize(recognizer, batch[len(batch) // 2 :])
+        stitcher = Stitcher(sentence_boundary_threshold_s=0.0)
+        words: list[Word] = []
+        for half in halve(chunk):
+            outcome = self._run(recognizer, [half])
+            heard = outcome[0] if outcome else self._run_halves(recognizer, half)
+            words.extend(stitcher.add(half, heard))
+        return [*words, *stitcher.finish()]
 
     def _next_batch(self) -> list[_Job] | None:
         """Wait for jobs; take a fair batch of them. `None` once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
-            return None if self._closed else take_batch(self._queue, self._plan)
+            if self._closed:
+                return None
+            most_s = min(self._plan.batch_s, self._memory.most_s())
+            return take_batch(self._queue, replace(self._plan, batch_s=most_s))
 
 
 def take_batch(queue: OrderedDict[int, deque[_Job]], plan: InferencePlan) -> list[_Job]:
@@ -192,13 +232,48 @@ def take_batch(queue: OrderedDict[int, deque[_Job]], plan: InferencePlan) -> lis
 def _fits(batch: list[_Job], job: _Job, plan: InferencePlan) -> bool:
     if not batch:
         return True
-    lengths = [len(member.chunk.samples) for member in (*batch, job)]
-    padded_s = len(lengths) * max(lengths) / SAMPLE_RATE
+    chunks = [member.chunk for member in (*batch, job)]
+    lengths = [len(chunk.samples) for chunk in chunks]
     return (
         len(lengths) <= plan.batch_size
         and max(lengths) <= _SIMILAR * min(lengths)
-        and padded_s <= plan.batch_s
+        and padded_s(chunks) <= plan.batch_s
     )
+
+
+def padded_s(chunks: Sequence[Chunk]) -> float:
+    """Give the seconds of audio in a forward pass, padding included."""
+    return len(chunks) * max(len(chunk.samples) for chunk in chunks) / SAMPLE_RATE
+
+
+def halve(chunk: Chunk) -> tuple[Chunk, Chunk]:
+    """Part a chunk in the middle; each half hears some of the other and owns its own."""
+    # On the encoder's grid, where both halves time a word alike.
+    middle = len(chunk.samples) // 2 // FRAME * FRAME
+    context = min(_CONTEXT, middle // 2)
+    end = chunk.start + len(chunk.samples)
+    seam = chunk.start + middle
+    return (
+        Chunk(0, chunk.start, chunk.samples[: middle + context], chunk.start, seam),
+        Chunk(1, seam - context, chunk.samples[middle - context :], seam, end),
+    )
+
+
+class _MemoryLimit:
+    """How much audio a forward pass may hold, learnt from those that did not fit."""
+
+    def __init__(self) -> None:
+        self._most_s = math.inf
+        self._until = 0.0
+
+    def failed(self, seconds: float) -> None:
+        """Remember for a while that so much did not fit: half of it is tried."""
+        self._most_s = max(min(seconds / 2, self.most_s()), _SHORTEST / SAMPLE_RATE)
+        self._until = time.monotonic() + _REMEMBERED_S
+
+    def most_s(self) -> float:
+        """Give the most that is tried now, seconds; others may have freed memory since."""
+        return self._most_s if time.monotonic() < self._until else math.inf
 
 
 def _first(waiting: deque[_Job], cancelled: Callable[[], bool]) -> tuple[Chunk, list[Word]]:

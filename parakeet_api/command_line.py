@@ -56,14 +56,14 @@ def transcribe_files(
     outputs: Mapping[Path, Path],
     *,
     pipeline: Pipeline,
-    response_format: ResponseFormat,
+    params: TranscriptionParams,
     settings: Settings,
 ) -> int:
     """Transcribe each file into its output; count those that failed, which are told on stderr."""
     failed = 0
     for file, output in outputs.items():
         try:
-            body = _transcribe(file, pipeline, response_format, settings)
+            body = _transcribe(file, pipeline, params, settings)
             output.write_text(body, encoding="utf-8")
         except (ApiError, OSError) as error:
             failed += 1
@@ -74,7 +74,7 @@ def transcribe_files(
 
 
 def _transcribe(
-    file: Path, pipeline: Pipeline, response_format: ResponseFormat, settings: Settings
+    file: Path, pipeline: Pipeline, params: TranscriptionParams, settings: Settings
 ) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist or is no file")
@@ -84,6 +84,5 @@ def _transcribe(
         def show(progress: Progress) -> None:
             bar.update(progress.done_s - bar.n)
 
-        transcript = pipeline.transcribe(file, on_progress=show)
-    params = TranscriptionParams(response_format=response_format)
+        transcript = pipeline.transcribe(file, languages=params.languages, on_progress=show)
     return render(transcript, params, settings=settings).body

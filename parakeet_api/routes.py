@@ -8,6 +8,7 @@ from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
 from parakeet_api.asr_routes import asr_api
+from parakeet_api.docs_routes import docs
 from parakeet_api.job_routes import job_api
 from parakeet_api.openai_routes import openai_api
 from parakeet_api.pages import pages
@@ -34,6 +35,8 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.json.ensure_ascii = False
     # A reader looks for `status` first, not for what the alphabet puts there.
     app.json.sort_keys = False
+    # A model's name may hold slashes, doubled ones too; a redirect would have another error shape.
+    app.url_map.merge_slashes = False
     app.extensions["services"] = services
     app.before_request(begin_request)
     app.after_request(finish_request)
@@ -43,5 +46,6 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.register_blueprint(asr_api)
     app.register_blueprint(job_api, url_prefix="/v1")
     app.register_blueprint(pages)
+    app.register_blueprint(docs)
     app.register_error_handler(Exception, answer_error)
     return app

@@ -274,11 +274,11 @@ class RequestRecord:
     endpoint: str | None
     """The route of an API request; pages and probes are not counted."""
     metrics: Metrics
+    quiet: bool = False
+    """Whether its log line is for debugging alone."""
     started: float = field(default_factory=time.monotonic)
     audio_s: float | None = None
     """Seconds of audio that were transcribed."""
-    quiet: bool = False
-    """Whether the line is of use for debugging alone."""
     failure: str | None = None
     """The code of the error that was told, of a stream's also after its status was sent."""
 

@@ -37,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--screenshots", action="store_true", help="make the pictures of the page in docs/ anew"
     )
+    parser.addoption(
+        "--record", action="store_true", help="write the answers in tests/contract that differ"
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,19 @@ def clips() -> list[Clip]:
 def speech() -> Path:
     """Give the folder of recordings."""
     return SPEECH
+
+
+@pytest.fixture(scope="session")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One hour of speech as opus: so much work that a test can act in the middle of it."""
+    folder = tmp_path_factory.mktemp("hour")
+    playlist, target = folder / "list.txt", folder / "hour.ogg"
+    playlist.write_text(f"file '{SPEECH / 'long-pauses.ogg'}'\n" * 5)
+    command = [find_ffmpeg(), "-loglevel", "error", "-f", "concat", "-safe", "0"]
+    subprocess.run(
+        [*command, "-i", str(playlist), "-c", "copy", str(target)], check=True, timeout=120
+    )
+    return target
 
 
 @pytest.fixture(scope="session")

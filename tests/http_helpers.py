@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
+import socket
 import time
 import wave
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import psutil
+import pytest
 from conftest import Server
 from numpy.typing import NDArray
 
@@ -21,6 +26,9 @@ ENDPOINT = "/v1/audio/transcriptions"
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 
 Fields = Mapping[str, str | Sequence[str]]
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on the PATH")
+CURL = ("curl", "--silent", "--show-error", "--no-buffer", "--noproxy", "*")
 
 
 def request(server: Server, method: str, path: str, **options: Any) -> httpx.Response:
@@ -42,6 +50,28 @@ def transcribe(
     return request(
         server, "POST", ENDPOINT, files={"file": (name, body)}, data=fields, headers=headers
     )
+
+
+@contextmanager
+def streamed(server: Server, recording: Path, fields: Mapping[str, str]) -> Iterator[Iterator[str]]:
+    """Post a recording for a stream; give its lines as they come."""
+    with (
+        httpx.Client(trust_env=False, timeout=120) as client,
+        recording.open("rb") as file,
+        client.stream(
+            "POST",
+            f"{server.url}{ENDPOINT}",
+            files={"file": file},
+            data={"stream": "true", **fields},
+        ) as answer,
+    ):
+        assert answer.status_code == 200, answer.read()
+        yield answer.iter_lines()
+
+
+def events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Read the events among a stream's lines."""
+    return (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -81,6 +111,50 @@ def uploads(server: Server) -> list[Path]:
 def ffmpegs(server: Server) -> list[psutil.Process]:
     """List the server's child processes; it has no other kind."""
     return psutil.Process(server.process.pid).children(recursive=True)
+
+
+def is_idle(server: Server) -> bool:
+    """Tell whether nothing of any request is left: no place, no chunk, no decoder, no file."""
+    return not (any(server.health()["queue"].values()) or ffmpegs(server) or uploads(server))
+
+
+def connect(server: Server) -> socket.socket:
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def post_head(server: Server, *headers: str) -> bytes:
+    """Give the head of a transcription request whose body is by `multipart`."""
+    lines = [
+        f"POST {ENDPOINT} HTTP/1.1",
+        f"Host: {server.url.removeprefix('http://')}",
+        "Content-Type: multipart/form-data; boundary=sep",
+        *headers,
+    ]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+def multipart(content: bytes, **fields: str) -> bytes:
+    """Give the body of a transcription request."""
+    parts = [("file", 'filename="long.ogg"', content)]
+    parts += [(name, "", value.encode()) for name, value in fields.items()]
+    return (
+        b"".join(
+            f'--sep\r\nContent-Disposition: form-data; name="{name}"; {more}\r\n\r\n'.encode()
+            + value
+            + b"\r\n"
+            for name, more, value in parts
+        )
+        + b"--sep--\r\n"
+    )
+
+
+def post(server: Server, content: bytes, **fields: str) -> socket.socket:
+    """Send a whole transcription request on a connection of its own; nothing is read of it."""
+    body = multipart(content, **fields)
+    connection = connect(server)
+    connection.sendall(post_head(server, f"Content-Length: {len(body)}") + body)
+    return connection
 
 
 def wav(samples: NDArray[np.float64]) -> bytes:

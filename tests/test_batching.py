@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import Counter, OrderedDict, deque
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api import batching
-from parakeet_api.batching import Batcher, RequestCancelled, _Job, take_batch
+from parakeet_api.batching import Batcher, RequestCancelled, _Job, halve, padded_s, take_batch
 from parakeet_api.devices import InferencePlan
 from parakeet_api.errors import (
     AudioDecodeError,
@@ -369,6 +370,76 @@ def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_serv
     assert {"3.0", "4.0", "5.0", "6.0"} in map(set, model.batches)
 
 
+class Narrow(Model):
+    """Hears a word in each second; so many seconds fit its memory."""
+
+    def __init__(self, fits_s: float) -> None:
+        super().__init__()
+        self.fits_s = fits_s
+        self.passes: list[float] = []
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        self.passes.append(padded_s(chunks))
+        if padded_s(chunks) > self.fits_s:
+            raise OutOfDeviceMemoryError("no room")
+        return [
+            [
+                Word(f"w{second}", second + 0.3, second + 0.7)
+                for second in range(
+                    math.ceil(chunk.start / SAMPLE_RATE), math.floor(chunk.end / SAMPLE_RATE)
+                )
+            ]
+            for chunk in chunks
+        ]
+
+
+def minute(start_s: int) -> Chunk:
+    samples = np.zeros(60 * SAMPLE_RATE, np.int16)
+    start = start_s * SAMPLE_RATE
+    return Chunk(0, start, samples, start, start + len(samples))
+
+
+@pytest.mark.parametrize("fits_s", [40, 33, 20, 12])
+def test_a_chunk_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(fits_s: float) -> None:
+    model = Narrow(fits_s)
+
+    with running(model) as (batcher, _):
+        ((_, words),) = batcher.recognize([minute(60)])
+
+    assert [word.text for word in words] == [f"w{second}" for second in range(60, 120)]
+    assert [word.start for word in words] == sorted(word.start for word in words)
+
+
+def test_what_did_not_fit_is_not_tried_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Narrow(40)
+    with running(model) as (batcher, _):
+        list(batcher.recognize([minute(0)]))
+        assert model.passes[0] == 60
+        model.passes.clear()
+
+        list(batcher.recognize([minute(0), minute(60)]))
+        assert max(model.passes) <= 40
+
+        monkeypatch.setattr(batching, "_REMEMBERED_S", 0.0)
+        batcher._memory.failed(60)
+        model.fits_s = 60
+        model.passes.clear()
+        list(batcher.recognize([minute(0)]))
+        assert model.passes == [60]
+
+
+@given(st.integers(5 * SAMPLE_RATE + 1, 700 * SAMPLE_RATE), st.integers(0, 10**9))
+def test_the_halves_of_a_chunk_tile_it_and_share_some_audio(length: int, start: int) -> None:
+    samples = np.broadcast_to(np.int16(0), (length,))
+    left, right = halve(Chunk(7, start, samples, start, start + length))
+
+    assert (left.start, left.owned_start) == (start, start)
+    assert left.owned_end == right.owned_start
+    assert (right.owned_end, right.end) == (start + length, start + length)
+    assert left.end - left.owned_end == right.owned_start - right.start > 0
+    assert max(len(left.samples), len(right.samples)) < length
+
+
 def test_an_error_of_the_decoder_reaches_its_request_and_leaves_the_queue_clean() -> None:
     model = Model()
 
@@ -409,6 +480,25 @@ def test_a_client_that_has_gone_takes_its_chunks_along() -> None:
         assert batcher.waiting() == 0
 
     assert model.batches == [["9.0"]]
+
+
+def test_of_a_client_that_has_gone_no_more_is_decoded() -> None:
+    model = Model()
+    gone = threading.Event()
+    decoded: list[Chunk] = []
+
+    def decode() -> Iterator[Chunk]:
+        for piece in chunks_of(CLIP, 8):
+            decoded.append(piece)
+            yield piece
+            gone.set()
+
+    with running(model) as (batcher, requests), held(model, batcher, requests):
+        with pytest.raises(RequestCancelled):
+            list(batcher.recognize(decode(), cancelled=gone.is_set))
+        assert batcher.waiting() == 0
+
+    assert len(decoded) == 2
 
 
 def test_closing_the_generator_takes_its_chunks_out_of_the_queue() -> None:

@@ -1,4 +1,4 @@
-"""The HTTP surface, against a real server: answers, headers, keys, limits, and clients that go."""
+"""The HTTP surface, against a real server: answers, headers, keys, limits."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ from conftest import ROOT, SPEECH, Clip, Server, encode, running_server
 from http_helpers import (
     ENDPOINT,
     FORMATS,
+    connect,
     error_of,
     ffmpegs,
+    multipart,
+    post_head,
     request,
     transcribe,
     uploads,
@@ -40,7 +43,6 @@ from http_helpers import (
     wav,
 )
 
-from parakeet_api.audio import find_ffmpeg
 from parakeet_api.transcript import SAMPLE_RATE
 
 MEDIA_TYPES = {
@@ -64,17 +66,6 @@ def excerpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 s of many sentences: more than one chunk, many cues."""
     target = tmp_path_factory.mktemp("excerpt") / "excerpt.flac"
     return encode(SPEECH / "long-dense.ogg", target, "-t", "40")
-
-
-@pytest.fixture(scope="module")
-def long_recording(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """96 minutes: some 40 s of work, so that a test can act in the middle of it."""
-    folder = tmp_path_factory.mktemp("long")
-    playlist, target = folder / "list.txt", folder / "long.ogg"
-    playlist.write_text(f"file '{SPEECH / 'long-pauses.ogg'}'\n" * 8)
-    command = [find_ffmpeg(), "-loglevel", "error", "-f", "concat", "-safe", "0"]
-    subprocess.run([*command, "-i", str(playlist), "-c", "copy", str(target)], check=True)
-    return target.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +282,11 @@ class TestHealth:
         }
         assert health["device"] in {"cpu", "cuda"}
         assert health["precision"] in {"fp32", "fp16", "bf16", "int8"}
-        assert health["queue"] == {"waiting_chunks": 0}
+        assert health["queue"] == {
+            "active_requests": 0,
+            "waiting_requests": 0,
+            "waiting_chunks": 0,
+        }
         assert health["limits"]["max_upload_mb"] == 2000
         assert health["limits"]["max_audio_hours"] == 12
         assert health["limits"]["longest_chunk_s"] > 0
@@ -329,7 +324,7 @@ class TestHeaders:
 
 class TestErrors:
     def test_an_unknown_path_is_404(self, server: Server) -> None:
-        error = error_of(request(server, "GET", "/v1/models/<b>"), 404)
+        error = error_of(request(server, "GET", "/v1/nowhere/<b>"), 404)
 
         assert error["code"] == "not_found"
         assert error["type"] == "invalid_request_error"
@@ -355,7 +350,7 @@ class TestErrors:
             "Content-Type": "multipart/form-data; boundary=sep",
         }
         with closing(connection):
-            connection.request("POST", ENDPOINT, _multipart(bytes(int(megabytes * MB))), headers)
+            connection.request("POST", ENDPOINT, multipart(bytes(int(megabytes * MB))), headers)
             answer = connection.getresponse()
             error = json.load(answer)["error"]
 
@@ -378,8 +373,8 @@ class TestErrors:
         assert error_of(answer, 413)["param"] == "file"
 
     def test_a_client_that_asks_first_is_refused_without_sending(self, guarded: Server) -> None:
-        head = _head(guarded, f"Content-Length: {64 * MB}", "Expect: 100-continue")
-        with _connection(guarded) as connection:
+        head = post_head(guarded, f"Content-Length: {64 * MB}", "Expect: 100-continue")
+        with connect(guarded) as connection:
             connection.sendall(head)
             answer = _read_to_end(connection)
 
@@ -400,7 +395,7 @@ class TestErrors:
     def test_bytes_that_are_no_request_are_refused_in_the_same_shape(
         self, server: Server, sent: bytes, status: int
     ) -> None:
-        with _connection(server) as connection:
+        with connect(server) as connection:
             connection.sendall(sent)
             head, _, body = _read_to_end(connection).partition(b"\r\n\r\n")
 
@@ -462,52 +457,19 @@ class TestManyClients:
             assert nearest.text == clip.text
             assert jiwer.wer(clip.text, text) < 0.2
 
-    def test_one_that_hangs_up_in_the_middle_costs_nothing_after_2_s(
-        self, server: Server, long_recording: bytes
-    ) -> None:
-        body = _multipart(long_recording)
-        with _connection(server) as connection:
-            connection.sendall(_head(server, f"Content-Length: {len(body)}") + body)
-            wait_until(
-                lambda: waiting_chunks(server) and ffmpegs(server),
-                within_s=60,
-                what="the long file is worked on",
-            )
-            assert len(uploads(server)) == 1
-
-        took_s = wait_until(
-            lambda: not (waiting_chunks(server) or ffmpegs(server) or uploads(server)),
-            within_s=20,
-            what="its work has ended",
-        )
-        assert took_s < 2
-        wait_until(lambda: " -> 499 in " in server.log.read_text(), within_s=2, what="log line")
-
-    def test_one_that_hangs_up_during_its_upload_leaves_nothing(
-        self, server: Server, clip: Clip
-    ) -> None:
-        body = _multipart(clip.path.read_bytes())
-        with _connection(server) as connection:
-            connection.sendall(
-                _head(server, f"Content-Length: {len(body)}") + body[: len(body) // 2]
-            )
-
-        assert transcribe(server, clip.path).json()["text"] == clip.text
-        assert uploads(server) == []
-
 
 class TestFullQueueAndStop:
     """One server in one life: busy, then full, then told to stop."""
 
     def test_one_request_too_many_is_503_and_sigterm_ends_all_within_10_s(
-        self, tmp_path: Path, long_recording: bytes, clip: Clip
+        self, tmp_path: Path, hour: Path, clip: Clip
     ) -> None:
         outcome: list[int | httpx.HTTPError] = []
         with running_server(tmp_path, APP_THREADS="1", MAX_QUEUED_REQUESTS="0") as server:
 
             def send() -> None:
                 try:
-                    outcome.append(transcribe(server, long_recording).status_code)
+                    outcome.append(transcribe(server, hour).status_code)
                 except httpx.HTTPError as error:
                     outcome.append(error)
 
@@ -583,26 +545,6 @@ def _start(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
-
-
-def _connection(server: Server) -> socket.socket:
-    host, _, port = server.url.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
-
-
-def _head(server: Server, *headers: str) -> bytes:
-    lines = [
-        f"POST {ENDPOINT} HTTP/1.1",
-        f"Host: {server.url.removeprefix('http://')}",
-        "Content-Type: multipart/form-data; boundary=sep",
-        *headers,
-    ]
-    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
-
-
-def _multipart(content: bytes) -> bytes:
-    disposition = b'Content-Disposition: form-data; name="file"; filename="long.ogg"'
-    return b"--sep\r\n" + disposition + b"\r\n\r\n" + content + b"\r\n--sep--\r\n"
 
 
 def _read_to_end(connection: socket.socket) -> bytes:

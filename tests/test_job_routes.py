@@ -64,7 +64,7 @@ def finished(server: Server, path: str) -> dict[str, Any]:
     """Wait for a job's end."""
     wait_until(
         lambda: look(server, path)["status"] not in UNFINISHED,
-        within_s=120,
+        within_s=240,
         what="the job is finished",
     )
     return look(server, path)
@@ -313,6 +313,7 @@ class TestCancelling:
 
 
 class TestRestarts:
+    @pytest.mark.timeout(600)
     def test_a_job_is_finished_after_the_server_was_killed_in_the_middle_of_it(
         self, tmp_path: Path, long_recording: Path, clip: Clip
     ) -> None:
@@ -339,17 +340,19 @@ class TestRestarts:
             assert finished(server, waiting)["result"]["text"] == clip.text
             assert recordings(server) == []
 
-    def test_sigterm_in_the_middle_is_quick_and_the_job_goes_on_after_the_start(
+    @pytest.mark.timeout(600)
+    def test_sigterm_does_not_wait_for_a_job_which_goes_on_after_the_start(
         self, tmp_path: Path, long_recording: Path
     ) -> None:
         with running_server(tmp_path) as server:
-            path = accepted(server, long_recording, {"response_format": "text"})
+            path = accepted(server, long_recording)
             under_way(server, path)
-            started = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(timeout=20) == 0
-            assert time.monotonic() - started < 10
-            assert "Traceback" not in server.log.read_text()
+            # A forward pass ends first; the 24 minutes do not.
+            assert server.process.wait(timeout=60) == 0
+            log = server.log.read_text()
+            assert "succeeded" not in log
+            assert "Traceback" not in log
 
         with running_server(tmp_path) as server:
             assert finished(server, path)["status"] == "succeeded"

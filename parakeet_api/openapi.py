@@ -1,0 +1,446 @@
+"""What the running server does, as an OpenAPI 3.1 document.
+
+Built from the tables that the server itself works with: formats, parameters' values, errors,
+settings. `tests/test_openapi.py` holds it beside the routes, `tests/test_contract.py` and
+`tests/test_schemathesis.py` beside the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from parakeet_api.asr_api import AsrParams, Output, render_asr
+from parakeet_api.audio import SUPPORTED_FORMATS
+from parakeet_api.errors import (
+    ApiError,
+    AudioDecodeError,
+    AudioTooLongError,
+    AuthenticationError,
+    InvalidRequestError,
+    ModelLoadError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    NoAudioTrackError,
+    NotFoundError,
+    QueueFullError,
+    ServiceUnavailableError,
+    TruncatedAudioError,
+    UnsupportedLanguageError,
+    UploadTooLargeError,
+)
+from parakeet_api.openapi_examples import EXAMPLE, example_of, example_stream, readable
+from parakeet_api.openapi_parts import HEADERS, MEANINGS, json_answer, operation
+from parakeet_api.openapi_schemas import (
+    SCHEMAS,
+    Json,
+    array,
+    constant,
+    error_schema,
+    flag,
+    number,
+    record,
+    ref,
+    text,
+)
+from parakeet_api.request_params import (
+    Granularity,
+    Include,
+    ResponseFormat,
+    Task,
+    TranscriptionParams,
+)
+from parakeet_api.settings import Settings
+
+_BAD_UPLOAD = (
+    InvalidRequestError,
+    AudioDecodeError,
+    NoAudioTrackError,
+    TruncatedAudioError,
+    AudioTooLongError,
+    UnsupportedLanguageError,
+    UploadTooLargeError,
+)
+_BUSY = (ServiceUnavailableError, ModelNotReadyError, QueueFullError, ModelLoadError)
+
+_SUMMARY = """\
+Speech to text with NVIDIA's Parakeet-TDT, on your own machine. Send any recording or video, get
+its transcript as text, JSON with word times, or subtitles.
+
+The paths under `/v1/audio` and `/v1/models` are OpenAI's, with the same parameters and answers, so
+that clients of OpenAI work with a changed `base_url`. They answer without `/v1` as well. `/asr` and
+`/detect-language` are those of whisper-asr-webservice.
+
+Every error has one shape, `{"error": {"message", "type", "param", "code"}}`. Fields that are not
+listed are ignored. A path that does not exist is a 404, a method that it does not have a 405 with
+`Allow`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the description tells of the running server."""
+
+    version: str
+    model: str
+    """The loaded model's name, or that of the one being fetched."""
+    languages: frozenset[str]
+    """ISO 639-1 codes of what it speaks."""
+    settings: Settings
+
+
+def describe(facts: Facts) -> Json:
+    """Give the OpenAPI document, ready to be written as JSON."""
+    keys = bool(facts.settings.api_keys)
+    security: Json = {"security": [{"bearer": []}]} if keys else {}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Parakeet API",
+            "version": facts.version,
+            "description": f"{_SUMMARY}\n\n{_this_server(facts)}",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        # Relative to the document: right behind any path prefix.
+        "servers": [{"url": "./", "description": "This server"}],
+        **security,
+        "tags": [
+            {"name": "OpenAI", "description": "As OpenAI's API has them."},
+            {"name": "whisper-asr-webservice", "description": "As Bazarr and others ask."},
+            {"name": "Server", "description": "For people and probes; no key is needed."},
+        ],
+        "paths": _openai_paths(facts) | _asr_paths(facts) | _server_paths(),
+        "components": _components(keys=keys),
+    }
+
+
+def _this_server(facts: Facts) -> str:
+    settings = facts.settings
+    access = "a bearer key is needed" if settings.api_keys else "open to everyone, no key is needed"
+    return (
+        f"This server: model `{facts.model}`, which speaks {_listed(facts.languages)};"
+        f" uploads of at most {settings.max_upload_mb:g} MB and {settings.max_audio_hours:g} hours;"
+        f" {settings.app_threads} transcriptions at a time, {settings.max_queued_requests} more may"
+        f" wait; {access}."
+    )
+
+
+def _components(*, keys: bool) -> Json:
+    schemes = {
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "One of the keys that the server was started with (`API_KEY`).",
+        }
+    }
+    return {
+        "schemas": SCHEMAS | {"Error": error_schema(list(MEANINGS))},
+        "headers": dict(HEADERS),
+        **({"securitySchemes": schemes} if keys else {}),
+    }
+
+
+def _openai_paths(facts: Facts) -> Json:
+    return {
+        "/v1/audio/transcriptions": {"post": _transcription(facts)},
+        "/v1/audio/translations": {"post": _translation(facts)},
+        "/v1/models": {
+            "get": operation(
+                "listModels",
+                tag="OpenAI",
+                summary="List the model",
+                description="There is always one.",
+                answers=json_answer(ref("ModelList")),
+                errors=_guarded(facts),
+            )
+        },
+        "/v1/models/{name}": {
+            "get": operation(
+                "showModel",
+                tag="OpenAI",
+                summary="Describe the model",
+                description="Also answers to the names of OpenAI's models, whose place it takes.",
+                parameters=[
+                    {
+                        "name": "name",
+                        "in": "path",
+                        "required": True,
+                        "description": "A model's name, which may hold slashes.",
+                        "schema": {"type": "string", "minLength": 1},
+                        "example": facts.model,
+                    }
+                ],
+                answers=json_answer(ref("Model")),
+                errors=_guarded(facts, NotFoundError, ModelNotFoundError),
+            )
+        },
+    }
+
+
+def _asr_paths(facts: Facts) -> Json:
+    recording = record("The recording.", {"audio_file": _recording(facts.settings)})
+    encode = flag(
+        "`false`: the upload is 16-bit samples, 16 kHz, mono, little-endian, without a header.",
+        default=True,
+    )
+    expected = {"language": _language(facts), "languages[]": _languages(), "encode": encode}
+    wanted = {
+        "output": text("What the answer looks like.", enum=list(get_args(Output)), default="txt"),
+        "task": text(
+            "`translate` transcribes English and refuses other languages: the model does not"
+            " translate.",
+            enum=list(get_args(Task)),
+            default="transcribe",
+        ),
+        "word_timestamps": flag("List the words in `json`.", default=False),
+    }
+    return {
+        "/asr": {
+            "post": operation(
+                "asr",
+                tag="whisper-asr-webservice",
+                summary="Transcribe a recording",
+                description="The parameters may stand in the form as well.",
+                parameters=[_query(name, schema) for name, schema in (wanted | expected).items()],
+                form=recording,
+                answers=_asr_transcripts(facts.settings),
+                errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+            )
+        },
+        "/detect-language": {
+            "post": operation(
+                "detectLanguage",
+                tag="whisper-asr-webservice",
+                summary="Tell the language of a recording",
+                description="From its first words; no more of it is heard than is needed.",
+                parameters=[_query(name, schema) for name, schema in expected.items()],
+                form=recording,
+                answers=json_answer(ref("DetectedLanguage")),
+                errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+            )
+        },
+    }
+
+
+def _query(name: str, schema: Json) -> Json:
+    described = {key: value for key, value in schema.items() if key != "description"}
+    return {"name": name, "in": "query", "description": schema["description"], "schema": described}
+
+
+def _asr_transcripts(settings: Settings) -> Json:
+    def example(output: Output, *, word_timestamps: bool = False) -> Any:
+        params = AsrParams(
+            output=output,
+            task="transcribe",
+            languages=frozenset(),
+            word_timestamps=word_timestamps,
+            raw_pcm=False,
+        )
+        return readable(render_asr(EXAMPLE, params, settings=settings))
+
+    return {
+        "application/json": {
+            "schema": ref("AsrTranscription"),
+            "example": example("json", word_timestamps=True),
+        },
+        "text/plain": {"schema": text("A sentence a line."), "example": example("txt")},
+        "text/tab-separated-values": {
+            "schema": text("A heading, then a sentence a line; times in milliseconds."),
+            "example": example("tsv"),
+        },
+        "application/x-subrip": {"schema": text("SubRip subtitles."), "example": example("srt")},
+        "text/vtt": {"schema": text("WebVTT subtitles."), "example": example("vtt")},
+    }
+
+
+def _server_paths() -> Json:
+    pages: Json = {
+        "/": _page("page", "The page to transcribe with"),
+        "/docs": _page("docs", "The page to try the API with"),
+        "/openapi.json": operation(
+            "openapi",
+            tag="Server",
+            summary="This description",
+            description="As OpenAPI 3.1.",
+            answers=json_answer({"type": "object", "required": ["openapi", "info", "paths"]}),
+        ),
+        "/health": operation(
+            "health",
+            tag="Server",
+            summary="How the model and the queue are",
+            description="Never waits, whatever the model is doing.",
+            answers=json_answer(ref("Health")),
+        ),
+    }
+    # Said of each: the document's own requirement would hold for them as well.
+    return {path: {"get": {**operation, "security": []}} for path, operation in pages.items()}
+
+
+def _page(name: str, summary: str) -> Json:
+    return operation(
+        name,
+        tag="Server",
+        summary=summary,
+        description="For a browser. It loads nothing from other hosts.",
+        answers={"text/html": {"schema": {"type": "string"}}},
+    )
+
+
+def _transcription(facts: Facts) -> Json:
+    return operation(
+        "transcribe",
+        tag="OpenAI",
+        summary="Transcribe a recording",
+        description="Answers when the whole recording is transcribed, or with `stream=true` as it"
+        " goes. Silence is an empty text. If the client hangs up, the work stops.",
+        form=_transcription_form(facts),
+        answers=_transcripts(facts.settings),
+        errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+    )
+
+
+def _translation(facts: Facts) -> Json:
+    return operation(
+        "translate",
+        tag="OpenAI",
+        summary="Transcribe an English recording",
+        description="The model does not translate: English speech is transcribed, another language"
+        " is a 400 with the code `unsupported_language`.",
+        form=_transcription_form(facts),
+        answers=_transcripts(facts.settings),
+        errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+    )
+
+
+def _transcription_form(facts: Facts) -> Json:
+    form = record(
+        "The recording, and how it is wanted. An empty field is one that was not sent.",
+        {
+            "file": _recording(facts.settings),
+            "model": text(
+                f"Any name: the loaded model, `{facts.model}`, answers.", default=facts.model
+            ),
+            "response_format": text(
+                "What the answer looks like.", enum=list(get_args(ResponseFormat)), default="json"
+            ),
+            "language": _language(facts),
+            "languages[]": _languages(),
+            "timestamp_granularities[]": array(
+                {"type": "string", "enum": list(get_args(Granularity))},
+                "What `verbose_json` lists; without effect on other formats.",
+                default=["segment"],
+            ),
+            "include[]": array(
+                {"type": "string", "enum": list(get_args(Include))},
+                "What comes with the transcript: `logprobs`, the probabilities of tokens, in"
+                " `json`, `verbose_json` and streams. `progress` and `peaks`, this server's own,"
+                " are events of a stream and without effect elsewhere.",
+                default=[],
+            ),
+            "stream": flag(
+                "Answer with server-sent events: words as they become final, then the whole.",
+                default=False,
+            ),
+            "temperature": number(
+                "Checked, then without effect: nothing is sampled.",
+                minimum=0,
+                maximum=1,
+                default=0,
+            ),
+            "prompt": text(
+                "Accepted without effect: this kind of model takes no prompt.", default=""
+            ),
+            "keywords[]": array(
+                {"type": "string", "pattern": r"^[^<>\r\n]*$"},
+                "Checked, then without effect: this kind of model takes no hints of words.",
+                default=[],
+            ),
+            "chunking_strategy": text(
+                "Checked, then without effect: recordings are always cut at silences. `auto`, or an"
+                " object with the `type` `auto` or `server_vad` as JSON; also as"
+                " `chunking_strategy[type]=server_vad`.",
+                default="auto",
+                examples=["auto", '{"type": "server_vad"}'],
+            ),
+        },
+    )
+    return form | {"required": ["file"]}
+
+
+def _language(facts: Facts) -> Json:
+    return text(
+        "The language spoken: a code, a locale or a name (`de`, `deu`, `de-AT`, `German`,"
+        " `Deutsch`); `auto` = not said. Not said, it is detected from the text. One that the model"
+        f" does not speak is a 400; it speaks {_listed(facts.languages)}.",
+        default="auto",
+    )
+
+
+def _languages() -> Json:
+    return array(
+        {"type": "string"},
+        "Languages that may be spoken, as hints: those that the model does not speak are ignored,"
+        " unless it speaks none of them, which is a 400.",
+        default=[],
+    )
+
+
+def _recording(settings: Settings) -> Json:
+    return {
+        "type": "string",
+        # 3.1 leaves this keyword to tools, and they all offer a file for it.
+        "format": "binary",
+        "description": "The recording: audio or video, anything that ffmpeg can decode"
+        f" ({', '.join(SUPPORTED_FORMATS)} and more), at most {settings.max_upload_mb:g} MB and"
+        f" {settings.max_audio_hours:g} hours.",
+    }
+
+
+def _transcripts(settings: Settings) -> Json:
+    """Give the media types of a transcription's answer."""
+    verbose = TranscriptionParams(
+        response_format="verbose_json", granularities=frozenset(get_args(Granularity))
+    )
+    return {
+        "application/json": {
+            "schema": {"anyOf": [ref("Transcription"), ref("VerboseTranscription")]},
+            "examples": {
+                "json": {"value": example_of(TranscriptionParams(), settings)},
+                "verbose_json": {"value": example_of(verbose, settings)},
+            },
+        },
+        "text/plain": _text("text", "The text and a line's end.", settings),
+        "application/x-subrip": _text("srt", "SubRip subtitles.", settings),
+        "text/vtt": _text("vtt", "WebVTT subtitles.", settings),
+        "text/event-stream": {
+            # As OpenAPI 3.2 has it: of a stream, each event is described.
+            "schema": record(
+                "An event; an error ends the stream.",
+                {
+                    "data": text(
+                        "JSON on one line.",
+                        contentMediaType="application/json",
+                        contentSchema=ref("StreamedEvent"),
+                    ),
+                    # No line says so: it is what readers of a stream take an event for.
+                    "event": constant("message"),
+                },
+                optional=("event",),
+            ),
+            "example": example_stream(settings),
+        },
+    }
+
+
+def _text(response_format: ResponseFormat, description: str, settings: Settings) -> Json:
+    params = TranscriptionParams(response_format=response_format)
+    return {"schema": text(description), "example": example_of(params, settings)}
+
+
+def _guarded(facts: Facts, *errors: type[ApiError]) -> tuple[type[ApiError], ...]:
+    """Add the error of a missing key, where keys are set."""
+    return (AuthenticationError, *errors) if facts.settings.api_keys else errors
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
