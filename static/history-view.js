@@ -36,7 +36,9 @@ export class HistoryView {
   }
 
   async #open(entry) {
-    this.#onOpen(entry, await this.#history.contentsOf(entry.id));
+    const contents = await this.#history.contentsOf(entry.id);
+    if (contents) this.#onOpen(entry, contents);
+    else await this.refresh(); // It was deleted in another tab.
   }
 
   #render() {

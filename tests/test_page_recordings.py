@@ -109,6 +109,12 @@ class TestWaysIn:
             expect(page.locator("#document-title")).to_have_text(
                 re.compile(r"Recording \d{4}-\d\d-\d\d .*\.webm")
             )
+            page.locator("[data-word]").last.click()
+            wait_until(
+                lambda: page.evaluate("document.querySelector('audio').currentTime") > 1,
+                within_s=PATIENCE_S,
+                what="playing",
+            )
             # It is nowhere else: the page offers to save it.
             with page.expect_download() as download:
                 page.get_by_role("button", name="Save recording").click()
