@@ -46,6 +46,8 @@ class Page {
   /** Phase that was told of each job last. */
   #told = new Map();
   #recorded = new WeakSet();
+  /** Whether the next recording that passes its checks takes the place of what is open. */
+  #opensNext = false;
 
   start() {
     listenForFiles((files) => this.#take(files));
@@ -62,9 +64,8 @@ class Page {
   #take(files, { areRecorded = false } = {}) {
     if (files.length === 0) return;
     if (areRecorded) for (const file of files) this.#recorded.add(file);
-    const wasIdle = !this.#queue.isBusy;
-    const [first] = this.#queue.add(files);
-    if (wasIdle) this.#openJob(first);
+    if (!this.#queue.isBusy) this.#opensNext = true;
+    this.#queue.add(files);
   }
 
   #remove(job) {
@@ -127,7 +128,10 @@ class Page {
 
   #jobChanged(job, event) {
     const isNews = this.#told.get(job) !== job.phase;
-    if (isNews && job.phase === "checking" && this.#nothingToRead) this.#openJob(job);
+    if (isNews && job.phase === "uploading" && (this.#opensNext || this.#nothingToRead)) {
+      this.#opensNext = false;
+      this.#openJob(job);
+    }
     if (this.#document.openId === job.id) this.#document.advance(this.#documentOf(job), event);
     if (isNews) {
       this.#told.set(job, job.phase);

@@ -113,6 +113,7 @@ def test_the_five_states(
         expect(page.locator("[data-phase=failed]")).to_contain_text(
             strings["error.not_a_recording.advice"]
         )
+        expect(page.locator("#result-head")).to_be_visible()  # What one reads stays.
         page.evaluate("scrollTo(0, 0)")
         look_at(page, "trouble")
 
