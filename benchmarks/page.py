@@ -79,26 +79,27 @@ def _measure(recording: Path) -> None:
         page = browser.new_page()
         page.set_default_timeout(600_000)
         _open(page)
-        empty_mb = _tab_mb()
+        tab = _tab_process()
+        empty_mb = _mb(tab)
         started = time.monotonic()
         page.locator("#file").set_input_files(recording)
         page.locator("#live p").first.wait_for()
         print(f"first words after {time.monotonic() - started:.1f} s")
         most_mb = empty_mb
         while not page.locator("#sentences li").count():
-            most_mb = max(most_mb, _tab_mb())
+            most_mb = max(most_mb, _mb(tab))
             time.sleep(0.5)
         print(f"transcript after {time.monotonic() - started:.1f} s")
         print(f"{page.locator('#sentences li').count()} sentences")
         print(f"memory of the tab: {empty_mb:.0f} MB empty, {most_mb:.0f} MB at most while working")
-        print(f"{_tab_mb():.0f} MB with the transcript")
-        busy_before_s = _tab_busy_s()
+        print(f"{_mb(tab):.0f} MB with the transcript")
+        busy_before_s = _busy_s(tab)
         frames = sorted(page.evaluate(_SCROLL))
         # What the tab itself works for a frame says more than the time on a machine that is busy.
-        busy_ms = (_tab_busy_s() - busy_before_s) / len(frames) * 1000
+        busy_ms = (_busy_s(tab) - busy_before_s) / len(frames) * 1000
         print(
             f"scrolling {len(frames)} frames of 400 px: median {statistics.median(frames):.0f} ms,"
-            f" of which the tab works {busy_ms:.0f} ms; {_tab_mb():.0f} MB afterwards"
+            f" of which the tab works {busy_ms:.0f} ms; {_mb(tab):.0f} MB afterwards"
         )
         browser.close()
 
@@ -113,21 +114,23 @@ def _open(page: Page) -> None:
     page.locator("#page").wait_for()
 
 
-def _tab_mb() -> float:
-    """Give the memory of the tab's process, with its share of what processes share."""
-    return max(process.memory_full_info().pss for process in _renderers()) / MB
-
-
-def _tab_busy_s() -> float:
-    """Give the processor time of the tab so far, of all its threads."""
-    times = [process.cpu_times() for process in _renderers()]
-    return max(spent.user + spent.system for spent in times)
-
-
-def _renderers() -> list[psutil.Process]:
-    """List the tab's process, and spare ones that Chromium keeps."""
+def _tab_process() -> psutil.Process:
+    """Find the tab's process; the others are spare ones that Chromium keeps."""
     children = psutil.Process().children(recursive=True)
-    return [process for process in children if "--type=renderer" in process.cmdline()]
+    renderers = [process for process in children if "--type=renderer" in process.cmdline()]
+    return max(renderers, key=_mb)
+
+
+def _mb(process: psutil.Process) -> float:
+    """Give a process' memory, with its share of what processes share."""
+    size: int = process.memory_full_info().pss
+    return size / MB
+
+
+def _busy_s(process: psutil.Process) -> float:
+    """Give the processor time of all of a process' threads so far."""
+    spent = process.cpu_times()
+    return float(spent.user + spent.system)
 
 
 if __name__ == "__main__":
