@@ -3,18 +3,30 @@
 # make bench  time the whole service beside the bare model, as ratios
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
+# make audit  look for known vulnerabilities of what constraints.txt pins; asks pypi.org
+# make licences  check that every installed package may be used and passed on
+# make sbom   list every installed package in sbom.json, as CycloneDX
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NODE_CLIENT := tests/node/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint bench fuzz-api fidelity screenshots clean
+# Tools that look at packages have an environment of their own: they would else be part of what they look at.
+AUDIT_VENV := .venv-audit
+AUDIT := $(AUDIT_VENV)/bin
+# Not looked at: a tool of the tests whose metadata names no licence; its file LICENSE is MIT's.
+UNNAMED_LICENCES := axe-playwright-python
+# "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
+ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
+
+.PHONY: run test lint bench fuzz-api fidelity screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
 
-test: lint
+test: lint $(NODE_CLIENT)
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.development
@@ -37,6 +49,24 @@ fuzz-api: $(VENV)/.development
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity
 
+# --strict: a package that could not be looked up is a failure. Without it an audit that reached nobody "finds" nothing.
+audit: $(AUDIT_VENV)/.installed
+	@$(AUDIT)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
+
+# Part of a licence's name is enough; where there is a choice, one of them is.
+licences: $(AUDIT_VENV)/.installed $(VENV)/.runtime
+	@$(AUDIT)/pip-licenses --python=$(BIN)/python --partial-match --allow-only="$(ALLOWED_LICENCES)" \
+		--ignore-packages $(UNNAMED_LICENCES) --format=markdown --order=license
+
+sbom: $(AUDIT_VENV)/.installed $(VENV)/.runtime
+	@$(AUDIT)/cyclonedx-py environment --output-reproducible --output-file sbom.json $(BIN)/python
+	@echo "sbom.json lists $$(grep -c '"purl"' sbom.json) packages"
+
+$(AUDIT_VENV)/.installed: requirements-audit.txt
+	@$(PYTHON) -m venv $(AUDIT_VENV)
+	@$(AUDIT)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-audit.txt
+	@touch $@
+
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
@@ -54,5 +84,16 @@ $(VENV)/.development: $(VENV)/.runtime requirements-dev.txt
 	@$(PIP) --requirement requirements-dev.txt
 	@touch $@
 
+# Without Node, or where npm finds no registry, the tests of OpenAI's package for it are skipped.
+$(NODE_CLIENT): tests/node/package-lock.json
+	@if command -v npm >/dev/null; then \
+		npm ci --prefix tests/node --loglevel=error >/dev/null && touch $@ \
+			|| echo "npm ci in tests/node failed: its tests are skipped"; \
+	fi
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+<<<<<<< HEAD
+	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+=======
+	rm -rf $(VENV) $(AUDIT_VENV) sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis
+>>>>>>> deploy

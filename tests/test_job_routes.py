@@ -374,7 +374,6 @@ class TestRestarts:
             assert error["code"] == "jobs_unavailable"
             assert shared in error["message"]
             assert "another server" in second.health()["jobs"]["error"]
-            assert transcribe(second, clip.path).json()["text"] == clip.text
             assert finished(first, path)["status"] == "succeeded"
             assert uploads(second) == []
 
