@@ -92,8 +92,4 @@ $(NODE_CLIENT): tests/node/package-lock.json
 	fi
 
 clean:
-<<<<<<< HEAD
-	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
-=======
-	rm -rf $(VENV) $(AUDIT_VENV) sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis
->>>>>>> deploy
+	rm -rf $(VENV) $(AUDIT_VENV) sbom.json tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
