@@ -1,6 +1,8 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
 # make bench  time the whole service beside the bare model, as ratios
+# make connections  healthy clients beside 300 slow ones
+# make fuzz   100,000 damaged recordings and as many damaged requests
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 # make screenshots  take the pictures of docs/screenshots anew
@@ -22,7 +24,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench fuzz-api fidelity screenshots audit licences sbom clean
+.PHONY: run test lint bench connections fuzz fuzz-api fidelity screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -68,6 +70,12 @@ $(AUDIT_VENV)/.installed: requirements-audit.txt
 	@$(AUDIT)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-audit.txt
 	@touch $@
 
+fuzz: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.fuzz
+
+connections: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.connections
+
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
@@ -93,8 +101,3 @@ $(NODE_CLIENT): tests/node/package-lock.json
 	fi
 
 clean:
-<<<<<<< HEAD
-	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
-=======
-	rm -rf $(VENV) $(AUDIT_VENV) sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis
->>>>>>> deploy

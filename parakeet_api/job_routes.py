@@ -16,7 +16,7 @@ from parakeet_api.errors import (
 from parakeet_api.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
 from parakeet_api.request_params import parse_params, read_field
 from parakeet_api.web import (
-    key_hash,
+    accepted_key_hash,
     model_languages,
     received_file,
     record,
@@ -45,7 +45,7 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
     job = services().jobs.submit(
         recording,
         params,
-        owner=key_hash(),
+        owner=accepted_key_hash(),
         webhook_url=read_field(request.form, "webhook_url") or None,
     )
     return job_object(job, None), 202, {"Location": url_for(".show", job_id=job.id)}
@@ -57,7 +57,7 @@ def list_jobs() -> dict[str, Any]:
     limit = _limit(request.args.get("limit") or str(USUALLY_LISTED))
     # One more than asked for tells whether there is another page.
     jobs = services().jobs.newest(
-        owner=key_hash(), limit=limit + 1, after=request.args.get("after") or None
+        owner=accepted_key_hash(), limit=limit + 1, after=request.args.get("after") or None
     )
     return {
         "object": "list",
@@ -99,7 +99,7 @@ def delete(job_id: str) -> dict[str, Any]:
 
 
 def _job(job_id: str) -> Job:
-    return services().jobs.get(job_id, owner=key_hash())
+    return services().jobs.get(job_id, owner=accepted_key_hash())
 
 
 def _limit(text: str) -> int:
