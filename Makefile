@@ -1,8 +1,11 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
 # make bench  time the whole service beside the bare model, as ratios
+# make connections  healthy clients beside 300 slow ones
+# make fuzz   100,000 damaged recordings and as many damaged requests
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
+# make screenshots  take the pictures of docs/screenshots anew
 # make audit  look for known vulnerabilities of what constraints.txt pins; asks pypi.org
 # make licences  check that every installed package may be used and passed on
 # make sbom   list every installed package in sbom.json, as CycloneDX
@@ -21,7 +24,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench fuzz-api fidelity screenshots audit licences sbom clean
+.PHONY: run test lint bench connections fuzz fuzz-api fidelity screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -40,7 +43,7 @@ bench: $(VENV)/.development
 screenshots: $(VENV)/.development
 	@$(BIN)/python -m pytest tests/test_page_journey.py --screenshots
 
-fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 250
+fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 150
 fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
 fuzz-api: export SCHEMATHESIS_SEED ?= $(shell date +%s)
 fuzz-api: $(VENV)/.development
@@ -67,6 +70,12 @@ $(AUDIT_VENV)/.installed: requirements-audit.txt
 	@$(AUDIT)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-audit.txt
 	@touch $@
 
+fuzz: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.fuzz
+
+connections: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.connections
+
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
@@ -92,4 +101,3 @@ $(NODE_CLIENT): tests/node/package-lock.json
 	fi
 
 clean:
-	rm -rf $(VENV) $(AUDIT_VENV) sbom.json tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

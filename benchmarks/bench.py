@@ -44,6 +44,7 @@ class Service:
     """A running server."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.url = httpx.URL(url)
         self._process = psutil.Process(process.pid)
         self._client = httpx.Client(base_url=url, timeout=3600)
 

@@ -66,8 +66,8 @@ with the usual 64 KiB, decoding took half of a long file's time."""
 _STALL_S = 60.0
 """A file that keeps ffmpeg silent for so long is not media that can be used."""
 _MEMORY_BYTES = 1024**3
-"""Memory of its own that ffmpeg may have. Decoding takes 0.1 GB (4K video, 8 channels at 192 kHz);
-a hole of `_LONGEST_HOLE_S` 0.5 GB, as it is filled at once."""
+"""Memory of its own that ffmpeg may have. Decoding takes 0.1 GB (4K video, 8 channels at 192 kHz),
+a hole of `_LONGEST_HOLE_S` 0.4 GB: it is filled at once."""
 _LONGEST_HOLE_S = 2 * 3600
 """Timestamps of 40 KB can claim ten hours of nothing, for which ffmpeg would take 3.2 GB. Honest
 holes are a muted microphone, or a film whose sound starts late."""
@@ -92,8 +92,8 @@ _REFUSE_HOLES = (
     f"if(gt(PTS-ld(0),{_LONGEST_HOLE_S * SAMPLE_RATE}),print(PTS,16)+NAN,"
     "st(0,PTS+NB_SAMPLES)-NB_SAMPLES))'"
 )
-"""Keeps every timestamp, as register 0 holds where the sound so far ends. One beyond the longest
-hole is printed, as an error that `_GIVEN_UP` finds, and then dropped, so that nothing is filled."""
+"""Keeps the timestamps; register 0 holds where the sound so far ends. One beyond the longest hole
+is printed, as an error that `_GIVEN_UP` finds, and then dropped, so that nothing is filled."""
 _GIVEN_UP = {
     re.compile(rb"^\[Eval @ ", re.MULTILINE): (
         f"The file's timestamps leave a hole of more than {_LONGEST_HOLE_S // 3600} hours."

@@ -14,6 +14,7 @@
     ├── JobNotFinishedError          409  its result comes later
     ├── JobCancelledError            409  its result never comes
     ├── UploadTooLargeError          413
+    ├── RateLimitError               429  more often than RATE_LIMIT: `retry_after_s` says when
     ├── ServiceUnavailableError      503  try again: `retry_after_s` says when
     │   ├── ModelNotReadyError       503  still downloading or loading
     │   ├── QueueFullError           503
@@ -138,6 +139,13 @@ class UploadTooLargeError(ApiError):
             f"Maximum content size limit ({limit}) exceeded{told}. Send a compressed format, such"
             " as mp3 or opus, or raise MAX_UPLOAD_MB."
         )
+
+
+class RateLimitError(ApiError):
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    retry_after_s = 60
 
 
 class ServiceUnavailableError(ApiError):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
 import time
+from collections import Counter
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import waitress.server
+from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.server import BaseWSGIServer
-from waitress.task import ErrorTask, WSGITask
+from waitress.server import BaseWSGIServer, TcpWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 from parakeet_api.admission import Admission
 from parakeet_api.errors import (
@@ -34,7 +37,20 @@ _SPARE_THREADS = 4
 """Threads for pages and health beyond the ones that requests can occupy."""
 _SPARE_CONNECTIONS = 1000
 """Connections that may be open beside the requests: slow uploads, idle browsers. At waitress' 100
-one could hang a health check. Each costs a file descriptor."""
+one could hang a health check."""
+_FILES_PER_CONNECTION = 3
+"""Its socket, and where it brings an upload, waitress' copy of the body and Flask's of the file."""
+_OTHER_FILES = 200
+"""Libraries, the model, the data base, pipes to ffmpeg."""
+_WINDOW_S = 60
+_LEAST_BYTES = 16 * 1024
+"""What a transfer must move in each window: 2 kbit/s, a tenth of the slowest mobile network. A byte
+now and then would hold a connection for ever."""
+_LONGEST_HEAD = 64 * 1024
+"""Bytes of a request's head; browsers and SDKs send 1 to 8 KiB."""
+_ANSWER_BYTES = 1024**3
+"""Answers up to here, so all of them, wait on disk for clients that read slowly: at waitress' 16 MB
+the thread would wait with them."""
 _UPLOAD_SLACK = 1024 * 1024
 """Bytes above the limit that are still read, so that a small excess is answered by Flask."""
 _RECEIVE_BYTES = 64 * 1024
@@ -79,25 +95,54 @@ def create_server(
     max_upload_bytes: int,
     max_requests: int,
     admission: Admission,
-) -> BaseWSGIServer:
+) -> Server:
     """Listen; `max_requests` transcriptions may be worked on or wait at a time."""
-    server = waitress.server.create_server(
-        application,
+    most_files = _allow_files(
+        _FILES_PER_CONNECTION * (max_requests + _SPARE_CONNECTIONS) + _OTHER_FILES
+    )
+    settings = Adjustments(
         sockets=[listener],
         threads=max_requests + _SPARE_THREADS,
-        connection_limit=max_requests + _SPARE_CONNECTIONS,
+        connection_limit=(most_files - _OTHER_FILES) // _FILES_PER_CONNECTION,
+        cleanup_interval=_WINDOW_S,
+        max_request_header_size=_LONGEST_HEAD,
+        outbuf_high_watermark=_ANSWER_BYTES,
         # select() ends at file descriptor 1023.
         asyncore_use_poll=True,
         recv_bytes=_RECEIVE_BYTES,
         max_request_body_size=max_upload_bytes + _UPLOAD_SLACK,
         # With it waitress notices a client that hangs up during its request.
         channel_request_lookahead=1,
+        # Flask believes none of them, unless TRUSTED_PROXY says so.
+        clear_untrusted_proxy_headers=False,
         ident=None,
     )
-    assert isinstance(server, BaseWSGIServer)
-    server.channel_class = Channel
-    server.admission = admission  # type: ignore[attr-defined]
+    dispatcher = ThreadedTaskDispatcher()
+    dispatcher.set_thread_count(settings.threads)
+    server = Server(
+        application,
+        map={},
+        _sock=listener,
+        dispatcher=dispatcher,
+        adj=settings,
+        sockinfo=(listener.family, listener.type, listener.proto, listener.getsockname()),
+        bind_socket=False,
+    )
+    server.admission = admission
     return server
+
+
+def _allow_files(wanted: int) -> int:
+    """Let this process open so many files, or as many as it may; give how many that are.
+
+    Many systems start a process with 1024, of which ten times as many are allowed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
 
 
 class GracefulStop:
@@ -182,7 +227,7 @@ class JsonErrorTask(ErrorTask):
         """Write the answer, after which the connection ends."""
         failure = self._failure()
         body = json.dumps(failure.body()).encode()
-        self.status = f"{failure.status} {self.request.error.reason}"
+        self.status = f"{failure.status} {HTTPStatus(failure.status).phrase}"
         self.response_headers = [("Content-Type", "application/json")]
         self.content_length = len(body)
         self.set_close_on_finish()
@@ -197,7 +242,8 @@ class JsonErrorTask(ErrorTask):
         if error.code == ServerError.status:
             return ServerError("The server had an error while processing your request.")
         failure = InvalidRequestError(f"{error.reason}: {error.body}")
-        failure.status = error.code
+        # waitress says 501 to an encoding that nobody knows; clients would send it again.
+        failure.status = error.code if error.code < ServerError.status else 400
         return failure
 
 
@@ -210,11 +256,30 @@ class Channel(HTTPChannel):
 
     task_class = ClosingTask
     error_task_class = JsonErrorTask
-    server: Any
-    """waitress' server, which also holds our `admission`."""
+    server: Server
     refused = False
     """Whether the answer came before the request was read to its end."""
     _linger_until: float | None = None
+    _moved = 0
+    """Bytes received and sent since the last look at it."""
+    _seen_request: object = None
+    _seen_unsent = 0
+
+    def is_stuck(self) -> bool:
+        """Tell whether what was under way at the last call has hardly moved since."""
+        receiving = None if self.requests else self.request
+        stuck = self._moved < min(_LEAST_BYTES, self._seen_unsent) or (
+            receiving is not None and receiving is self._seen_request and self._moved < _LEAST_BYTES
+        )
+        self._seen_request, self._seen_unsent = receiving, self.total_outbufs_len
+        self._moved = 0
+        return stuck
+
+    def send(self, data: bytes, do_close: bool = True) -> int:
+        """Send what the socket takes."""
+        sent: int = super().send(data, do_close)
+        self._moved += sent
+        return sent
 
     def send_continue(self) -> None:
         """Ask a client that waits for it to send its body; not one that is refused already."""
@@ -237,8 +302,46 @@ class Channel(HTTPChannel):
 
     def received(self, data: bytes) -> bool:
         """Take what was sent; after a refusal, drop it."""
+        self._moved += len(data)
         if self._linger_until is None:
             return super().received(data)
         if time.monotonic() > self._linger_until:
             self.will_close = True
         return False
+
+
+class Server(TcpWSGIServer):
+    """waitress' server; slow clients cannot keep others out."""
+
+    channel_class = Channel
+    admission: Admission
+
+    def maintenance(self, now: float) -> None:
+        """Close what is idle for too long, as waitress does, and what hardly moves."""
+        super().maintenance(int(now))
+        for channel in self._channels():
+            if channel.is_stuck() or channel.will_close:
+                # Now: waitress waits until it could write, which a client that does not read
+                # can put off for ever.
+                channel.handle_close()
+
+    def handle_accept(self) -> None:
+        """Accept a connection; where all are taken, at the cost of another."""
+        if len(self._map) + 1 >= self.adj.connection_limit:  # type: ignore[attr-defined]
+            self._make_room()
+        super().handle_accept()
+
+    def _make_room(self) -> None:
+        """Close a connection that no request is worked on for, of the address with most of them.
+
+        Of those the one that has been quiet for longest: an idle one, or one that trickles.
+        """
+        waiting = [c for c in self._channels() if not c.requests and not c.total_outbufs_len]
+        if waiting:
+            held = Counter(channel.addr[0] for channel in waiting)
+            victim = min(waiting, key=lambda c: (-held[c.addr[0]], c.last_activity))
+            victim.handle_close()
+
+    def _channels(self) -> list[Channel]:
+        channels: Any = self.active_channels  # A dictionary, whatever the stubs say.
+        return list(channels.values())

@@ -13,6 +13,10 @@ from parakeet_api.request_params import TranscriptionParams
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
+MOST_LISTED = 100
+USUALLY_LISTED = 20
+"""Jobs on a page of a list, where a client asks for no number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

@@ -13,10 +13,10 @@ from parakeet_api.errors import (
     JobNotFinishedError,
     StoppingError,
 )
-from parakeet_api.job import Job, job_object
+from parakeet_api.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
 from parakeet_api.request_params import parse_params, read_field
 from parakeet_api.web import (
-    key_hash,
+    accepted_key_hash,
     model_languages,
     received_file,
     record,
@@ -26,9 +26,6 @@ from parakeet_api.web import (
 
 job_api = Blueprint("jobs", __name__)
 job_api.before_request(require_api_key)
-
-_MOST_LISTED = 100
-_USUALLY_LISTED = 20
 
 
 @job_api.post("/jobs")
@@ -48,7 +45,7 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
     job = services().jobs.submit(
         recording,
         params,
-        owner=key_hash(),
+        owner=accepted_key_hash(),
         webhook_url=read_field(request.form, "webhook_url") or None,
     )
     return job_object(job, None), 202, {"Location": url_for(".show", job_id=job.id)}
@@ -57,10 +54,10 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
 @job_api.get("/jobs")
 def list_jobs() -> dict[str, Any]:
     """List the caller's jobs, newest first, without their results."""
-    limit = _limit(request.args.get("limit") or str(_USUALLY_LISTED))
+    limit = _limit(request.args.get("limit") or str(USUALLY_LISTED))
     # One more than asked for tells whether there is another page.
     jobs = services().jobs.newest(
-        owner=key_hash(), limit=limit + 1, after=request.args.get("after") or None
+        owner=accepted_key_hash(), limit=limit + 1, after=request.args.get("after") or None
     )
     return {
         "object": "list",
@@ -102,12 +99,12 @@ def delete(job_id: str) -> dict[str, Any]:
 
 
 def _job(job_id: str) -> Job:
-    return services().jobs.get(job_id, owner=key_hash())
+    return services().jobs.get(job_id, owner=accepted_key_hash())
 
 
 def _limit(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= _MOST_LISTED:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_LISTED:
         raise InvalidRequestError(
-            f"limit={text[:20]!r} is not a whole number from 1 to {_MOST_LISTED}.", param="limit"
+            f"limit={text[:20]!r} is not a whole number from 1 to {MOST_LISTED}.", param="limit"
         )
     return int(text)

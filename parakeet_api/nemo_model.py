@@ -83,6 +83,19 @@ class ModelOptions:
     matmul_precision: MatmulPrecision = "highest"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """A card's memory, bytes."""
+
+    used: int
+    """By all programs."""
+    total: int
+    allocated: int
+    """By this process' tensors."""
+    reserved: int
+    """By this process, tensors and what torch keeps for the next ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A checkpoint, ready for inference; nothing in it changes any more."""
@@ -142,6 +155,19 @@ def limit_device_memory(device: str, fraction: float) -> None:
     import torch
 
     torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+
+def device_memory(device: str) -> DeviceMemory:
+    """Look at a card's memory."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return DeviceMemory(
+        used=total - free,
+        total=total,
+        allocated=torch.cuda.memory_allocated(device),
+        reserved=torch.cuda.memory_reserved(device),
+    )
 
 
 def _restore(path: Path) -> Any:

@@ -19,6 +19,9 @@ from parakeet_api.errors import (
     AudioTooLongError,
     AuthenticationError,
     InvalidRequestError,
+    JobCancelledError,
+    JobNotFinishedError,
+    JobsUnavailableError,
     ModelLoadError,
     ModelNotFoundError,
     ModelNotReadyError,
@@ -26,10 +29,12 @@ from parakeet_api.errors import (
     NotFoundError,
     QueueFullError,
     ServiceUnavailableError,
+    StoppingError,
     TruncatedAudioError,
     UnsupportedLanguageError,
     UploadTooLargeError,
 )
+from parakeet_api.job import MOST_LISTED, USUALLY_LISTED
 from parakeet_api.openapi_examples import EXAMPLE, example_of, example_stream, readable
 from parakeet_api.openapi_parts import HEADERS, MEANINGS, json_answer, operation
 from parakeet_api.openapi_schemas import (
@@ -37,7 +42,8 @@ from parakeet_api.openapi_schemas import (
     Json,
     array,
     constant,
-    error_schema,
+    error_body,
+    error_details,
     flag,
     number,
     record,
@@ -53,24 +59,25 @@ from parakeet_api.request_params import (
 )
 from parakeet_api.settings import Settings
 
-_BAD_UPLOAD = (
-    InvalidRequestError,
-    AudioDecodeError,
-    NoAudioTrackError,
-    TruncatedAudioError,
-    AudioTooLongError,
-    UnsupportedLanguageError,
+_BAD_REQUEST = (InvalidRequestError, UnsupportedLanguageError)
+_BAD_AUDIO = (AudioDecodeError, NoAudioTrackError, TruncatedAudioError, AudioTooLongError)
+_NO_MODEL = (ServiceUnavailableError, ModelNotReadyError, ModelLoadError)
+_TRANSCRIPTION_ERRORS = (
+    *_BAD_REQUEST,
+    *_BAD_AUDIO,
     UploadTooLargeError,
+    *_NO_MODEL,
+    QueueFullError,
+    StoppingError,
 )
-_BUSY = (ServiceUnavailableError, ModelNotReadyError, QueueFullError, ModelLoadError)
 
 _SUMMARY = """\
 Speech to text with NVIDIA's Parakeet-TDT, on your own machine. Send any recording or video, get
 its transcript as text, JSON with word times, or subtitles.
 
 The paths under `/v1/audio` and `/v1/models` are OpenAI's, with the same parameters and answers, so
-that clients of OpenAI work with a changed `base_url`. They answer without `/v1` as well. `/asr` and
-`/detect-language` are those of whisper-asr-webservice.
+that clients of OpenAI work with a changed `base_url`. They answer without `/v1` as well. `/v1/jobs`
+is this server's own. `/asr` and `/detect-language` are those of whisper-asr-webservice.
 
 Every error has one shape, `{"error": {"message", "type", "param", "code"}}`. Fields that are not
 listed are ignored. A path that does not exist is a 404, a method that it does not have a 405 with
@@ -106,10 +113,14 @@ def describe(facts: Facts) -> Json:
         **security,
         "tags": [
             {"name": "OpenAI", "description": "As OpenAI's API has them."},
+            {"name": "Jobs", "description": "Transcriptions that outlast a connection."},
             {"name": "whisper-asr-webservice", "description": "As Bazarr and others ask."},
-            {"name": "Server", "description": "For people and probes; no key is needed."},
+            {"name": "Server", "description": "For people and probes."},
         ],
-        "paths": _openai_paths(facts) | _asr_paths(facts) | _server_paths(),
+        "paths": _openai_paths(facts)
+        | _job_paths(facts)
+        | _asr_paths(facts)
+        | _server_paths(facts),
         "components": _components(keys=keys),
     }
 
@@ -134,7 +145,11 @@ def _components(*, keys: bool) -> Json:
         }
     }
     return {
-        "schemas": SCHEMAS | {"Error": error_schema(list(MEANINGS))},
+        "schemas": SCHEMAS
+        | {
+            "ErrorDetails": error_details(list(MEANINGS)),
+            "Error": error_body(ref("ErrorDetails")),
+        },
         "headers": dict(HEADERS),
         **({"securitySchemes": schemes} if keys else {}),
     }
@@ -150,7 +165,7 @@ def _openai_paths(facts: Facts) -> Json:
                 tag="OpenAI",
                 summary="List the model",
                 description="There is always one.",
-                answers=json_answer(ref("ModelList")),
+                answers={200: json_answer(ref("ModelList"))},
                 errors=_guarded(facts),
             )
         },
@@ -161,19 +176,118 @@ def _openai_paths(facts: Facts) -> Json:
                 summary="Describe the model",
                 description="Also answers to the names of OpenAI's models, whose place it takes.",
                 parameters=[
-                    {
-                        "name": "name",
-                        "in": "path",
-                        "required": True,
-                        "description": "A model's name, which may hold slashes.",
-                        "schema": {"type": "string", "minLength": 1},
-                        "example": facts.model,
-                    }
+                    _in_path("name", "A model's name, which may hold slashes.", example=facts.model)
                 ],
-                answers=json_answer(ref("Model")),
+                answers={200: json_answer(ref("Model"))},
                 errors=_guarded(facts, NotFoundError, ModelNotFoundError),
             )
         },
+    }
+
+
+def _job_paths(facts: Facts) -> Json:
+    transcripts = _transcripts(facts.settings)
+    at_job = [_in_path("job_id", "The job's id.")]
+    unknown = (NotFoundError, JobsUnavailableError)
+    return {
+        "/v1/jobs": {
+            "post": operation(
+                "submitJob",
+                tag="Jobs",
+                summary="Accept a recording, to be transcribed later",
+                description="The form is that of a transcription, without `stream`.",
+                form=_job_form(facts),
+                answers={202: json_answer(ref("Job"))},
+                errors=_guarded(
+                    facts,
+                    *_BAD_REQUEST,
+                    UploadTooLargeError,
+                    QueueFullError,
+                    StoppingError,
+                    JobsUnavailableError,
+                ),
+            ),
+            "get": operation(
+                "listJobs",
+                tag="Jobs",
+                summary="List your jobs",
+                description="Newest first, without their results. Each key has jobs of its own.",
+                parameters=[
+                    _query(
+                        "limit",
+                        {
+                            "type": "integer",
+                            "minimum": 1,
+                            "maximum": MOST_LISTED,
+                            "default": USUALLY_LISTED,
+                            "description": "How many at most.",
+                        },
+                    ),
+                    _query("after", text("The id of the last job of the page before.")),
+                ],
+                answers={200: json_answer(ref("JobList"))},
+                errors=_guarded(facts, InvalidRequestError, JobsUnavailableError),
+            ),
+        },
+        "/v1/jobs/{job_id}": {
+            "get": operation(
+                "showJob",
+                tag="Jobs",
+                summary="How far a job is",
+                description="With its result or its error, once it has one.",
+                parameters=at_job,
+                answers={200: json_answer(ref("Job"))},
+                errors=_guarded(facts, *unknown),
+            ),
+            "delete": operation(
+                "deleteJob",
+                tag="Jobs",
+                summary="Cancel or forget a job",
+                description="An unfinished job is cancelled, a finished one forgotten.",
+                parameters=at_job,
+                answers={200: json_answer({"anyOf": [ref("Job"), ref("DeletedJob")]})},
+                errors=_guarded(facts, *unknown),
+            ),
+        },
+        "/v1/jobs/{job_id}/result": {
+            "get": operation(
+                "showJobResult",
+                tag="Jobs",
+                summary="The result of a job",
+                description="What the transcription itself would have been answered, be it an"
+                " error.",
+                parameters=at_job,
+                answers={200: transcripts},
+                errors=_guarded(
+                    facts,
+                    *unknown,
+                    *_BAD_AUDIO,
+                    *_NO_MODEL,
+                    JobNotFinishedError,
+                    JobCancelledError,
+                ),
+            )
+        },
+    }
+
+
+def _job_form(facts: Facts) -> Json:
+    form = _transcription_form(facts)
+    fields = {name: schema for name, schema in form["properties"].items() if name != "stream"}
+    hosts = ", ".join(facts.settings.allow_webhooks)
+    calls = f"to these hosts alone: {hosts}" if hosts else "which this server does not"
+    webhook = text(f"Where to POST the finished job to, {calls}.", default="")
+    return form | {"properties": fields | {"webhook_url": webhook}}
+
+
+def _in_path(name: str, description: str, **more: Any) -> Json:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": {"type": "string", "minLength": 1},
+        **more,
     }
 
 
@@ -203,8 +317,8 @@ def _asr_paths(facts: Facts) -> Json:
                 description="The parameters may stand in the form as well.",
                 parameters=[_query(name, schema) for name, schema in (wanted | expected).items()],
                 form=recording,
-                answers=_asr_transcripts(facts.settings),
-                errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+                answers={200: _asr_transcripts(facts.settings)},
+                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS),
             )
         },
         "/detect-language": {
@@ -215,8 +329,8 @@ def _asr_paths(facts: Facts) -> Json:
                 description="From its first words; no more of it is heard than is needed.",
                 parameters=[_query(name, schema) for name, schema in expected.items()],
                 form=recording,
-                answers=json_answer(ref("DetectedLanguage")),
-                errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+                answers={200: json_answer(ref("DetectedLanguage"))},
+                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS),
             )
         },
     }
@@ -253,8 +367,8 @@ def _asr_transcripts(settings: Settings) -> Json:
     }
 
 
-def _server_paths() -> Json:
-    pages: Json = {
+def _server_paths(facts: Facts) -> Json:
+    public: Json = {
         "/": _page("page", "The page to transcribe with"),
         "/docs": _page("docs", "The page to try the API with"),
         "/openapi.json": operation(
@@ -262,18 +376,46 @@ def _server_paths() -> Json:
             tag="Server",
             summary="This description",
             description="As OpenAPI 3.1.",
-            answers=json_answer({"type": "object", "required": ["openapi", "info", "paths"]}),
+            answers={
+                200: json_answer({"type": "object", "required": ["openapi", "info", "paths"]})
+            },
         ),
         "/health": operation(
             "health",
             tag="Server",
-            summary="How the model and the queue are",
+            summary="How the model, the queue and the jobs are",
             description="Never waits, whatever the model is doing.",
-            answers=json_answer(ref("Health")),
+            answers={200: json_answer(ref("Health"))},
+        ),
+        "/health/simple": operation(
+            "alive",
+            tag="Server",
+            summary="Whether the server answers",
+            description="And nothing else.",
+            answers={200: {"text/plain": {"schema": text("Always `ok`."), "example": "ok\n"}}},
+        ),
+        "/ready": operation(
+            "ready",
+            tag="Server",
+            summary="Whether a transcription could be served now",
+            description="For load balancers: a 503, in this shape, says no.",
+            answers={status: json_answer(ref("Readiness")) for status in (200, 503)},
         ),
     }
     # Said of each: the document's own requirement would hold for them as well.
-    return {path: {"get": {**operation, "security": []}} for path, operation in pages.items()}
+    paths = {path: {"get": {**known, "security": []}} for path, known in public.items()}
+    return {**paths, "/metrics": {"get": _metrics(facts)}}
+
+
+def _metrics(facts: Facts) -> Json:
+    return operation(
+        "metrics",
+        tag="Server",
+        summary="Metrics for Prometheus",
+        description="Counters, gauges and histograms, in Prometheus' text format.",
+        answers={200: {"text/plain": {"schema": text("The metrics.")}}},
+        errors=_guarded(facts),
+    )
 
 
 def _page(name: str, summary: str) -> Json:
@@ -282,7 +424,7 @@ def _page(name: str, summary: str) -> Json:
         tag="Server",
         summary=summary,
         description="For a browser. It loads nothing from other hosts.",
-        answers={"text/html": {"schema": {"type": "string"}}},
+        answers={200: {"text/html": {"schema": {"type": "string"}}}},
     )
 
 
@@ -294,8 +436,8 @@ def _transcription(facts: Facts) -> Json:
         description="Answers when the whole recording is transcribed, or with `stream=true` as it"
         " goes. Silence is an empty text. If the client hangs up, the work stops.",
         form=_transcription_form(facts),
-        answers=_transcripts(facts.settings),
-        errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+        answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
+        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS),
     )
 
 
@@ -307,8 +449,8 @@ def _translation(facts: Facts) -> Json:
         description="The model does not translate: English speech is transcribed, another language"
         " is a 400 with the code `unsupported_language`.",
         form=_transcription_form(facts),
-        answers=_transcripts(facts.settings),
-        errors=_guarded(facts, *_BAD_UPLOAD, *_BUSY),
+        answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
+        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS),
     )
 
 
@@ -412,6 +554,12 @@ def _transcripts(settings: Settings) -> Json:
         "text/plain": _text("text", "The text and a line's end.", settings),
         "application/x-subrip": _text("srt", "SubRip subtitles.", settings),
         "text/vtt": _text("vtt", "WebVTT subtitles.", settings),
+    }
+
+
+def _stream(settings: Settings) -> Json:
+    """Give the media type of a streamed answer."""
+    return {
         "text/event-stream": {
             # As OpenAPI 3.2 has it: of a stream, each event is described.
             "schema": record(

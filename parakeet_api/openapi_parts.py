@@ -11,6 +11,9 @@ from parakeet_api.errors import (
     AudioTooLongError,
     AuthenticationError,
     InvalidRequestError,
+    JobCancelledError,
+    JobNotFinishedError,
+    JobsUnavailableError,
     MethodNotAllowedError,
     ModelLoadError,
     ModelNotFoundError,
@@ -20,11 +23,12 @@ from parakeet_api.errors import (
     QueueFullError,
     ServerError,
     ServiceUnavailableError,
+    StoppingError,
     TruncatedAudioError,
     UnsupportedLanguageError,
     UploadTooLargeError,
 )
-from parakeet_api.openapi_schemas import Json, error_schema
+from parakeet_api.openapi_schemas import Json, error_body, error_details
 
 MEANINGS: Mapping[type[ApiError], str] = {
     InvalidRequestError: "the request is wrong: `message` says how, `param` where",
@@ -37,10 +41,14 @@ MEANINGS: Mapping[type[ApiError], str] = {
     NotFoundError: "there is no such path",
     ModelNotFoundError: "there is no such model",
     MethodNotAllowedError: "the path exists, with other methods; `Allow` lists them",
+    JobNotFinishedError: "the job has no result yet",
+    JobCancelledError: "the job was cancelled and will have no result",
     UploadTooLargeError: "the upload is larger than this server accepts",
     ServiceUnavailableError: "the request can't be served now",
     ModelNotReadyError: "the model is still being downloaded or loaded",
     QueueFullError: "too many requests wait",
+    StoppingError: "the server is about to stop",
+    JobsUnavailableError: "no jobs are taken: the server can't use their folder",
     ModelLoadError: "the model can't be had or loaded; `GET /health` tells why",
     ServerError: "a fault of the server's; its log has the request's id",
 }
@@ -62,18 +70,21 @@ HEADERS: Mapping[str, Json] = {
 }
 
 
+_PHRASES = {200: "Done.", 202: "Accepted; done later.", 503: "Not now."}
+
+
 def operation(
     name: str,
     *,
     tag: str,
     summary: str,
     description: str,
-    answers: Json,
+    answers: Mapping[int, Json],
     errors: Sequence[type[ApiError]] = (),
     parameters: Sequence[Json] = (),
     form: Json | None = None,
 ) -> Json:
-    """Describe a method of a path; `answers` are the media types of a 200."""
+    """Describe a method of a path; `answers` are the media types of each status."""
     body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     return {
         "operationId": name,
@@ -83,7 +94,14 @@ def operation(
         **({"parameters": list(parameters)} if parameters else {}),
         **({"requestBody": body} if form else {}),
         "responses": {
-            "200": {"description": "Done.", "headers": _headers(), "content": answers},
+            **{
+                str(status): {
+                    "description": _PHRASES[status],
+                    "headers": _headers(),
+                    "content": content,
+                }
+                for status, content in answers.items()
+            },
             **_refusals([*errors, ServerError]),
         },
     }
@@ -107,7 +125,7 @@ def _refusal(errors: Sequence[type[ApiError]]) -> Json:
             for error in errors
         ),
         "headers": _headers() | (_header("Retry-After") if retry else {}),
-        "content": json_answer(error_schema(errors)),
+        "content": json_answer(error_body(error_details(errors))),
     }
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from parakeet_api.errors import ApiError
+from parakeet_api.job import JobStatus
 from parakeet_api.model_manager import LoadState
 from parakeet_api.model_store import StoreState
-from parakeet_api.request_params import Task
+from parakeet_api.request_params import ResponseFormat, Task
 from parakeet_api.server_sent_events import PEAKS_PER_SECOND, WaitingState
 
 Json = dict[str, Any]
@@ -74,27 +75,27 @@ def record(
     }
 
 
-def error_schema(classes: Sequence[type[ApiError]]) -> Json:
-    """Describe the body of errors, with the types and codes that these have."""
+def error_details(classes: Sequence[type[ApiError]]) -> Json:
+    """Describe what is told of errors, with the types and codes that these have."""
     types = sorted({error.type for error in classes})
     codes = sorted({error.code for error in classes if error.code})
     code = text("What went wrong, for programs.", enum=codes) if codes else {"type": "null"}
     if codes and any(error.code is None for error in classes):
         code = or_null(code)
     return record(
-        "An error, in OpenAI's shape.",
+        "What went wrong. All four fields are always there.",
         {
-            "error": record(
-                "All four fields are always there.",
-                {
-                    "message": text("What went wrong, for people."),
-                    "type": text("Whose fault it is.", enum=types),
-                    "param": or_null(text("The parameter that is wrong, where it is one.")),
-                    "code": code,
-                },
-            )
+            "message": text("For people."),
+            "type": text("Whose fault it is.", enum=types),
+            "param": or_null(text("The parameter that is wrong, where it is one.")),
+            "code": code,
         },
     )
+
+
+def error_body(details: Json) -> Json:
+    """Describe the body of an error."""
+    return record("An error, in OpenAI's shape.", {"error": details})
 
 
 def _seconds(description: str) -> Json:
@@ -345,6 +346,14 @@ _HEALTH = record(
                 "waiting_chunks": whole("Stretches of audio that wait for the model."),
             },
         ),
+        "jobs": record(
+            "The unfinished jobs.",
+            {
+                "queued": whole("Those that wait."),
+                "running": whole("Those being worked on."),
+                "error": or_null(text("Why no jobs are taken.")),
+            },
+        ),
         "limits": record(
             "What the operator set.",
             {
@@ -354,6 +363,74 @@ _HEALTH = record(
                 "batch_size": whole("Most such stretches in one forward pass."),
             },
         ),
+    },
+)
+
+_READINESS = record(
+    "Whether a transcription could be served now.",
+    {"ready": flag("It could."), "reason": or_null(text("Why it could not."))},
+)
+
+_TIME = whole("Seconds since 1970.")
+
+_JOB = record(
+    "A transcription that is done when its turn comes.",
+    {
+        "id": text("Its name, not to be guessed."),
+        "object": constant("transcription.job"),
+        "status": text("How far it is.", enum=list(get_args(JobStatus))),
+        "created_at": _TIME,
+        "started_at": or_null(_TIME),
+        "finished_at": or_null(_TIME),
+        "progress": record(
+            "How much of the recording is recognised.",
+            {
+                "done_s": _seconds("So much"),
+                "total_s": or_null(_seconds("Of so much, where that is known")),
+                "fraction": or_null(number("Their ratio.", minimum=0, maximum=1)),
+            },
+        ),
+        "response_format": text("What the result looks like.", enum=list(get_args(ResponseFormat))),
+        "result": {
+            "description": "The transcript, once there is one: an object of the formats that are"
+            " JSON, else text. Lists leave it out.",
+            "anyOf": [
+                ref("Transcription"),
+                ref("VerboseTranscription"),
+                {"type": "string"},
+                {"type": "null"},
+            ],
+        },
+        "error": or_null(ref("ErrorDetails")),
+        "webhook": or_null(ref("Webhook")),
+    },
+)
+
+_WEBHOOK = record(
+    "Who is told of a job's end.",
+    {
+        "url": text("Where the finished job is sent to."),
+        "attempts": whole("How often that was tried."),
+        "delivered": flag("It was answered 2xx."),
+        "last_error": or_null(text("Why the last attempt failed.")),
+    },
+)
+
+_JOB_LIST = record(
+    "A page of jobs.",
+    {
+        "object": constant("list"),
+        "data": array(ref("Job"), "Newest first."),
+        "has_more": flag("There are older ones: ask again with `after` = the last one's id."),
+    },
+)
+
+_DELETED_JOB = record(
+    "A job that is forgotten.",
+    {
+        "id": text("Its name."),
+        "object": constant("transcription.job"),
+        "deleted": {"type": "boolean", "const": True},
     },
 )
 
@@ -377,5 +454,10 @@ SCHEMAS: Json = {
     "Model": _MODEL,
     "ModelList": _MODEL_LIST,
     "Health": _HEALTH,
+    "Readiness": _READINESS,
+    "Job": _JOB,
+    "JobList": _JOB_LIST,
+    "DeletedJob": _DELETED_JOB,
+    "Webhook": _WEBHOOK,
 }
 """All bodies but those of errors, by name."""

@@ -152,7 +152,8 @@ def _check_chunking_strategy(form: Form) -> None:
     """Accept `auto`, and OpenAI's object as JSON or as `chunking_strategy[type]=...`."""
     name = "chunking_strategy"
     text = read_field(form, name)
-    keys = list(form.keys())
+    # A part without a name has `None` for it.
+    keys = list(filter(None, form.keys()))
     if any(key.startswith(f"{name}[") and read_field(form, key) for key in keys):
         _one_of(f"{name}[type]", read_field(form, f"{name}[type]"), Literal["server_vad", "auto"])
     elif text and text.lower() != "auto":

@@ -8,10 +8,13 @@ from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
 from parakeet_api.asr_routes import asr_api
+from parakeet_api.cross_origin import allow_origins
 from parakeet_api.docs_routes import docs
 from parakeet_api.job_routes import job_api
 from parakeet_api.openai_routes import openai_api
 from parakeet_api.pages import pages
+from parakeet_api.proxies import TrustedProxies
+from parakeet_api.rate_limits import limit_rates
 from parakeet_api.web import (
     MOST_PARTS,
     MULTIPART_OVERHEAD,
@@ -40,6 +43,9 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.extensions["services"] = services
     app.before_request(begin_request)
     app.after_request(finish_request)
+    if services.settings.cors_origins:
+        allow_origins(app, services.settings.cors_origins)
+    limit_rates(app, services.settings)
     app.register_blueprint(openai_api, url_prefix="/v1")
     # Open WebUI and others ask without the prefix.
     app.register_blueprint(openai_api, name="openai_bare")
@@ -48,4 +54,8 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.register_blueprint(pages)
     app.register_blueprint(docs)
     app.register_error_handler(Exception, answer_error)
+    if services.settings.trusted_proxy:
+        app.wsgi_app = TrustedProxies(  # type: ignore[method-assign]
+            app.wsgi_app, trusted=services.settings.trusted_proxy
+        )
     return app

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,6 +36,7 @@ _HOST = r"([a-z0-9]([a-z0-9_.-]*[a-z0-9])?|\[(?P<v6>[0-9a-f:.]+)\])(:(?P<port>[0
 _QUIETEST_DB = -120.0
 """Below the noise of any 16-bit recording (-96 dB)."""
 _LANGUAGES = "a comma-separated list of languages, such as en,de,fr"
+_RATE = r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)"
 _NO_LIMIT = 1_000_000.0
 """Where nature sets no bound: far beyond all use, and products with it stay finite."""
 
@@ -149,6 +151,39 @@ def _is_host(text: str) -> bool:
         return False
 
 
+def _rates(text: str) -> str:
+    if not all(re.fullmatch(_RATE, rate.strip(), re.IGNORECASE) for rate in text.split(";")):
+        raise ValueError("a list of rates, such as 60/minute;1000/day")
+    return ";".join(rate.strip().lower() for rate in text.split(";"))
+
+
+def _rate_storage(text: str) -> str:
+    if not re.fullmatch(r"memory://|rediss?://[^\s/]\S*", text):
+        raise ValueError("memory:// or the address of a Redis server, redis://host:6379/0")
+    return text
+
+
+def _proxies(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(
+            name if name == "*" else str(ip_network(name))
+            for name in map(str.strip, text.split(","))
+        )
+    except ValueError:
+        raise ValueError("a list of addresses and networks, such as 10.0.0.2,fd00::/8, or *") from (
+            None
+        )
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip().lower() for origin in text.split(","))
+    if not all(re.fullmatch(r"\*|https?://[^\s/,*?#@]+", origin) for origin in origins):
+        raise ValueError(
+            "a list of origins, such as https://example.org,http://localhost:3000, or *"
+        )
+    return origins
+
+
 def _decibels(text: str) -> float:
     match = re.fullmatch(r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:db)?", text, re.IGNORECASE)
     if match is None or not _QUIETEST_DB <= float(match[1]) <= 0:
@@ -186,6 +221,15 @@ class Settings:
     max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
     """Transcription requests that may wait; one more is answered 503 with Retry-After."""
 
+    rate_limit: str | None = _setting("RATE_LIMIT", None, _rates)
+    """How often a key, or without keys an address, may ask for a transcription, such as
+    `60/minute;1000/day`; empty = as often as it likes."""
+    rate_limit_storage: str = _setting("RATE_LIMIT_STORAGE", "memory://", _rate_storage)
+    """Where that is counted: in this process, or in Redis for several servers together."""
+    trusted_proxy: tuple[str, ...] = _setting("TRUSTED_PROXY", (), _proxies)
+    """Proxies whose `X-Forwarded-*` headers are believed: addresses, networks, or `*`."""
+    cors_origins: tuple[str, ...] = _setting("CORS_ORIGINS", (), _origins)
+    """Origins whose pages may call the API from a browser, or `*`; empty = none."""
     stop_grace_s: float = _setting("STOP_GRACE_SECONDS", 20.0, _number("seconds", low=0, high=3600))
     """After SIGTERM, how long the requests under way may go on."""
 

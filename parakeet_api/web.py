@@ -52,6 +52,8 @@ CLIENT_GONE = "client gone"
 """The same for one that hung up in the middle of its answer."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LONGEST_PATH = 200
+_NOT_COUNTED = frozenset({None, "pages", "docs"})
+"""Blueprints of pages and probes; static files have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,26 +198,24 @@ def check_translatable(transcript: Transcript, task: Task) -> None:
 
 def require_api_key() -> None:
     """Refuse a request without a valid key, where keys are set."""
-    keys = services().settings.api_keys
-    if not keys:
+    if not services().settings.api_keys:
         return
-    given = _sent_key()
-    if not given:
+    if accepted_key_hash() is not None:
+        return
+    if not _sent_key():
         raise AuthenticationError(
             "You didn't provide an API key. You need to provide your API key in an Authorization"
             " header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
         )
+    raise AuthenticationError("Incorrect API key provided.")
+
+
+def accepted_key_hash() -> str | None:
+    """Hash the valid key of a request; `None` without one, and where no keys are set."""
+    given = _sent_key().encode()
     # All are compared, and in constant time: the answer's delay tells nothing of a key.
-    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
-    if not any(matches):
-        raise AuthenticationError("Incorrect API key provided.")
-
-
-def key_hash() -> str | None:
-    """Hash the key that let the request in; `None` where no keys are set, whatever was sent."""
-    if not services().settings.api_keys:
-        return None
-    return hashlib.sha256(_sent_key().encode()).hexdigest()
+    matches = [hmac.compare_digest(given, key.encode()) for key in services().settings.api_keys]
+    return hashlib.sha256(given).hexdigest() if any(matches) else None
 
 
 def _sent_key() -> str:
@@ -269,6 +269,8 @@ class RequestRecord:
     """What the log and the metrics tell of a request once it is over."""
 
     id: str
+    client: str
+    """Its address."""
     method: str
     path: str
     endpoint: str | None
@@ -308,9 +310,10 @@ class RequestRecord:
         path = self.path[:_LONGEST_PATH].encode("unicode_escape").decode("ascii")
         logger.log(
             logging.DEBUG if self.quiet or self.endpoint is None else logging.INFO,
-            "%s %s -> %d%s in %.2f s%s [%s]",
+            "%s %s from %s -> %d%s in %.2f s%s [%s]",
             self.method,
             path,
+            self.client,
             status,
             f" ({self.failure})" if self.failure else "",
             elapsed_s,
@@ -319,6 +322,7 @@ class RequestRecord:
             extra={
                 "fields": {
                     "request_id": self.id,
+                    "client": self.client,
                     "method": self.method,
                     "path": path,
                     "status": status,
@@ -340,9 +344,10 @@ def record() -> RequestRecord:
 def begin_request() -> None:
     """Start the request's record, under the name that the client or its proxy gave it, if any."""
     given = request.headers.get("X-Request-Id", "")
-    is_api = request.url_rule is not None and request.blueprint not in (None, "pages")
+    is_api = request.url_rule is not None and request.blueprint not in _NOT_COUNTED
     g.record = RequestRecord(
         id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:12],
+        client=request.remote_addr or "unknown",
         method=request.method,
         path=request.path,
         endpoint=str(request.url_rule) if is_api else None,

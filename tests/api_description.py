@@ -48,7 +48,6 @@ def operation_of(document: Mapping[str, Any], method: str, path: str) -> Operati
         pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(operation.path))
         return operation.method == method and re.fullmatch(pattern, path) is not None
 
-    # `/v1/jobs/{id}/result` before `/v1/models/{name}`, whose name may hold slashes.
     found = [operation for operation in operations(document) if fits(operation)]
     assert found, f"{method} {path} is not described"
     return found[0]

@@ -83,7 +83,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     error: dict[str, Any] = body["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert isinstance(error["message"], str)
-    assert error["type"] in {"invalid_request_error", "server_error"}
+    assert error["type"] in {"invalid_request_error", "server_error", "requests"}
     assert all(error[key] is None or isinstance(error[key], str) for key in ("param", "code"))
     return error
 

@@ -396,6 +396,20 @@ def test_a_body_that_is_no_form_with_a_file_is_refused(server: Server, name: str
     assert body.word in error["message"]
 
 
+def test_a_part_without_a_name_is_ignored(server: Server) -> None:
+    nameless = b"--sep\r\nContent-Disposition: form-data\r\n\r\nx\r\n"
+
+    answer = request(
+        server,
+        "POST",
+        ENDPOINT,
+        content=nameless + FILE_PART + END,
+        headers={"Content-Type": "multipart/form-data; boundary=sep"},
+    )
+
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize(
     "filename",
     [

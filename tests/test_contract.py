@@ -72,7 +72,10 @@ def test_an_answer_is_as_recorded_and_as_described(
     recording = json.loads(path.read_text(encoding="utf-8"))
     server = servers.with_settings(recording.get("settings", {}))
 
-    answer = _ask(server, recording["request"])
+    asked = recording["request"]
+    if "job" in recording:
+        asked = asked | {"path": asked["path"].format(job_id=_submit(server, recording["job"]))}
+    answer = _ask(server, asked)
 
     described = send(server, "GET", "/openapi.json").json()
     operation = operation_of(described, answer.request.method, answer.request.url.path)
@@ -146,6 +149,18 @@ def _ask(server: Server, asked: Mapping[str, Any]) -> httpx.Response:
         files=files or None,
         headers=asked.get("headers"),
     )
+
+
+def _submit(server: Server, job: Mapping[str, Any]) -> str:
+    """Submit a job for a request to ask about, which is over unless it is to be `unfinished`."""
+    job_id = str(_ask(server, {"method": "POST", "path": "/v1/jobs", **job}).json()["id"])
+    if not job.get("unfinished"):
+        wait_until(
+            lambda: send(server, "GET", f"/v1/jobs/{job_id}").json()["finished_at"],
+            within_s=240,
+            what="the job is finished",
+        )
+    return job_id
 
 
 def _content(file: Mapping[str, Any]) -> bytes:

@@ -12,8 +12,11 @@ import pytest
 from conftest import ROOT, Server
 from http_helpers import request
 
-STATIC = sorted(path.name for path in (ROOT / "static").iterdir())
-SOURCES = [*sorted((ROOT / "static").iterdir()), ROOT / "templates" / "index.html"]
+STATIC = sorted(path.name for path in (ROOT / "static").iterdir() if path.is_file())
+SOURCES = [
+    *(ROOT / "static" / name for name in STATIC),
+    *sorted((ROOT / "templates").iterdir()),
+]
 LANGUAGES = ("en", "zh-CN")
 MEDIA_TYPES = {
     ".css": "text/css",

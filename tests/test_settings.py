@@ -35,6 +35,10 @@ PROMISE: dict[str, object] = {
     "MAX_UPLOAD_MB": 2000,
     "MAX_AUDIO_HOURS": 12,
     "MAX_QUEUED_REQUESTS": 64,
+    "RATE_LIMIT": None,
+    "RATE_LIMIT_STORAGE": "memory://",
+    "TRUSTED_PROXY": (),
+    "CORS_ORIGINS": (),
     "ENABLE_LAZY_LOAD": True,
     "IDLE_TIMEOUT_MINUTES": 30,
     "PRESET": "balanced",
@@ -239,6 +243,16 @@ def test_booleans_have_many_spellings(variable: str, texts: list[str], value: bo
         ("MODEL_ID", "tiny", "tiny"),
         ("HF_ENDPOINT", "http://mirror:8080/hf/", "http://mirror:8080/hf/"),
         ("IDLE_TIMEOUT_MINUTES", "0", 0),
+        ("RATE_LIMIT", "60/minute; 1000 / DAY", "60/minute;1000 / day"),
+        ("RATE_LIMIT_STORAGE", "rediss://:key@redis:6379/1", "rediss://:key@redis:6379/1"),
+        ("TRUSTED_PROXY", "10.0.0.2, fd00::/8", ("10.0.0.2/32", "fd00::/8")),
+        ("TRUSTED_PROXY", "*", ("*",)),
+        (
+            "CORS_ORIGINS",
+            "https://Example.org,http://[::1]:80",
+            ("https://example.org", "http://[::1]:80"),
+        ),
+        ("CORS_ORIGINS", "*", ("*",)),
         ("DATA_DIR", "/data", Path("/data")),
         (
             "ALLOW_WEBHOOKS",
@@ -335,6 +349,29 @@ def test_a_home_folder_is_found() -> None:
         ),
         ("HF_ENDPOINT", "hf-mirror.com", "an address that begins with http:// or https://"),
         ("HF_ENDPOINT", "https://", "an address that begins with http:// or https://"),
+        ("RATE_LIMIT", "60", "a list of rates, such as 60/minute;1000/day"),
+        ("RATE_LIMIT", "0/minute", "a list of rates, such as 60/minute;1000/day"),
+        ("RATE_LIMIT", "6/minute;", "a list of rates, such as 60/minute;1000/day"),
+        (
+            "RATE_LIMIT_STORAGE",
+            "memcached://here",
+            "memory:// or the address of a Redis server, redis://host:6379/0",
+        ),
+        (
+            "TRUSTED_PROXY",
+            "nginx",
+            "a list of addresses and networks, such as 10.0.0.2,fd00::/8, or *",
+        ),
+        (
+            "TRUSTED_PROXY",
+            "10.0.0.2/8",
+            "a list of addresses and networks, such as 10.0.0.2,fd00::/8, or *",
+        ),
+        (
+            "CORS_ORIGINS",
+            "https://example.org/",
+            "a list of origins, such as https://example.org,http://localhost:3000, or *",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name(variable: str, text: str, wanted: str) -> None:

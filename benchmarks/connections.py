@@ -1,0 +1,144 @@
+"""Ask for health and short transcripts beside 300 slow connections, and without them.
+
+    make connections                                       500 connections
+    .venv/bin/python -m benchmarks.connections --slow 60 --healthy 40
+
+A quarter of the slow ones each sends its head a byte at a time, its body a byte at a time, asks and
+never reads, or says nothing. The healthy ones ask one after the other, each on a connection that
+stays open, so that as many as `--healthy` are connected at once. Rounds with and without the slow
+ones alternate in one run: the ratio of the two is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import resource
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import httpx
+
+from benchmarks.bench import running_service
+from benchmarks.fidelity import SPEECH
+
+ROUNDS = 3
+ASKING = 4
+"""Healthy clients that ask at the same time."""
+CLIP_EVERY = 10
+"""One in so many healthy requests is a transcription."""
+SETTLE_S = 2.0
+"""For what the slow ones ask at their beginning."""
+TRICKLE_S = 1.0
+"""How often a slow client sends its next byte."""
+CLIP = (SPEECH / "clip-003.flac").read_bytes()
+
+HEAD = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: here\r\nX-Slow: "
+BODY = (
+    HEAD + b"1\r\nContent-Type: multipart/form-data; boundary=sep\r\nContent-Length: 9999\r\n\r\n"
+)
+UNREAD = b"GET /static/app.js HTTP/1.1\r\nHost: here\r\n\r\n" * 5
+"""140 KB, more than such a client's socket takes."""
+SLOW_STARTS = (HEAD, BODY, UNREAD, b"")
+
+
+@contextmanager
+def slow_clients(address: tuple[str, int], count: int) -> Iterator[None]:
+    """Keep so many slow connections until the block ends."""
+    done = threading.Event()
+    with ExitStack() as stack:
+        trickling = []
+        for n in range(count):
+            start = SLOW_STARTS[n % len(SLOW_STARTS)]
+            slow = stack.enter_context(socket.socket())
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(address)
+            slow.sendall(start)
+            if start in (HEAD, BODY):
+                trickling.append(slow)
+        thread = threading.Thread(target=_trickle, args=(trickling, done))
+        thread.start()
+        time.sleep(SETTLE_S)
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _trickle(connections: list[socket.socket], done: threading.Event) -> None:
+    while not done.wait(TRICKLE_S):
+        for connection in connections:
+            # Cut off, as it should be.
+            with contextlib.suppress(OSError):
+                connection.send(b"x")
+
+
+def ask_all(clients: list[httpx.Client]) -> tuple[list[float], list[float]]:
+    """Let every client ask once; give the times of health and of transcripts, ms."""
+
+    def ask(number: int) -> float:
+        started = time.perf_counter()
+        if number % CLIP_EVERY:
+            answer = clients[number].get("/health")
+        else:
+            answer = clients[number].post("/v1/audio/transcriptions", files={"file": CLIP})
+        answer.raise_for_status()
+        return 1000 * (time.perf_counter() - started)
+
+    with ThreadPoolExecutor(ASKING) as pool:
+        times = list(pool.map(ask, range(len(clients))))
+    clips = times[::CLIP_EVERY]
+    return [t for n, t in enumerate(times) if n % CLIP_EVERY], clips
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slow", type=int, default=300)
+    parser.add_argument("--healthy", type=int, default=200)
+    options = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    alone: tuple[list[float], list[float]] = ([], [])
+    beside: tuple[list[float], list[float]] = ([], [])
+    with running_service() as service, ExitStack() as stack:
+        url = service.url
+        address = (url.host, url.port or 80)
+        clients = [
+            stack.enter_context(httpx.Client(base_url=url, timeout=120, trust_env=False))
+            for _ in range(options.healthy)
+        ]
+        ask_all(clients)
+        for _ in range(ROUNDS):
+            _add(alone, ask_all(clients))
+            with slow_clients(address, options.slow):
+                _add(beside, ask_all(clients))
+    print(
+        f"{options.healthy} healthy connections beside {options.slow} slow ones, {ROUNDS} rounds\n"
+    )
+    print("request     alone p50/p95 ms   beside p50/p95 ms   ratio p50/p95")
+    for name, without, with_ in zip(("health", "transcript"), alone, beside, strict=True):
+        (p50, p95), (beside_p50, beside_p95) = _quantiles(without), _quantiles(with_)
+        print(
+            f"{name:<10} {p50:8.0f} {p95:8.0f} {beside_p50:10.0f} {beside_p95:8.0f}"
+            f" {beside_p50 / p50:10.2f} {beside_p95 / p95:6.2f}"
+        )
+
+
+def _add(sums: tuple[list[float], list[float]], times: tuple[list[float], list[float]]) -> None:
+    for kept, new in zip(sums, times, strict=True):
+        kept.extend(new)
+
+
+def _quantiles(times: list[float]) -> tuple[float, float]:
+    return statistics.median(times), statistics.quantiles(times, n=20)[-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Reverse proxies: their word on who the client is counts where the operator said so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+EVERYONE = "*"
+
+
+class TrustedProxies:
+    """A WSGI application behind proxies: believes the `X-Forwarded-*` of trusted ones alone.
+
+    waitress' own `trusted_proxy` takes one address, and werkzeug's `ProxyFix` believes everyone.
+    `trusted` holds addresses and networks, or `*` where nobody but the proxy can connect.
+    """
+
+    def __init__(self, application: WSGIApplication, *, trusted: Iterable[str]) -> None:
+        names = set(trusted)
+        self._all = EVERYONE in names
+        self._networks = [ip_network(name) for name in names - {EVERYONE}]
+        self._application = application
+        self._forwarded = ProxyFix(application, x_for=0, x_proto=1, x_host=1, x_prefix=1)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+        peer = environ.get("REMOTE_ADDR", "")
+        if not self._trusts(peer):
+            return self._application(environ, start_response)
+        hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+        environ["REMOTE_ADDR"] = self._client(peer, [hop.strip() for hop in hops])
+        return self._forwarded(environ, start_response)
+
+    def _client(self, peer: str, hops: list[str]) -> str:
+        """Find the last hop that is no proxy of ours: what stands before it, anyone can write."""
+        for hop in reversed(hops):
+            if _address(hop) is None:
+                break
+            peer = hop
+            if self._all or not self._trusts(hop):
+                break
+        return peer
+
+    def _trusts(self, hop: str) -> bool:
+        address = _address(hop)
+        return self._all or any(address in network for network in self._networks if address)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    # On a socket for both families, IPv4 clients come as ::ffff:192.0.2.1.
+    return getattr(address, "ipv4_mapped", None) or address
