@@ -3,6 +3,10 @@
 # make bench  time the whole service beside the bare model, as ratios
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
+# make screenshots  take the pictures of docs/screenshots anew
+# make audit  look for known vulnerabilities of what constraints.txt pins; asks pypi.org
+# make licences  check that every installed package may be used and passed on
+# make sbom   list every installed package in sbom.json, as CycloneDX
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +14,15 @@ BIN := $(VENV)/bin
 NODE_CLIENT := tests/node/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint bench fuzz-api fidelity clean
+# Tools that look at packages have an environment of their own: they would else be part of what they look at.
+AUDIT_VENV := .venv-audit
+AUDIT := $(AUDIT_VENV)/bin
+# Not looked at: a tool of the tests whose metadata names no licence; its file LICENSE is MIT's.
+UNNAMED_LICENCES := axe-playwright-python
+# "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
+ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
+
+.PHONY: run test lint bench fuzz-api fidelity screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -26,6 +38,9 @@ lint: $(VENV)/.development
 bench: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.bench
 
+screenshots: $(VENV)/.development
+	@$(BIN)/python -m pytest tests/test_page_journey.py --screenshots
+
 fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 150
 fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
 fuzz-api: export SCHEMATHESIS_SEED ?= $(shell date +%s)
@@ -34,6 +49,24 @@ fuzz-api: $(VENV)/.development
 
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity
+
+# --strict: a package that could not be looked up is a failure. Without it an audit that reached nobody "finds" nothing.
+audit: $(AUDIT_VENV)/.installed
+	@$(AUDIT)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
+
+# Part of a licence's name is enough; where there is a choice, one of them is.
+licences: $(AUDIT_VENV)/.installed $(VENV)/.runtime
+	@$(AUDIT)/pip-licenses --python=$(BIN)/python --partial-match --allow-only="$(ALLOWED_LICENCES)" \
+		--ignore-packages $(UNNAMED_LICENCES) --format=markdown --order=license
+
+sbom: $(AUDIT_VENV)/.installed $(VENV)/.runtime
+	@$(AUDIT)/cyclonedx-py environment --output-reproducible --output-file sbom.json $(BIN)/python
+	@echo "sbom.json lists $$(grep -c '"purl"' sbom.json) packages"
+
+$(AUDIT_VENV)/.installed: requirements-audit.txt
+	@$(PYTHON) -m venv $(AUDIT_VENV)
+	@$(AUDIT)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-audit.txt
+	@touch $@
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -60,4 +93,8 @@ $(NODE_CLIENT): tests/node/package-lock.json
 	fi
 
 clean:
+<<<<<<< HEAD
 	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+=======
+	rm -rf $(VENV) $(AUDIT_VENV) sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis
+>>>>>>> deploy

@@ -7,12 +7,15 @@ python app.py transcribe FILE... --format srt          write FILE.srt, without a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
+import math
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -31,7 +34,13 @@ from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_store import ModelStore
-from parakeet_api.nemo_model import ModelOptions, limit_device_memory, select_device
+from parakeet_api.nemo_model import (
+    DeviceMemory,
+    ModelOptions,
+    device_memory,
+    limit_device_memory,
+    select_device,
+)
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.request_params import ResponseFormat, TranscriptionParams
@@ -99,6 +108,8 @@ def build_services(settings: Settings) -> Iterator[Services]:
         transcribe=transcriber(settings=settings, pipeline=pipeline, checkpoint=store.checkpoint),
     )
     _watch(metrics, admission, batcher, jobs)
+    if gpu is not None:
+        _watch_card(metrics, manager)
     try:
         yield Services(
             settings=settings,
@@ -117,6 +128,19 @@ def build_services(settings: Settings) -> Iterator[Services]:
         pipeline.close()
         batcher.close(timeout_s=_LAST_PASS_S)
         manager.close()
+
+
+def _watch_card(metrics: Metrics, manager: ModelManager) -> None:
+    """The same for the card's memory, which is known once a model was loaded."""
+
+    def look(kind: str) -> float:
+        info = manager.info
+        if info is None or info.device == "cpu":
+            return math.nan
+        return float(getattr(device_memory(info.device), kind))
+
+    for field in dataclasses.fields(DeviceMemory):
+        metrics.device_memory_bytes.labels(field.name).set_function(partial(look, field.name))
 
 
 def _watch(metrics: Metrics, admission: Admission, batcher: Batcher, jobs: Jobs) -> None:

@@ -42,6 +42,13 @@ _DEMUXERS = (
 )
 """Containers that hold their own media. Playlists and scripts (concat, hls, dash, sdp) stay out."""
 
+FILE_EXTENSIONS = (  # noqa: SIM905 - 54 strings in quotes would be 54 lines
+    "3g2 3gp aac ac3 aif aiff amr ape asf au avi caf dts eac3 f4v flac flv m2ts m4a m4b m4v mj2 mka"
+    " mkv mov mp2 mp3 mp4 mpeg mpg mpga mts mxf oga ogg ogv opus qcp ra rm rmvb snd spx ts tta vob"
+    " voc w64 wav webm wma wmv wv"
+).split()
+"""What such files are usually called. For file dialogs: the decoder itself looks at the content."""
+
 _ARCHIVES = {
     "zip": (0, b"PK\x03\x04"),
     "gzip": (0, b"\x1f\x8b"),
@@ -59,8 +66,8 @@ with the usual 64 KiB, decoding took half of a long file's time."""
 _STALL_S = 60.0
 """A file that keeps ffmpeg silent for so long is not media that can be used."""
 _MEMORY_BYTES = 1024**3
-"""Memory of its own that ffmpeg may have. Decoding takes 0.1 GB (4K video, 8 channels at 192 kHz), a
-hole of `_LONGEST_HOLE_S` 0.5 GB: it is filled at once."""
+"""Memory of its own that ffmpeg may have. Decoding takes 0.1 GB (4K video, 8 channels at 192 kHz);
+a hole of `_LONGEST_HOLE_S` 0.5 GB, as it is filled at once."""
 _LONGEST_HOLE_S = 2 * 3600
 """Timestamps of 40 KB can claim ten hours of nothing, for which ffmpeg would take 3.2 GB. Honest
 holes are a muted microphone, or a film whose sound starts late."""
@@ -85,8 +92,8 @@ _REFUSE_HOLES = (
     f"if(gt(PTS-ld(0),{_LONGEST_HOLE_S * SAMPLE_RATE}),print(PTS,16)+NAN,"
     "st(0,PTS+NB_SAMPLES)-NB_SAMPLES))'"
 )
-"""Keeps every timestamp, as register 0 holds where the sound so far ends. One beyond the longest hole
-is printed, as an error that `_GIVEN_UP` finds, and then dropped, so that nothing is filled."""
+"""Keeps every timestamp, as register 0 holds where the sound so far ends. One beyond the longest
+hole is printed, as an error that `_GIVEN_UP` finds, and then dropped, so that nothing is filled."""
 _GIVEN_UP = {
     re.compile(rb"^\[Eval @ ", re.MULTILINE): (
         f"The file's timestamps leave a hole of more than {_LONGEST_HOLE_S // 3600} hours."

@@ -9,6 +9,9 @@ import contextlib
 import copy
 import logging
 import logging.handlers
+import shutil
+import tarfile
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,6 +83,19 @@ class ModelOptions:
     matmul_precision: MatmulPrecision = "highest"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """A card's memory, bytes."""
+
+    used: int
+    """By all programs."""
+    total: int
+    allocated: int
+    """By this process' tensors."""
+    reserved: int
+    """By this process, tensors and what torch keeps for the next ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A checkpoint, ready for inference; nothing in it changes any more."""
@@ -141,15 +157,41 @@ def limit_device_memory(device: str, fraction: float) -> None:
     torch.cuda.set_per_process_memory_fraction(fraction, device)
 
 
+def device_memory(device: str) -> DeviceMemory:
+    """Look at a card's memory."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return DeviceMemory(
+        used=total - free,
+        total=total,
+        allocated=torch.cuda.memory_allocated(device),
+        reserved=torch.cuda.memory_reserved(device),
+    )
+
+
 def _restore(path: Path) -> Any:
     _import_nemo_quietly()
     from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
+    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
     try:
-        with _no_random_init(), warnings.catch_warnings():
+        with (
+            tempfile.TemporaryDirectory(prefix="checkpoint-") as folder,
+            _no_random_init(),
+            warnings.catch_warnings(),
+        ):
+            _unpack(path, Path(folder))
+            connector = SaveRestoreConnector()
+            connector.model_extracted_dir = folder
             # About training options of the checkpoint, which do not concern inference.
             warnings.simplefilter("ignore")
-            model = ASRModel.restore_from(str(path.absolute()), map_location="cpu", strict=True)
+            model = ASRModel.restore_from(
+                str(path.absolute()),
+                map_location="cpu",
+                strict=True,
+                save_restore_connector=connector,
+            )
     # A damaged archive can fail anywhere in tar, yaml, pickle or NeMo.
     except Exception as error:
         raise CheckpointError(
@@ -163,6 +205,22 @@ def _restore(path: Path) -> Any:
             " (EncDecRNNTBPEModel with token durations)."
         )
     return model
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack a `.nemo` file's files, and nothing outside the folder.
+
+    NeMo's own way needs Python 3.11.4 or newer; Debian 12 has 3.11.2.
+    """
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            target = (folder / member.name).resolve()
+            content = tar.extractfile(member) if member.isfile() else None
+            if content is None or not target.is_relative_to(folder.resolve()):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content, target.open("wb") as file:
+                shutil.copyfileobj(content, file, 1024 * 1024)
 
 
 def _import_nemo_quietly() -> None:

@@ -176,7 +176,8 @@ def _written(
         for event in chain([first], events):
             loading = wired.manager.state == "loading"
             yield writer.silence(model_is_loading=loading) if event is None else event
-    except RequestCancelled:
+    # The second where waitress is the first to notice, as it writes.
+    except (RequestCancelled, GeneratorExit):
         kept.failure = CLIENT_GONE
     # The status is sent already: whatever goes wrong now is told as an event.
     except Exception as error:

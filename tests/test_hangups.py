@@ -167,20 +167,28 @@ def test_many_that_go_cost_nothing_more(
             )
 
 
-@pytest.mark.parametrize("fields", [{}, {"stream": "true"}], ids=["at once", "stream"])
-def test_the_log_tells_that_a_client_has_gone(
-    settled: Server, hour: Path, fields: dict[str, str]
-) -> None:
-    line = " -> 200 (client gone) in " if fields else " -> 499 in "
-    before = settled.log.read_text().count(line)
-
-    with post(settled, hour.read_bytes(), **fields):
+def test_the_log_tells_that_a_client_has_gone(settled: Server, hour: Path) -> None:
+    with _one_more_line(settled, " -> 499 in "), post(settled, hour.read_bytes()):
         _wait_until_at_work(settled)
 
-    wait_until(
-        lambda: settled.log.read_text().count(line) == before + 1, within_s=WITHIN_S, what=line
-    )
+    for include in ("logprobs", "progress,peaks"):
+        # Once words are sent, the status is told.
+        with (
+            _one_more_line(settled, " -> 200 (client gone) in "),
+            streamed(settled, hour, {"include[]": include}) as lines,
+        ):
+            next(events(lines))
+
     _wait_until_idle(settled)
+
+
+@contextmanager
+def _one_more_line(server: Server, part: str) -> Iterator[None]:
+    before = server.log.read_text().count(part)
+    yield
+    wait_until(
+        lambda: server.log.read_text().count(part) == before + 1, within_s=WITHIN_S, what=part
+    )
 
 
 @pytest.mark.usefixtures("leaves_nothing")
