@@ -52,6 +52,12 @@ fuzz-api: $(VENV)/.development
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity
 
+fuzz: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.fuzz
+
+connections: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.connections
+
 # --strict: a package that could not be looked up is a failure. Without it an audit that reached nobody "finds" nothing.
 audit: $(AUDIT_VENV)/.installed
 	@$(AUDIT)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
@@ -69,12 +75,6 @@ $(AUDIT_VENV)/.installed: requirements-audit.txt
 	@$(PYTHON) -m venv $(AUDIT_VENV)
 	@$(AUDIT)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-audit.txt
 	@touch $@
-
-fuzz: $(VENV)/.development
-	@$(BIN)/python -m benchmarks.fuzz
-
-connections: $(VENV)/.development
-	@$(BIN)/python -m benchmarks.connections
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
