@@ -5,6 +5,7 @@
 # make fuzz   100,000 damaged recordings and as many damaged requests
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
+# make screenshots  take the pictures of docs/screenshots anew
 # make audit  look for known vulnerabilities of what constraints.txt pins; asks pypi.org
 # make licences  check that every installed package may be used and passed on
 # make sbom   list every installed package in sbom.json, as CycloneDX
@@ -23,7 +24,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench connections fuzz fuzz-api fidelity audit licences sbom clean
+.PHONY: run test lint bench connections fuzz fuzz-api fidelity screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -38,6 +39,9 @@ lint: $(VENV)/.development
 
 bench: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.bench
+
+screenshots: $(VENV)/.development
+	@$(BIN)/python -m pytest tests/test_page_journey.py --screenshots
 
 fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 150
 fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
@@ -97,8 +101,3 @@ $(NODE_CLIENT): tests/node/package-lock.json
 	fi
 
 clean:
-<<<<<<< HEAD
-	rm -rf $(VENV) tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
-=======
-	rm -rf $(VENV) $(AUDIT_VENV) sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis
->>>>>>> deploy

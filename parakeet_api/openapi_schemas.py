@@ -334,6 +334,7 @@ _HEALTH = record(
                     number("Share of the download that is done.", minimum=0, maximum=1)
                 ),
                 "error": or_null(text("Why there is none.")),
+                "languages": array(text("An ISO 639-1 code."), "What it speaks."),
             },
         ),
         "device": text("Where the model runs.", examples=["cpu", "cuda:0"]),
@@ -361,6 +362,17 @@ _HEALTH = record(
                 "max_audio_hours": number("Longest recording."),
                 "longest_chunk_s": number("Longest stretch of audio in one forward pass, seconds."),
                 "batch_size": whole("Most such stretches in one forward pass."),
+                "extensions": array(
+                    text("Without a dot."), "Names' endings of the files that a page may offer."
+                ),
+            },
+        ),
+        "subtitles": record(
+            "How cues are made.",
+            {
+                "line_length": whole("Characters after which a line breaks."),
+                "lines": whole("Most lines in a cue."),
+                "max_duration_s": _seconds("Longest cue"),
             },
         ),
     },

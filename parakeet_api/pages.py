@@ -7,9 +7,16 @@ from typing import Any
 from flask import Blueprint, Response, render_template
 
 from parakeet_api import __version__
+from parakeet_api.audio import FILE_EXTENSIONS
 from parakeet_api.errors import ApiError, ModelLoadError
 from parakeet_api.metrics import MEDIA_TYPE
-from parakeet_api.web import Services, model_name, require_api_key, services
+from parakeet_api.web import (
+    Services,
+    model_languages,
+    model_name,
+    require_api_key,
+    services,
+)
 
 pages = Blueprint("pages", __name__)
 
@@ -81,6 +88,12 @@ def health() -> dict[str, Any]:
             "max_audio_hours": settings.max_audio_hours,
             "longest_chunk_s": plan.longest_chunk_s,
             "batch_size": plan.batch_size,
+            "extensions": FILE_EXTENSIONS,
+        },
+        "subtitles": {
+            "line_length": settings.preferred_line_length,
+            "lines": settings.max_subtitle_lines,
+            "max_duration_s": settings.max_subtitle_duration_s,
         },
     }
 
@@ -94,6 +107,7 @@ def _model_status(wired: Services) -> dict[str, Any]:
         "state": manager.state if known else store.state,
         "progress": store.progress,
         "error": manager.error if known else store.error,
+        "languages": sorted(model_languages()),
     }
 
 

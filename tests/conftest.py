@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,9 @@ hypothesis_settings.load_profile("service")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots", action="store_true", help="make the pictures of the page in docs/ anew"
+    )
     parser.addoption(
         "--record", action="store_true", help="write the answers in tests/contract that differ"
     )
@@ -160,9 +163,10 @@ def whole(samples: Pcm) -> Chunk:
     return Chunk(0, 0, samples, 0, len(samples))
 
 
-def encode(source: Path, target: Path, *options: str) -> Path:
-    """Convert a recording with ffmpeg."""
-    command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", "-i", str(source)]
+def encode(source: Path, target: Path, *options: str, before: Sequence[str] = ()) -> Path:
+    """Convert a recording with ffmpeg; `before` are options that stand before the input."""
+    command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *before]
+    command += ["-i", str(source)]
     subprocess.run([*command, *options, str(target)], check=True, timeout=120)
     return target
 

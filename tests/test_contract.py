@@ -237,15 +237,22 @@ def _shape(value: Any) -> Any:
 
 
 def _with_shapes(value: Any, names: frozenset[str]) -> Any:
-    """Replace the fields of these names, whose values vary, by their types."""
+    """Replace the fields of these names, whose values vary from run to run.
+
+    The description says what they may be, and that is checked.
+    """
     if isinstance(value, list):
         return [_with_shapes(inner, names) for inner in value]
     if not isinstance(value, dict):
         return value
     return {
-        key: _shape(inner) if key in names else _with_shapes(inner, names)
+        key: _varying(inner) if key in names else _with_shapes(inner, names)
         for key, inner in value.items()
     }
+
+
+def _varying(value: Any) -> Any:
+    return _shape(value) if isinstance(value, dict | list) else "<varies>"
 
 
 def _settled(seen: Any, recorded: Any) -> Any:

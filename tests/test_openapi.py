@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ from urllib.parse import urlsplit
 import jsonschema_rs
 import pytest
 from api_description import operation_of, operations
+from browser import PATIENCE_S, chromium
 from conftest import ROOT, SPEECH, Server, running_server
 from http_helpers import request
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from parakeet_api import __version__
@@ -38,7 +38,6 @@ from parakeet_api.web import Services
 
 VENDOR = ROOT / "static" / "vendor" / "swagger-ui"
 OPEN_PATHS = {"/", "/docs", "/openapi.json", "/health", "/health/simple", "/ready"}
-PATIENCE_MS = 60_000
 
 
 def description(**settings: Any) -> dict[str, Any]:
@@ -344,7 +343,7 @@ class _Visit:
         self.faults: list[str] = []
         self.hosts: set[str] = set()
         self.paths: set[str] = set()
-        page.set_default_timeout(PATIENCE_MS)
+        page.set_default_timeout(PATIENCE_S * 1000)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("console", lambda message: self._hear(message.type, message.text))
         page.on("request", lambda sent: self._note(sent.url))
@@ -403,13 +402,5 @@ class _Visit:
 
 @pytest.fixture
 def page() -> Iterator[_Visit]:
-    """Give a page of Chromium's; skip where there is none."""
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("this test needs Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        try:
-            yield _Visit(browser.new_page())
-        finally:
-            browser.close()
+    with chromium() as browser:
+        yield _Visit(browser.new_page())

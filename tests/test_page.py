@@ -103,11 +103,27 @@ class TestPage:
         assert len(page.ids) > 20
         assert len(set(page.ids)) == len(page.ids)
 
-    def test_every_element_the_script_asks_for_is_there(self, page: _Page) -> None:
-        asked = set(re.findall(r'byId\("([\w-]+)"\)', _script()))
+    def test_every_element_the_scripts_ask_for_is_there(self, page: _Page) -> None:
+        asked = set(re.findall(r'byId\("([\w-]+)"\)', _scripts()))
 
         assert len(asked) > 20
         assert asked <= set(page.ids)
+
+
+class TestModules:
+    def test_each_imports_only_what_stands_above_it(self) -> None:
+        guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+        table = guide.partition("How the page is laid out")[2].partition("\n## ")[0]
+        rows = re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE)
+        order = [name for row in rows for name in re.findall(r"`([\w-]+)`", row)]
+
+        scripts = {Path(name).stem for name in STATIC if name.endswith(".js")}
+        # The script of the page at /docs stands alone.
+        assert sorted(order) == sorted(scripts - {"docs"})
+        for place, name in enumerate(order):
+            script = (ROOT / "static" / f"{name}.js").read_text(encoding="utf-8")
+            imported = set(re.findall(r'^import .*from "\./([\w-]+)\.js";$', script, re.MULTILINE))
+            assert imported <= set(order[:place]), name
 
 
 class TestStaticFiles:
@@ -183,19 +199,19 @@ class TestStrings:
         assert set(page.keys) <= set(_strings("en"))
 
     def test_every_key_of_the_script_exists(self) -> None:
-        asked = set(re.findall(r'\btext\("([\w.]+)"', _script()))
+        asked = set(re.findall(r'\btext\("([\w.]+)"', _scripts()))
 
         assert len(asked) > 10
         assert asked <= set(_strings("en"))
 
     def test_every_string_is_used(self, page: _Page) -> None:
-        script = _script()
+        scripts = _scripts()
         # Keys such as `error.queue_full.title` are put together from a kind.
-        families = set(re.findall(r"`([\w.]+\.)\$\{", script))
+        families = set(re.findall(r"`([\w.]+\.)\$\{", scripts))
         unused = [
             key
             for key in _strings("en")
-            if key not in page.keys and f'"{key}"' not in script and not _of(families, key)
+            if key not in page.keys and f'"{key}"' not in scripts and not _of(families, key)
         ]
 
         assert unused == []
@@ -212,8 +228,8 @@ def test_nothing_comes_from_another_host(path: Path) -> None:
     assert not re.search(r"""(?:src|href|action)=["']/""", source), "an absolute path"
 
 
-def _script() -> str:
-    return (ROOT / "static" / "app.js").read_text(encoding="utf-8")
+def _scripts() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in SOURCES if path.suffix == ".js")
 
 
 def _of(families: set[str], key: str) -> bool:

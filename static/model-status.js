@@ -1,0 +1,87 @@
+/** How the server and its model are, asked again while the answer is bound to change. */
+
+import { byId, say, setText } from "./dom.js";
+import { number, onLanguageChange, percentage, text } from "./i18n.js";
+import { fetchHealth } from "./server.js";
+
+/** Model states that pass by themselves; only in these does the page keep asking. */
+const PASSING_STATES = new Set(["choosing", "downloading", "loading"]);
+const POLL_INTERVAL_MS = 2_000;
+/** Slower than a passing state: a server that is down for the night is not asked 10,000 times. */
+const UNREACHABLE_INTERVAL_MS = 10_000;
+
+export class ModelStatus {
+  /** The last health answer; `null` before the first one. */
+  health = null;
+  #isReachable = true;
+  #timer = null;
+  #isWaking;
+  #onHealth;
+
+  /** `isWaking()` tells whether a request is about to wake the model; `onHealth(health)` is called with each answer. */
+  constructor({ isWaking, onHealth }) {
+    this.#isWaking = isWaking;
+    this.#onHealth = onHealth;
+    onLanguageChange(() => this.#render());
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.refresh();
+    });
+    window.addEventListener("online", () => this.refresh());
+  }
+
+  /** Ask now, and again later if need be. */
+  async refresh() {
+    clearTimeout(this.#timer);
+    const before = this.#key();
+    try {
+      this.health = await fetchHealth();
+      this.#isReachable = true;
+      this.#onHealth(this.health);
+    } catch {
+      this.#isReachable = false;
+    }
+    // Only a change is worth interrupting a screen reader; the first answer is no change.
+    if (before !== "status.checking" && before !== this.#key()) say(this.#words());
+    this.#render();
+    clearTimeout(this.#timer); // Two answers may have been under way.
+    const delay = this.#pollDelay();
+    if (delay !== null) this.#timer = setTimeout(() => this.refresh(), delay);
+  }
+
+  #pollDelay() {
+    if (!this.#isReachable) return UNREACHABLE_INTERVAL_MS;
+    const { state } = this.health.model;
+    const waking = state === "unloaded" && this.#isWaking();
+    return waking || PASSING_STATES.has(state) ? POLL_INTERVAL_MS : null;
+  }
+
+  /** Give the key of the status line's words. */
+  #key() {
+    if (!this.#isReachable) return "status.unreachable";
+    if (!this.health) return "status.checking";
+    const { state, progress, error } = this.health.model;
+    if (state === "downloading") return progress === null ? "status.downloading_unmeasured" : "status.downloading";
+    if (state === "loading") return progress === null ? "status.loading" : "status.loading_measured";
+    if (state === "failed") return error ? "status.failed_because" : "status.failed";
+    return `status.${state}`;
+  }
+
+  #words() {
+    const { name, progress, error } = this.health?.model ?? {};
+    return text(this.#key(), { name: name ?? "", percent: percentage(progress ?? 0), error: error ?? "" });
+  }
+
+  #render() {
+    const { model, limits, version } = this.health ?? {};
+    byId("demo-banner").hidden = !model?.demo;
+    byId("model-status").dataset.state = this.#isReachable ? model?.state ?? "checking" : "unreachable";
+    setText(byId("model-status"), this.#words());
+    setText(byId("version"), version ? text("footer.version", { version }) : "");
+    setText(byId("limits"), limits ? limitsText(limits) : text("limits.unknown"));
+    if (limits?.extensions) byId("file").accept = ["audio/*", "video/*", ...limits.extensions.map((name) => `.${name}`)].join();
+  }
+}
+
+function limitsText({ max_upload_mb: megabytes, max_audio_hours: hours }) {
+  return text("limits.both", { size: `${number(megabytes)} MB`, hours: number(hours) });
+}

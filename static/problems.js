@@ -1,0 +1,102 @@
+/** What can go wrong with a recording, each as a `kind` that the strings files explain. */
+
+/** `error.code` values that have their own words on this page; others go by the HTTP status. */
+const EXPLAINED_CODES = new Set([
+  "audio_too_long",
+  "invalid_audio",
+  "model_load_failed",
+  "model_not_ready",
+  "no_audio_track",
+  "queue_full",
+  "truncated_audio",
+  "unsupported_language",
+]);
+
+/** Problems that the same request, or the same with another key, may not meet again. */
+const RETRYABLE_KINDS = new Set([
+  "bad_request",
+  "gateway",
+  "key_missing",
+  "key_refused",
+  "model_load_failed",
+  "model_not_ready",
+  "network",
+  "queue_full",
+  "server_error",
+  "silent_server",
+  "unavailable",
+  "unexpected_answer",
+  "unsendable_key",
+  "unsupported_language",
+]);
+
+const KEY_KINDS = new Set(["key_missing", "key_refused", "unsendable_key"]);
+
+export class Problem extends Error {
+  constructor(kind, { values = {}, serverMessage = null, retryAfterS = null } = {}) {
+    super(serverMessage ?? kind);
+    this.kind = kind;
+    /** What fills the holes of its words. */
+    this.values = values;
+    /** The server's own words, which name what the page cannot know; always English. */
+    this.serverMessage = serverMessage;
+    this.retryAt = retryAfterS === null ? null : performance.now() + retryAfterS * 1000;
+  }
+
+  get canBeRetried() {
+    return RETRYABLE_KINDS.has(this.kind);
+  }
+
+  /** Whether another API key would mend it. */
+  get isAboutKey() {
+    return KEY_KINDS.has(this.kind);
+  }
+
+  /** Whether another spoken language would mend it. */
+  get isAboutLanguage() {
+    return this.kind === "unsupported_language";
+  }
+}
+
+/** Give the problem that a finished request amounts to. */
+export function problemOfReply(request, { keyWasSent }) {
+  if (request.status === 200) return new Problem("unexpected_answer");
+  const { message, code } = serverError(request.responseText);
+  return new Problem(kindOf(request.status, code, keyWasSent), {
+    serverMessage: message,
+    retryAfterS: retryAfterSeconds(request.getResponseHeader("Retry-After")),
+  });
+}
+
+/** Give the problem of an `{"error": ...}` event in the middle of a stream. */
+export function problemOfEvent({ message, type, code }) {
+  const status = type === "invalid_request_error" ? 400 : 500;
+  return new Problem(kindOf(status, code, true), { serverMessage: message });
+}
+
+/** Read OpenAI's error shape; a proxy's error page has neither message nor code worth showing. */
+function serverError(body) {
+  try {
+    const { message, code } = JSON.parse(body).error;
+    return { message: typeof message === "string" ? message : null, code };
+  } catch {
+    return { message: null, code: null };
+  }
+}
+
+function kindOf(status, code, keyWasSent) {
+  if (EXPLAINED_CODES.has(code)) return code;
+  if (status === 401) return keyWasSent ? "key_refused" : "key_missing";
+  if (status === 404 || status === 405) return "not_found";
+  if (status === 413) return "upload_too_large";
+  if (status === 429 || status === 503) return "unavailable";
+  if (status === 502 || status === 504) return "gateway";
+  return status >= 400 && status < 500 ? "bad_request" : "server_error";
+}
+
+/** Read a Retry-After header: seconds, or the date that some proxies write. */
+function retryAfterSeconds(header) {
+  if (!header) return null;
+  const seconds = /^\d+$/.test(header) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;
+  return seconds > 0 ? Math.ceil(seconds) : null;
+}

@@ -1,0 +1,151 @@
+/** The two questions that the page asks the server. All addresses are relative to the page. */
+
+import { Problem, problemOfEvent, problemOfReply } from "./problems.js";
+import { EventReader } from "./sse.js";
+
+/** A health answer takes no lock on the server; one that takes this long is not coming. */
+const HEALTH_TIMEOUT_MS = 8_000;
+/** The server sends at least a comment every 10 s; three missing in a row are a lost connection. */
+const SILENCE_LIMIT_S = 35;
+
+export async function fetchHealth() {
+  const reply = await fetch("health", { cache: "no-store", signal: AbortSignal.timeout(HEALTH_TIMEOUT_MS) });
+  const health = await reply.json();
+  // A proxy's own JSON error is no answer of this server.
+  if (!health?.model) throw new Error(`health: HTTP ${reply.status} without a model`);
+  return health;
+}
+
+/**
+ * Send a recording; give the `verbose_json` that its stream ends with.
+ *
+ * XMLHttpRequest, because fetch does not tell how much of an upload has left. `onEvent` gets each
+ * event before the last. Rejects with a `Problem`, or with the signal's reason once it is aborted:
+ * hanging up is what ends the work on the server.
+ */
+export function transcribe({ file, spokenLanguage, apiKey }, { signal, onSent, onUploaded, onEvent }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    const stream = new AnswerStream(request, onEvent);
+    const watch = new SilenceWatch(() => {
+      reject(new Problem("silent_server"));
+      request.abort();
+    });
+    request.open("POST", "v1/audio/transcriptions");
+    if (apiKey) request.setRequestHeader("Authorization", `Bearer ${apiKey}`);
+    request.upload.addEventListener("progress", ({ loaded, total }) => onSent(loaded / total));
+    request.upload.addEventListener("load", () => {
+      watch.start();
+      onUploaded();
+    });
+    request.addEventListener("progress", () => {
+      watch.heard();
+      try {
+        stream.advance();
+      } catch (problem) {
+        reject(problem);
+        request.abort();
+      }
+    });
+    request.addEventListener("load", () => {
+      try {
+        resolve(stream.result({ keyWasSent: apiKey !== "" }));
+      } catch (problem) {
+        reject(problem);
+      }
+    });
+    request.addEventListener("error", () => reject(new Problem("network")));
+    request.addEventListener("abort", () => reject(signal.reason));
+    request.addEventListener("loadend", () => watch.stop());
+    signal.addEventListener("abort", () => request.abort(), { once: true });
+    request.send(transcriptionForm({ file, spokenLanguage }));
+  });
+}
+
+function transcriptionForm({ file, spokenLanguage }) {
+  const form = new FormData();
+  const fields = [
+    ["model", "whisper-1"],
+    ["response_format", "verbose_json"],
+    ["timestamp_granularities[]", "word"],
+    ["timestamp_granularities[]", "segment"],
+    ["include[]", "logprobs"],
+    ["include[]", "progress"],
+    ["include[]", "peaks"],
+    ["stream", "true"],
+  ];
+  for (const [name, value] of fields) form.append(name, value);
+  if (spokenLanguage) form.append("language", spokenLanguage);
+  // Last, so that a server reading the form as it comes knows the options before the audio.
+  form.append("file", file, file.name);
+  return form;
+}
+
+/** The events of one answer, as far as they have come. */
+class AnswerStream {
+  #request;
+  #onEvent;
+  #reader = new EventReader();
+  #read = 0;
+  #done = null;
+
+  constructor(request, onEvent) {
+    this.#request = request;
+    this.#onEvent = onEvent;
+  }
+
+  get #isStream() {
+    const type = this.#request.getResponseHeader("Content-Type") ?? "";
+    return this.#request.status === 200 && type.startsWith("text/event-stream");
+  }
+
+  /** Pass on what is new. Throws the `Problem` that the server tells of. */
+  advance() {
+    if (!this.#isStream) return;
+    const received = this.#request.responseText;
+    const piece = received.slice(this.#read);
+    this.#read = received.length;
+    for (const event of this.#reader.read(piece)) this.#take(event);
+  }
+
+  #take(event) {
+    if (event.error) throw problemOfEvent(event.error);
+    if (event.type === "transcript.text.done") this.#done = event.verbose_json;
+    else this.#onEvent(event);
+  }
+
+  /** Give the transcript. Throws a `Problem` for an answer that is none, or is cut short. */
+  result({ keyWasSent }) {
+    if (!this.#isStream) throw problemOfReply(this.#request, { keyWasSent });
+    this.advance();
+    if (!this.#done) throw new Problem("network");
+    return this.#done;
+  }
+}
+
+/** Notices a connection that died without a word, as one does when the Wi-Fi goes. */
+class SilenceWatch {
+  #timer = null;
+  #silentS = 0;
+  #onSilence;
+
+  constructor(onSilence) {
+    this.#onSilence = onSilence;
+  }
+
+  start() {
+    // Ticks are counted, not the clock read: a laptop that slept has not listened meanwhile.
+    this.#timer = setInterval(() => {
+      this.#silentS += 1;
+      if (this.#silentS >= SILENCE_LIMIT_S) this.#onSilence();
+    }, 1000);
+  }
+
+  heard() {
+    this.#silentS = 0;
+  }
+
+  stop() {
+    clearInterval(this.#timer);
+  }
+}

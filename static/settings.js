@@ -1,0 +1,125 @@
+/** What a person chooses once: language, format, captions, API key; and the dialog to do it in. */
+
+import { byId, element } from "./dom.js";
+import { languageName, onLanguageChange, text } from "./i18n.js";
+import { forget, readStored, store } from "./stored.js";
+
+const CAPTION_DEFAULTS = { lineLength: 42, lines: 2, longestS: 6 };
+
+export class Settings {
+  #captionDefaults = CAPTION_DEFAULTS;
+  #languages = ["en"];
+  #onChange;
+
+  /** `onChange()` is called after each change. */
+  constructor(onChange) {
+    this.#onChange = onChange;
+    this.#listen();
+    this.#fill();
+    onLanguageChange(() => this.#showLanguages());
+  }
+
+  /** What a transcription is asked with. */
+  get request() {
+    return { spokenLanguage: byId("spoken").value, apiKey: byId("api-key").value.trim() };
+  }
+
+  /** The format of the first download button. */
+  get format() {
+    return byId("format").value;
+  }
+
+  /** `{lineLength, lines, longestS}`; what is out of range counts as not said. */
+  get captions() {
+    const values = Object.entries(CAPTION_FIELDS).map(([name, id]) => {
+      const field = byId(id);
+      return [name, field.value !== "" && field.validity.valid ? Number(field.value) : this.#captionDefaults[name]];
+    });
+    return Object.fromEntries(values);
+  }
+
+  /** Give the code of a language that the server names in English; "" where it is not known. */
+  codeOf(englishName) {
+    const english = new Intl.DisplayNames(["en"], { type: "language" });
+    return this.#languages.find((code) => english.of(code).toLowerCase() === englishName) ?? "";
+  }
+
+  /** Take what the server tells: the languages of its model, and its own caption settings. */
+  learn({ model, subtitles }) {
+    if (model.languages?.join() !== this.#languages.join() && model.languages) {
+      this.#languages = model.languages;
+      this.#showLanguages();
+    }
+    if (!subtitles) return;
+    this.#captionDefaults = {
+      lineLength: subtitles.line_length,
+      lines: subtitles.lines,
+      longestS: subtitles.max_duration_s,
+    };
+    this.#fillCaptions();
+  }
+
+  /** Open the dialog, at the field that `fieldId` names. */
+  open(fieldId = null) {
+    byId("settings").showModal();
+    if (fieldId) byId(fieldId).focus();
+  }
+
+  #listen() {
+    byId("settings-open").addEventListener("click", () => this.open());
+    byId("settings").addEventListener("change", () => this.#keep());
+    byId("settings").addEventListener("click", (event) => {
+      // The dialog itself is hit only beside its content.
+      if (event.target === byId("settings")) byId("settings").close();
+    });
+    // Nothing is sent: the form only closes the dialog, also from a field by Enter.
+    byId("settings-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      byId("settings").close();
+    });
+    byId("spoken").addEventListener("change", () => this.#keep());
+  }
+
+  #fill() {
+    byId("format").value = readStored("format", "srt");
+    const key = readStored("api-key", "");
+    byId("api-key").value = key;
+    byId("keep-key").checked = key !== "";
+    this.#showLanguages();
+    this.#fillCaptions();
+  }
+
+  #fillCaptions() {
+    const chosen = { ...this.#captionDefaults, ...readStored("captions", {}) };
+    for (const [name, id] of Object.entries(CAPTION_FIELDS)) byId(id).value = chosen[name];
+  }
+
+  #keep() {
+    store("format", this.format);
+    store("spoken", byId("spoken").value);
+    this.#keepCaptions();
+    if (byId("keep-key").checked) store("api-key", byId("api-key").value.trim());
+    else forget("api-key");
+    this.#onChange();
+  }
+
+  /** Store what differs from the server's settings, so that a change there is followed here. */
+  #keepCaptions() {
+    const differing = Object.entries(this.captions).filter(([name, value]) => value !== this.#captionDefaults[name]);
+    store("captions", Object.fromEntries(differing));
+  }
+
+  #showLanguages() {
+    const chosen = byId("spoken").value || readStored("spoken", "");
+    const named = this.#languages
+      .map((code) => ({ code, name: languageName(code) }))
+      .sort((left, right) => left.name.localeCompare(right.name));
+    byId("spoken").replaceChildren(
+      element("option", { value: "", textContent: text("spoken.auto") }),
+      ...named.map(({ code, name }) => element("option", { value: code, textContent: name })),
+    );
+    byId("spoken").value = this.#languages.includes(chosen) ? chosen : "";
+  }
+}
+
+const CAPTION_FIELDS = { lineLength: "line-length", lines: "line-count", longestS: "longest-cue" };

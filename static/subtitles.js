@@ -1,0 +1,210 @@
+/**
+ * Sentences -> cues; SRT and WebVTT text.
+ *
+ * The same layout as the server's `subtitles.py`, function by function, so that an edited transcript
+ * breaks where the server would break it; a test compares the two. Times are whole milliseconds.
+ *
+ * `options`: `{lineLength, lines, longestS, shortestS, mergeGapS, gapS, fewCharacters}`.
+ */
+
+/** What the page does not ask about; the server's defaults. */
+export const FIXED_OPTIONS = { shortestS: 1.5, mergeGapS: 0.3, gapS: 0.06, fewCharacters: 6 };
+
+/** What splitting after a comma costs, where splitting inside a phrase costs 1. */
+const PUNCTUATION_COST = 0.2;
+/** A pause this long inside a sentence is as good a place to split as a comma. */
+const TELLING_PAUSE_MS = 500;
+/** A part that holds less than this share of what a cue may hold is an orphan: it would flash. */
+const SPARSE_FILL = 0.2;
+
+const CLAUSE_END = /[,;:!?–—…、。！，：；？]["'’”»)\]]*$/;
+/** What an SRT parser may take for the arrow of a timing line. */
+const SRT_ARROW = /-[- ]*>/g;
+
+/** Lay a transcript out as cues: `{start, end, lines}` each, milliseconds. Every word once, in order. */
+export function makeCues(transcript, options) {
+  const limits = limitsOf(options);
+  const pieces = transcript.sentences
+    .map((sentence) => readableWords(transcript.wordsOf(sentence)))
+    .filter((piece) => piece.length > 0)
+    .flatMap((piece) => split(piece, limits));
+  const merged = mergeShort(pieces, limits);
+  const times = timesOf(merged, limits);
+  return merged.map((piece, index) => ({ ...times[index], lines: breakLines(piece, limits) }));
+}
+
+export function toSrt(cues) {
+  return cues
+    .map(({ start, end, lines }, index) => {
+      const text = lines.join("\n").replace(SRT_ARROW, "→");
+      return `${index + 1}\n${timestamp(start, ",")} --> ${timestamp(end, ",")}\n${text}\n\n`;
+    })
+    .join("");
+}
+
+export function toVtt(cues) {
+  const blocks = cues.map(({ start, end, lines }) => {
+    const text = lines.join("\n").replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+    return `${timestamp(start, ".")} --> ${timestamp(end, ".")}\n${text}\n\n`;
+  });
+  return `WEBVTT\n\n${blocks.join("")}`;
+}
+
+function limitsOf({ lineLength, lines, longestS, shortestS, mergeGapS, gapS, fewCharacters }) {
+  return {
+    lineLength,
+    lines,
+    characters: lineLength * lines,
+    longest: ms(longestS),
+    shortest: ms(shortestS),
+    mergeGap: ms(mergeGapS),
+    gap: ms(gapS),
+    fewCharacters,
+  };
+}
+
+/** An edit may have put several words, or none, in one's place: those share its time. */
+function readableWords(words) {
+  return words.flatMap(({ text, start, end }) =>
+    text.split(/\s+/).filter(Boolean).map((part) => ({
+      text: part,
+      length: [...part].length,
+      start: ms(start),
+      end: ms(end),
+    })),
+  );
+}
+
+/** Split at word times into parts that fit, at the cheapest set of places. */
+function split(piece, limits) {
+  if (fits(piece, limits)) return [piece];
+  const firsts = cheapestFirsts(piece, limits);
+  const parts = [];
+  for (let end = piece.length; end > 0; end = firsts[end]) parts.unshift(piece.slice(firsts[end], end));
+  return parts;
+}
+
+/** Find, for each n, where the last part of the cheapest split of the first n words begins. */
+function cheapestFirsts(piece, limits) {
+  const splitCosts = piece.map((word, index) => (index === 0 ? 0 : splitCost(piece[index - 1], word)));
+  const costs = [0];
+  const firsts = [0];
+  for (let end = 1; end <= piece.length; end += 1) {
+    costs[end] = Infinity;
+    for (const { first, cost } of lastParts(piece, end, limits)) {
+      const total = costs[first] + splitCosts[first] + cost;
+      // Of equals the earlier beginning: `lastParts` goes backwards.
+      if (total <= costs[end]) [costs[end], firsts[end]] = [total, first];
+    }
+  }
+  return firsts;
+}
+
+function splitCost(before, after) {
+  if (CLAUSE_END.test(before.text)) return PUNCTUATION_COST;
+  const pause = Math.min(Math.max(after.start - before.end, 0), TELLING_PAUSE_MS);
+  return 1 - ((1 - PUNCTUATION_COST) * pause) / TELLING_PAUSE_MS;
+}
+
+/** Yield where a part that ends before word `end` may begin, and what that part costs. */
+function* lastParts(piece, end, limits) {
+  let characters = -1;
+  for (let first = end - 1; first >= 0; first -= 1) {
+    characters += 1 + piece[first].length;
+    const share = fill(characters, piece[end - 1].end - piece[first].start, limits);
+    if (share > 1 && first < end - 1) return;
+    yield { first, cost: 1 + share ** 2 + (share < SPARSE_FILL ? 1 : 0) };
+  }
+}
+
+/** Append pieces to the one before where either is short and both fit into one cue. */
+function mergeShort(pieces, limits) {
+  const merged = [];
+  for (const piece of pieces) {
+    const last = merged.at(-1);
+    if (last && belongTogether(last, piece, limits)) merged[merged.length - 1] = [...last, ...piece];
+    else merged.push(piece);
+  }
+  return merged;
+}
+
+function belongTogether(left, right, limits) {
+  return (
+    right[0].start - left.at(-1).end <= limits.mergeGap &&
+    (isShort(left, limits) || isShort(right, limits)) &&
+    fits([...left, ...right], limits)
+  );
+}
+
+function isShort(piece, limits) {
+  return duration(piece) < limits.shortest || characterCount(piece) < limits.fewCharacters;
+}
+
+function fits(piece, limits) {
+  return fill(characterCount(piece), duration(piece), limits) <= 1;
+}
+
+/** Give the share of what a cue may hold, in characters or in time, whichever is more. */
+function fill(characters, length, limits) {
+  return Math.max(characters / limits.characters, length / limits.longest);
+}
+
+function characterCount(piece) {
+  return piece.reduce((sum, word) => sum + 1 + word.length, -1);
+}
+
+function duration(piece) {
+  return piece.at(-1).end - piece[0].start;
+}
+
+/** Give each cue's start and end: in order, never overlapping, with a gap between. */
+function timesOf(pieces, limits) {
+  const starts = [];
+  for (const piece of pieces) starts.push(Math.max(piece[0].start, (starts.at(-1) ?? -1) + 1));
+  return pieces.map((piece, index) => {
+    const start = starts[index];
+    const end = Math.max(piece.at(-1).end, start + limits.shortest);
+    if (index + 1 === pieces.length) return { start, end };
+    const following = starts[index + 1];
+    return { start, end: Math.min(end, following - Math.min(limits.gap, Math.floor((following - start) / 2))) };
+  });
+}
+
+/** Break text into as few lines as the length allows, as even as they can be. */
+function breakLines(piece, limits) {
+  const count = Math.min(fillLines(piece, limits.lineLength).length, limits.lines);
+  let [low, high] = [0, characterCount(piece)];
+  while (low < high) {
+    const width = (low + high) >> 1;
+    if (fillLines(piece, width).length <= count) high = width;
+    else low = width + 1;
+  }
+  return fillLines(piece, low).map((words) => words.map((word) => word.text).join(" "));
+}
+
+/** Fill lines of `width` characters one after the other; a longer word gets its own. */
+function fillLines(piece, width) {
+  const lines = [];
+  let room = 0;
+  for (const word of piece) {
+    if (lines.length > 0 && word.length < room) {
+      lines.at(-1).push(word);
+      room -= 1 + word.length;
+    } else {
+      lines.push([word]);
+      room = width - word.length;
+    }
+  }
+  return lines;
+}
+
+function timestamp(milliseconds, mark) {
+  const pad = (value, length = 2) => String(value).padStart(length, "0");
+  const seconds = Math.floor(milliseconds / 1000);
+  const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60];
+  return `${pad(h)}:${pad(m)}:${pad(s)}${mark}${pad(milliseconds % 1000, 3)}`;
+}
+
+function ms(seconds) {
+  return Math.round(seconds * 1000);
+}

@@ -1,0 +1,132 @@
+"""The page from start to end as a person goes through it: both widths, languages and colours.
+
+`make screenshots` keeps a picture of each state in `docs/screenshots/`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from browser import Look, choose, chromium, saved, serious_faults, transcript_of, visit
+from conftest import ROOT, SPEECH, Server, encode
+from playwright.sync_api import Browser, Page, expect
+
+LOOKS = {
+    "desktop-en": Look(),
+    "desktop-zh-CN": Look(language="zh-CN", dark=True),
+    "phone-en": Look(width=390, height=844, dark=True),
+    "phone-zh-CN": Look(width=390, height=844, language="zh-CN"),
+}
+PICTURES = ROOT / "docs" / "screenshots"
+
+KeepPicture = Callable[[Page, str, str], None]
+"""Takes a page, the name of its state, and that of its look."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with a lecture of two hours, long enough to look around, and a document."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "notes.pdf").write_text("%PDF-1.7")
+    again = ("-stream_loop", "9")
+    encode(SPEECH / "long-pauses.ogg", folder / "lecture.ogg", "-c", "copy", before=again)
+    return folder
+
+
+@pytest.fixture
+def keep(pytestconfig: pytest.Config) -> KeepPicture:
+    """Give what keeps the pictures that are asked for: all of a desktop, the result of a phone."""
+
+    def keep(page: Page, state: str, name: str) -> None:
+        wanted = state == "result" or ("desktop" in name and state != "settings")
+        if pytestconfig.getoption("screenshots") and wanted:
+            page.mouse.move(0, 0)
+            page.screenshot(path=PICTURES / f"{state}-{name}.png")
+
+    return keep
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_the_five_states(
+    browser: Browser, server: Server, files: Path, keep: KeepPicture, name: str
+) -> None:
+    look = LOOKS[name]
+    strings = json.loads((ROOT / f"static/strings.{look.language}.json").read_text("utf-8"))
+
+    def look_at(page: Page, state: str) -> None:
+        assert serious_faults(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "too wide"
+        keep(page, state, name)
+
+    with visit(browser, server.url, look) as page:
+        # 1. Start.
+        expect(page.locator("html")).to_have_attribute("lang", look.language)
+        expect(page.locator("h1")).to_have_text(strings["page.heading"])
+        expect(page.locator("#demo-banner")).to_contain_text(strings["demo.title"])
+        expect(page.locator("#limits")).to_contain_text("2,000 MB")
+        look_at(page, "start")
+
+        # 2. Recording.
+        page.locator("#record").click()
+        expect(page.locator("#record-time")).to_have_text("0:03")
+        look_at(page, "recording")
+        page.locator("#record-discard").click()
+
+        # 3. Working: words are there while most of the recording is still to come.
+        choose(page, files / "lecture.ogg")
+        expect(page.locator("#live")).to_contain_text("stones in the bridge")
+        state = page.locator("[data-part=state]")
+        expect(state).to_contain_text(re.compile(r"\b[1-9]\d?\s?%"))
+        expect(page.locator("[data-part=detail]")).to_contain_text(
+            re.compile("real time" if look.language == "en" else "倍速")
+        )
+        look_at(page, "working")
+        expect(page.locator("progress")).to_be_visible()
+        page.locator("[data-part=stop]").click()
+        expect(page.locator("[data-phase=cancelled]")).to_be_visible()
+        page.locator("[data-part=stop]").click()
+
+        # 4. Result, playing.
+        choose(page, SPEECH / "long-pauses.ogg")
+        assert transcript_of(page).startswith("There are two hundred and twenty six stones")
+        page.locator("#play").click()
+        expect(page.locator("#sentences .speaking")).to_have_text(re.compile("two|hundred|twenty"))
+        page.locator("#play").click()
+        page.locator("#document").evaluate("(shown) => shown.scrollIntoView()")
+        look_at(page, "result")
+        file_name, subtitles = saved(page, "srt")
+        assert file_name == "long-pauses.srt"
+        assert subtitles.startswith("1\n00:00:00,")
+
+        # 5. Trouble.
+        choose(page, files / "notes.pdf")
+        expect(page.locator("[data-phase=failed]")).to_contain_text(
+            strings["error.not_a_recording.advice"]
+        )
+        expect(page.locator("#result-head")).to_be_visible()  # What one reads stays.
+        page.evaluate("scrollTo(0, 0)")
+        look_at(page, "trouble")
+
+        # The settings lie over all of it.
+        page.locator("#settings-open").click()
+        expect(page.locator("#settings-title")).to_have_text(strings["settings.title"])
+        look_at(page, "settings")
+
+
+def test_from_page_to_words_and_from_words_to_file_it_is_two_clicks(
+    browser: Browser, server: Server
+) -> None:
+    with visit(browser, server.url) as page:
+        choose(page, SPEECH / "clip-001.flac")
+        assert transcript_of(page) == "Rosa likes writing, but Olivia likes working."
+        assert "Rosa likes writing" in saved(page, "srt")[1]

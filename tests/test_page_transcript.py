@@ -1,0 +1,405 @@
+"""What a person does with a transcript on the page: listen, read, search, mend, take away, keep."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import (
+    PATIENCE_S,
+    Look,
+    Proxy,
+    choose,
+    chromium,
+    count_uploads,
+    edit_word,
+    saved,
+    transcript_of,
+    visit,
+)
+from conftest import SPEECH, Server
+from http_helpers import ENDPOINT, Fields, transcribe, uploads, wait_until
+from playwright.sync_api import Browser, Page, Route, expect
+
+CLIP = SPEECH / "clip-001.flac"
+TALK = SPEECH / "long-pauses.ogg"
+WORDS: Fields = {
+    "response_format": "verbose_json",
+    "timestamp_granularities[]": ["word", "segment"],
+    "include[]": ["logprobs"],
+}
+SECONDS = "document.querySelector('audio').currentTime"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def talk(browser: Browser, server: Server) -> Iterator[Page]:
+    """Show the transcript of twelve minutes to the tests that change nothing about it."""
+    with visit(browser, server.url) as page:
+        choose(page, TALK)
+        transcript_of(page)
+        yield page
+
+
+@pytest.fixture(scope="module")
+def answer(server: Server) -> dict[str, Any]:
+    """Give the server's own answer for the same recording."""
+    body: dict[str, Any] = transcribe(server, TALK, WORDS, name=TALK.name).json()
+    return body
+
+
+class TestListening:
+    def test_a_click_on_a_word_plays_from_there_and_marks_it(
+        self, talk: Page, answer: dict[str, Any]
+    ) -> None:
+        word = talk.locator('[data-word="30"]')
+        word.click()
+        wait_until(
+            lambda: talk.evaluate(SECONDS) > answer["words"][30]["start"] + 0.05,
+            within_s=PATIENCE_S,
+            what="playing",
+        )
+        expect(talk.locator(".speaking")).to_have_count(1)
+        talk.get_by_role("button", name="Pause", exact=True).click()
+        spoken = int(talk.locator(".speaking").get_attribute("data-word") or -1)
+        now = talk.evaluate(SECONDS)
+        assert answer["words"][spoken]["start"] <= now + 0.05
+        assert now - 0.05 < answer["words"][spoken + 1]["start"]
+
+    def test_the_waveform_is_drawn_and_moves_by_mouse_and_keyboard(self, talk: Page) -> None:
+        slider = talk.get_by_role("slider", name="Position in the recording")
+        whole = talk.locator("#waveform-whole")
+        colours = whole.evaluate(
+            """(canvas) => new Set(canvas.getContext("2d")
+                .getImageData(0, 0, canvas.width, canvas.height).data).size"""
+        )
+        assert colours > 5
+        box = whole.bounding_box()
+        assert box is not None
+        talk.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert talk.evaluate(SECONDS) == pytest.approx(721.5 / 2, abs=3)
+        slider.press("ArrowRight")
+        assert talk.evaluate(SECONDS) == pytest.approx(721.5 / 2 + 5, abs=3)
+        slider.press("Home")
+        expect(slider).to_have_attribute("aria-valuetext", "0:00 of 12:01")
+
+    def test_the_words_are_reached_by_keyboard(self, talk: Page) -> None:
+        talk.locator("#sentences").get_by_role("button", name="Play from 0:00").focus()
+        talk.keyboard.press("ArrowDown")
+        talk.keyboard.press("ArrowRight")
+        talk.keyboard.press("ArrowRight")
+        focused = talk.locator(":focus")
+        expect(focused).to_have_text("was")
+        expect(focused).to_have_attribute("role", "button")
+        talk.keyboard.press("Enter")
+        expect(talk.get_by_role("button", name="Pause", exact=True)).to_be_visible()
+        talk.get_by_role("button", name="Pause", exact=True).click()
+        assert talk.locator('#sentences [tabindex="0"]').count() == 1
+
+
+class TestReading:
+    def test_sentences_stand_with_their_times(self, talk: Page, answer: dict[str, Any]) -> None:
+        sentences = talk.locator("#sentences .words").all_text_contents()
+        assert sentences == [segment["text"].strip() for segment in answer["segments"]]
+        seconds = int(answer["segments"][7]["start"])
+        expect(talk.locator("#sentences .time").nth(7)).to_have_text(
+            f"{seconds // 60}:{seconds % 60:02}"
+        )
+
+    def test_uncertain_words_are_those_that_the_model_doubts(
+        self, talk: Page, answer: dict[str, Any]
+    ) -> None:
+        doubted = [
+            index for index, word in enumerate(answer["words"]) if math.exp(word["logprob"]) < 0.5
+        ]
+        assert doubted
+        button = talk.get_by_role("button", name=f"Next uncertain word ({len(doubted)})")
+        for index in doubted:
+            button.click()
+            focused = talk.locator(":focus")
+            expect(focused).to_have_attribute("data-word", str(index))
+            expect(focused).to_have_class(re.compile("uncertain"))
+            percent = round(math.exp(answer["words"][index]["logprob"]) * 100)
+            expect(focused).to_have_attribute("title", re.compile(rf"uncertain: {percent}\s?%"))
+
+    def test_search_goes_from_place_to_place(self, talk: Page, answer: dict[str, Any]) -> None:
+        count = answer["text"].lower().count("the chairs")
+        assert count > 1
+        talk.get_by_role("searchbox").fill("THE chairs")
+        expect(talk.locator("#search-count")).to_have_text(f"1 of {count}")
+        expect(talk.locator(".current")).to_have_text(["the", re.compile("chairs")])
+        talk.keyboard.press("Enter")
+        expect(talk.locator("#search-count")).to_have_text(f"2 of {count}")
+        expect(talk.locator(".current").first).to_be_in_viewport()
+        talk.get_by_role("searchbox").fill("zebra")
+        expect(talk.locator("#search-count")).to_have_text("Not found")
+        talk.get_by_role("searchbox").fill("")
+
+    def test_silence_says_that_nothing_was_said(self, browser: Browser, server: Server) -> None:
+        with visit(browser, server.url) as page:
+            _play_answer(page, [])
+            choose(page, CLIP)
+            expect(page.locator("#result-empty")).to_contain_text("No speech was recognised")
+
+
+class TestTakingAway:
+    def test_every_format_has_the_recordings_name_and_what_the_server_writes(
+        self, talk: Page, server: Server, answer: dict[str, Any]
+    ) -> None:
+        for name in ("srt", "vtt"):
+            servers = transcribe(server, TALK, {"response_format": name}).text
+            assert saved(talk, name) == (f"long-pauses.{name}", servers)
+        file_name, text = saved(talk, "txt")
+        assert file_name == "long-pauses.txt"
+        assert text.split() == answer["text"].split()
+        file_name, body = saved(talk, "json")
+        assert file_name == "long-pauses.json"
+        downloaded = json.loads(body)
+        # Probabilities differ in their last digits with what else is in a batch.
+        for part, fields in (("words", "word start end"), ("segments", "id start end text")):
+            for field in fields.split():
+                assert [item[field] for item in downloaded[part]] == [
+                    item[field] for item in answer[part]
+                ]
+            assert set(downloaded[part][0]) == set(answer[part][0])
+
+    def test_the_text_is_copied(self, browser: Browser, server: Server) -> None:
+        with visit(browser, server.url) as page:
+            page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+            choose(page, CLIP)
+            text = transcript_of(page)
+            page.get_by_role("button", name="Copy text").click()
+            expect(page.get_by_role("button", name="Copied")).to_be_visible()
+            assert page.evaluate("navigator.clipboard.readText()").strip() == text
+
+    def test_an_edited_word_is_in_every_download(self, browser: Browser, server: Server) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, CLIP)
+            transcript_of(page)
+            edit_word(page, page.locator('[data-word="0"]'), "Dear <b>Rose</b>")
+            edit_word(page, page.locator('[data-word="4"]'), "")
+            edited = "Dear <b>Rose</b> likes writing, but likes working."
+            assert " ".join(transcript_of(page).replace("∅", "").split()) == edited
+            assert saved(page, "txt")[1] == f"{edited}\n"
+            assert " ".join(saved(page, "srt")[1].split()[4:]) == edited
+            assert "Dear &lt;b&gt;Rose&lt;/b&gt; likes" in saved(page, "vtt")[1]
+            body = json.loads(saved(page, "json")[1])
+            assert body["text"] == body["segments"][0]["text"].strip() == edited
+            assert body["words"][0]["word"] == "Dear <b>Rose</b>"
+            assert [word.get("edited") for word in body["words"][:3]] == [True, None, None]
+
+    def test_a_word_is_edited_by_keyboard_and_escape_leaves_it(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, CLIP)
+            said = transcript_of(page)
+            page.locator("#sentences .time").focus()
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("F2")
+            page.keyboard.type("nonsense")
+            page.keyboard.press("Escape")
+            assert transcript_of(page) == said
+            expect(page.locator(":focus")).to_have_text("Rosa")
+            page.keyboard.press("F2")
+            page.keyboard.type("Rose")
+            page.keyboard.press("Enter")
+            expect(page.locator(":focus")).to_have_text("Rose")
+
+    def test_a_click_edits_once_the_edit_button_is_pressed(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url, Look(width=390, height=844)) as page:
+            choose(page, CLIP)
+            transcript_of(page)
+            page.get_by_role("button", name="Edit words").tap()
+            page.locator('[data-word="1"]').tap()
+            page.locator(".word-field").fill("loves")
+            page.get_by_role("button", name="Edit words").tap()
+            expect(page.locator('[data-word="1"]')).to_have_text("loves")
+
+
+class TestSettings:
+    def test_captions_are_laid_out_as_asked(self, browser: Browser, server: Server) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, TALK)
+            transcript_of(page)
+            page.locator("#settings-open").click()
+            page.get_by_label("Characters in a line").fill("20")
+            page.get_by_label("Lines").fill("1")
+            page.get_by_role("button", name="Done").click()
+            subtitles = saved(page, "srt")[1]
+            for block in subtitles.strip().split("\n\n"):
+                assert len(block.splitlines()) == 3
+                assert len(block.splitlines()[2]) <= 20
+            page.reload()
+            page.locator("#settings-open").click()
+            expect(page.get_by_label("Characters in a line")).to_have_value("20")
+
+    def test_the_preferred_format_is_the_first_button(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            page.locator("#settings-open").click()
+            page.get_by_label("First download button").select_option("txt")
+            page.get_by_role("button", name="Done").click()
+            choose(page, CLIP)
+            transcript_of(page)
+            expect(page.locator("#downloads button").first).to_have_text("Download TXT")
+
+    def test_the_key_is_kept_only_if_asked_and_never_in_an_address(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            asked: list[str] = []
+            page.on("request", lambda request: asked.append(request.url))
+            for keep in (False, True):
+                page.locator("#settings-open").click()
+                page.get_by_label("API key", exact=True).fill("open-sesame")
+                page.get_by_label("Keep it in this browser").set_checked(keep)
+                page.keyboard.press("Escape")
+                choose(page, CLIP)
+                transcript_of(page)
+                stored = page.evaluate("JSON.stringify(localStorage)")
+                assert ("open-sesame" in stored) is keep
+                page.reload()
+                expect(page.locator("#page")).to_be_visible()
+                kept = page.locator("#api-key").input_value()
+                assert kept == ("open-sesame" if keep else "")
+            assert not any("sesame" in address for address in [*asked, page.url])
+
+    def test_the_spoken_language_is_sent(self, browser: Browser, server: Server) -> None:
+        with Proxy(server.url) as proxy, visit(browser, proxy.url) as page:
+            expect(page.locator("#spoken option")).to_have_text(["Automatic", "English"])
+            page.get_by_label("Spoken language").select_option("en")
+            choose(page, CLIP)
+            transcript_of(page)
+            assert b'name="language"\r\n\r\nen\r\n' in proxy.upload
+
+    def test_the_pages_language_is_switched_and_remembered(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, CLIP)
+            transcript_of(page)
+            page.get_by_label("Language of this page").select_option("zh-CN")
+            expect(page.locator("#copy")).to_have_text("复制文本")
+            page.reload()
+            expect(page.locator("h1")).to_have_text("把录音变成文字")
+
+
+class TestHistory:
+    def test_a_transcript_stays_with_its_edits_until_it_is_deleted(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, CLIP)
+            transcript_of(page)
+            edit_word(page, page.locator('[data-word="0"]'), "Rose")
+            wait_until(lambda: "Rose" in _stored(page), within_s=PATIENCE_S, what="saving")
+            page.reload()
+            asked = count_uploads(page)
+            page.get_by_role("button", name=CLIP.name, exact=True).click()
+            assert transcript_of(page) == "Rose likes writing, but Olivia likes working."
+            assert "Rose likes" in saved(page, "srt")[1]
+            expect(page.get_by_role("slider")).to_be_visible()
+            # The recording itself was not kept; with it, words play again.
+            page.locator("#attach-file").set_input_files(CLIP)
+            page.locator('[data-word="2"]').click()
+            expect(page.get_by_role("button", name="Pause", exact=True)).to_be_visible()
+            page.get_by_role("button", name=f"Delete: {CLIP.name}").click()
+            expect(page.locator("#history")).to_be_hidden()
+            assert asked == []
+            assert CLIP.name not in _stored(page)
+        assert uploads(server) == []
+
+
+class TestHostileAnswers:
+    def test_markup_in_a_transcript_is_only_text(self, browser: Browser, server: Server) -> None:
+        words = ["<img", "src=x", "onerror=alert(1)>", "<script>alert(2)</script>", "-->"]
+        with visit(browser, server.url) as page:
+            page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+            _play_answer(page, words)
+            choose(page, CLIP)
+            assert transcript_of(page) == " ".join(words)
+            assert page.locator("main img, main script").count() == 0
+            assert "&lt;script&gt;alert(2)" in saved(page, "vtt")[1]
+            assert saved(page, "srt")[1].count("-->") == 1
+
+
+class TestThreeHours:
+    def test_only_what_is_near_has_an_element_for_each_word(
+        self, browser: Browser, server: Server
+    ) -> None:
+        words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 3000
+        with visit(browser, server.url) as page:
+            _play_answer(page, words)
+            choose(page, CLIP)
+            page.locator("#result-head").wait_for()
+            expect(page.locator("#sentences li")).to_have_count(3000)
+            expect(page.locator('[data-word="0"]')).to_be_visible()
+            assert page.locator(".word").count() < 2000
+            page.locator("#sentences li").last.scroll_into_view_if_needed()
+            expect(page.locator(f'[data-word="{len(words) - 1}"]')).to_be_visible()
+            assert page.locator(".word").count() < 2000
+
+
+def _stored(page: Page) -> str:
+    """Give what the page's database holds, as text."""
+    held: str = page.evaluate(
+        """() => new Promise((resolve, reject) => {
+            const opened = indexedDB.open("parakeet");
+            opened.onerror = reject;
+            opened.onsuccess = () => {
+                const stores = [...opened.result.objectStoreNames];
+                if (stores.length === 0) { opened.result.close(); resolve(""); return; }
+                const transaction = opened.result.transaction(stores);
+                const found = stores.map((name) => transaction.objectStore(name).getAll());
+                transaction.oncomplete = () => {
+                    opened.result.close();
+                    resolve(JSON.stringify(found.map((request) => request.result)));
+                };
+            };
+        })"""
+    )
+    return held
+
+
+def _play_answer(page: Page, words: list[str]) -> None:
+    """Answer the next transcription with these words: no recording makes a model say them."""
+    timed = [
+        {"word": word, "start": index * 0.4, "end": index * 0.4 + 0.3, "logprob": -0.01}
+        for index, word in enumerate(words)
+    ]
+    segments = [
+        {
+            "id": number,
+            "start": timed[first]["start"],
+            "end": timed[min(first + 8, len(words) - 1)]["end"],
+            "text": " " + " ".join(words[first : first + 9]),
+        }
+        for number, first in enumerate(range(0, len(words), 9))
+    ]
+    body = {
+        "task": "transcribe",
+        "language": "english",
+        "duration": max(3.2, len(words) * 0.4),
+        "text": " ".join(words),
+        "words": timed,
+        "segments": segments,
+    }
+    event = {"type": "transcript.text.done", "text": body["text"], "verbose_json": body}
+
+    def answer(route: Route) -> None:
+        route.fulfill(content_type="text/event-stream", body=f"data: {json.dumps(event)}\n\n")
+
+    page.route(f"**{ENDPOINT}", answer)
