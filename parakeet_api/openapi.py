@@ -28,6 +28,7 @@ from parakeet_api.errors import (
     NoAudioTrackError,
     NotFoundError,
     QueueFullError,
+    RateLimitError,
     ServiceUnavailableError,
     StoppingError,
     TruncatedAudioError,
@@ -66,6 +67,7 @@ _TRANSCRIPTION_ERRORS = (
     *_BAD_REQUEST,
     *_BAD_AUDIO,
     UploadTooLargeError,
+    RateLimitError,
     *_NO_MODEL,
     QueueFullError,
     StoppingError,
@@ -202,6 +204,7 @@ def _job_paths(facts: Facts) -> Json:
                     facts,
                     *_BAD_REQUEST,
                     UploadTooLargeError,
+                    RateLimitError,
                     QueueFullError,
                     StoppingError,
                     JobsUnavailableError,
@@ -586,7 +589,9 @@ def _text(response_format: ResponseFormat, description: str, settings: Settings)
 
 
 def _guarded(facts: Facts, *errors: type[ApiError]) -> tuple[type[ApiError], ...]:
-    """Add the error of a missing key, where keys are set."""
+    """Add the error of a missing key, where keys are set; drop that of a rate without a limit."""
+    if facts.settings.rate_limit is None:
+        errors = tuple(error for error in errors if error is not RateLimitError)
     return (AuthenticationError, *errors) if facts.settings.api_keys else errors
 
 

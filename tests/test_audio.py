@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import Clip, decode, encode
 
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.errors import AudioTooLongError
-from parakeet_api.transcript import SAMPLE_RATE
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
+from parakeet_api.errors import AudioDecodeError, AudioTooLongError
+from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 
 def test_raw_samples_are_taken_as_they_are(decoder: FfmpegDecoder, tmp_path: Path) -> None:
@@ -81,3 +83,78 @@ def test_decoding_twice_gives_the_same(decoder: FfmpegDecoder, clips: list[Clip]
     once, twice = (decode(decoder, clips[3].path) for _ in range(2))
 
     assert np.array_equal(once, twice)
+
+
+def jump(clip: Clip, target: Path, *, after_s: float, by_s: float) -> Path:
+    """Move what comes after a moment to later, in the timestamps alone."""
+    moved = f"asetpts='PTS+if(gt(T,{after_s}),{by_s}/TB,0)'"
+    return encode(clip.path, target, "-af", moved, "-c:a", "libopus")
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.mka"])
+def test_a_hole_is_filled_with_as_much_silence(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
+) -> None:
+    samples = decode(decoder, jump(clips[0], tmp_path / name, after_s=1, by_s=100))
+
+    assert len(samples) / SAMPLE_RATE == pytest.approx(100 + clips[0].duration_s, abs=0.1)
+    assert not samples[2 * SAMPLE_RATE : 100 * SAMPLE_RATE].any()
+    assert samples[: 2 * SAMPLE_RATE].any()
+    assert samples[101 * SAMPLE_RATE :].any()
+
+
+@pytest.mark.parametrize("after_s", [-1, 1], ids=["late start", "later"])
+@pytest.mark.parametrize("hours", [3, 10])
+def test_a_hole_of_hours_is_refused_before_it_is_filled(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, hours: int, after_s: float
+) -> None:
+    file = tmp_path / "a.mkv"
+    # Behind two seconds of another sound, or the container would begin with the hole.
+    options = ["-i", str(clips[0].path), "-map", "0", "-map", "1"] if after_s < 0 else []
+    moved = f"asetpts='PTS+if(gt(T,{after_s}),{hours * 3600}/TB,0)'"
+    encode(clips[0].path, file, *options, "-filter:a:0", moved, "-c:a", "libopus")
+
+    blocks: list[Pcm] = []
+    with pytest.raises(AudioDecodeError, match="hole of more than 2 hours"):
+        blocks.extend(decoder.stream(file))
+
+    assert sum(map(len, blocks)) < 60 * SAMPLE_RATE
+
+
+def test_ffmpeg_is_bounded(decoder: FfmpegDecoder, tone: Path) -> None:
+    stream = replace(decoder, max_seconds=3600).stream(tone)
+    next(stream)
+    ffmpeg = psutil.Process().children()[0]
+    bounds = {
+        name: ffmpeg.rlimit(getattr(psutil, f"RLIMIT_{name}"))
+        for name in ("CPU", "DATA", "NOFILE", "FSIZE", "CORE")
+    }
+    stream.close()
+
+    assert bounds == {
+        "CPU": (960, 960),
+        "DATA": (1 << 30, 1 << 30),
+        "NOFILE": (32, 32),
+        "FSIZE": (0, 0),
+        "CORE": (0, 0),
+    }
+
+
+def test_a_decoder_that_is_killed_does_not_end_a_recording(
+    decoder: FfmpegDecoder, tone: Path
+) -> None:
+    stream = decoder.stream(tone)
+    next(stream)
+    psutil.Process().children()[0].kill()
+
+    with pytest.raises(AudioDecodeError, match="not be decoded to its end"):
+        list(stream)
+
+
+@pytest.fixture(scope="module")
+def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 minutes, more than any pipe holds."""
+    target = tmp_path_factory.mktemp("tone") / "tone.flac"
+    command = [find_ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i"]
+    subprocess.run([*command, "sine=f=220:r=16000:d=1200", str(target)], check=True, timeout=60)
+    return target

@@ -165,6 +165,18 @@ def test_the_shortest_sounds_are_no_error(recognizer: NemoRecognizer, samples: i
     assert len(recognizer.recognize([whole(sound), whole(clip)])) == 2
 
 
+def test_digital_silence_costs_no_pass(
+    recognizer: NemoRecognizer, waveforms: list[Pcm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence, spoken = whole(np.zeros(3 * SAMPLE_RATE, np.int16)), whole(waveforms[0])
+    words = recognizer.recognize([spoken])[0]
+    between = recognizer.recognize([silence, spoken, silence])
+    monkeypatch.setattr(recognizer, "_recognize", None)
+
+    assert between == [[], words, []]
+    assert recognizer.recognize([silence, silence]) == [[], []]
+
+
 def test_a_thousand_calls_change_nothing_in_the_model(
     recognizer: NemoRecognizer, waveforms: list[Pcm]
 ) -> None:
