@@ -228,7 +228,8 @@ def running_target(folder: Path) -> Iterator[Target]:
         server.task_dispatcher.shutdown()
         threadless = InOurThread()
         server.task_dispatcher = cast(Any, threadless)
-        yield Target(server, threadless.tasks, settings.temp_uploads_dir)
+        with closing(server):
+            yield Target(server, threadless.tasks, settings.temp_uploads_dir)
 
 
 def make_requests() -> list[bytes]:
