@@ -121,15 +121,16 @@ def test_a_hole_of_hours_is_refused_before_it_is_filled(
     assert sum(map(len, blocks)) < 60 * SAMPLE_RATE
 
 
-def running_ffmpeg() -> psutil.Process:
-    (ffmpeg,) = (p for p in psutil.Process().children() if "ffmpeg" in p.name())
-    return ffmpeg
+def own_ffmpeg() -> psutil.Process:
+    """Find this process' decoder; a server may be its child too."""
+    (found,) = [p for p in psutil.Process().children() if "ffmpeg" in p.name()]
+    return found
 
 
 def test_ffmpeg_is_bounded(decoder: FfmpegDecoder, tone: Path) -> None:
     stream = replace(decoder, max_seconds=3600).stream(tone)
     next(stream)
-    ffmpeg = running_ffmpeg()
+    ffmpeg = own_ffmpeg()
     bounds = {
         name: ffmpeg.rlimit(getattr(psutil, f"RLIMIT_{name}"))
         for name in ("CPU", "DATA", "NOFILE", "FSIZE", "CORE")
@@ -150,7 +151,7 @@ def test_a_decoder_that_is_killed_does_not_end_a_recording(
 ) -> None:
     stream = decoder.stream(tone)
     next(stream)
-    running_ffmpeg().kill()
+    own_ffmpeg().kill()
 
     with pytest.raises(AudioDecodeError, match="not be decoded to its end"):
         list(stream)

@@ -465,7 +465,9 @@ class TestFullQueueAndStop:
         self, tmp_path: Path, hour: Path, clip: Clip
     ) -> None:
         outcome: list[int | httpx.HTTPError] = []
-        with running_server(tmp_path, APP_THREADS="1", MAX_QUEUED_REQUESTS="0") as server:
+        with running_server(
+            tmp_path, APP_THREADS="1", MAX_QUEUED_REQUESTS="0", STOP_GRACE_SECONDS="0"
+        ) as server:
 
             def send() -> None:
                 try:
