@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,15 @@ def test_wrong_arguments_are_told_with_the_usage(tmp_path: Path, arguments: list
     assert outcome.stderr.startswith("usage: app.py")
 
 
+@pytest.fixture
+def ctrl_c_counts() -> Iterator[None]:
+    """A shell's background jobs ignore Ctrl-C, and so would a process that one of them starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_ctrl_c_ends_quietly_and_leaves_no_half_transcript(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with subprocess.Popen(

@@ -279,6 +279,7 @@ class TestHealth:
             "state": "ready",
             "progress": None,
             "error": None,
+            "languages": ["en"],
         }
         assert health["device"] in {"cpu", "cuda"}
         assert health["precision"] in {"fp32", "fp16", "bf16", "int8"}

@@ -150,7 +150,8 @@ def test_no_word_of_real_speech_is_dropped(
         assert heard_words(chunk, words) == words
 
 
-@pytest.mark.parametrize("sound", [silence(), hiss(), hiss(30), hum()])
+# Digital silence never reaches the model.
+@pytest.mark.parametrize("sound", [hiss(), hiss(30), hum()])
 def test_the_model_says_nothing_where_nothing_is_said(
     recognizer: NemoRecognizer, sound: Pcm
 ) -> None:
