@@ -90,9 +90,12 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _created() -> int:
-    """Give the checkpoint file's time, s since 1970; 0 while there is none."""
+    """Give the checkpoint file's time, s since 1970; 0 where there is none, or no more."""
     checkpoint = services().store.status.checkpoint
-    return int(checkpoint.path.stat().st_mtime) if checkpoint else 0
+    try:
+        return int(checkpoint.path.stat().st_mtime) if checkpoint else 0
+    except OSError:
+        return 0
 
 
 def _answer(task: Task) -> Response:

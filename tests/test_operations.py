@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,6 +142,24 @@ class TestLogs:
 
         assert answer.headers["x-request-id"] != name
         assert len(answer.headers["x-request-id"]) == 12
+
+
+class TestFullDisk:
+    def test_an_upload_that_finds_no_room_is_told_to_come_back(
+        self, tmp_path: Path, clips: list[Clip]
+    ) -> None:
+        uploads_folder = tmp_path / "uploads"
+        uploads_folder.mkdir()
+        small = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(uploads_folder)]
+        if subprocess.run(small, check=False, capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+        try:
+            with running_server(tmp_path, MAX_QUEUED_JOBS="0") as full:
+                error = error_of(transcribe(full, bytes(300_000)), 503)
+                assert "disk is full" in error["message"]
+                assert [file for file in uploads(full) if file.is_file()] == []
+        finally:
+            subprocess.run(["umount", str(uploads_folder)], check=True)
 
 
 class TestStopping:
