@@ -38,6 +38,7 @@ from parakeet_api.nemo_model import (
     DeviceMemory,
     ModelOptions,
     device_memory,
+    import_libraries,
     limit_device_memory,
     select_device,
 )
@@ -80,6 +81,7 @@ def build_services(settings: Settings) -> Iterator[Services]:
     manager = ModelManager(
         lambda: _load(store, settings, plan.longest_chunk_s),
         idle_timeout_s=settings.idle_timeout_minutes * 60,
+        prepare=import_libraries,
         metrics=metrics,
     )
     manager.unload_when_idle()
@@ -153,6 +155,7 @@ def _watch(metrics: Metrics, admission: Admission, batcher: Batcher, jobs: Jobs)
 
 
 def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer:
+    import_libraries()
     device = select_device(settings.device)
     if device != "cpu":
         limit_device_memory(device, settings.gpu_memory_fraction)

@@ -36,11 +36,14 @@ class ModelManager:
         load: Callable[[], Recognizer],
         *,
         idle_timeout_s: float,
+        prepare: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = metrics or Metrics()
         self._load = load
+        self._prepare = prepare
+        self._preparing: threading.Thread | None = None
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -76,6 +79,14 @@ class ModelManager:
                 self._idle_since = self._clock()
                 if self._closed.is_set() and not self._leases:
                     self._unload()
+
+    def prepare(self) -> None:
+        """Begin, in the background and once, what the first load needs and takes no card for."""
+        with self._lock:
+            if self._preparing is not None or self._closed.is_set():
+                return
+            self._preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
+        self._preparing.start()
 
     def failed_lately(self, within_s: float) -> bool:
         """Tell whether the last load failed, not longer ago than so many seconds."""

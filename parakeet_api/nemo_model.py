@@ -12,6 +12,7 @@ import logging.handlers
 import shutil
 import tarfile
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,6 +108,9 @@ class LoadedModel:
     info: ModelInfo
 
 
+_importing = threading.Lock()
+
+
 def load_model(path: Path, options: ModelOptions) -> LoadedModel:
     """Restore a `.nemo` file for inference.
 
@@ -171,7 +175,7 @@ def device_memory(device: str) -> DeviceMemory:
 
 
 def _restore(path: Path) -> Any:
-    _import_nemo_quietly()
+    import_libraries()
     from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
     from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
@@ -221,6 +225,15 @@ def _unpack(archive: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, target.open("wb") as file:
                 shutil.copyfileobj(content, file, 1024 * 1024)
+
+
+def import_libraries() -> None:
+    """Import torch and NeMo, which takes some seconds the first time.
+
+    One thread at a time: two that import one package can see it half made.
+    """
+    with _importing:
+        _import_nemo_quietly()
 
 
 def _import_nemo_quietly() -> None:

@@ -29,7 +29,8 @@ _PAGE_POLICY = (
 
 @pages.get("/")
 def page() -> Response:
-    """Serve the upload page."""
+    """Serve the upload page, and make ready for the recording that will soon follow."""
+    services().manager.prepare()
     response = Response(render_template("index.html"), content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _PAGE_POLICY
     return response

@@ -115,6 +115,24 @@ def run_all(*tasks: Callable[[], None]) -> list[BaseException]:
 # Loading
 
 
+def test_what_a_load_needs_is_prepared_once_and_in_the_background() -> None:
+    prepared: list[str] = []
+    hold = threading.Event()
+
+    def prepare() -> None:
+        assert hold.wait(10)
+        prepared.append(threading.current_thread().name)
+
+    manager = ModelManager(Models().load, idle_timeout_s=IDLE_S, prepare=prepare)
+    for _ in range(3):
+        manager.prepare()
+    assert manager.state == "unloaded"
+    hold.set()
+
+    wait_for(lambda: prepared == ["prepare"])
+    manager.close()
+
+
 def test_nothing_is_loaded_before_the_first_lease() -> None:
     models = Models()
     manager = new_manager(models)
