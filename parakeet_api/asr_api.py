@@ -29,7 +29,7 @@ from parakeet_api.request_params import (
     read_languages,
 )
 from parakeet_api.settings import Settings
-from parakeet_api.transcript import Transcript, Word
+from parakeet_api.transcript import Transcript, Word, join_words
 
 Output = Literal["txt", "vtt", "srt", "tsv", "json"]
 
@@ -83,8 +83,7 @@ def describe_language(words: list[Word], *, candidates: frozenset[str]) -> dict[
 
     A model of one language hears every recording in it: then there is no confidence to tell.
     """
-    text = " ".join(word.text for word in words)
-    ranked = rank_languages(text, candidates=candidates)
+    ranked = rank_languages(join_words(words), candidates=candidates)
     if not ranked:
         return {"detected_language": UNKNOWN_LANGUAGE, "language_code": UNDETERMINED}
     likeliest = ranked[0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response, request
 from werkzeug.datastructures import CombinedMultiDict
 
-from parakeet_api.asr_api import describe_language, parse_asr_params, render_asr
+from parakeet_api.asr_api import AsrParams, describe_language, parse_asr_params, render_asr
 from parakeet_api.errors import AudioDecodeError
 from parakeet_api.transcript import Word
 from parakeet_api.web import (
@@ -35,9 +36,7 @@ _LONGEST_OPENING_S = 600.0
 @asr_api.post("/asr")
 def asr() -> Response:
     """Transcribe one upload."""
-    services().admission.refuse_if_full()
-    upload = received_file(_FILE)
-    params = parse_asr_params(_parameters(), languages=model_languages())
+    upload, params = _received()
     transcript = transcribe_upload(
         upload, languages=params.languages, task=params.task, raw_pcm=params.raw_pcm
     )
@@ -48,9 +47,7 @@ def asr() -> Response:
 @asr_api.post("/detect-language")
 def detect_language() -> Mapping[str, Any]:
     """Tell the language of a recording's first words."""
-    services().admission.refuse_if_full()
-    upload = received_file(_FILE)
-    params = parse_asr_params(_parameters(), languages=model_languages())
+    upload, params = _received()
     services().store.checkpoint()
     words: list[Word] = []
     gone = client_gone()
@@ -74,6 +71,9 @@ def name_the_field(error: AudioDecodeError) -> Response:
     return answer_error(error)
 
 
-def _parameters() -> CombinedMultiDict[str, str]:
-    """Give the query's parameters, and the form's for clients that send them there."""
-    return CombinedMultiDict([request.args, request.form])
+def _received() -> tuple[Path, AsrParams]:
+    """Take the upload and the parameters: the query's, or the form's of clients that do so."""
+    services().admission.refuse_if_full()
+    upload = received_file(_FILE)
+    parameters = CombinedMultiDict([request.args, request.form])
+    return upload, parse_asr_params(parameters, languages=model_languages())

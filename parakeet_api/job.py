@@ -90,7 +90,7 @@ def job_object(job: Job, result: Rendered | None) -> dict[str, object]:
         "finished_at": int(job.finished_at) if job.finished_at is not None else None,
         "progress": _progress(job),
         "response_format": job.params.response_format,
-        "result": _parsed(result) if result is not None else None,
+        "result": result.content if result is not None else None,
         "error": json.loads(job.failure.body)["error"] if job.failure is not None else None,
         "webhook": dataclasses.asdict(job.webhook) if job.webhook is not None else None,
     }
@@ -103,10 +103,6 @@ def _progress(job: Job) -> dict[str, float | None]:
         "total_s": round(job.total_s, 3) if job.total_s is not None else None,
         "fraction": 1.0 if job.status == "succeeded" else fraction,
     }
-
-
-def _parsed(result: Rendered) -> object:
-    return json.loads(result.body) if result.media_type == "application/json" else result.body
 
 
 def params_to_json(params: TranscriptionParams) -> str:

@@ -36,7 +36,7 @@ from parakeet_api.errors import (
     UploadTooLargeError,
 )
 from parakeet_api.job import MOST_LISTED, USUALLY_LISTED
-from parakeet_api.openapi_examples import EXAMPLE, example_of, example_stream, readable
+from parakeet_api.openapi_examples import EXAMPLE, example_of, example_stream
 from parakeet_api.openapi_parts import HEADERS, MEANINGS, json_answer, operation
 from parakeet_api.openapi_schemas import (
     SCHEMAS,
@@ -353,7 +353,7 @@ def _asr_transcripts(settings: Settings) -> Json:
             word_timestamps=word_timestamps,
             raw_pcm=False,
         )
-        return readable(render_asr(EXAMPLE, params, settings=settings))
+        return render_asr(EXAMPLE, params, settings=settings).content
 
     return {
         "application/json": {

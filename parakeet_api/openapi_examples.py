@@ -6,13 +6,12 @@ differ from what is answered.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from parakeet_api.pipeline import Progress
-from parakeet_api.rendering import Rendered, render
+from parakeet_api.rendering import render
 from parakeet_api.request_params import TranscriptionParams
 from parakeet_api.server_sent_events import EventWriter
 from parakeet_api.settings import Settings
@@ -57,13 +56,7 @@ EXAMPLE = Transcript(segments=(Segment(_WORDS),), duration=3.192, language="en")
 
 def example_of(params: TranscriptionParams, settings: Settings) -> Any:
     """Give the example in the format asked for: an object, or text."""
-    return readable(render(EXAMPLE, params, settings=settings))
-
-
-def readable(rendered: Rendered) -> Any:
-    """Parse a body that is JSON."""
-    is_json = rendered.media_type == "application/json"
-    return json.loads(rendered.body) if is_json else rendered.body
+    return render(EXAMPLE, params, settings=settings).content
 
 
 def example_stream(settings: Settings) -> str:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from parakeet_api.languages import english_name
 from parakeet_api.request_params import ResponseFormat, TranscriptionParams
@@ -27,6 +27,11 @@ class Rendered:
     body: str
     media_type: str
     """For the Content-Type header."""
+
+    @property
+    def content(self) -> Any:
+        """Give the body as a value: parsed where it is JSON, else the text."""
+        return json.loads(self.body) if self.media_type == "application/json" else self.body
 
 
 def render(transcript: Transcript, params: TranscriptionParams, *, settings: Settings) -> Rendered:

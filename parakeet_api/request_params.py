@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
 from parakeet_api.languages import language_code, normalize_language
+from parakeet_api.settings import parse_boolean
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Granularity = Literal["word", "segment"]
@@ -20,8 +21,6 @@ Task = Literal["transcribe", "translate"]
 
 _LONGEST_ECHO = 60
 """Characters of a client's value that an error message repeats."""
-_TRUE = frozenset({"true", "1", "yes", "on"})
-_FALSE = frozenset({"false", "0", "no", "off"})
 
 
 class Form(Protocol):
@@ -123,10 +122,11 @@ def read_choice(form: Form, name: str, choices: Any, *, default: str) -> Any:
 
 def read_boolean(form: Form, name: str, *, default: bool) -> bool:
     """Read a field that is true or false."""
-    text = read_field(form, name).lower() or str(default).lower()
-    if text not in _TRUE | _FALSE:
-        raise InvalidRequestError(f"{name}={_echo(text)} is not true or false.", param=name)
-    return text in _TRUE
+    text = read_field(form, name).lower() or str(default)
+    try:
+        return parse_boolean(text)
+    except ValueError as error:
+        raise InvalidRequestError(f"{name}={_echo(text)} is not {error}.", param=name) from error
 
 
 def _one_of(name: str, value: str, choices: Any) -> Any:

@@ -41,7 +41,8 @@ _NO_LIMIT = 1_000_000.0
 """Where nature sets no bound: far beyond all use, and products with it stay finite."""
 
 
-def _boolean(text: str) -> bool:
+def parse_boolean(text: str) -> bool:
+    """Read true/1/yes/on or false/0/no/off in any case. Raises `ValueError`: what it is not."""
     lowered = text.lower()
     if lowered not in _TRUE | _FALSE:
         raise ValueError("true or false")
@@ -245,7 +246,7 @@ class Settings:
     """`auto` = the demo model, loudly, where no other can be had; `always`; `never`."""
     hf_endpoint: str = _setting("HF_ENDPOINT", "https://huggingface.co", _address)
     """Hugging Face or a mirror of it."""
-    enable_lazy_load: bool = _setting("ENABLE_LAZY_LOAD", True, _boolean)
+    enable_lazy_load: bool = _setting("ENABLE_LAZY_LOAD", True, parse_boolean)
     """Load the model at the first request; false = before serving."""
     idle_timeout_minutes: float = _setting("IDLE_TIMEOUT_MINUTES", 30.0, _number("minutes", low=0))
     """Unload a model that nobody used for so long; 0 = never."""
@@ -300,17 +301,19 @@ class Settings:
         "MAX_CHUNK_MEMORY_MB", 1500.0, _number("megabytes", low=64)
     )
     """Activation memory that a forward pass on a card may need; chunks and batches obey it."""
-    aggressive_memory_cleanup: bool = _setting("AGGRESSIVE_MEMORY_CLEANUP", True, _boolean)
+    aggressive_memory_cleanup: bool = _setting("AGGRESSIVE_MEMORY_CLEANUP", True, parse_boolean)
     """Give cached card memory back once a batch leaves more than MAX_CHUNK_MEMORY_MB unused."""
     force_cleanup_threshold: float = _setting(
         "FORCE_CLEANUP_THRESHOLD", 0.8, _number("", low=0.1, high=1.0)
     )
     """Share of the card in use above which memory is given back before the next batch."""
-    enable_gradient_checkpointing: bool = _setting("ENABLE_GRADIENT_CHECKPOINTING", True, _boolean)
+    enable_gradient_checkpointing: bool = _setting(
+        "ENABLE_GRADIENT_CHECKPOINTING", True, parse_boolean
+    )
     """Accepted for old compose files; inference keeps no gradients, so it has no effect."""
-    enable_tensor_core: bool = _setting("ENABLE_TENSOR_CORE", True, _boolean)
+    enable_tensor_core: bool = _setting("ENABLE_TENSOR_CORE", True, parse_boolean)
     """Allow TF32 on CUDA cards."""
-    enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", True, _boolean)
+    enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", True, parse_boolean)
     """Let cuDNN time its algorithms; false = deterministic ones."""
     tensor_core_precision: MatmulPrecision = _setting(
         "TENSOR_CORE_PRECISION", "highest", _choice(*get_args(MatmulPrecision))
@@ -324,7 +327,7 @@ class Settings:
     beam_size: int = _setting("RNNT_BEAM_SIZE", 4, _integer(low=1, high=32))
     """Hypotheses that the beam keeps; 2 to 6 are sensible."""
 
-    enable_overlap_chunking: bool = _setting("ENABLE_OVERLAP_CHUNKING", True, _boolean)
+    enable_overlap_chunking: bool = _setting("ENABLE_OVERLAP_CHUNKING", True, parse_boolean)
     """Let neighbouring chunks share audio."""
     chunk_overlap_s: float = _setting(
         "CHUNK_OVERLAP_SECONDS", 30.0, _number("seconds", low=0, high=600)
@@ -335,7 +338,7 @@ class Settings:
     )
     """Around a seam, how near a sentence end is preferred as the hand-over, seconds."""
     enable_silence_aligned_chunking: bool = _setting(
-        "ENABLE_SILENCE_ALIGNED_CHUNKING", True, _boolean
+        "ENABLE_SILENCE_ALIGNED_CHUNKING", True, parse_boolean
     )
     """Move a cut to the nearest silence."""
     silence_threshold_db: float = _setting("SILENCE_THRESHOLD_DB", -38.0, _decibels)
@@ -348,7 +351,7 @@ class Settings:
         "SILENCE_MAX_SHIFT_SECONDS", 2.0, _number("seconds", low=0, high=60)
     )
     """How far a cut may move, seconds."""
-    enable_ffmpeg_denoise: bool = _setting("ENABLE_FFMPEG_DENOISE", False, _boolean)
+    enable_ffmpeg_denoise: bool = _setting("ENABLE_FFMPEG_DENOISE", False, parse_boolean)
     """Filter the sound before recognition."""
     denoise_filter: str = _setting(
         "DENOISE_FILTER",
@@ -357,7 +360,7 @@ class Settings:
     )
     """That filter, in ffmpeg's words; tried once at the start."""
 
-    merge_short_subtitles: bool = _setting("MERGE_SHORT_SUBTITLES", True, _boolean)
+    merge_short_subtitles: bool = _setting("MERGE_SHORT_SUBTITLES", True, parse_boolean)
     """Merge and lengthen cues that would flash."""
     min_subtitle_duration_s: float = _setting(
         "MIN_SUBTITLE_DURATION_SECONDS", 1.5, _number("seconds", low=0, high=60)
@@ -375,7 +378,7 @@ class Settings:
         "SUBTITLE_MIN_GAP_SECONDS", 0.06, _number("seconds", low=0, high=10)
     )
     """Kept free between cues, seconds."""
-    split_long_subtitles: bool = _setting("SPLIT_LONG_SUBTITLES", True, _boolean)
+    split_long_subtitles: bool = _setting("SPLIT_LONG_SUBTITLES", True, parse_boolean)
     """Split long cues at word times."""
     max_subtitle_duration_s: float = _setting(
         "MAX_SUBTITLE_DURATION_SECONDS", 6.0, _number("seconds", low=0.1, high=600)

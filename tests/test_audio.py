@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import Clip, decode, encode
+from test_pipeline import ffmpegs
 
 from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.errors import AudioDecodeError, AudioTooLongError
@@ -121,16 +122,10 @@ def test_a_hole_of_hours_is_refused_before_it_is_filled(
     assert sum(map(len, blocks)) < 60 * SAMPLE_RATE
 
 
-def own_ffmpeg() -> psutil.Process:
-    """Find this process' decoder; a server may be its child too."""
-    (found,) = [p for p in psutil.Process().children() if "ffmpeg" in p.name()]
-    return found
-
-
 def test_ffmpeg_is_bounded(decoder: FfmpegDecoder, tone: Path) -> None:
     stream = replace(decoder, max_seconds=3600).stream(tone)
     next(stream)
-    ffmpeg = own_ffmpeg()
+    (ffmpeg,) = ffmpegs()
     bounds = {
         name: ffmpeg.rlimit(getattr(psutil, f"RLIMIT_{name}"))
         for name in ("CPU", "DATA", "NOFILE", "FSIZE", "CORE")
@@ -151,7 +146,8 @@ def test_a_decoder_that_is_killed_does_not_end_a_recording(
 ) -> None:
     stream = decoder.stream(tone)
     next(stream)
-    own_ffmpeg().kill()
+    (ffmpeg,) = ffmpegs()
+    ffmpeg.kill()
 
     with pytest.raises(AudioDecodeError, match="not be decoded to its end"):
         list(stream)

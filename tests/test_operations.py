@@ -172,9 +172,7 @@ class TestStopping:
                 target=lambda: answers.append(transcribe(stopping, clips[0].path))
             )
             busy.start()
-            wait_until(
-                lambda: stopping.health()["queue"]["active_requests"] == 1, within_s=60, what="busy"
-            )
+            _wait_until_busy(stopping)
             stopping.process.send_signal(signal.SIGTERM)
             wait_until(
                 lambda: request(stopping, "GET", "/ready").status_code == 503,
@@ -197,9 +195,7 @@ class TestStopping:
         with running_server(tmp_path, STOP_GRACE_SECONDS="0") as stopping:
             busy = threading.Thread(target=_ignore_the_end, args=(stopping, clips[0].path))
             busy.start()
-            wait_until(
-                lambda: stopping.health()["queue"]["active_requests"] == 1, within_s=60, what="busy"
-            )
+            _wait_until_busy(stopping)
             stopping.process.send_signal(signal.SIGTERM)
 
             assert stopping.process.wait(timeout=60) == 0
@@ -212,9 +208,7 @@ class TestStopping:
         with running_server(tmp_path, STOP_GRACE_SECONDS="600") as stopping:
             busy = threading.Thread(target=_ignore_the_end, args=(stopping, clips[0].path))
             busy.start()
-            wait_until(
-                lambda: stopping.health()["queue"]["active_requests"] == 1, within_s=60, what="busy"
-            )
+            _wait_until_busy(stopping)
             os.kill(stopping.process.pid, signal.SIGTERM)
             wait_until(
                 lambda: "under way" in stopping.log.read_text(), within_s=10, what="stopping"
@@ -229,6 +223,10 @@ class TestStopping:
             idle.process.send_signal(signal.SIGTERM)
 
             assert idle.process.wait(timeout=30) == 0
+
+
+def _wait_until_busy(server: Server) -> None:
+    wait_until(lambda: server.health()["queue"]["active_requests"] == 1, within_s=60, what="busy")
 
 
 def _ignore_the_end(server: Server, file: Path) -> None:
