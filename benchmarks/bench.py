@@ -1,116 +1,274 @@
-"""Time the whole service beside the bare model, as ratios measured side by side in one run.
+"""Time the whole service, as ratios of things that are measured side by side in one run.
 
-    make bench                                          the table
-    .venv/bin/python -m benchmarks.bench --minutes 12   a shorter recording
+    make bench                                               the table, 20 minutes on two cores
+    .venv/bin/python -m benchmarks.bench clips memory        some of its parts
 
-The service is a real server, reached over HTTP on this machine. The floor is what the model alone
-costs: forward passes over the same samples, already decoded and in memory, without overlap, at
-whichever window is fastest. A ratio of 1.2 says that everything else costs a fifth.
+The service is a real server, reached over HTTP on this machine. Beside it stand
+
+- the floor: what the model alone costs. Forward passes over the same samples, already decoded and
+  in memory, without overlap. A ratio of 1.2 says that everything else costs a fifth.
+- the baseline: the design that such services commonly have (`benchmarks/baseline.py`), with the
+  clean-ups of memory that they do by default and without.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import statistics
 import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
-import httpx
 import numpy as np
-import psutil
 
-from benchmarks.fidelity import DEMO_MODEL, ROOT, SPEECH
+from benchmarks.fidelity import DEMO_MODEL, SPEECH
+from benchmarks.service import Service, running_baseline, running_service
 from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.devices import available_cores
 from parakeet_api.nemo_model import ModelOptions
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 
+ROUNDS = 3
 WINDOWS_S = (20, 30)
 """Windows of the floor; shorter and longer ones were slower."""
-ROUNDS = 3
+CLIPS = 200
+CLIENTS = 16
+BASELINE_CLIPS = 32
+"""The baseline's clips take seconds each."""
+BESIDE_CLIPS = 50
 
 
-class Service:
-    """A running server."""
+@dataclass(frozen=True)
+class Bench:
+    """What the parts of the table need."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.url = httpx.URL(url)
-        self._process = psutil.Process(process.pid)
-        self._client = httpx.Client(base_url=url, timeout=3600)
+    service: Service
+    recognizer: NemoRecognizer
+    decoder: FfmpegDecoder
+    folder: Path
 
-    def transcribe(self, file: Path, response_format: str = "text") -> str:
-        """Send a file; give the transcript."""
-        with file.open("rb") as upload:
-            answer = self._client.post(
-                "/v1/audio/transcriptions",
-                files={"file": (file.name, upload)},
-                data={"response_format": response_format},
+    def samples(self, file: Path) -> Pcm:
+        """Decode a whole recording, shape `(samples,)`."""
+        return np.concatenate(list(self.decoder.stream(file)))
+
+    def recording(self, minutes: int) -> Path:
+        """Repeat the 12 minutes with pauses up to a length, as mp3."""
+        target = self.folder / f"{minutes}-minutes.mp3"
+        if not target.exists():
+            looped = ("-stream_loop", str(minutes // 12), "-i", str(SPEECH / "long-pauses.ogg"))
+            command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", *looped]
+            subprocess.run(
+                [*command, "-t", str(minutes * 60), "-b:a", "64k", str(target)], check=True
             )
-        return answer.raise_for_status().text
-
-    def resident_mb(self) -> float:
-        """Give the server's resident memory."""
-        return float(self._process.memory_info().rss) / 1e6
+        return target
 
 
-@contextmanager
-def running_service() -> Iterator[Service]:
-    """Serve with the demo model on a free port."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "app.py"],
-            cwd=ROOT,
-            env=os.environ
-            | {
-                "HOST": "127.0.0.1",
-                "PORT": "0",
-                "DEMO_MODEL": "always",
-                "TEMP_UPLOADS_DIR": folder,
-            },
-            stderr=subprocess.PIPE,
-            text=True,
+def one_file(bench: Bench) -> None:
+    """One hour, HTTP to text."""
+    file = bench.recording(60)
+    samples = bench.samples(file)
+    ratios, services, floors = [], [], []
+    for _ in range(ROUNDS):
+        served_s = _timed(lambda: bench.service.transcribe(file))
+        floor_s, how = _file_floor(bench.recognizer, samples)
+        services.append(served_s)
+        floors.append(floor_s)
+        ratios.append(served_s / floor_s)
+    served_s = statistics.median(services)
+    _row(
+        "60-minute mp3 / floor",
+        f"{statistics.median(ratios):.2f}",
+        f"{served_s:.1f} s ({3600 / served_s:.0f} times real time),"
+        f" floor {statistics.median(floors):.1f} s ({how})",
+    )
+    for clean_ups in (True, False):
+        with running_baseline(clean_ups=clean_ups) as baseline:
+            baseline.transcribe(_clips()[0])
+            # Once: it takes minutes.
+            baseline_s = _timed(partial(baseline.transcribe, file))
+            served_s = _timed(lambda: bench.service.transcribe(file))
+        _row(
+            f"baseline {_with(clean_ups)} / 60-minute mp3",
+            f"{baseline_s / served_s:.1f}",
+            f"{baseline_s:.1f} s, service {served_s:.1f} s",
         )
-        assert process.stderr is not None
-        url = next(
-            match[1]
-            for line in process.stderr
-            if (match := re.search(r"listening on (http://\S+)", line))
+
+
+def clips(bench: Bench) -> None:
+    """Short clips from many clients."""
+    files = list(islice(cycle(_clips()), CLIPS))
+    samples = [bench.samples(file) for file in files]
+    rates, ratios, p95s, batch_rates = [], [], [], []
+    for _ in range(ROUNDS):
+        times, elapsed_s = _ask(bench.service, files)
+        one_by_one_s = _timed(lambda: _run_batches(bench.recognizer, samples, size=1))
+        batches_s = _timed(lambda: _run_batches(bench.recognizer, samples, size=8))
+        rates.append(CLIPS / elapsed_s)
+        ratios.append(one_by_one_s / elapsed_s)
+        batch_rates.append(CLIPS / batches_s)
+        p95s.append(statistics.quantiles(times, n=20)[-1])
+    rate = statistics.median(rates)
+    _row(
+        f"clips a second, {CLIENTS} clients / floor one by one",
+        f"{statistics.median(ratios):.2f}",
+        f"{rate:.0f} a second, p95 {1000 * statistics.median(p95s):.0f} ms; floor"
+        f" {rate / statistics.median(ratios):.0f} one by one,"
+        f" {statistics.median(batch_rates):.0f} in sorted batches of 8",
+    )
+    for clean_ups in (True, False):
+        with running_baseline(clean_ups=clean_ups) as baseline:
+            baseline.transcribe(files[0])
+            times, elapsed_s = _ask(baseline, files[:BASELINE_CLIPS])
+            baseline_rate = BASELINE_CLIPS / elapsed_s
+            baseline_p95_s = statistics.quantiles(times, n=20)[-1]
+            _, elapsed_s = _ask(bench.service, files)
+        _row(
+            f"clips a second / baseline {_with(clean_ups)}",
+            f"{CLIPS / elapsed_s / baseline_rate:.1f}",
+            f"baseline {baseline_rate:.2f} a second, p95 {baseline_p95_s:.1f} s",
         )
-        drain = ThreadPoolExecutor(1)
-        drain.submit(process.stderr.read)
-        try:
-            yield Service(process, url)
-        finally:
-            process.terminate()
-            process.wait()
-            drain.shutdown()
 
 
-def floor_s(recognizer: NemoRecognizer, samples: Pcm) -> tuple[float, int, int]:
-    """Time bare forward passes; give the best time, and its window in seconds and workers."""
+def one_clip(bench: Bench) -> None:
+    """One clip on an idle server."""
+    clip = _clips()[1]
+    samples = bench.samples(clip)
+    served_s, bare_s, decoded_s = (
+        statistics.median(_timed(run) for _ in range(20))
+        for run in (
+            lambda: bench.service.transcribe(clip),
+            lambda: _run_batches(bench.recognizer, [samples], size=1),
+            lambda: bench.samples(clip),
+        )
+    )
+    _row(
+        f"{len(samples) / SAMPLE_RATE:.1f} s clip / decoding and floor",
+        f"{served_s / (bare_s + decoded_s):.2f}",
+        f"{1000 * served_s:.0f} ms, decoding {1000 * decoded_s:.0f} ms,"
+        f" floor {1000 * bare_s:.0f} ms",
+    )
+
+
+def beside(bench: Bench) -> None:
+    """Clips while a long file is transcribed."""
+    clip, long = _clips()[1], bench.recording(180)
+    idle = _p95([_timed(lambda: bench.service.transcribe(clip)) for _ in range(BESIDE_CLIPS)])
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(bench.service.transcribe, long)
+        time.sleep(1)
+        times: list[float] = []
+        while len(times) < BESIDE_CLIPS and not done.done():
+            times.append(_timed(lambda: bench.service.transcribe(clip)))
+        done.result()
+    _row(
+        "a clip beside a 3-hour file / idle, p95",
+        f"{_p95(times) / idle:.1f}",
+        f"p95 of {len(times)}: {1000 * _p95(times):.0f} ms, idle {1000 * idle:.0f} ms",
+    )
+
+
+def memory(bench: Bench) -> None:
+    """Memory and time from ten minutes to ten hours; then 64 recordings at once."""
+    short, long = bench.recording(10), bench.recording(600)
+    short_mb, _ = _peak(bench.service, [short])
+    short_s = statistics.median(
+        _timed(lambda: bench.service.transcribe(short)) for _ in range(2 * ROUNDS)
+    )
+    long_mb, elapsed_s = _peak(bench.service, [long])
+    _row("10 hours, memory beside 10 minutes", f"{long_mb - short_mb:+.0f} MB", f"{long_mb:.0f} MB")
+    _row(
+        "10 hours / 10 minutes, time for an hour",
+        f"{elapsed_s / 60 / short_s:.2f}",
+        f"{elapsed_s / 10:.1f} s, {short_s * 6:.1f} s",
+    )
+    many_mb, elapsed_s = _peak(bench.service, [short] * 64)
+    _row(
+        "64 recordings of 10 minutes, memory beside one",
+        f"{many_mb - short_mb:+.0f} MB",
+        f"{many_mb:.0f} MB, decoders included; {elapsed_s:.0f} s",
+    )
+
+
+PARTS = {part.__name__: part for part in (one_file, clips, one_clip, beside, memory)}
+
+
+def _file_floor(recognizer: NemoRecognizer, samples: Pcm) -> tuple[float, str]:
+    """Time bare forward passes; give the best time, and how it was reached."""
     return min(
-        (_timed(partial(_passes, recognizer, samples, window, workers)), window, workers)
-        for window in WINDOWS_S
+        (
+            _timed(partial(_run_windows, recognizer, samples, window_s, workers)),
+            f"{window_s} s windows, {workers} at a time",
+        )
+        for window_s in WINDOWS_S
         for workers in (1, min(2, available_cores()))
     )
 
 
-def _passes(recognizer: NemoRecognizer, samples: Pcm, window_s: int, workers: int) -> None:
+def _run_windows(recognizer: NemoRecognizer, samples: Pcm, window_s: int, workers: int) -> None:
     size = window_s * SAMPLE_RATE
     windows = [samples[start : start + size] for start in range(0, len(samples), size)]
-    chunks = [Chunk(0, 0, window, 0, len(window)) for window in windows]
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda chunk: recognizer.recognize([chunk]), chunks))
+        list(pool.map(lambda window: recognizer.recognize([_chunk(window)]), windows))
+
+
+def _run_batches(recognizer: NemoRecognizer, samples: Sequence[Pcm], *, size: int) -> None:
+    by_length = sorted(samples, key=len)
+    for first in range(0, len(samples), size):
+        recognizer.recognize([_chunk(clip) for clip in by_length[first : first + size]])
+
+
+def _chunk(samples: Pcm) -> Chunk:
+    return Chunk(0, 0, samples, 0, len(samples))
+
+
+def _ask(service: Service, files: Sequence[Path]) -> tuple[list[float], float]:
+    """Send files from `CLIENTS` clients; give each answer's time, s, and that of all."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        times = list(pool.map(lambda file: _timed(lambda: service.transcribe(file)), files))
+    return times, time.perf_counter() - started
+
+
+def _peak(service: Service, files: Sequence[Path]) -> tuple[float, float]:
+    """Send files all at once; give the most memory meanwhile, MB, and the time, s."""
+    peak = 0.0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.1):
+            peak = max(peak, service.resident_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    try:
+        with ThreadPoolExecutor(len(files)) as pool:
+            list(pool.map(service.transcribe, files))
+    finally:
+        done.set()
+        watcher.join()
+    return peak, time.perf_counter() - started
+
+
+def _clips() -> list[Path]:
+    return sorted(SPEECH.glob("clip-*.flac"))
+
+
+def _with(clean_ups: bool) -> str:
+    return "with clean-ups" if clean_ups else "without"
+
+
+def _p95(times: Sequence[float]) -> float:
+    return statistics.quantiles(times, n=20)[-1]
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -119,93 +277,29 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def make_recording(folder: Path, minutes: int) -> Path:
-    """Repeat the 12 minutes with pauses up to a length, as mp3."""
-    repeat = ("-stream_loop", str(minutes // 12), "-i", str(SPEECH / "long-pauses.ogg"))
-    target = folder / f"{minutes}-minutes.mp3"
-    command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", *repeat]
-    subprocess.run([*command, "-t", str(minutes * 60), "-b:a", "64k", str(target)], check=True)
-    return target
+def _row(what: str, ratio: str, figures: str) -> None:
+    print(f"| {what} | {ratio} | {figures} |", flush=True)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=int, default=60, help="length of the recording")
-    minutes = parser.parse_args().minutes
-    cores = available_cores()
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART")
+    parts = parser.parse_args().parts or list(PARTS)
     options = ModelOptions(
         device="cpu", precision="auto", strategy="greedy", beam_size=4, longest_s=60,
-        cpu_threads=cores,
+        cpu_threads=available_cores(),
     )  # fmt: skip
     recognizer = NemoRecognizer.load(DEMO_MODEL, options)
     decoder = FfmpegDecoder(executable=find_ffmpeg(), max_seconds=24 * 3600)
-    print(f"{cores} cores, demo model, medians of {ROUNDS} rounds in one run\n")
-    with tempfile.TemporaryDirectory() as name, running_service() as service:
-        folder = Path(name)
-        clip = SPEECH / "clip-001.flac"
-        first_s = _timed(lambda: service.transcribe(clip))
-        _one_file(service, recognizer, decoder, make_recording(folder, minutes))
-        _one_clip(service, recognizer, decoder, clip)
-        _memory(service, make_recording(folder, 12), make_recording(folder, 360))
-        print(f"first request, which loads the model: {first_s:.1f} s")
-
-
-def _one_file(
-    service: Service, recognizer: NemoRecognizer, decoder: FfmpegDecoder, file: Path
-) -> None:
-    samples = np.concatenate(list(decoder.stream(file)))
-    ratios, services, floors = [], [], []
-    for _ in range(ROUNDS):
-        served_s = _timed(lambda: service.transcribe(file))
-        best_s, window_s, workers = floor_s(recognizer, samples)
-        services.append(served_s)
-        floors.append(best_s)
-        ratios.append(served_s / best_s)
-    decoded_s = _timed(lambda: list(decoder.stream(file)))
-    audio_s = len(samples) / SAMPLE_RATE
-    print(f"{file.name}, HTTP to text: {statistics.median(ratios):.2f} times the bare model")
-    print(
-        f"    service {statistics.median(services):.1f} s"
-        f" ({audio_s / statistics.median(services):.0f} times real time),"
-        f" bare model {statistics.median(floors):.1f} s ({window_s} s windows, {workers} workers),"
-        f" ffmpeg alone {decoded_s:.1f} s"
-    )
-
-
-def _one_clip(
-    service: Service, recognizer: NemoRecognizer, decoder: FfmpegDecoder, clip: Path
-) -> None:
-    samples = np.concatenate(list(decoder.stream(clip)))
-    chunk = Chunk(0, 0, samples, 0, len(samples))
-    served = [_timed(lambda: service.transcribe(clip)) for _ in range(20)]
-    bare = [_timed(lambda: recognizer.recognize([chunk])) for _ in range(20)]
-    decoded = [_timed(lambda: list(decoder.stream(clip))) for _ in range(20)]
-    served_ms, bare_ms, decoded_ms = (
-        1000 * statistics.median(times) for times in (served, bare, decoded)
-    )
-    print(
-        f"{len(samples) / SAMPLE_RATE:.1f} s clip, HTTP to text:"
-        f" {served_ms / (bare_ms + decoded_ms):.2f} times decoding and the bare model"
-    )
-    print(f"    service {served_ms:.0f} ms, ffmpeg {decoded_ms:.0f} ms, model {bare_ms:.0f} ms")
-
-
-def _memory(service: Service, short: Path, long: Path) -> None:
-    peaks = []
-    for file in (short, long):
-        with ThreadPoolExecutor(1) as pool:
-            done = pool.submit(service.transcribe, file)
-            peak = 0.0
-            while not done.done():
-                peak = max(peak, service.resident_mb())
-                time.sleep(0.1)
-            done.result()
-        peaks.append(peak)
-    print(
-        f"memory: a 6-hour file peaks {peaks[1] - peaks[0]:+.0f} MB beside a 12-minute one"
-        f" ({peaks[1]:.0f} MB resident)"
-    )
+    print(f"{available_cores()} cores, demo model; medians of {ROUNDS} rounds\n")
+    print("| what | ratio | in this run |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder, running_service() as service:
+        bench = Bench(service, recognizer, decoder, Path(folder))
+        first_s = _timed(lambda: service.transcribe(_clips()[0]))
+        _row("first request, which loads the model", "", f"{first_s:.1f} s")
+        for name in parts:
+            PARTS[name](bench)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from contextlib import ExitStack, contextmanager
 
 import httpx
 
-from benchmarks.bench import running_service
 from benchmarks.fidelity import SPEECH
+from benchmarks.service import running_service
 
 ROUNDS = 3
 ASKING = 4
