@@ -1,4 +1,4 @@
-"""Decode any recording or video to 16 kHz mono PCM, as a stream, with one ffmpeg process.
+"""Decode any recording or video to 16 kHz mono PCM, as a stream: at most one ffmpeg process each.
 
 The upload is hostile: the formats and protocols that ffmpeg may open are listed, so that a
 playlist cannot make it read another file or call out, and its time, memory and output are bounded.
@@ -30,6 +30,7 @@ from parakeet_api.errors import (
     SettingsError,
     TruncatedAudioError,
 )
+from parakeet_api.sound_files import open_sound
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,8 @@ class FfmpegDecoder:
         if raw_pcm:
             length_s = path.stat().st_size // 2 / SAMPLE_RATE
             return AudioStream(self._bounded(_read_pcm(path)), lambda: length_s)
+        if self.audio_filter is None and (sound := open_sound(path)) is not None:
+            return AudioStream(self._bounded(sound.blocks), lambda: sound.seconds)
         said = bytearray()
         return AudioStream(
             self._bounded(_decode(self._command(path), path, said, cpu_s=self._cpu_s())),

@@ -22,6 +22,7 @@ ORDER = (
     "transcript",
     "language_detection",
     "devices",
+    "sound_files",
     "audio",
     "chunking",
     "nemo_model",
@@ -95,6 +96,8 @@ OWNERS = {
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
     "subprocess": ("audio",),
+    "soundfile": ("sound_files",),
+    "soxr": ("sound_files",),
     "flask": (
         "web",
         "rate_limits",
