@@ -57,7 +57,7 @@ def open_sound(path: Path) -> Sound | None:
 
 
 def _is_wav_or_flac(path: Path) -> bool:
-    """Look at the first bytes: the library would try two dozen formats, each code that could err."""
+    """Look at the first bytes: the library itself would try two dozen formats."""
     with path.open("rb") as file:
         head = file.read(12)
     return head.startswith(b"fLaC") or (head[:4], head[8:]) == (b"RIFF", b"WAVE")
