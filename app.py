@@ -196,6 +196,7 @@ def serve(settings: Settings) -> None:
             server = create_server(
                 create_app(services, root=ROOT),
                 listener=listener,
+                uploads=settings.temp_uploads_dir,
                 max_upload_bytes=settings.max_upload_bytes,
                 max_requests=settings.app_threads + settings.max_queued_requests,
                 admission=services.admission,

@@ -223,6 +223,7 @@ def running_target(folder: Path) -> Iterator[Target]:
         server = create_server(
             create_app(replace(services, pipeline=cast(Pipeline, InstantPipeline())), root=ROOT),
             listener=listener,
+            uploads=settings.temp_uploads_dir,
             max_upload_bytes=settings.max_upload_bytes,
             max_requests=1,
             admission=services.admission,

@@ -12,10 +12,12 @@ import threading
 import time
 from collections import Counter
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
@@ -27,6 +29,7 @@ from parakeet_api.errors import (
     SettingsError,
     UploadTooLargeError,
 )
+from parakeet_api.upload_form import UploadForm
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -39,7 +42,7 @@ _SPARE_CONNECTIONS = 1000
 """Connections that may be open beside the requests: slow uploads, idle browsers. At waitress' 100
 one could hang a health check."""
 _FILES_PER_CONNECTION = 3
-"""Its socket, and where it brings an upload, waitress' copy of the body and Flask's of the file."""
+"""Its socket, and where it brings an upload, the file and the handle that keeps it for a stream."""
 _OTHER_FILES = 200
 """Libraries, the model, the data base, pipes to ffmpeg."""
 _WINDOW_S = 60
@@ -92,11 +95,15 @@ def create_server(
     application: WSGIApplication,
     *,
     listener: socket.socket,
+    uploads: Path,
     max_upload_bytes: int,
     max_requests: int,
     admission: Admission,
 ) -> Server:
-    """Listen; `max_requests` transcriptions may be worked on or wait at a time."""
+    """Listen; `max_requests` transcriptions may be worked on or wait at a time.
+
+    Files that are sent go to the folder `uploads`.
+    """
     most_files = _allow_files(
         _FILES_PER_CONNECTION * (max_requests + _SPARE_CONNECTIONS) + _OTHER_FILES
     )
@@ -129,6 +136,7 @@ def create_server(
         bind_socket=False,
     )
     server.admission = admission
+    server.uploads = uploads
     return server
 
 
@@ -247,6 +255,23 @@ class JsonErrorTask(ErrorTask):
         return failure
 
 
+class Parser(HTTPRequestParser):
+    """A request while it comes in; a form's files go straight to where they stay."""
+
+    def __init__(self, adj: Adjustments, uploads: Path) -> None:
+        super().__init__(adj)
+        self._uploads = uploads
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read the head; choose where the body goes."""
+        super().parse_header(header_plus)
+        if self.body_rcv is not None:
+            form = UploadForm.for_body(self._uploads, self.headers.get("CONTENT_TYPE", ""))
+            if form is not None:
+                buffer: Any = form
+                self.body_rcv.buf = buffer
+
+
 class Channel(HTTPChannel):
     """A connection that lets a refused client read why.
 
@@ -264,6 +289,10 @@ class Channel(HTTPChannel):
     """Bytes received and sent since the last look at it."""
     _seen_request: object = None
     _seen_unsent = 0
+
+    def parser_class(self, adj: Adjustments) -> Parser:  # type: ignore[override]
+        """Make a parser for the next request: what waitress calls it for."""
+        return Parser(adj, self.server.uploads)
 
     def is_stuck(self) -> bool:
         """Tell whether what was under way at the last call has hardly moved since."""
@@ -298,6 +327,9 @@ class Channel(HTTPChannel):
             else:
                 self.will_close = False
                 return
+        if self.request is not None:
+            # What came of an upload goes with its connection.
+            self.request.close()
         super().handle_close()
 
     def received(self, data: bytes) -> bool:
@@ -315,6 +347,7 @@ class Server(TcpWSGIServer):
 
     channel_class = Channel
     admission: Admission
+    uploads: Path
 
     def maintenance(self, now: float) -> None:
         """Close what is idle for too long, as waitress does, and what hardly moves."""

@@ -16,7 +16,6 @@ from parakeet_api.pages import pages
 from parakeet_api.proxies import TrustedProxies
 from parakeet_api.rate_limits import limit_rates
 from parakeet_api.web import (
-    MOST_PARTS,
     MULTIPART_OVERHEAD,
     Services,
     UploadRequest,
@@ -33,7 +32,6 @@ def create_app(services: Services, *, root: Path) -> Flask:
     )
     app.request_class = UploadRequest
     app.config["MAX_CONTENT_LENGTH"] = services.settings.max_upload_bytes + MULTIPART_OVERHEAD
-    app.config["MAX_FORM_PARTS"] = MOST_PARTS
     assert isinstance(app.json, DefaultJSONProvider)
     app.json.ensure_ascii = False
     # A reader looks for `status` first, not for what the alphabet puts there.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from flask import Request, Response, current_app, g, request
+from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
@@ -41,13 +42,13 @@ from parakeet_api.pipeline import Pipeline
 from parakeet_api.request_params import Task
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript
-from parakeet_api.uploads import create_upload, hold_upload
+from parakeet_api.upload_form import MULTIPART, Form, UploadForm
 
 logger = logging.getLogger(__name__)
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that fields and boundaries add to a file of exactly `MAX_UPLOAD_MB`."""
-MOST_PARTS = 100
+_BLOCK_BYTES = 64 * 1024
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that hung up; it is seen in the log alone."""
 CLIENT_GONE = "client gone"
@@ -101,35 +102,60 @@ def client_gone() -> Callable[[], bool]:
 class UploadRequest(Request):
     """A request whose files go straight to `TEMP_UPLOADS_DIR` and are gone when it ends."""
 
-    def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
-        """Open a file for a part: named by us, never by the client."""
-        upload = create_upload(services().settings.temp_uploads_dir)
-        # Kept here as well: a body that turns out malformed never reaches `files`.
-        self._uploads().append(upload)
-        return upload
+    _received: UploadForm | None = None
 
     def make_form_data_parser(self) -> FormDataParser:
         """Give a parser that raises `ValueError` for a malformed body, not one that hides it."""
-        parser = super().make_form_data_parser()
-        parser.silent = False
-        return parser
+        return _UploadFormParser(self)
+
+    def receive_form(self, stream: IO[bytes]) -> Form:
+        """Parse a multipart body, unless the server did that while it came in.
+
+        Raises `ValueError` for a malformed body.
+        """
+        arrived = self.environ["wsgi.input"]
+        if isinstance(arrived, UploadForm):
+            self._received = arrived
+        else:
+            self._received = UploadForm.for_body(
+                services().settings.temp_uploads_dir, self.headers.get("Content-Type", "")
+            )
+            if self._received is None:
+                raise ValueError("it names no boundary")
+            while data := stream.read(_BLOCK_BYTES):
+                self._received.append(data)
+        return self._received.result()
 
     def take_over(self, path: Path) -> IO[bytes]:
         """Leave an upload to the caller."""
-        self.__dict__["_kept"] = path
-        return hold_upload(path)
+        assert self._received is not None
+        return self._received.take_over(path)
 
     def close(self) -> None:
         """Delete the uploads that nobody took over."""
-        for upload in self._uploads():
-            upload.close()
-            if Path(upload.name) != self.__dict__.get("_kept"):
-                Path(upload.name).unlink(missing_ok=True)
+        if self._received is not None:
+            self._received.close()
         super().close()
 
-    def _uploads(self) -> list[IO[bytes]]:
-        opened: list[IO[bytes]] = self.__dict__.setdefault("_opened", [])
-        return opened
+
+class _UploadFormParser(FormDataParser):
+    """Gives the request's own form."""
+
+    def __init__(self, received: UploadRequest) -> None:
+        super().__init__(silent=False)
+        self._request = received
+
+    def parse(
+        self,
+        stream: IO[bytes],
+        mimetype: str,
+        content_length: int | None,
+        options: dict[str, str] | None = None,
+    ) -> tuple[IO[bytes], MultiDict[str, Any], MultiDict[str, Any]]:
+        """Give the rest of the body, its text fields and its files."""
+        if mimetype != MULTIPART:
+            return super().parse(stream, mimetype, content_length, options)
+        return (stream, *self._request.receive_form(stream))
 
 
 def received_file(field_name: str = "file") -> Path:
@@ -137,7 +163,7 @@ def received_file(field_name: str = "file") -> Path:
 
     Raises `InvalidRequestError` where there is none.
     """
-    if request.mimetype != "multipart/form-data":
+    if request.mimetype != MULTIPART:
         # A form of another type would be read into memory, however long.
         raise _no_file(field_name, "send it as multipart/form-data")
     try:

@@ -247,7 +247,9 @@ class Running:
 
 
 @contextmanager
-def running(*, answer: bytes = b"well", spare: int = 1000) -> Iterator[Running]:
+def running(
+    *, answer: bytes = b"well", spare: int = 1000, uploads: Path = Path()
+) -> Iterator[Running]:
     """Serve `answer` for everything."""
 
     def application(_: object, start_response: Any) -> list[bytes]:
@@ -260,6 +262,7 @@ def running(*, answer: bytes = b"well", spare: int = 1000) -> Iterator[Running]:
         server = create_server(
             application,
             listener=listener,
+            uploads=uploads,
             max_upload_bytes=10**9,
             max_requests=1,
             admission=Admission(active=1, waiting=0),

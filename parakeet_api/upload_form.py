@@ -1,0 +1,152 @@
+"""A multipart form, parsed while it arrives: its files are written to disk once, where they stay.
+
+A server that keeps the body first, and parses it then, writes every recording twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from werkzeug.datastructures import FileStorage, Headers, MultiDict
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_options_header
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
+
+from parakeet_api.uploads import create_upload, hold_upload
+
+MULTIPART = "multipart/form-data"
+_MOST_PARTS = 100
+_MOST_FILES = 4
+"""Endpoints take one; each is an open file."""
+_MOST_TEXT = 500_000
+"""Bytes of a text field, and of all: werkzeug's own limit of one."""
+_CHARSETS = frozenset({"ascii", "us-ascii", "utf-8", "iso-8859-1"})
+
+Form = tuple[MultiDict[str, str], MultiDict[str, FileStorage]]
+
+
+class UploadForm:
+    """A form while it comes in, and the owner of its files until it is closed.
+
+    Errors wait for `result`: whoever receives the bytes is not who answers the request. waitress
+    takes it for the buffer that a body goes to.
+    """
+
+    def __init__(self, folder: Path, boundary: bytes) -> None:
+        self._folder = folder
+        self._decoder = MultipartDecoder(boundary, _MOST_TEXT, max_parts=_MOST_PARTS)
+        self._size = 0
+        self._error: Exception | None = None
+        self._uploads: list[IO[bytes]] = []
+        self._kept: Path | None = None
+        self._fields: MultiDict[str, str] = MultiDict()
+        self._files: MultiDict[str, FileStorage] = MultiDict()
+        self._text_bytes = 0
+        self._write: Callable[[bytes], object] = bytes
+        """Where the current part's data goes, and what is done at its end."""
+        self._finish: Callable[[], None] = lambda: None
+
+    @classmethod
+    def for_body(cls, folder: Path, content_type: str) -> UploadForm | None:
+        """Prepare for a body of this `Content-Type`; `None` if that is no multipart form."""
+        mimetype, options = parse_options_header(content_type)
+        boundary = options.get("boundary", "")
+        if mimetype != MULTIPART or not boundary or not boundary.isascii():
+            return None
+        return cls(folder, boundary.encode())
+
+    def append(self, data: bytes) -> None:
+        """Take the next bytes of the body, some 100 KB at most."""
+        self._size += len(data)
+        self._receive(data)
+
+    def __len__(self) -> int:
+        """Count the bytes taken so far."""
+        return self._size
+
+    def result(self) -> Form:
+        """End the form; give its text fields and files.
+
+        Raises `ValueError` for a body that is malformed or cut short, `RequestEntityTooLarge` for
+        one with too many parts or too much text, `OSError` where a file could not be written.
+        """
+        self._receive(None)
+        if self._error is not None:
+            raise self._error
+        return self._fields, self._files
+
+    def take_over(self, path: Path) -> IO[bytes]:
+        """Leave a file to the caller, who deletes it and closes what this gives."""
+        self._kept = path
+        return hold_upload(path)
+
+    def close(self) -> None:
+        """Delete the files that nobody took over; what still comes is dropped."""
+        self._error = self._error or ValueError("closed")
+        for upload in self._uploads:
+            upload.close()
+            if Path(upload.name) != self._kept:
+                Path(upload.name).unlink(missing_ok=True)
+        self._uploads.clear()
+
+    def getfile(self) -> UploadForm:
+        """Give what WSGI calls the body: whoever knows this class asks it for `result`."""
+        return self
+
+    def read(self, _size: int = -1) -> bytes:
+        """Give nothing: the bytes have become fields and files."""
+        return b""
+
+    def _receive(self, data: bytes | None) -> None:
+        if self._error is not None:
+            return
+        try:
+            self._decoder.receive_data(data)
+            while not isinstance(event := self._decoder.next_event(), (Epilogue, NeedData)):
+                if isinstance(event, Field):
+                    self._begin_text(event)
+                elif isinstance(event, File):
+                    self._begin_file(event)
+                elif isinstance(event, Data):
+                    self._write(event.data)
+                    if not event.more_data:
+                        self._finish()
+        # Told to whoever asks for the result.
+        except (ValueError, RequestEntityTooLarge, OSError) as error:
+            self._error = error
+
+    def _begin_text(self, part: Field) -> None:
+        text = bytearray()
+
+        def write(data: bytes) -> None:
+            self._text_bytes += len(data)
+            if self._text_bytes > _MOST_TEXT:
+                raise RequestEntityTooLarge
+            text.extend(data)
+
+        self._write = write
+        self._finish = lambda: self._fields.add(
+            part.name, text.decode(_charset(part.headers), "replace")
+        )
+
+    def _begin_file(self, part: File) -> None:
+        if len(self._uploads) == _MOST_FILES:
+            raise ValueError(f"more than {_MOST_FILES} files")
+        upload = create_upload(self._folder)
+        self._uploads.append(upload)
+
+        def finish() -> None:
+            # Now: a full disk is this request's error, and others open the file by its name.
+            upload.flush()
+            self._files.add(
+                part.name, FileStorage(upload, part.filename, part.name, headers=part.headers)
+            )
+
+        self._write, self._finish = upload.write, finish
+
+
+def _charset(headers: Headers) -> str:
+    charset = parse_options_header(headers.get("Content-Type"))[1].get("charset", "").lower()
+    return charset if charset in _CHARSETS else "utf-8"
