@@ -99,6 +99,17 @@ def test_a_cut_moves_to_the_nearest_silence() -> None:
     assert 24.5 < seams(chunks)[0] < 25.0
 
 
+@pytest.mark.parametrize(("silence_s", "shared_s"), [(0.0, 5.0), (0.5, 5.0), (0.7, 1.0)])
+def test_neighbours_share_less_at_a_long_silence(silence_s: float, shared_s: float) -> None:
+    samples = speech_like(60)
+    samples[25 * SAMPLE_RATE : round((25 + silence_s) * SAMPLE_RATE)] = 0
+
+    first, second = list(plan_chunks([samples], policy(30)))[:2]
+
+    # A chunk starts on the recording's grid of 80 ms.
+    assert (first.end - second.start) / SAMPLE_RATE == pytest.approx(shared_s, abs=0.08)
+
+
 def test_a_silence_shorter_than_the_minimum_does_not_count_as_one() -> None:
     samples = speech_like(60)
     samples[round(25.4 * SAMPLE_RATE) : round(25.6 * SAMPLE_RATE)] = 300
