@@ -303,9 +303,9 @@ EFFECTS = {
         "test_job_routes.py::TestRefusals::test_one_job_too_many_is_503_and_leaves_nothing"
     ),
     "JOB_RETENTION_HOURS": "test_job_routes.py::test_results_go_after_their_time",
-    "ALLOW_WEBHOOKS": "test_job_routes.py::TestWebhooks::test_another_host_is_refused",
+    "ALLOW_WEBHOOKS": "test_job_routes.py::TestWebhooks::test_it_is_sent_the_job_as_it_is_answered",
     "PRESET": "test_devices.py::test_the_plan_suits_the_card",
-    "GPU_VRAM_GB": "test_settings.py::test_presets_derive_from_the_card",
+    "GPU_VRAM_GB": "test_settings.py::test_a_preset_decides_what_is_not_given",
     "DEVICE": "test_settings_effects.py::test_a_card_that_is_not_there_stops_the_start",
     "PRECISION": "test_settings_effects.py::test_the_precision_is_the_one_that_was_asked_for",
     "GPU_MEMORY_FRACTION": ("test_recognizer.py::test_a_cards_memory_is_given_back"),
