@@ -85,6 +85,9 @@ PROMISE: dict[str, object] = {
 """What people's compose files rely on: names, misspelt ones included, and defaults, on a card that
 is not small."""
 
+OF_THE_IMAGE = {"PUID", "PGID", "PYTORCH_CUDA_ALLOC_CONF"}
+"""Promised as well; something else than `settings` reads them."""
+
 FIELDS = {variable_name(f): f for f in dataclasses.fields(Settings) if f.metadata}
 ALL_NAMES = [name for f in FIELDS.values() for name in f.metadata["names"]]
 DEFAULTS = Settings.from_env({}, detected_vram_gb=25.4)
@@ -186,10 +189,13 @@ def test_unknown_variables_are_ignored() -> None:
     assert Settings.from_env({"PATH": "/bin", "CHUNK": "x"}) == Settings.from_env({})
 
 
-def readme_rows() -> dict[str, str]:
-    """Read the README's table: variable -> default, as written."""
+READMES = ("README.md", "README.zh-CN.md")
+
+
+def readme_rows(readme: str) -> dict[str, str]:
+    """Read a README's table: variable -> default, as written."""
     rows: dict[str, str] = {}
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / readme).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
         names = re.fullmatch(r"`[A-Z_]+`(, `[A-Z_]+`)*", cells[0]) if len(cells) > 1 else None
         if names is None:
@@ -201,12 +207,15 @@ def readme_rows() -> dict[str, str]:
     return rows
 
 
-def test_every_variable_is_a_row_of_the_readme() -> None:
-    assert set(FIELDS) - set(readme_rows()) == set()
+@pytest.mark.parametrize("readme", READMES)
+def test_every_variable_is_a_row_of_the_readme_and_every_row_is_one(readme: str) -> None:
+    assert set(readme_rows(readme)) == set(FIELDS) | OF_THE_IMAGE
 
 
-def test_the_readme_gives_the_right_defaults() -> None:
-    told = {name: text.replace("`", "") for name, text in readme_rows().items() if name in FIELDS}
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_gives_the_right_defaults(readme: str) -> None:
+    rows = readme_rows(readme).items()
+    told = {name: text.replace("`", "") for name, text in rows if name in FIELDS}
 
     assert {name: text for name, text in told.items() if not is_default(name, text)} == {}
 
@@ -215,11 +224,11 @@ def is_default(variable: str, told: str) -> bool:
     """Tell whether a cell of the README means a variable's default."""
     default = value_of(DEFAULTS, variable)
     if default in (None, ()):
-        return told in ("", "empty", "none", "detected")
-    if told.startswith("by preset"):
+        return told in ("empty", "detected", "空", "自动检测")
+    if told.startswith(("by preset", "随预设")):
         # Alone, or with what it is where there is no card: `by preset, 10`.
         shown = str(default).removesuffix(".0")
-        return variable in DERIVED and (told == "by preset" or shown in told)
+        return variable in DERIVED and (told in ("by preset", "随预设") or shown in told)
     try:
         # Behind it may stand what a preset makes of it: `greedy` (`quality`: `beam`).
         return bool(read(variable, told.partition(" (")[0]) == default)
