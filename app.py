@@ -47,7 +47,7 @@ from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.routes import create_app
 from parakeet_api.settings import Settings
-from parakeet_api.uploads import sweep_uploads
+from parakeet_api.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.web import Services
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def build_services(settings: Settings) -> Iterator[Services]:
     ffmpeg = find_ffmpeg()
     if settings.enable_ffmpeg_denoise:
         check_filter(ffmpeg, settings.denoise_filter)
-    settings.temp_uploads_dir.mkdir(parents=True, exist_ok=True)
+    prepare_uploads(settings.temp_uploads_dir)
     gpu = detect_gpu(settings.device)
     if settings.device.startswith("cuda") and gpu is None:
         raise SettingsError(f"DEVICE={settings.device!r} is not here: no such CUDA card was found")
@@ -186,6 +186,8 @@ def serve(settings: Settings) -> None:
     try:
         # Bound before anything slow: a port in use is told at once.
         with bind(settings.host, settings.port) as listener, build_services(settings) as services:
+            # Its settings, too, are refused before anything slow.
+            application = create_app(services, root=ROOT)
             _report(services)
             sweep_uploads(settings.temp_uploads_dir)
             if not settings.enable_lazy_load:
@@ -194,7 +196,7 @@ def serve(settings: Settings) -> None:
                     pass
             services.jobs.start()
             server = create_server(
-                create_app(services, root=ROOT),
+                application,
                 listener=listener,
                 uploads=settings.temp_uploads_dir,
                 max_upload_bytes=settings.max_upload_bytes,

@@ -88,7 +88,8 @@ _DECLARED_LENGTH_IS_EXACT = frozenset({"mp3", "flac", "mov"})
 """ffmpeg's demuxers whose duration comes from a frame or sample count. Not wav: recorders that
 write to a pipe leave a made-up size in its header. A length estimated from the bit rate does not
 count either."""
-
+_FILTER_CHECK_S = 30.0
+"""ffmpeg takes 0.1 s to filter a tenth of a second."""
 
 # Before holes are filled, not after: a second of silence then takes 2 bytes a sample.
 _TO_PCM = f"aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}:channel_layouts=mono"
@@ -405,7 +406,8 @@ def find_ffmpeg() -> str:
 def check_filter(executable: str, audio_filter: str) -> None:
     """Run a filter chain over a moment of silence.
 
-    Raises `SettingsError` with ffmpeg's reason where it does not know or like the chain.
+    Raises `SettingsError` with ffmpeg's reason where it does not know or like the chain, and for
+    one that goes on for ever.
     """
     # fmt: off
     command = [
@@ -413,9 +415,10 @@ def check_filter(executable: str, audio_filter: str) -> None:
         "-i", f"anullsrc=r={SAMPLE_RATE}:cl=mono:d=0.1", "-af", audio_filter, "-f", "null", "-",
     ]
     # fmt: on
-    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    refusal = f"DENOISE_FILTER={audio_filter!r} is not a filter that ffmpeg accepts"
+    try:
+        outcome = subprocess.run(command, capture_output=True, check=False, timeout=_FILTER_CHECK_S)
+    except subprocess.TimeoutExpired as error:
+        raise SettingsError(f"{refusal}: it does not end") from error
     if outcome.returncode != 0:
-        raise SettingsError(
-            f"DENOISE_FILTER={audio_filter!r} is not a filter that ffmpeg accepts:"
-            f" {_last_line(outcome.stderr)}"
-        )
+        raise SettingsError(f"{refusal}: {_last_line(outcome.stderr.decode(errors='replace'))}")

@@ -84,9 +84,11 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        # Names that no name server could be asked for are a UnicodeError.
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(
-            f"HOST={host!r} PORT='{port}' is not an address to listen on: {error.strerror}"
+            f"HOST={host!r} PORT='{port}' is not an address to listen on: {reason}"
         ) from error
     return listener
 

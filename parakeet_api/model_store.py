@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
-from parakeet_api.settings import Settings
+from parakeet_api.settings import Settings, without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -287,7 +287,7 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
     url = hf_hub_url(settings.model_id, name, endpoint=endpoint)
     # The download asks the same, but retries for minutes where nobody answers.
     _within(_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, endpoint=endpoint))
-    logger.info("downloading %s from %s", settings.model_id, settings.hf_endpoint)
+    logger.info("downloading %s from %s", settings.model_id, without_passwords(endpoint))
     report(0, None)
     return Path(
         hf_hub_download(
@@ -365,5 +365,5 @@ def _basename(model_id: str) -> str:
 
 def _reason(error: Exception) -> str:
     """Give an error's text on one line, of bearable length."""
-    words = " ".join(str(error).split())
+    words = without_passwords(" ".join(str(error).split()))
     return words[:_LONGEST_REASON] or type(error).__name__

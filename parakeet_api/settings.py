@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from parakeet_api.errors import SettingsError
 from parakeet_api.languages import language_code
@@ -30,7 +31,8 @@ Origin = Literal["default", "preset", "environment"]
 
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
-_DECIMAL = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+_DECIMAL = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
+"""Each digit has one place in it: with two, a long value that is none took minutes."""
 _HOST = r"([a-z0-9]([a-z0-9_.-]*[a-z0-9])?|\[(?P<v6>[0-9a-f:.]+)\])(:(?P<port>[0-9]{1,5}))?"
 """Without scheme, path or user name; an IPv6 address stands in brackets."""
 _QUIETEST_DB = -120.0
@@ -92,6 +94,12 @@ def _text(text: str) -> str:
     return text
 
 
+def _listening_address(text: str) -> str:
+    if not re.fullmatch(r"[\w.:%-]+", text, re.ASCII):
+        raise ValueError("an address or name to listen on, such as 0.0.0.0 or ::")
+    return text
+
+
 def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
@@ -100,9 +108,18 @@ def _path(text: str) -> Path:
 
 
 def _address(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/]\S*", text):
+    if not re.fullmatch(r"https?://\S+", text) or not _names_a_host(text):
         raise ValueError("an address that begins with http:// or https://")
     return text
+
+
+def _names_a_host(address: str) -> bool:
+    """Tell whether an address has a host, and no port that cannot be one."""
+    try:
+        parts = urlsplit(address)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _model_id(text: str) -> str:
@@ -159,7 +176,8 @@ def _rates(text: str) -> str:
 
 
 def _rate_storage(text: str) -> str:
-    if not re.fullmatch(r"memory://|rediss?://[^\s/]\S*", text):
+    is_redis = re.fullmatch(r"rediss?://\S+", text) and _names_a_host(text)
+    if text != "memory://" and not is_redis:
         raise ValueError("memory:// or the address of a Redis server, redis://host:6379/0")
     return text
 
@@ -178,11 +196,15 @@ def _proxies(text: str) -> tuple[str, ...]:
 
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(origin.strip().lower() for origin in text.split(","))
-    if not all(re.fullmatch(r"\*|https?://[^\s/,*?#@]+", origin) for origin in origins):
+    if not all(origin == "*" or _is_origin(origin) for origin in origins):
         raise ValueError(
             "a list of origins, such as https://example.org,http://localhost:3000, or *"
         )
     return origins
+
+
+def _is_origin(text: str) -> bool:
+    return bool(re.fullmatch(r"https?://[^\s/,*?#@]+", text)) and _names_a_host(text)
 
 
 def _decibels(text: str) -> float:
@@ -213,7 +235,7 @@ class Settings:
 
     api_keys: tuple[str, ...] = _setting("API_KEY", (), _keys)
     """Accepted bearer keys, comma-separated; empty = open to everyone."""
-    host: str = _setting("HOST", "0.0.0.0", _text)
+    host: str = _setting("HOST", "0.0.0.0", _listening_address)
     """Listening address."""
     port: int = _setting("PORT", 5092, _integer(low=0, high=65535))
     """Listening port; 0 = any free one."""
@@ -447,8 +469,13 @@ class Settings:
 
 
 _ABSENT = object()
-_PASSWORD = re.compile(r"//[^/@]+@")
+_PASSWORD = re.compile(r"//[^/\s]+@")
 """What stands before the host in `https://user:secret@mirror`."""
+
+
+def without_passwords(text: str) -> str:
+    """Take out of addresses who they are asked as, for logs and messages."""
+    return _PASSWORD.sub("//***@", text)
 
 
 def variable_name(setting: dataclasses.Field[Any]) -> str:
@@ -480,7 +507,7 @@ def _parse(name: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        told = "***" if name in _SECRETS else text
+        told = "***" if name in _SECRETS else without_passwords(text)
         raise SettingsError(f"{name}={told!r} is not {error}") from None
 
 
@@ -489,7 +516,7 @@ def _shown(name: str, value: Any) -> str:
         return f"{len(value)} set" if value else "none"
     if isinstance(value, tuple):
         return ",".join(value)
-    return "" if value is None else _PASSWORD.sub("//***@", str(value))
+    return "" if value is None else without_passwords(str(value))
 
 
 _SMALL_CARD_GB = 6.5

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import IO
 
+from parakeet_api.errors import SettingsError
+
 logger = logging.getLogger(__name__)
 
 _PREFIX = "upload-"
+
+
+def prepare_uploads(folder: Path) -> None:
+    """Make the folder. Raises `SettingsError` where it cannot be made or written to."""
+    refusal = f"TEMP_UPLOADS_DIR={str(folder)!r} is not a folder that can be written to"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{refusal}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(refusal)
 
 
 def create_upload(folder: Path) -> IO[bytes]:

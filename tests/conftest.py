@@ -80,7 +80,7 @@ def running_server(folder: Path, **environ: str) -> Iterator[Server]:
 
 
 def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         listening = re.search(r"listening on (http://[^\s\"]+)", log.read_text(errors="replace"))
         if listening:

@@ -10,8 +10,9 @@ import pytest
 from conftest import Clip, decode, encode
 from test_pipeline import ffmpegs
 
-from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
-from parakeet_api.errors import AudioDecodeError, AudioTooLongError
+from parakeet_api import audio
+from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
+from parakeet_api.errors import AudioDecodeError, AudioTooLongError, SettingsError
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 
@@ -159,3 +160,12 @@ def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [find_ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i"]
     subprocess.run([*command, "sine=f=220:r=16000:d=1200", str(target)], check=True, timeout=60)
     return target
+
+
+def test_a_filter_that_goes_on_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "_FILTER_CHECK_S", 0.5)
+
+    with pytest.raises(SettingsError, match=r"^DENOISE_FILTER='aloop=-1:1600' .* does not end$"):
+        check_filter(find_ffmpeg(), "aloop=-1:1600")
+
+    assert ffmpegs() == []

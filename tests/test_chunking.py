@@ -130,6 +130,38 @@ def test_without_silence_a_cut_moves_to_the_quietest_moment() -> None:
     assert seams(chunks)[0] == pytest.approx(24.05, abs=0.04)
 
 
+def seam_with(quiet: dict[tuple[float, float], int], **environ: str) -> float:
+    """Cut a minute of sound in 30 s chunks; `quiet` are stretches, seconds, and their level."""
+    samples = speech_like(60)
+    for (start_s, end_s), level in quiet.items():
+        samples[round(start_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)] = level
+    settings = Settings.from_env(environ)
+    return seams(list(plan_chunks([samples], ChunkPolicy.from_settings(settings, longest_s=30))))[0]
+
+
+@pytest.mark.parametrize(("threshold", "at"), [("-38dB", (24.5, 25.0)), ("-50dB", (24.0, 24.1))])
+def test_silence_is_what_is_below_the_threshold(threshold: str, at: tuple[float, float]) -> None:
+    # -41 dB, long enough for a silence; and one that is too short for one, but quieter.
+    quiet = {(24.5, 25.0): 300, (24.0, 24.1): 0}
+
+    start_s, end_s = at
+    assert start_s < seam_with(quiet, SILENCE_THRESHOLD_DB=threshold) < end_s
+
+
+@pytest.mark.parametrize(("shortest", "at"), [("0.35", (26.5, 27.0)), ("0.1", (25.4, 25.6))])
+def test_a_silence_lasts_as_long_as_was_set(shortest: str, at: tuple[float, float]) -> None:
+    quiet = {(25.4, 25.6): 300, (26.5, 27.0): 300}
+
+    start_s, end_s = at
+    assert start_s < seam_with(quiet, MIN_SILENCE_DURATION=shortest) < end_s
+
+
+@pytest.mark.parametrize(("shift_s", "at"), [("2", (24.0, 24.5)), ("0.5", (26.5, 27.5))])
+def test_a_cut_moves_no_further_than_was_set(shift_s: str, at: tuple[float, float]) -> None:
+    start_s, end_s = at
+    assert start_s < seam_with({(24.0, 24.5): 0}, SILENCE_MAX_SHIFT_SECONDS=shift_s) < end_s
+
+
 def test_without_alignment_chunks_are_as_long_as_they_may_be() -> None:
     unaligned = policy(30, enable_silence_aligned_chunking=False)
     chunks = list(plan_chunks([speech_like(100)], unaligned))

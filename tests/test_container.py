@@ -13,14 +13,12 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from check_image import GRACE_PERIOD_S
 from conftest import ROOT
-from test_settings import ALL_NAMES
+from test_settings import ALL_NAMES, OF_THE_IMAGE, READMES, readme_rows
 
 from parakeet_api import __version__
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-OF_THE_IMAGE = {"PUID", "PGID", "HF_HOME", "HF_TOKEN", "PYTORCH_CUDA_ALLOC_CONF"}
-"""Variables that something else than `settings` reads."""
-
+ENTRYPOINT = (ROOT / "entrypoint.sh").read_text()
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners and becomes other users")
 
 
@@ -57,6 +55,22 @@ def test_every_variable_of_the_compose_file_is_read_by_something() -> None:
 def test_compose_gives_no_setting_a_default_of_its_own() -> None:
     values = {name: value for name, value in SERVICE["environment"].items() if value is not None}
     assert values == {"PUID": "${PUID:-1000}", "PGID": "${PGID:-1000}"}
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_tells_what_the_image_reads_and_sets(readme: str) -> None:
+    rows = {name: text.replace("`", "") for name, text in readme_rows(readme).items()}
+
+    for name in ("PUID", "PGID"):
+        assert SERVICE["environment"][name] == f"${{{name}:-{rows[name]}}}"
+        assert f"${{{name}:-{rows[name]}}}" in ENTRYPOINT
+    assert rows["PYTORCH_CUDA_ALLOC_CONF"] == _image_variable("PYTORCH_CUDA_ALLOC_CONF")
+
+
+def test_the_image_sets_no_setting_but_the_demo_model() -> None:
+    assert set(re.findall(r"^\s*(?:ENV )?([A-Z_]+)=", DOCKERFILE, re.MULTILINE)) & set(
+        ALL_NAMES
+    ) == {"DEMO_MODEL"}
 
 
 def test_compose_asks_for_a_card_and_the_override_takes_that_back() -> None:

@@ -97,12 +97,29 @@ def test_every_variable_in_the_prose_is_a_setting(file: Path) -> None:
     assert words - set(ALL_NAMES) - OF_OTHERS - address_families == set()
 
 
+def _values_in_overlays() -> dict[str, str]:
+    patches = [
+        entry
+        for file in KUBERNETES.glob("*/kustomization.yaml")
+        for patch in _documents(file)[0].get("patches", [])
+        for entry in yaml.safe_load(patch["patch"])
+        if isinstance(entry, dict)
+    ]
+    added = [entry["value"] for entry in patches if entry.get("path", "").endswith("/env/-")]
+    return {variable["name"]: variable["value"] for variable in added}
+
+
 def test_values_in_deploy_are_values_that_the_server_takes() -> None:
     in_pod = {entry["name"]: entry["value"] for entry in CONTAINER["env"] if "value" in entry}
+    lines = re.findall(r"^Environment=(.*)", UNIT, re.MULTILINE)
+    in_unit = dict(pair.split("=", 1) for line in lines for pair in line.split())
 
-    settings = Settings.from_env(in_pod)
+    scaled = Settings.from_env(in_pod | _values_in_overlays())
+    service = Settings.from_env(in_unit)
 
-    assert (settings.enable_lazy_load, settings.idle_timeout_minutes) == (False, 0)
+    assert (scaled.enable_lazy_load, scaled.idle_timeout_minutes) == (False, 0)
+    assert scaled.max_queued_jobs == 0
+    assert service.models_dir.parent == service.jobs_dir.parent == service.temp_uploads_dir.parent
 
 
 def test_everything_speaks_to_the_port_that_the_server_listens_on() -> None:

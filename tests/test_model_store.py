@@ -640,6 +640,27 @@ def test_without_a_download_the_demo_model_is_used_and_the_reason_said(
     assert any("DEMO MODEL in use" in text for text in warnings)
 
 
+@pytest.mark.parametrize("fault", [None, *REASONS])
+def test_a_mirrors_password_is_in_no_log_and_no_answer(
+    models: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Fault | None,
+) -> None:
+    monkeypatch.setattr(model_store, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
+    caplog.set_level(logging.INFO, "parakeet_api")
+    hub.fault = fault
+    address = hub.url.replace("//", "//me:s3cret@")
+
+    store = start_store(settings_for(models, HF_ENDPOINT=address, DEMO_MODEL="never"))
+
+    assert store.status.state == ("failed" if fault else "ready")
+    assert MODEL_ID in caplog.text
+    assert "s3cret" not in caplog.text
+    assert "s3cret" not in str(store.status)
+
+
 def test_a_closed_port_is_no_network(models: Path, hub: Hub) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -200,6 +200,7 @@ class TestStopping:
 
             assert stopping.process.wait(timeout=60) == 0
             busy.join()
+            assert "1 requests did not end within 0 s" in stopping.log.read_text()
             assert uploads(stopping) == []
 
     def test_a_second_signal_ends_the_process_at_once(

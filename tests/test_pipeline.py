@@ -3,8 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -116,6 +117,54 @@ def test_preparing_audio_in_other_threads_changes_nothing(tone: Path) -> None:
         texts = [word.text for word in pipeline.transcribe(tone).words]
 
     assert texts == [f"w{n}." for n in range(600)]
+
+
+def test_audio_is_prepared_in_as_many_threads_as_were_set(tone: Path) -> None:
+    def preparing() -> set[str]:
+        return {t.name for t in threading.enumerate() if t.name.startswith("prepare_")}
+
+    with (
+        pipeline_of(Counting(), TRANSCRIBE_NUM_WORKERS="1") as pipeline,
+        closing(pipeline.stream(tone)) as one,
+        closing(pipeline.stream(tone)) as other,
+    ):
+        next(one)
+        next(other)
+        assert preparing() == {"prepare_0"}
+    assert preparing() == set()
+
+
+class AtOdds(Counting):
+    """Hears a sentence end just before a seam, and writes it otherwise once it is past it."""
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        return [self._around_seams(chunk) for chunk in chunks]
+
+    def _around_seams(self, chunk: Chunk) -> list[Word]:
+        words: list[Word] = []
+        if chunk.index:
+            words += self._words(chunk.owned_start, "right", "so")
+        if chunk.end > chunk.owned_end:
+            words += self._words(chunk.owned_end, "right.", "So")
+        return words
+
+    def _words(self, seam: int, right: str, so: str) -> list[Word]:
+        at = seam / SAMPLE_RATE
+        return [
+            Word(right, at - 0.5, at - 0.4),
+            Word(so, at - 0.15, at - 0.05),
+            Word("now", at + 0.45, at + 0.55),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("threshold_s", "text"), [("0.5", "right. so now"), ("0", "right. So now")]
+)
+def test_a_sentence_end_is_preferred_as_the_hand_over_as_near_as_was_set(
+    tone: Path, threshold_s: str, text: str
+) -> None:
+    with pipeline_of(AtOdds(), SENTENCE_BOUNDARY_THRESHOLD=threshold_s) as pipeline:
+        assert pipeline.transcribe(tone).text.startswith(text)
 
 
 def test_words_come_while_later_audio_is_still_being_decoded(tone: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.errors import SettingsError
-from parakeet_api.settings import Settings, variable_name
+from parakeet_api.settings import Settings, variable_name, without_passwords
 
 PROMISE: dict[str, object] = {
     "API_KEY": (),
@@ -84,6 +85,9 @@ PROMISE: dict[str, object] = {
 """What people's compose files rely on: names, misspelt ones included, and defaults, on a card that
 is not small."""
 
+OF_THE_IMAGE = {"PUID", "PGID", "PYTORCH_CUDA_ALLOC_CONF"}
+"""Promised as well; something else than `settings` reads them."""
+
 FIELDS = {variable_name(f): f for f in dataclasses.fields(Settings) if f.metadata}
 ALL_NAMES = [name for f in FIELDS.values() for name in f.metadata["names"]]
 DEFAULTS = Settings.from_env({}, detected_vram_gb=25.4)
@@ -94,6 +98,29 @@ NASTY = [
     "\u0663", "\u0663.\u0663", "\u00bd", "\u3280", "1_0", "\x00", "~\x00", "~x", "~", "\udc80",
     "//", ",", "cuda:99", "true\n", "\u017f", "\u212a", "-38\u00a0dB", "http://\x00", "https://[",
 ]  # fmt: skip
+
+PARTS = [
+    *("/", "//", ":", "@", ",", ";", "*", ".", "..", "~", "%", "[", "]", "::1", "-", "+", "_", " "),
+    *("\u00a0", "\x1c", "\udcff", "0", "9", "1.5", "1e", "e9", "dB", "a", "A", "http", "redis"),
+    *("memory://", "https://", "10.0.0.0", "fe80::1%eth0", "minute", "en", "cuda", "auto"),
+]
+
+any_text = (
+    st.text()
+    | st.text(st.characters(categories=["Cc", "Cs", "Zs", "Nd"]))
+    | st.floats().map(str)
+    | st.integers().map(str)
+    | st.sampled_from(NASTY)
+    | st.builds("".join, st.lists(st.sampled_from(PARTS), max_size=6))
+)
+"""What an environment can hold, lone surrogates for its odd bytes included."""
+
+TEXTS_FOR_SOME_VARIABLE = [
+    *("yes", "off", "0", "1", "2", "5", "7.5", ".5", "1e1", "64", "300", "-20dB"),
+    *("speed", "quality", "always", "never", "cuda:1", "bf16", "int8", "beam", "medium"),
+    *("debug", "json", "/data", "data/x y", "en,de", "a.example", "10.0.0.0/8", "*", "6/minute"),
+    *("redis://host:1/0", "http://mirror:80", "https://a.example", "acme/model"),
+]
 
 A_HOST_LIST = "a comma-separated list of hosts"
 BOOLEANS = [name for name, default in PROMISE.items() if isinstance(default, bool)]
@@ -162,10 +189,13 @@ def test_unknown_variables_are_ignored() -> None:
     assert Settings.from_env({"PATH": "/bin", "CHUNK": "x"}) == Settings.from_env({})
 
 
-def readme_rows() -> dict[str, str]:
-    """Read the README's table: variable -> default, as written."""
+READMES = ("README.md", "README.zh-CN.md")
+
+
+def readme_rows(readme: str) -> dict[str, str]:
+    """Read a README's table: variable -> default, as written."""
     rows: dict[str, str] = {}
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / readme).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
         names = re.fullmatch(r"`[A-Z_]+`(, `[A-Z_]+`)*", cells[0]) if len(cells) > 1 else None
         if names is None:
@@ -177,12 +207,15 @@ def readme_rows() -> dict[str, str]:
     return rows
 
 
-def test_every_variable_is_a_row_of_the_readme() -> None:
-    assert set(FIELDS) - set(readme_rows()) == set()
+@pytest.mark.parametrize("readme", READMES)
+def test_every_variable_is_a_row_of_the_readme_and_every_row_is_one(readme: str) -> None:
+    assert set(readme_rows(readme)) == set(FIELDS) | OF_THE_IMAGE
 
 
-def test_the_readme_gives_the_right_defaults() -> None:
-    told = {name: text.replace("`", "") for name, text in readme_rows().items() if name in FIELDS}
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_gives_the_right_defaults(readme: str) -> None:
+    rows = readme_rows(readme).items()
+    told = {name: text.replace("`", "") for name, text in rows if name in FIELDS}
 
     assert {name: text for name, text in told.items() if not is_default(name, text)} == {}
 
@@ -191,11 +224,11 @@ def is_default(variable: str, told: str) -> bool:
     """Tell whether a cell of the README means a variable's default."""
     default = value_of(DEFAULTS, variable)
     if default in (None, ()):
-        return told in ("", "empty", "none", "detected")
-    if told.startswith("by preset"):
+        return told in ("empty", "detected", "空", "自动检测")
+    if told.startswith(("by preset", "随预设")):
         # Alone, or with what it is where there is no card: `by preset, 10`.
         shown = str(default).removesuffix(".0")
-        return variable in DERIVED and (told == "by preset" or shown in told)
+        return variable in DERIVED and (told in ("by preset", "随预设") or shown in told)
     try:
         # Behind it may stand what a preset makes of it: `greedy` (`quality`: `beam`).
         return bool(read(variable, told.partition(" (")[0]) == default)
@@ -349,12 +382,24 @@ def test_a_home_folder_is_found() -> None:
         ),
         ("HF_ENDPOINT", "hf-mirror.com", "an address that begins with http:// or https://"),
         ("HF_ENDPOINT", "https://", "an address that begins with http:// or https://"),
+        ("HF_ENDPOINT", "https://[", "an address that begins with http:// or https://"),
+        ("HF_ENDPOINT", "https://hub:0", "an address that begins with http:// or https://"),
+        ("HF_ENDPOINT", "https://hub:x", "an address that begins with http:// or https://"),
+        *(
+            ("HOST", text, "an address or name to listen on, such as 0.0.0.0 or ::")
+            for text in ("http://0.0.0.0", "0.0.0.0/0", "[::]", "a b", "\udcff", "\u0661")
+        ),
         ("RATE_LIMIT", "60", "a list of rates, such as 60/minute;1000/day"),
         ("RATE_LIMIT", "0/minute", "a list of rates, such as 60/minute;1000/day"),
         ("RATE_LIMIT", "6/minute;", "a list of rates, such as 60/minute;1000/day"),
         (
             "RATE_LIMIT_STORAGE",
             "memcached://here",
+            "memory:// or the address of a Redis server, redis://host:6379/0",
+        ),
+        (
+            "RATE_LIMIT_STORAGE",
+            "redis://here:65536",
             "memory:// or the address of a Redis server, redis://host:6379/0",
         ),
         (
@@ -385,30 +430,97 @@ def test_keys_that_no_header_can_carry_are_refused_unseen(text: str) -> None:
     assert told.startswith("API_KEY='***' is not a comma-separated list of keys")
 
 
-@given(
-    st.sampled_from(ALL_NAMES),
-    st.text() | st.floats().map(str) | st.integers().map(str) | st.sampled_from(NASTY),
-)
+@given(st.sampled_from(ALL_NAMES), any_text)
 def test_any_text_is_accepted_or_refused_by_name(variable: str, text: str) -> None:
     try:
         settings = Settings.from_env({variable: text})
     except SettingsError as error:
-        told = "***" if variable == "API_KEY" else text.strip()
-        assert str(error).startswith(f"{variable}={told!r} is not ")  # noqa: PT017
+        assert str(error).startswith(f"{variable}={told(variable, text)} is not ")  # noqa: PT017
     else:
-        for name in FIELDS:
-            value = value_of(settings, name)
-            assert not isinstance(value, float) or math.isfinite(value)
-        assert settings.max_upload_bytes > 0
-        assert settings.describe()
+        assert_tells_itself(settings)
 
 
-@given(st.dictionaries(st.sampled_from(ALL_NAMES), st.sampled_from(["0", "1", "2", "x", " "])))
-def test_any_mixture_is_accepted_or_refused_by_name(environ: dict[str, str]) -> None:
+@given(st.dictionaries(st.sampled_from(ALL_NAMES), any_text, max_size=8))
+def test_any_environment_is_accepted_or_refused_by_name(environ: dict[str, str]) -> None:
     try:
-        Settings.from_env(environ)
+        settings = Settings.from_env(environ)
     except SettingsError as error:
-        assert any(str(error).startswith(f"{name}=") for name in environ)  # noqa: PT017
+        beginnings = tuple(f"{name}={told(name, text)} " for name, text in environ.items())
+        assert str(error).startswith(beginnings)  # noqa: PT017
+    else:
+        assert_tells_itself(settings)
+
+
+def told(variable: str, text: str) -> str:
+    """Give a refused value as a message quotes it."""
+    return "'***'" if variable == "API_KEY" else repr(without_passwords(text.strip()))
+
+
+def assert_tells_itself(settings: Settings) -> None:
+    """Check that what `describe` tells of each variable is read as the same value again."""
+    shown = {name: text for name, text, _ in settings.describe()}
+
+    assert shown.pop("API_KEY") == (
+        f"{len(settings.api_keys)} set" if settings.api_keys else "none"
+    )
+    for name, text in list(shown.items()):
+        value = value_of(settings, name)
+        # Passwords are left out; `./~` and `a /` are paths that do not begin or end as they look.
+        if "//***@" in text or isinstance(value, Path):
+            assert shown.pop(name) == without_passwords(str(value))
+    read_again = Settings.from_env(shown)
+    for name in shown:
+        value = value_of(settings, name)
+        assert value_of(read_again, name) == value
+        assert not isinstance(value, float) or math.isfinite(value)
+    assert settings.max_upload_bytes > 0
+
+
+def accepted(variable: str) -> dict[str, Any]:
+    """Give those of many texts that a variable takes, with what it makes of them."""
+    values = {}
+    for text in TEXTS_FOR_SOME_VARIABLE:
+        with contextlib.suppress(SettingsError):
+            values[text] = read(variable, text)
+    return values
+
+
+ACCEPTED = {variable: accepted(variable) for variable in FIELDS}
+
+
+@pytest.mark.parametrize("variable", FIELDS)
+def test_every_variable_takes_another_value_than_its_default(variable: str) -> None:
+    assert {value_of(DEFAULTS, variable)} < {
+        *ACCEPTED[variable].values(),
+        value_of(DEFAULTS, variable),
+    }
+
+
+@given(
+    st.fixed_dictionaries(
+        {}, optional={name: st.sampled_from([*values]) for name, values in ACCEPTED.items()}
+    )
+)
+def test_variables_do_not_change_each_others_values(environ: dict[str, str]) -> None:
+    settings = Settings.from_env(environ, detected_vram_gb=5)
+
+    for name, text in environ.items():
+        assert value_of(settings, name) == ACCEPTED[name][text]
+        assert settings.origins[FIELDS[name].name] == "environment"
+    for name in FIELDS.keys() - environ.keys() - DERIVED - {"RNNT_BEAM_SIZE"}:
+        assert value_of(settings, name) == value_of(DEFAULTS, name)
+        assert settings.origins[FIELDS[name].name] == "default"
+    assert_tells_itself(settings)
+
+
+@pytest.mark.parametrize("variable", ALL_NAMES)
+@pytest.mark.parametrize(
+    "digits", ["9" * 100_000, "0." + "9" * 100_000, "a" * 100_000, "," * 100_000]
+)
+def test_a_value_as_long_as_they_come_is_read_at_once(variable: str, digits: str) -> None:
+    """Linux lets one variable have 131,072 bytes. Some expressions take minutes over these."""
+    with contextlib.suppress(SettingsError):
+        Settings.from_env({variable: f"{digits}\N{SNOWMAN}"})
 
 
 # Spellings
@@ -509,6 +621,60 @@ def test_explicit_values_beat_the_preset() -> None:
         assert settings.origins[FIELDS[variable].name] == "environment"
 
 
+ON_EVERY_CARD = {
+    "speed": ("greedy", 16),
+    "balanced": ("greedy", 8),
+    "simple": ("greedy", 8),
+    "quality": ("beam", 4),
+}
+"""Decoding, and chunks in a forward pass: half as many on a card that is small."""
+EXPLICIT = {
+    "CHUNK_MINITE": ["2", "10"],
+    "TRANSCRIBE_BATCH_SIZE": ["1", "8"],
+    "GPU_MEMORY_FRACTION": ["0.5", "0.95"],
+    "MAX_CONCURRENT_INFERENCES": ["1", "2"],
+    "DECODING_STRATEGY": ["greedy", "beam"],
+    "RNNT_BEAM_SIZE": ["2", "6"],
+}
+"""What a preset decides, given as another value than its own, and as what may be its own."""
+
+
+GIVEN: list[dict[str, str]] = [
+    {},
+    *({name: text} for name, texts in EXPLICIT.items() for text in texts),
+    *({name: texts[n] for name, texts in EXPLICIT.items()} for n in range(2)),
+]
+
+
+@pytest.mark.parametrize("preset", ON_EVERY_CARD)
+@pytest.mark.parametrize("vram_gb", [2, 4, 6, 6.44, 7.9, 8, 8.59, 12, 16, 24, 48, 80])
+def test_a_preset_decides_what_is_not_given(preset: str, vram_gb: float) -> None:
+    small = vram_gb < 7
+    decoding, batch_size = ON_EVERY_CARD[preset]
+    decided = {
+        "CHUNK_MINITE": 3 if small else 10,
+        "TRANSCRIBE_BATCH_SIZE": batch_size // 2 if small else batch_size,
+        "GPU_MEMORY_FRACTION": 0.9 if small else 0.95,
+        "MAX_CONCURRENT_INFERENCES": 1,
+        "DECODING_STRATEGY": decoding,
+    }
+    if preset == "quality":
+        decided["RNNT_BEAM_SIZE"] = 2 if vram_gb < 8 else 4
+    environ = {"PRESET": preset, "GPU_VRAM_GB": str(vram_gb)}
+
+    for given_too in GIVEN:
+        detected = Settings.from_env({"PRESET": preset} | given_too, detected_vram_gb=vram_gb)
+        told = Settings.from_env(environ | given_too, detected_vram_gb=24 - vram_gb / 4)
+        for settings, name in itertools.product((detected, told), EXPLICIT):
+            assert (value_of(settings, name), settings.origins[FIELDS[name].name]) == (
+                (read(name, given_too[name]), "environment")
+                if name in given_too
+                else (decided[name], "preset")
+                if name in decided
+                else (PROMISE[name], "default")
+            )
+
+
 def test_the_recommended_rows_work_as_they_stand() -> None:
     small = Settings.from_env({"PRESET": "speed", "CHUNK_MINITE": "3"}, detected_vram_gb=4.2)
     medium = Settings.from_env(
@@ -550,6 +716,13 @@ def test_secrets_are_not_told() -> None:
     assert told["HF_ENDPOINT"] == "https://***@mirror/x"
     assert "other-s3cret" not in repr(settings)
     assert settings.hf_endpoint == "https://me:s3cret@mirror/x"
+
+
+@pytest.mark.parametrize("variable", ["HF_ENDPOINT", "RATE_LIMIT_STORAGE"])
+def test_a_password_in_an_address_that_is_refused_is_not_told(variable: str) -> None:
+    told = refusal({variable: "ftp://me:p@ssw0rd@mirror/x"})
+
+    assert told.startswith(f"{variable}='ftp://***@mirror/x' is not ")
 
 
 def test_no_key_is_told_as_none() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 import time
 from dataclasses import replace
 from io import StringIO
@@ -139,15 +140,16 @@ def test_lines_are_never_more_than_allowed_and_never_blank(
 
 
 @given(ordinary_recordings, configurations)
-def test_lines_exceed_the_preferred_length_only_where_no_more_are_allowed(
+def test_lines_exceed_the_preferred_length_only_where_it_would_take_more_than_are_allowed(
     segments: list[Segment], settings: Settings
 ) -> None:
+    width = settings.preferred_line_length
     for cue in make_cues(segments, settings=settings):
-        if len(cue.lines) < settings.max_subtitle_lines:
-            lines_of_several_words = [line for line in cue.lines if " " in line]
-            assert all(
-                len(line) <= settings.preferred_line_length for line in lines_of_several_words
+        if any(" " in line and len(line) > width for line in cue.lines):
+            preferred = textwrap.wrap(
+                text_of(cue), width, break_long_words=False, break_on_hyphens=False
             )
+            assert len(preferred) > settings.max_subtitle_lines
 
 
 @given(ordinary_recordings, configurations)
@@ -411,6 +413,73 @@ def test_segments_at_the_same_moment_become_cues_one_after_the_other() -> None:
         (1.001, 1.002),
         (1.002, 1.003),
     ]
+
+
+def laid_out(**environ: str) -> list[str]:
+    """Lay six sentences out under some settings: when, and what, with `/` between lines."""
+    cues = make_cues(
+        [
+            steady("Yes."),
+            steady("I think that is right, too.", start=0.6),
+            steady("One two three four five six seven eight nine ten eleven twelve", start=5.0),
+            segment(("Well.", 20.0, 22.0)),
+            steady("Now we shall see what comes of it.", start=22.2),
+            steady("Slow, slower and slower still", start=30.0, word_s=1.4),
+        ],
+        settings=Settings.from_env(environ),
+    )
+    return [f"{cue.start:g}-{cue.end:g} {'/'.join(cue.lines)}" for cue in cues]
+
+
+BY_DEFAULT = (
+    (YES := "0-0.54 Yes."),
+    (RIGHT := "0.6-2.1 I think that is right, too."),
+    (NUMBERS := "5-8 One two three four five six seven/eight nine ten eleven twelve"),
+    (WELL := "20-24.2 Well. Now we shall see what comes of it."),
+    (SLOW := "30-31.34 Slow,"),
+    (SLOWER := "31.4-37 slower and slower still"),
+)
+NUMBERS_IN_A_LINE = NUMBERS.replace("/", " ")
+UNMERGED = ("20-22 Well.", "22.2-24.2 Now we shall see what comes of it.")
+UNSPLIT = "30-37 Slow, slower and slower still"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "instead_of", "cues"),
+    [
+        ("MERGE_SHORT_SUBTITLES", "no", (YES, WELL), ("0-0.25 Yes.", *UNMERGED)),
+        ("MIN_SUBTITLE_DURATION_SECONDS", "0.2", (YES,), ("0-0.25 Yes.",)),
+        (
+            "SHORT_SUBTITLE_MERGE_MAX_GAP_SECONDS",
+            "0.4",
+            (YES, RIGHT),
+            ("0-2.1 Yes. I think that is right, too.",),
+        ),
+        ("SHORT_SUBTITLE_MIN_CHARS", "5", (WELL,), UNMERGED),
+        ("SUBTITLE_MIN_GAP_SECONDS", "0.2", (YES, SLOW), ("0-0.4 Yes.", "30-31.2 Slow,")),
+        ("SPLIT_LONG_SUBTITLES", "no", (SLOW, SLOWER), (UNSPLIT,)),
+        ("MAX_SUBTITLE_DURATION_SECONDS", "7", (SLOW, SLOWER), (UNSPLIT,)),
+        (
+            "MAX_SUBTITLE_CHARS_PER_SEGMENT",
+            "61",
+            (NUMBERS,),
+            (
+                "5-6.69 One two three four five six seven",
+                "6.75-8.25 eight nine ten eleven twelve",
+            ),
+        ),
+        ("PREFERRED_LINE_LENGTH", "65", (NUMBERS,), (NUMBERS_IN_A_LINE,)),
+        ("MAX_SUBTITLE_LINES", "1", (NUMBERS,), (NUMBERS_IN_A_LINE,)),
+    ],
+)
+def test_each_setting_of_cues_has_its_effect(
+    variable: str, text: str, instead_of: tuple[str, ...], cues: tuple[str, ...]
+) -> None:
+    changed = laid_out(**{variable: text})
+
+    assert laid_out() == list(BY_DEFAULT)
+    assert tuple(cue for cue in BY_DEFAULT if cue not in changed) == instead_of
+    assert tuple(cue for cue in changed if cue not in BY_DEFAULT) == cues
 
 
 def test_a_long_text_breaks_into_even_lines() -> None:
