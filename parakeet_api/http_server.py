@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -16,14 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import Error
 
 from parakeet_api.admission import Admission
 from parakeet_api.errors import (
+    DISK_FULL,
     ApiError,
     InvalidRequestError,
     ServerError,
+    ServiceUnavailableError,
     SettingsError,
     UploadTooLargeError,
 )
@@ -104,7 +109,6 @@ def create_server(
         sockets=[listener],
         threads=max_requests + _SPARE_THREADS,
         connection_limit=(most_files - _OTHER_FILES) // _FILES_PER_CONNECTION,
-        cleanup_interval=_WINDOW_S,
         max_request_header_size=_LONGEST_HEAD,
         outbuf_high_watermark=_ANSWER_BYTES,
         # select() ends at file descriptor 1023.
@@ -203,6 +207,29 @@ class GracefulStop:
         return list(channels.values())
 
 
+class DiskFull(Error):
+    """The body cannot be stored."""
+
+    code = ServiceUnavailableError.status
+    reason = "Service Unavailable"
+
+
+class Parser(HTTPRequestParser):
+    """A request as it arrives; one that the disk has no room for is refused."""
+
+    def received(self, data: bytes) -> int:
+        """Take what was sent; give how much of it belongs to this request."""
+        try:
+            return int(super().received(data))
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            logger.error("a request's body cannot be stored: %s", error)
+            self.error = DiskFull(str(error))
+            self.completed = True
+            return len(data)
+
+
 class ClosingTask(WSGITask):
     """A request's work; while the server is stopping, its connection ends with the answer."""
 
@@ -229,6 +256,8 @@ class JsonErrorTask(ErrorTask):
         body = json.dumps(failure.body()).encode()
         self.status = f"{failure.status} {HTTPStatus(failure.status).phrase}"
         self.response_headers = [("Content-Type", "application/json")]
+        if failure.retry_after_s is not None:
+            self.response_headers.append(("Retry-After", str(failure.retry_after_s)))
         self.content_length = len(body)
         self.set_close_on_finish()
         self.channel.refused = True
@@ -239,6 +268,8 @@ class JsonErrorTask(ErrorTask):
         if error.code == UploadTooLargeError.status:
             limit = self.channel.adj.max_request_body_size - _UPLOAD_SLACK
             return UploadTooLargeError.above(limit, sent=self.request.content_length or None)
+        if error.code == ServiceUnavailableError.status:
+            return ServiceUnavailableError.disk_full()
         if error.code == ServerError.status:
             return ServerError("The server had an error while processing your request.")
         failure = InvalidRequestError(f"{error.reason}: {error.body}")
@@ -254,16 +285,28 @@ class Channel(HTTPChannel):
     sending then loses the answer. So the rest is read for a while, and thrown away.
     """
 
+    parser_class = Parser
     task_class = ClosingTask
     error_task_class = JsonErrorTask
     server: Server
     refused = False
     """Whether the answer came before the request was read to its end."""
     _linger_until: float | None = None
+    _last_activity = 0.0
     _moved = 0
     """Bytes received and sent since the last look at it."""
     _seen_request: object = None
     _seen_unsent = 0
+
+    @property
+    def last_activity(self) -> float:
+        """When something was last sent or received."""
+        return self._last_activity
+
+    @last_activity.setter
+    def last_activity(self, _: float) -> None:
+        # waitress goes by the wall clock: when that is set, all connections look idle, or none.
+        self._last_activity = time.monotonic()
 
     def is_stuck(self) -> bool:
         """Tell whether what was under way at the last call has hardly moved since."""
@@ -315,9 +358,23 @@ class Server(TcpWSGIServer):
 
     channel_class = Channel
     admission: Admission
+    next_channel_cleanup: float = math.inf  # type: ignore[assignment]
+    """waitress' own, by the wall clock: never."""
+    _next_look = 0.0
+
+    def readable(self) -> bool:
+        """Tell whether connections can be accepted; once a minute, look after those there are."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _WINDOW_S
+            self.maintenance(now)
+        return bool(super().readable())
 
     def maintenance(self, now: float) -> None:
-        """Close what is idle for too long, as waitress does, and what hardly moves."""
+        """Close what is idle for too long, as waitress does, and what hardly moves.
+
+        `now` is of the monotonic clock.
+        """
         super().maintenance(int(now))
         for channel in self._channels():
             if channel.is_stuck() or channel.will_close:

@@ -28,8 +28,8 @@ FaultKind = Literal[
 
 _WHILE_STARTING = frozenset({"model_not_ready", "jobs_unavailable"})
 EXCUSES: dict[FaultKind, frozenset[str]] = {
-    "ffmpeg killed": frozenset({"decoder_ended"}),
-    "ffmpeg asked to end": frozenset({"decoder_ended"}),
+    "ffmpeg killed": frozenset({"service_unavailable"}),
+    "ffmpeg asked to end": frozenset({"service_unavailable"}),
     "recognizer raises": frozenset({"internal_error"}),
     # A batch that does not fit is halved: nobody is told.
     "little device memory": frozenset(),

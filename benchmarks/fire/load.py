@@ -36,6 +36,7 @@ MOST_HITS = 3
 """So often the server tries a job that ends the process or fails for no reason that it knows."""
 _HANG_UP_NOW = struct.pack("ii", 1, 0)
 """For SO_LINGER: the connection is reset, and what was not sent is dropped."""
+AFTER_CUT_S = 0.5
 _JOB_POLL_S = 0.5
 _PROBE_S = 1.0
 _PROBES = ("/health", "/health/simple", "/ready", "/metrics")
@@ -154,6 +155,9 @@ class Load:
     ) -> None:
         """Count a request; a wrong transcript or an error that no fault explains is a finding."""
         ended = time.monotonic()
+        if outcome.code == CUT:
+            # The server may be down: thousands of refused connections would only delay its start.
+            time.sleep(AFTER_CUT_S)
         if outcome.text is None:
             if excusable and self.journal.excuse(outcome.code, began, ended):
                 self.journal.count(kind, f"{outcome.code}, by a fault")
@@ -375,23 +379,27 @@ class Client:
 
     def _damaged_request(self) -> None:
         sent, began = damage_request(self._rng.choice(self._garbage), self._rng), time.monotonic()
+        try:
+            received = self._exchange(sent)
+            # Where more is expected than was sent, nothing comes.
+            told = list(wrong_with(sent, received)) if received else []
+        except (OSError, http.client.HTTPException):
+            self._load.judge("damaged request", Outcome(code=CUT), None, began)
+            return
+        status = received.split(maxsplit=2)[1].decode() if received else "no answer"
+        self._load.journal.count("damaged request", status)
+        if told and not self._load.journal.overlapping(began, time.monotonic()):
+            self._load.journal.find("damaged request", f"{told} to {sent[:300]!r}")
+
+    def _exchange(self, sent: bytes) -> bytes:
+        """Send bytes; give all that comes."""
         received = b""
-        # Where more is expected than was sent, nothing comes.
-        with contextlib.suppress(OSError), self._connected() as connection:
+        with self._connected() as connection:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             while data := connection.recv(1 << 16):
                 received += data
-        received = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not received:
-            self._load.journal.count("damaged request", "no answer")
-            return
-        status = received.split(maxsplit=2)[1].decode()
-        self._load.journal.count("damaged request", status)
-        if self._load.journal.overlapping(began, time.monotonic()):
-            return
-        for finding in wrong_with(sent, received):
-            self._load.journal.find("damaged request", finding)
+        return received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _job(self) -> None:
         if len(self._load.jobs) >= MOST_JOBS:
