@@ -207,7 +207,7 @@ class GracefulStop:
         return list(channels.values())
 
 
-class DiskFull(Error):
+class DiskFullError(Error):
     """The body cannot be stored."""
 
     code = ServiceUnavailableError.status
@@ -225,7 +225,7 @@ class Parser(HTTPRequestParser):
             if error.errno not in DISK_FULL:
                 raise
             logger.error("a request's body cannot be stored: %s", error)
-            self.error = DiskFull(str(error))
+            self.error = DiskFullError(str(error))
             self.completed = True
             return len(data)
 

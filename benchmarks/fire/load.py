@@ -341,7 +341,7 @@ class Client:
             sent = sent[: rng.randrange(len(sent))]
         began = time.monotonic()
         try:
-            with self._connected() as connection:
+            with self._load.server.connected() as connection:
                 connection.sendall(sent)
                 time.sleep(rng.expovariate(2.0))
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _HANG_UP_NOW)
@@ -356,7 +356,7 @@ class Client:
         sent, began = _request(question), time.monotonic()
         piece = len(sent) // self._rng.randrange(5, 20) + 1
         try:
-            with self._connected() as connection:
+            with self._load.server.connected() as connection:
                 for start in range(0, len(sent), piece):
                     connection.sendall(sent[start : start + piece])
                     time.sleep(self._rng.uniform(0.1, 1.0))
@@ -394,7 +394,7 @@ class Client:
     def _exchange(self, sent: bytes) -> bytes:
         """Send bytes; give all that comes."""
         received = b""
-        with self._connected() as connection:
+        with self._load.server.connected() as connection:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             while data := connection.recv(1 << 16):
@@ -422,9 +422,6 @@ class Client:
             with contextlib.suppress(httpx.TransportError):
                 self._http.delete(f"/v1/jobs/{job.id}")
         self._load.jobs[job.id] = job
-
-    def _connected(self) -> socket.socket:
-        return socket.create_connection(self._load.server.address, timeout=PATIENCE_S)
 
 
 def read_answer(answer: httpx.Response) -> Outcome:

@@ -16,7 +16,7 @@ from parakeet_api.audio import find_ffmpeg
 CLIPS = 12
 """Recordings of 2 to 4 s: each fits into the least memory that the model is ever given."""
 CLIP_ANSWERS = ("json", "text", "srt", "vtt", "verbose_json")
-LONG_ANSWERS = ("text", "json")
+LONG = (("long-pauses.ogg", "text"), ("long-dense.ogg", "json"))
 ENDPOINT = "/v1/audio/transcriptions"
 
 
@@ -57,9 +57,7 @@ def make_recordings(folder: Path) -> Recordings:
         command = [find_ffmpeg(), "-loglevel", "error", "-y", "-i", str(source)]
         subprocess.run([*command, *FORMATS[suffix], str(clip)], check=True, timeout=60)
         questions += [Question(clip.name, clip.read_bytes(), f, False) for f in CLIP_ANSWERS]
-    for name in ("long-pauses.ogg", "long-dense.ogg"):
-        content = (SPEECH / name).read_bytes()
-        questions += [Question(name, content, f, True) for f in LONG_ANSWERS]
+    questions += [Question(name, (SPEECH / name).read_bytes(), f, True) for name, f in LONG]
     return Recordings(questions, make_media(folder))
 
 

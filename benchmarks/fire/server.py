@@ -145,6 +145,10 @@ class Server:
         switches.write(self._switches)
         time.sleep(SWITCHED_WITHIN_S)
 
+    def connected(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(self.address, timeout=_START_S)
+
     def decoders(self) -> list[psutil.Process]:
         """List the running ffmpegs: the server starts nothing else."""
         with contextlib.suppress(psutil.NoSuchProcess):
