@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -121,7 +122,9 @@ class UploadRequest(Request):
     def close(self) -> None:
         """Delete the uploads that nobody took over."""
         for upload in self._uploads():
-            upload.close()
+            # What a full disk did not take is in its buffer still.
+            with contextlib.suppress(OSError):
+                upload.close()
             if Path(upload.name) != self.__dict__.get("_kept"):
                 Path(upload.name).unlink(missing_ok=True)
         super().close()

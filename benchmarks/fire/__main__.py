@@ -30,12 +30,14 @@ from benchmarks.faulty_server import FAULT
 from benchmarks.fire.faults import Faults
 from benchmarks.fire.journal import Journal
 from benchmarks.fire.load import Load
-from benchmarks.fire.recordings import ask_all, make_recordings
+from benchmarks.fire.recordings import MOST_CLIPS, ask_all, make_recordings
 from benchmarks.fire.server import Resources, Server, processes_of, small_disk
 
 FAULT_EVERY_S = (1.0, 5.0)
 RESTART_EVERY_S = (40.0, 100.0)
 PROGRESS_S = 60.0
+SHORT_MIN = 1.0
+"""In a shorter run there are a few clips alone: each is asked for twice before it begins."""
 IDLE_WITHIN_S = 400.0
 """A job that the server could not do for now waits for up to five minutes."""
 WARM_UP = 0.25
@@ -159,7 +161,8 @@ def exceptions_in(log: Path) -> Counter[str]:
 def fire(folder: Path, *, minutes: float, seed: int) -> int:
     """Run in a folder, print the tables; give the exit status."""
     journal = Journal()
-    recordings = make_recordings(folder)
+    few = minutes < SHORT_MIN
+    recordings = make_recordings(folder, clips=3 if few else MOST_CLIPS, long=not few)
     with small_disk(folder / "disk") as disk:
         server = Server(folder, disk)
         server.start()

@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks.faulty_server import Recognition, Switches
 from benchmarks.fire.journal import FaultKind, Journal
-from benchmarks.fire.server import GRACE_S, Disk, Server
+from benchmarks.fire.server import Disk, Server
 
 DAY_S = 86400.0
 _NO_DECODER_S = 3.0
@@ -52,11 +52,8 @@ class Faults:
                 time.sleep(self._rng.uniform(0.0, 2.0))
                 self._server.start()
             return
-        with self._journal.fault("server stopped") as fault:
-            began = time.monotonic()
-            status = self._server.stop()
-            fault.within_grace = time.monotonic() - began < GRACE_S
-            if status != 0:
+        with self._journal.fault("server stopped"):
+            if status := self._server.stop():
                 self._journal.find("server stopped", f"exit status {status}")
             self._server.start()
 

@@ -26,6 +26,8 @@ FaultKind = Literal[
     "server stopped",
 ]
 
+GRACE_S = 10
+"""STOP_GRACE_SECONDS of the server."""
 _WHILE_STARTING = frozenset({"model_not_ready", "jobs_unavailable"})
 EXCUSES: dict[FaultKind, frozenset[str]] = {
     "ffmpeg killed": frozenset({"service_unavailable"}),
@@ -39,8 +41,7 @@ EXCUSES: dict[FaultKind, frozenset[str]] = {
     "server killed": _WHILE_STARTING | {CUT},
     "server stopped": _WHILE_STARTING | {CUT, "stopping"},
 }
-"""The errors that a request may end with while a fault lasts; those of a stop are closed in on by
-`Journal.excuse`."""
+"""The errors that a request may end with while a fault lasts; see also `Fault.excuses`."""
 SMALLER_CHUNKS_S = 300.0
 """How long the batcher remembers that memory was short."""
 
@@ -52,8 +53,6 @@ class Fault:
     kind: FaultKind
     began: float
     ended: float = math.inf
-    within_grace: bool = True
-    """Of a stop: whether all requests that were under way had the time to end."""
 
     def overlaps(self, began: float, ended: float) -> bool:
         return self.began <= ended and began <= self.ended
@@ -61,8 +60,8 @@ class Fault:
     def excuses(self, code: str, began: float, ended: float) -> bool:
         if not self.overlaps(began, ended) or code not in EXCUSES[self.kind]:
             return False
-        # Who was there before an orderly stop is answered.
-        orderly = self.kind == "server stopped" and self.within_grace
+        # Who was there before an orderly stop has the time of grace to be answered.
+        orderly = self.kind == "server stopped" and ended < self.began + GRACE_S
         return not (orderly and code == CUT and began < self.began)
 
 

@@ -276,9 +276,10 @@ class Client:
             self._damaged_media: 8,
             self._damaged_request: 8,
             self._job: 12,
-            self._long: 2,
         }
         """And how often."""
+        if load.recordings.long:
+            self._kinds[self._long] = 2
 
     def run(self) -> None:
         """Ask until the load is closed."""
@@ -290,6 +291,12 @@ class Client:
                 # A thread's border: a client that ends would make the load less, unseen.
                 except Exception as error:
                     self._load.journal.find("client", repr(error))
+
+    def _any_question(self) -> Question:
+        """Choose one, seldom a long one."""
+        long = self._load.recordings.long
+        wanted = long if long and self._rng.random() < 0.1 else self._load.recordings.clips
+        return self._rng.choice(wanted)
 
     def _clip(self) -> None:
         self._transcribe("clip", self._rng.choice(self._load.recordings.clips))
@@ -334,8 +341,8 @@ class Client:
 
     def _hang_up(self) -> None:
         """Reset the connection in the middle: of the upload, of the work, or of the answer."""
-        recordings, rng = self._load.recordings, self._rng
-        question = rng.choice(recordings.clips if rng.random() < 0.9 else recordings.long)
+        rng = self._rng
+        question = self._any_question()
         sent = _request(question, stream=rng.random() < 0.5)
         if rng.random() < 0.3:
             sent = sent[: rng.randrange(len(sent))]
@@ -385,6 +392,8 @@ class Client:
             told = list(wrong_with(sent, received)) if received else []
         except (OSError, http.client.HTTPException):
             self._load.judge("damaged request", Outcome(code=CUT), None, began)
+            if not self._load.journal.excuse(CUT, began, time.monotonic()):
+                print(f"CUT {sent!r}")
             return
         status = received.split(maxsplit=2)[1].decode() if received else "no answer"
         self._load.journal.count("damaged request", status)
@@ -404,10 +413,10 @@ class Client:
     def _job(self) -> None:
         if len(self._load.jobs) >= MOST_JOBS:
             return
-        rng, recordings, began = self._rng, self._load.recordings, time.monotonic()
+        rng, began = self._rng, time.monotonic()
         question: Question | None = None
         if rng.random() < 0.9:
-            question = rng.choice(recordings.clips if rng.random() < 0.9 else recordings.long)
+            question = self._any_question()
         content = question.content if question else self._damaged()
         response_format = question.response_format if question else "json"
         outcome = self._post("/v1/jobs", content, response_format=response_format)

@@ -13,7 +13,7 @@ from benchmarks.fidelity import FORMATS, SPEECH
 from benchmarks.fuzz import make_media
 from parakeet_api.audio import find_ffmpeg
 
-CLIPS = 12
+MOST_CLIPS = 12
 """Recordings of 2 to 4 s: each fits into the least memory that the model is ever given."""
 CLIP_ANSWERS = ("json", "text", "srt", "vtt", "verbose_json")
 LONG = (("long-pauses.ogg", "text"), ("long-dense.ogg", "json"))
@@ -47,17 +47,18 @@ class Recordings:
         return [question for question in self.questions if question.is_long]
 
 
-def make_recordings(folder: Path) -> Recordings:
-    """Make clips in every container, and take the two of 12 minutes."""
+def make_recordings(folder: Path, *, clips: int = MOST_CLIPS, long: bool = True) -> Recordings:
+    """Make clips in many containers, and take the two recordings of 12 minutes."""
     questions = []
-    for number in range(CLIPS):
+    for number in range(clips):
         source = SPEECH / f"clip-{number:03d}.flac"
         suffix = sorted(FORMATS)[number % len(FORMATS)]
         clip = folder / f"{source.stem}.{suffix}"
         command = [find_ffmpeg(), "-loglevel", "error", "-y", "-i", str(source)]
         subprocess.run([*command, *FORMATS[suffix], str(clip)], check=True, timeout=60)
         questions += [Question(clip.name, clip.read_bytes(), f, False) for f in CLIP_ANSWERS]
-    questions += [Question(name, (SPEECH / name).read_bytes(), f, True) for name, f in LONG]
+    if long:
+        questions += [Question(name, (SPEECH / name).read_bytes(), f, True) for name, f in LONG]
     return Recordings(questions, make_media(folder))
 
 

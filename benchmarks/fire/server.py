@@ -20,10 +20,10 @@ import psutil
 
 from benchmarks.faulty_server import SWITCHED_WITHIN_S, Switches
 from benchmarks.fidelity import ROOT
+from benchmarks.fire.journal import GRACE_S
 
 DISK_MB = 96
 """Some long recordings and what jobs keep."""
-GRACE_S = 10
 _START_S = 120.0
 """On a machine that is busy with much else."""
 _STOP_S = GRACE_S + 30.0
