@@ -189,7 +189,8 @@ class JobRunner:
         return None
 
     def _is_due(self, job: Job) -> bool:
-        return time.monotonic() >= self._pause_of(job).until
+        # One that was put back a moment ago may still be counted among those that run.
+        return job.id not in self._runs and time.monotonic() >= self._pause_of(job).until
 
     def _pause_of(self, job: Job) -> _Pause:
         return self._pauses.get(job.id, _NO_PAUSE)

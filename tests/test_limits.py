@@ -305,13 +305,13 @@ BODY = HEAD + b"Content-Length: 1000000\r\n\r\n"
 
 
 def test_a_body_that_the_disk_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A disk that is always full.
-    monkeypatch.setattr(
-        TempfileBasedBuffer,
-        "newfile",
-        lambda _: Path("/dev/full").open("r+b", buffering=0),  # noqa: SIM115
-    )
-    with running() as served, served.connect(BODY) as connection:
+    with (
+        # A disk that is always full.
+        Path("/dev/full").open("r+b", buffering=0) as full,
+        running() as served,
+        served.connect(BODY) as connection,
+    ):
+        monkeypatch.setattr(TempfileBasedBuffer, "newfile", lambda _: full)
         connection.sendall(bytes(1_000_000))
         head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
 
