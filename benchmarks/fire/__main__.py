@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -222,9 +223,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="where to keep the server's log")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fire-") as name:
-        return fire(Path(name), minutes=options.minutes, seed=options.seed)
+        folder = Path(name)
+        try:
+            return fire(folder, minutes=options.minutes, seed=options.seed)
+        finally:
+            if options.log:
+                shutil.copyfile(folder / "server.log", options.log)
 
 
 if __name__ == "__main__":
