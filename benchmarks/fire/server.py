@@ -101,7 +101,6 @@ class Server:
             **environ,
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self._client = httpx.Client(base_url=self.url, timeout=60, trust_env=False, verify=False)
         self.switch(Switches())
 
     def start(self) -> None:
@@ -157,7 +156,7 @@ class Server:
 
     def health(self) -> dict[str, Any]:
         """Ask for its health."""
-        told: dict[str, Any] = self._client.get("/health").raise_for_status().json()
+        told: dict[str, Any] = self._get("/health").raise_for_status().json()
         return told
 
     def is_idle(self) -> bool:
@@ -193,8 +192,11 @@ class Server:
 
     def _is_ready(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
-            return self._client.get("/ready").status_code == 200
+            return self._get("/ready").status_code == 200
         return False
+
+    def _get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=60, trust_env=False, verify=False)
 
 
 def processes_of(folder: Path) -> list[str]:
