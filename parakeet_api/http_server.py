@@ -191,9 +191,13 @@ class GracefulStop:
         self._server.pull_trigger()
 
     def _under_way(self) -> int:
-        """Count the connections whose request is worked on, or whose answer is still being sent."""
+        """Count the connections whose request or answer is under way.
+
+        A request that still arrives is one: its client is to hear why it is refused.
+        """
         return sum(
-            bool(channel.requests or channel.total_outbufs_len) for channel in self._channels()
+            bool(channel.request or channel.requests or channel.total_outbufs_len)
+            for channel in self._channels()
         )
 
     def _cancel(self) -> None:

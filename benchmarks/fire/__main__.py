@@ -10,7 +10,7 @@ failed, a probe that is not answered, an exception in the log that was not asked
 left at the end: a file, a process, a thread, a descriptor, memory. The exit status is 1 if there is
 any.
 
-In the first two thirds the process is killed or stopped every minute or two. In the last it lives
+In the first two thirds the process is killed or stopped every one to three minutes. In the last it lives
 on, so that it can be seen whether it grows. A disk can be filled by root alone.
 """
 
@@ -35,7 +35,7 @@ from benchmarks.fire.recordings import MOST_CLIPS, ask_all, make_recordings
 from benchmarks.fire.server import Resources, Server, processes_of, small_disk
 
 FAULT_EVERY_S = (1.0, 5.0)
-RESTART_EVERY_S = (40.0, 100.0)
+RESTART_EVERY_S = (60.0, 180.0)
 PROGRESS_S = 60.0
 SHORT_MIN = 1.0
 """In a shorter run there are a few clips alone: each is asked for twice before it begins."""
