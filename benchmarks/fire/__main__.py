@@ -10,8 +10,8 @@ failed, a probe that is not answered, an exception in the log that was not asked
 left at the end: a file, a process, a thread, a descriptor, memory. The exit status is 1 if there is
 any.
 
-In the first two thirds the process is killed or stopped every one to three minutes. In the last it lives
-on, so that it can be seen whether it grows. A disk can be filled by root alone.
+In the first two thirds the process is killed or stopped every one to three minutes. In the last it
+lives on, so that it can be seen whether it grows. A disk can be filled by root alone.
 """
 
 from __future__ import annotations
