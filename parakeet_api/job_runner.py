@@ -38,11 +38,8 @@ _LONGEST_PAUSE_S = 300.0
 """Between two tries of a job that the server cannot do for now."""
 _DISK_RETRY_S = 5.0
 _MOST_FAULTS = 3
-"""A job that fails so often for a reason that nobody foresaw is not tried again."""
-
-
-class UnforeseenError(ServiceUnavailableError):
-    """Something failed that should not; a card's hiccup, or a lack of memory, may be over soon."""
+"""A job that fails so often for a reason that nobody foresaw is not tried again. Once is often a
+card's hiccup, or a lack of memory, that is soon over."""
 
 
 class Transcribe(Protocol):
@@ -244,20 +241,22 @@ class JobRunner:
                 logger.exception("job %s: failed", job.id)
             fault = ServerError("The server had an error while processing your request.")
             if self._pause_of(job).faults + 1 < _MOST_FAULTS:
-                self._postpone(job, UnforeseenError(fault.message))
+                self._postpone(job, ServiceUnavailableError(fault.message), unforeseen=True)
                 return partial(self._store.put_back, job)
             return partial(self._store.fail, run.job, Failure.of(fault))
         logger.info("job %s: succeeded", job.id)
         return partial(self._store.succeed, run.job, result)
 
-    def _postpone(self, job: Job, error: ServiceUnavailableError) -> None:
+    def _postpone(
+        self, job: Job, error: ServiceUnavailableError, *, unforeseen: bool = False
+    ) -> None:
         """Let a job wait until the server may be able to do it; longer each time."""
         assert error.retry_after_s is not None
         was = self._pause_of(job)
         pause_s = min(error.retry_after_s * 2.0**was.tries, _LONGEST_PAUSE_S)
         # To ask for a model costs nothing, and once it is there nobody should wait.
         tries = was.tries + (not isinstance(error, ModelNotReadyError))
-        faults = was.faults + isinstance(error, UnforeseenError)
+        faults = was.faults + unforeseen
         with self._changed:
             self._pauses[job.id] = _Pause(tries, faults, until=time.monotonic() + pause_s)
         logger.info("job %s: is tried again in %.0f s: %s", job.id, pause_s, error)

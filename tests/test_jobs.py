@@ -25,7 +25,7 @@ from parakeet_api.errors import (
     ServiceUnavailableError,
 )
 from parakeet_api.job import Job, job_object
-from parakeet_api.job_runner import Transcribe, UnforeseenError, transcriber
+from parakeet_api.job_runner import Transcribe, transcriber
 from parakeet_api.job_store import JobStore
 from parakeet_api.jobs import Jobs
 from parakeet_api.pipeline import Progress
@@ -265,7 +265,7 @@ def test_a_file_that_cannot_be_used_fails_its_job_with_the_answer_of_a_request(
 
 
 def test_a_fault_of_ours_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(UnforeseenError, "retry_after_s", 0)
+    monkeypatch.setattr(ServiceUnavailableError, "retry_after_s", 0)
     work = Scripted()
     work.errors = {"a": [RuntimeError("a hiccup"), RuntimeError("another")]}
     with jobs_of(folder, work) as started:
@@ -279,7 +279,7 @@ def test_a_fault_of_ours_is_tried_again(folder: Path, monkeypatch: pytest.Monkey
 def test_a_fault_of_ours_that_stays_fails_its_job_and_no_other(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(UnforeseenError, "retry_after_s", 0)
+    monkeypatch.setattr(ServiceUnavailableError, "retry_after_s", 0)
     work = Scripted()
     work.errors = {"a": [RuntimeError("secret detail") for _ in range(3)]}
     with jobs_of(folder, work) as started:
