@@ -3,6 +3,7 @@
 # make bench  time the whole service beside the bare model, as ratios
 # make connections  healthy clients beside 300 slow ones
 # make fuzz   100,000 damaged recordings and as many damaged requests
+# make fire   an hour of mixed load while the server is killed, starved and lied to
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 # make screenshots  take the pictures of docs/screenshots anew
@@ -24,7 +25,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench connections fuzz fuzz-api fidelity screenshots audit licences sbom clean
+.PHONY: run test lint bench connections fuzz fire fuzz-api fidelity screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -54,6 +55,9 @@ fidelity: $(VENV)/.development
 
 fuzz: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fuzz
+
+fire: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.fire
 
 connections: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.connections

@@ -6,12 +6,18 @@ python app.py transcribe FILE... --format srt          write FILE.srt, without a
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__" and os.getpid() == 1:
+    # Before all else: process 1 of a container ignores SIGTERM until it has a handler, and the
+    # imports below take a second.
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+
 import argparse
 import dataclasses
 import logging
 import math
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -181,7 +187,6 @@ def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to end."""
-    # First of all: as process 1 of a container, a process without a handler cannot be stopped.
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         # Bound before anything slow: a port in use is told at once.

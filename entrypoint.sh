@@ -5,6 +5,11 @@
 # The ids stay numbers, without entries in /etc/passwd: so any of them will do, on a read-only root as well.
 set -eu
 
+# As process 1 the shell would ignore it; so it ends when the command does that it is waiting for.
+if [ $$ = 1 ]; then
+    trap 'exit 143' TERM
+fi
+
 EXIT_BAD_SETTING=2   # as app.py exits
 EXIT_NOT_WRITABLE=73 # EX_CANTCREAT of sysexits.h
 

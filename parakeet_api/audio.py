@@ -15,6 +15,7 @@ import re
 import resource
 import selectors
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -27,6 +28,7 @@ from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
     NoAudioTrackError,
+    ServiceUnavailableError,
     SettingsError,
     TruncatedAudioError,
 )
@@ -83,6 +85,10 @@ _STDERR_HEAD = 16 * 1024
 """ffmpeg describes its input in the first lines; a broken file then floods with complaints."""
 _TRUNCATION_TOLERANCE_S = 1.0
 """Encoder delay and padding make an honest file up to some 0.1 s shorter than it declares."""
+
+_ASKED_TO_END = frozenset({255, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP})
+"""Statuses of an ffmpeg that was asked to end. With 255 it took the time to end well, and what it
+had decoded until then looks like all there is."""
 
 _DECLARED_LENGTH_IS_EXACT = frozenset({"mp3", "flac", "mov"})
 """ffmpeg's demuxers whose duration comes from a frame or sample count. Not wav: recorders that
@@ -154,7 +160,8 @@ class FfmpegDecoder:
         silence, so that subtitles fit the picture. A `raw_pcm` file is such samples already,
         little-endian, without a header.
 
-        The stream raises `AudioDecodeError` or one of its kinds.
+        The stream raises `AudioDecodeError` or one of its kinds, and `ServiceUnavailableError`
+        where the decoder was ended by anything but the file.
         """
         if raw_pcm:
             length_s = path.stat().st_size // 2 / SAMPLE_RATE
@@ -203,8 +210,10 @@ class FfmpegDecoder:
 class _Ffmpeg:
     """A running ffmpeg: its PCM on one pipe, what it says of the input on the other."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: bytearray) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], said: bytearray, *, cpu_s: int) -> None:
         self._process = process
+        self._started = time.monotonic()
+        self._cpu_s = cpu_s
         self._said = said
         """The beginning of what it says, as it comes."""
 
@@ -247,6 +256,12 @@ class _Ffmpeg:
         """Raise what the client should know once ffmpeg is done."""
         status = self._process.wait(timeout=_STALL_S)
         said = self._said.decode("utf-8", "replace")
+        if self._was_ended_from_outside(status):
+            logger.warning("ffmpeg was ended from outside, with status %d", status)
+            raise ServiceUnavailableError(
+                "The decoder was ended before its time, perhaps because memory is short."
+                " Try again later."
+            )
         if status < 0:
             # It crashed, or took too much time: what came before is not the whole recording.
             logger.warning("ffmpeg was ended by signal %d: %s", -status, _last_line(said))
@@ -266,6 +281,16 @@ class _Ffmpeg:
                 f" {decoded_s:.1f} s. Send it again; if it is all there is, convert it first, for"
                 " example to flac."
             )
+
+    def _was_ended_from_outside(self, status: int) -> bool:
+        """Tell whether someone's signal or the system's lack of memory ended it, not the file.
+
+        A file that takes too much time has it killed too, but no earlier than all cores together
+        can have spent so much.
+        """
+        if status != -signal.SIGKILL:
+            return status in _ASKED_TO_END
+        return (time.monotonic() - self._started) * (os.cpu_count() or 1) < self._cpu_s
 
 
 def _decode(command: list[str], path: Path, said: bytearray, *, cpu_s: int) -> Generator[Pcm]:
@@ -295,6 +320,8 @@ def _running(command: list[str], said: bytearray, *, cpu_s: int) -> Iterator[_Ff
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=_PIPE_BYTES,
+        # Ctrl-C in a terminal is sent to all processes of a group; requests may still end.
+        process_group=0,
     )
     try:
         _limit(process.pid, cpu_s=cpu_s)
@@ -305,7 +332,7 @@ def _running(command: list[str], said: bytearray, *, cpu_s: int) -> Iterator[_Ff
         # A user's pipes may have 64 MB together; past that this one stays as it is.
         with contextlib.suppress(OSError):
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
-        yield _Ffmpeg(process, said)
+        yield _Ffmpeg(process, said, cpu_s=cpu_s)
     finally:
         process.kill()
         process.wait()

@@ -31,6 +31,11 @@ The shape on the wire is OpenAI's: `{"error": {"message", "type", "param", "code
 
 from __future__ import annotations
 
+import errno
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Numbers of the `OSError`s for which a client is told `ServiceUnavailableError.disk_full`."""
+
 
 class ApiError(Exception):
     """An error that is answered to the client in OpenAI's shape."""
@@ -153,6 +158,11 @@ class ServiceUnavailableError(ApiError):
     type = "server_error"
     code = "service_unavailable"
     retry_after_s = 5
+
+    @classmethod
+    def disk_full(cls) -> ServiceUnavailableError:
+        """Tell that nothing more can be stored for now."""
+        return cls("The server's disk is full. Try again later.")
 
 
 class ModelNotReadyError(ServiceUnavailableError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -20,12 +21,15 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.utilities import Error
 
 from parakeet_api.admission import Admission
 from parakeet_api.errors import (
+    DISK_FULL,
     ApiError,
     InvalidRequestError,
     ServerError,
+    ServiceUnavailableError,
     SettingsError,
     UploadTooLargeError,
 )
@@ -113,7 +117,6 @@ def create_server(
         sockets=[listener],
         threads=max_requests + _SPARE_THREADS,
         connection_limit=(most_files - _OTHER_FILES) // _FILES_PER_CONNECTION,
-        cleanup_interval=_WINDOW_S,
         max_request_header_size=_LONGEST_HEAD,
         outbuf_high_watermark=_ANSWER_BYTES,
         # select() ends at file descriptor 1023.
@@ -197,9 +200,13 @@ class GracefulStop:
         self._server.pull_trigger()
 
     def _under_way(self) -> int:
-        """Count the connections whose request is worked on, or whose answer is still being sent."""
+        """Count the connections whose request or answer is under way.
+
+        A request that still arrives is one: its client is to hear why it is refused.
+        """
         return sum(
-            bool(channel.requests or channel.total_outbufs_len) for channel in self._channels()
+            bool(channel.request or channel.requests or channel.total_outbufs_len)
+            for channel in self._channels()
         )
 
     def _cancel(self) -> None:
@@ -211,6 +218,45 @@ class GracefulStop:
     def _channels(self) -> list[Any]:
         channels: Any = self._server.active_channels  # A dictionary, whatever the stubs say.
         return list(channels.values())
+
+
+class DiskFullError(Error):
+    """The body cannot be stored."""
+
+    code = ServiceUnavailableError.status
+    reason = "Service Unavailable"
+
+
+class Parser(HTTPRequestParser):
+    """A request as it arrives; a form's files go straight to where they stay.
+
+    One that the disk has no room for is refused.
+    """
+
+    def __init__(self, adj: Adjustments, uploads: Path) -> None:
+        super().__init__(adj)
+        self._uploads = uploads
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read the head; choose where the body goes."""
+        super().parse_header(header_plus)
+        if self.body_rcv is not None:
+            form = UploadForm.for_body(self._uploads, self.headers.get("CONTENT_TYPE", ""))
+            if form is not None:
+                buffer: Any = form
+                self.body_rcv.buf = buffer
+
+    def received(self, data: bytes) -> int:
+        """Take what was sent; give how much of it belongs to this request."""
+        try:
+            return int(super().received(data))
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            logger.error("a request's body cannot be stored: %s", error)
+            self.error = DiskFullError(str(error))
+            self.completed = True
+            return len(data)
 
 
 class ClosingTask(WSGITask):
@@ -239,6 +285,8 @@ class JsonErrorTask(ErrorTask):
         body = json.dumps(failure.body()).encode()
         self.status = f"{failure.status} {HTTPStatus(failure.status).phrase}"
         self.response_headers = [("Content-Type", "application/json")]
+        if failure.retry_after_s is not None:
+            self.response_headers.append(("Retry-After", str(failure.retry_after_s)))
         self.content_length = len(body)
         self.set_close_on_finish()
         self.channel.refused = True
@@ -249,29 +297,14 @@ class JsonErrorTask(ErrorTask):
         if error.code == UploadTooLargeError.status:
             limit = self.channel.adj.max_request_body_size - _UPLOAD_SLACK
             return UploadTooLargeError.above(limit, sent=self.request.content_length or None)
+        if error.code == ServiceUnavailableError.status:
+            return ServiceUnavailableError.disk_full()
         if error.code == ServerError.status:
             return ServerError("The server had an error while processing your request.")
         failure = InvalidRequestError(f"{error.reason}: {error.body}")
         # waitress says 501 to an encoding that nobody knows; clients would send it again.
         failure.status = error.code if error.code < ServerError.status else 400
         return failure
-
-
-class Parser(HTTPRequestParser):
-    """A request while it comes in; a form's files go straight to where they stay."""
-
-    def __init__(self, adj: Adjustments, uploads: Path) -> None:
-        super().__init__(adj)
-        self._uploads = uploads
-
-    def parse_header(self, header_plus: bytes) -> None:
-        """Read the head; choose where the body goes."""
-        super().parse_header(header_plus)
-        if self.body_rcv is not None:
-            form = UploadForm.for_body(self._uploads, self.headers.get("CONTENT_TYPE", ""))
-            if form is not None:
-                buffer: Any = form
-                self.body_rcv.buf = buffer
 
 
 class Channel(HTTPChannel):
@@ -287,6 +320,7 @@ class Channel(HTTPChannel):
     refused = False
     """Whether the answer came before the request was read to its end."""
     _linger_until: float | None = None
+    _last_activity = 0.0
     _moved = 0
     """Bytes received and sent since the last look at it."""
     _seen_request: object = None
@@ -295,6 +329,16 @@ class Channel(HTTPChannel):
     def parser_class(self, adj: Adjustments) -> Parser:  # type: ignore[override]
         """Make a parser for the next request: what waitress calls it for."""
         return Parser(adj, self.server.uploads)
+
+    @property
+    def last_activity(self) -> float:
+        """When something was last sent or received."""
+        return self._last_activity
+
+    @last_activity.setter
+    def last_activity(self, _: float) -> None:
+        # waitress goes by the wall clock: when that is set, all connections look idle, or none.
+        self._last_activity = time.monotonic()
 
     def is_stuck(self) -> bool:
         """Tell whether what was under way at the last call has hardly moved since."""
@@ -350,9 +394,23 @@ class Server(TcpWSGIServer):
     channel_class = Channel
     admission: Admission
     uploads: Path
+    next_channel_cleanup: float = math.inf  # type: ignore[assignment]
+    """waitress' own, by the wall clock: never."""
+    _next_look = 0.0
+
+    def readable(self) -> bool:
+        """Tell whether connections can be accepted; once a minute, look after those there are."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _WINDOW_S
+            self.maintenance(now)
+        return bool(super().readable())
 
     def maintenance(self, now: float) -> None:
-        """Close what is idle for too long, as waitress does, and what hardly moves."""
+        """Close what is idle for too long, as waitress does, and what hardly moves.
+
+        `now` is of the monotonic clock.
+        """
         super().maintenance(int(now))
         for channel in self._channels():
             if channel.is_stuck() or channel.will_close:

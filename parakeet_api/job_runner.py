@@ -37,6 +37,9 @@ _POLL_S = 1.0
 _LONGEST_PAUSE_S = 300.0
 """Between two tries of a job that the server cannot do for now."""
 _DISK_RETRY_S = 5.0
+_MOST_FAULTS = 3
+"""A job that fails so often for a reason that nobody foresaw is not tried again. Once is often a
+card's hiccup, or a lack of memory, that is soon over."""
 
 
 class Transcribe(Protocol):
@@ -93,8 +96,13 @@ class _Pause:
     """How long a job waits that the server cannot do for now."""
 
     tries: int
+    faults: int
+    """Tries that failed for a reason that nobody foresaw."""
     until: float
     """On the monotonic clock."""
+
+
+_NO_PAUSE = _Pause(tries=0, faults=0, until=0.0)
 
 
 class JobRunner:
@@ -178,7 +186,11 @@ class JobRunner:
         return None
 
     def _is_due(self, job: Job) -> bool:
-        return job.id not in self._pauses or time.monotonic() >= self._pauses[job.id].until
+        # One that was put back a moment ago may still be counted among those that run.
+        return job.id not in self._runs and time.monotonic() >= self._pause_of(job).until
+
+    def _pause_of(self, job: Job) -> _Pause:
+        return self._pauses.get(job.id, _NO_PAUSE)
 
     def _forget_pauses_except(self, queued: list[Job]) -> None:
         unfinished = {job.id for job in queued} | self._runs.keys()
@@ -228,19 +240,25 @@ class JobRunner:
             if not run.cancelled.is_set():
                 logger.exception("job %s: failed", job.id)
             fault = ServerError("The server had an error while processing your request.")
+            if self._pause_of(job).faults + 1 < _MOST_FAULTS:
+                self._postpone(job, ServiceUnavailableError(fault.message), unforeseen=True)
+                return partial(self._store.put_back, job)
             return partial(self._store.fail, run.job, Failure.of(fault))
         logger.info("job %s: succeeded", job.id)
         return partial(self._store.succeed, run.job, result)
 
-    def _postpone(self, job: Job, error: ServiceUnavailableError) -> None:
+    def _postpone(
+        self, job: Job, error: ServiceUnavailableError, *, unforeseen: bool = False
+    ) -> None:
         """Let a job wait until the server may be able to do it; longer each time."""
         assert error.retry_after_s is not None
-        tries = self._pauses[job.id].tries if job.id in self._pauses else 0
-        pause_s = min(error.retry_after_s * 2.0**tries, _LONGEST_PAUSE_S)
+        was = self._pause_of(job)
+        pause_s = min(error.retry_after_s * 2.0**was.tries, _LONGEST_PAUSE_S)
         # To ask for a model costs nothing, and once it is there nobody should wait.
-        counted = 0 if isinstance(error, ModelNotReadyError) else 1
+        tries = was.tries + (not isinstance(error, ModelNotReadyError))
+        faults = was.faults + unforeseen
         with self._changed:
-            self._pauses[job.id] = _Pause(tries + counted, time.monotonic() + pause_s)
+            self._pauses[job.id] = _Pause(tries, faults, until=time.monotonic() + pause_s)
         logger.info("job %s: is tried again in %.0f s: %s", job.id, pause_s, error)
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fcntl
 import logging
 import logging.handlers
+import os
 import shutil
 import tarfile
 import tempfile
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 EncoderPrecision = Literal["fp16", "bf16", "int8", "fp32"]
 
+_UNPACKED = "parakeet-api-checkpoint-"
+"""How folders of unpacked checkpoints are called in TMPDIR."""
 _MOST_TOKENS_A_FRAME = 10
 """As NVIDIA's checkpoints were evaluated; without a limit a broken frame emits for ever."""
 _LARGE_ENCODER = 100_000_000
@@ -181,13 +185,13 @@ def _restore(path: Path) -> Any:
 
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="checkpoint-") as folder,
+            _folder_to_unpack() as folder,
             _no_random_init(),
             warnings.catch_warnings(),
         ):
-            _unpack(path, Path(folder))
+            _unpack(path, folder)
             connector = SaveRestoreConnector()
-            connector.model_extracted_dir = folder
+            connector.model_extracted_dir = str(folder)
             # About training options of the checkpoint, which do not concern inference.
             warnings.simplefilter("ignore")
             model = ASRModel.restore_from(
@@ -209,6 +213,32 @@ def _restore(path: Path) -> Any:
             " (EncDecRNNTBPEModel with token durations)."
         )
     return model
+
+
+@contextlib.contextmanager
+def _folder_to_unpack() -> Iterator[Path]:
+    """Make a folder for the time of the block; first remove those of processes that were killed.
+
+    A lock tells those that still run. With the 0.6B model such a folder holds 2.5 GB.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_UNPACKED}*"):
+        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=_UNPACKED) as name,
+        _locked(Path(name), fcntl.LOCK_SH),
+    ):
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, lock: int) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, lock)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _unpack(archive: Path, folder: Path) -> None:

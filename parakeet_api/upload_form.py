@@ -5,6 +5,7 @@ A server that keeps the body first, and parses it then, writes every recording t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -14,6 +15,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
+from parakeet_api.errors import DISK_FULL
 from parakeet_api.uploads import create_upload, hold_upload
 
 MULTIPART = "multipart/form-data"
@@ -30,8 +32,8 @@ Form = tuple[MultiDict[str, str], MultiDict[str, FileStorage]]
 class UploadForm:
     """A form while it comes in, and the owner of its files until it is closed.
 
-    Errors wait for `result`: whoever receives the bytes is not who answers the request. waitress
-    takes it for the buffer that a body goes to.
+    Errors wait for `result`, but for a full disk: whoever receives the bytes is not who answers the
+    request. waitress takes it for the buffer that a body goes to.
     """
 
     def __init__(self, folder: Path, boundary: bytes) -> None:
@@ -58,7 +60,10 @@ class UploadForm:
         return cls(folder, boundary.encode())
 
     def append(self, data: bytes) -> None:
-        """Take the next bytes of the body, some 100 KB at most."""
+        """Take the next bytes of the body, some 100 KB at most.
+
+        Raises `OSError` if the disk is full; all other errors wait for the result.
+        """
         self._size += len(data)
         self._receive(data)
 
@@ -86,7 +91,9 @@ class UploadForm:
         """Delete the files that nobody took over; what still comes is dropped."""
         self._error = self._error or ValueError("closed")
         for upload in self._uploads:
-            upload.close()
+            # What a full disk did not take is in its buffer still.
+            with contextlib.suppress(OSError):
+                upload.close()
             if Path(upload.name) != self._kept:
                 Path(upload.name).unlink(missing_ok=True)
         self._uploads.clear()
@@ -113,9 +120,11 @@ class UploadForm:
                     self._write(event.data)
                     if not event.more_data:
                         self._finish()
-        # Told to whoever asks for the result.
         except (ValueError, RequestEntityTooLarge, OSError) as error:
             self._error = error
+            # Told at once: what is still to come has no room either.
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
 
     def _begin_text(self, part: Field) -> None:
         text = bytearray()

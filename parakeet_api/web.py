@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
 import logging
@@ -23,6 +22,7 @@ from parakeet_api.admission import Admission
 from parakeet_api.batching import Batcher, RequestCancelled
 from parakeet_api.devices import Gpu, InferencePlan
 from parakeet_api.errors import (
+    DISK_FULL,
     ApiError,
     AuthenticationError,
     InvalidRequestError,
@@ -55,7 +55,6 @@ CLIENT_GONE = "client gone"
 """The same for one that hung up in the middle of its answer."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LONGEST_PATH = 200
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_COUNTED = frozenset({None, "pages", "docs"})
 """Blueprints of pages and probes; static files have none."""
 
@@ -282,8 +281,8 @@ def as_api_error(error: Exception, *, request_id: str) -> ApiError:
         failure.status = error.code
         return failure
     logger.error("request %s failed", request_id, exc_info=error)
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return ServiceUnavailableError("The server's disk is full. Try again later.")
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return ServiceUnavailableError.disk_full()
     return ServerError("The server had an error while processing your request.")
 
 

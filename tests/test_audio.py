@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,12 @@ from test_pipeline import ffmpegs
 
 from parakeet_api import audio
 from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
-from parakeet_api.errors import AudioDecodeError, AudioTooLongError, SettingsError
+from parakeet_api.errors import (
+    AudioDecodeError,
+    AudioTooLongError,
+    ServiceUnavailableError,
+    SettingsError,
+)
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 
@@ -141,16 +148,54 @@ def test_ffmpeg_is_bounded(decoder: FfmpegDecoder, tone: Path) -> None:
     }
 
 
-def test_a_decoder_that_is_killed_does_not_end_a_recording(
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_decoder_that_is_ended_does_not_end_a_recording(
+    decoder: FfmpegDecoder, tone: Path, number: signal.Signals
+) -> None:
+    """Not the file is to blame, so it may be sent again: with the first three, half of it."""
+    stream = decoder.stream(tone)
+    next(stream)
+    (ffmpeg,) = ffmpegs()
+    ffmpeg.send_signal(number)
+
+    with pytest.raises(ServiceUnavailableError, match="ended before its time"):
+        list(stream)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_file_that_crashes_the_decoder_is_refused(
+    decoder: FfmpegDecoder, tone: Path, number: signal.Signals
+) -> None:
+    stream = decoder.stream(tone)
+    next(stream)
+    (ffmpeg,) = ffmpegs()
+    ffmpeg.send_signal(number)
+
+    with pytest.raises(AudioDecodeError, match="not be decoded to its end"):
+        list(stream)
+
+
+def test_a_file_that_takes_too_much_time_is_refused(
+    decoder: FfmpegDecoder, tone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The kernel ends it as any other SIGKILL would.
+    monkeypatch.setattr(FfmpegDecoder, "_cpu_s", lambda _: 0)
+    slow = replace(decoder, audio_filter=",".join(["afftdn"] * 20))
+
+    with pytest.raises(AudioDecodeError, match="not be decoded to its end"):
+        list(slow.stream(tone))
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_decoder(
     decoder: FfmpegDecoder, tone: Path
 ) -> None:
     stream = decoder.stream(tone)
     next(stream)
     (ffmpeg,) = ffmpegs()
-    ffmpeg.kill()
+    group = os.getpgid(ffmpeg.pid)
+    stream.close()
 
-    with pytest.raises(AudioDecodeError, match="not be decoded to its end"):
-        list(stream)
+    assert group != os.getpgrp()
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml  # type: ignore[import-untyped]
 from check_image import GRACE_PERIOD_S
 from conftest import ROOT
+from http_helpers import wait_until
 from test_settings import ALL_NAMES, OF_THE_IMAGE, READMES, readme_rows
 
 from parakeet_api import __version__
@@ -248,3 +254,54 @@ def _someone() -> int | None:
 
 def _owners(*paths: Path) -> set[tuple[int, int]]:
     return {(path.stat().st_uid, path.stat().st_gid) for path in paths}
+
+
+class TestProcessOne:
+    """What a container runs without an init beside it; signals without a handler are dropped."""
+
+    def test_the_server_can_be_stopped_before_its_imports_are_done(self, tmp_path: Path) -> None:
+        # The first import of weight; it is never done.
+        marker = tmp_path / "importing"
+        (tmp_path / "numpy.py").write_text(
+            f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(600)\n"
+        )
+        command = [sys.executable, str(ROOT / "app.py")]
+        with as_process_one(command, PYTHONPATH=str(tmp_path)) as (process, outside):
+            wait_until(marker.exists, within_s=60, what="the import")
+            process.terminate()
+            assert outside.wait(timeout=60) == 128 + signal.SIGTERM
+
+    def test_the_entrypoint_can_be_stopped(self, folder: Path) -> None:
+        # What it runs first takes its time, as to hand over a large folder does.
+        marker = folder / "working"
+        slow = folder / "bin" / "mkdir"
+        slow.parent.mkdir()
+        slow.write_text(f"#!/bin/sh\ntouch {marker}\nsleep 2\n")
+        slow.chmod(0o755)
+        command = [str(ROOT / "entrypoint.sh"), "echo", "served"]
+        paths = f"{slow.parent}:{os.environ['PATH']}"
+        with as_process_one(command, PATH=paths, PUID="0", PGID="0") as (process, outside):
+            wait_until(marker.exists, within_s=60, what="the first command")
+            process.terminate()
+            said, _ = outside.communicate(timeout=60)
+        assert outside.returncode == 128 + signal.SIGTERM
+        assert said == b""
+
+
+@contextmanager
+def as_process_one(
+    command: Sequence[str], **environ: str
+) -> Iterator[tuple[psutil.Process, subprocess.Popen[bytes]]]:
+    """Run a command as process 1 of a namespace; give it and, outside, what waits for it."""
+    unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespaces of processes can be made here")
+    outside = subprocess.Popen(
+        [*unshare, *command], env=os.environ | environ, stdout=subprocess.PIPE
+    )
+    try:
+        wait_until(psutil.Process(outside.pid).children, within_s=60, what="process 1 is there")
+        yield psutil.Process(outside.pid).children()[0], outside
+    finally:
+        outside.kill()
+        outside.communicate()

@@ -264,11 +264,24 @@ def test_a_file_that_cannot_be_used_fails_its_job_with_the_answer_of_a_request(
     assert recordings(folder) == []
 
 
-def test_a_fault_of_ours_fails_its_job_and_no_other(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_fault_of_ours_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServiceUnavailableError, "retry_after_s", 0)
     work = Scripted()
-    work.errors = {"a": [RuntimeError("secret detail")]}
+    work.errors = {"a": [RuntimeError("a hiccup"), RuntimeError("another")]}
+    with jobs_of(folder, work) as started:
+        job = submit(started, folder, "a")
+        wait_for(ends(started, job))
+
+        assert status(started, job) == "succeeded"
+    assert len(work.seen) == 3
+
+
+def test_a_fault_of_ours_that_stays_fails_its_job_and_no_other(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ServiceUnavailableError, "retry_after_s", 0)
+    work = Scripted()
+    work.errors = {"a": [RuntimeError("secret detail") for _ in range(3)]}
     with jobs_of(folder, work) as started:
         first, second = submit(started, folder, "a"), submit(started, folder, "b")
         wait_for(ends(started, first))

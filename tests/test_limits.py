@@ -17,6 +17,7 @@ import pytest
 from conftest import Clip, Server, running_server
 from http_helpers import ENDPOINT, error_of, request, transcribe, uploads, wait_until
 from waitress import wasyncore
+from waitress.buffers import TempfileBasedBuffer
 
 from parakeet_api import http_server
 from parakeet_api.admission import Admission
@@ -245,6 +246,18 @@ class Running:
         self.do(look)
         assert looked.wait(30)
 
+    def look_now(self) -> None:
+        """Let the minute between two looks be over."""
+        told = threading.Event()
+
+        def let_it_be_over() -> None:
+            self.server._next_look = 0.0
+            told.set()
+
+        self.do(let_it_be_over)
+        assert told.wait(30)
+        wait_until(lambda: self.server._next_look > 0.0, within_s=30, what="the next look")
+
 
 @contextmanager
 def running(
@@ -294,6 +307,22 @@ HEAD = b"POST / HTTP/1.1\r\nHost: here\r\n"
 BODY = HEAD + b"Content-Length: 1000000\r\n\r\n"
 
 
+def test_a_body_that_the_disk_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        # A disk that is always full.
+        Path("/dev/full").open("r+b", buffering=0) as full,
+        running() as served,
+        served.connect(BODY) as connection,
+    ):
+        monkeypatch.setattr(TempfileBasedBuffer, "newfile", lambda _: full)
+        connection.sendall(bytes(1_000_000))
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+
+    assert b" 503 " in head
+    assert b"Retry-After: 5" in head
+    assert json.loads(body)["error"]["message"].startswith("The server's disk is full")
+
+
 class TestSlowClients:
     @pytest.mark.parametrize("start", [HEAD, BODY], ids=["head", "body"])
     def test_a_request_that_trickles_is_cut(self, start: bytes) -> None:
@@ -325,6 +354,24 @@ class TestSlowClients:
             served.look_at_transfers()
             served.look_at_transfers()
             wait_until(lambda: not self.unsent(served), within_s=30, what="their ends")
+
+    def test_a_clock_that_is_set_cuts_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = time.time
+        with running() as served, served.connect(BODY) as connection:
+            wait_until(lambda: self.is_received(served), within_s=10, what="the beginning")
+            monkeypatch.setattr(time, "time", lambda: clock() + 86400)
+            served.look_now()
+            connection.sendall(bytes(1_000_000))
+            assert b"200 OK" in connection.recv(100)
+
+    def test_a_clock_that_is_set_back_keeps_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = time.time
+        with running() as served, served.connect() as connection:
+            wait_until(served.channels, within_s=10, what="the connection")
+            monkeypatch.setattr(time, "time", lambda: clock() - 86400)
+            monkeypatch.setattr(served.server.adj, "channel_timeout", -1)
+            served.look_now()
+            assert is_closed(connection)
 
     def test_where_all_connections_are_taken_the_quietest_gives_way(self) -> None:
         with running(spare=20) as served, ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,16 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import Clip, Server, running_server
-from http_helpers import error_of, request, transcribe, uploads, wait_until
+from http_helpers import (
+    connect,
+    error_of,
+    multipart,
+    post_head,
+    request,
+    transcribe,
+    uploads,
+    wait_until,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -157,7 +167,14 @@ class TestFullDisk:
             with running_server(tmp_path, MAX_QUEUED_JOBS="0") as full:
                 error = error_of(transcribe(full, bytes(300_000)), 503)
                 assert "disk is full" in error["message"]
-                assert [file for file in uploads(full) if file.is_file()] == []
+                assert uploads(full) == []
+
+                # What is small is in a buffer until its file is closed.
+                with contextlib.suppress(OSError):
+                    (uploads_folder / "ballast").write_bytes(bytes(100_000))
+                error = error_of(transcribe(full, bytes(3_000)), 503)
+                assert "disk is full" in error["message"]
+                assert [file.name for file in uploads(full)] == ["ballast"]
         finally:
             subprocess.run(["umount", str(uploads_folder)], check=True)
 
@@ -188,6 +205,27 @@ class TestStopping:
             assert answers[0].json()["text"] == clips[0].text
             assert stopping.process.wait(timeout=60) == 0
             assert uploads(stopping) == []
+
+    def test_an_upload_that_is_on_its_way_is_told_why_it_is_refused(
+        self, tmp_path: Path, clips: list[Clip]
+    ) -> None:
+        with running_server(tmp_path, STOP_GRACE_SECONDS="120") as stopping:
+            body = multipart(clips[0].path.read_bytes())
+            with connect(stopping) as connection:
+                connection.sendall(
+                    post_head(stopping, f"Content-Length: {len(body)}") + body[:1000]
+                )
+                # Another request's answer: what was sent before it has been read.
+                stopping.health()
+                stopping.process.send_signal(signal.SIGTERM)
+                wait_until(
+                    lambda: "under way" in stopping.log.read_text(), within_s=10, what="stopping"
+                )
+                connection.sendall(body[1000:])
+                with connection.makefile("rb") as answer:
+                    assert b" 503 " in answer.readline()
+
+            assert stopping.process.wait(timeout=60) == 0
 
     def test_what_does_not_end_in_time_is_cancelled(
         self, tmp_path: Path, clips: list[Clip]

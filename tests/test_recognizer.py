@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fcntl
+import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +16,7 @@ from conftest import DEMO_MODEL, Clip, decode, demo_options, whole
 
 from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.errors import CheckpointError, SettingsError
-from parakeet_api.nemo_model import LoadedModel, select_device
+from parakeet_api.nemo_model import _UNPACKED, LoadedModel, _locked, select_device
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
 
@@ -312,6 +314,22 @@ def test_a_broken_checkpoint_is_one_error_that_names_the_file(tmp_path: Path) ->
 
     with pytest.raises(CheckpointError, match=r"broken\.nemo cannot be loaded"):
         NemoRecognizer.load(broken, demo_options())
+
+
+def test_loading_removes_what_a_killed_process_had_unpacked_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, others = tmp_path / f"{_UNPACKED}left", tmp_path / "checkpoint-500"
+    in_use = tmp_path / f"{_UNPACKED}in-use"
+    for folder in (left, others, in_use):
+        folder.mkdir()
+        (folder / "weights").touch()
+
+    with _locked(in_use, fcntl.LOCK_SH):
+        NemoRecognizer.load(DEMO_MODEL, demo_options())
+
+    assert set(tmp_path.iterdir()) == {others, in_use}
 
 
 def test_loading_leaves_no_log_that_grows(recognizer: NemoRecognizer) -> None:

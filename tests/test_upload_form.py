@@ -103,16 +103,25 @@ def test_a_file_that_is_taken_over_stays(form: UploadForm, tmp_path: Path) -> No
     upload.unlink()
 
 
-def test_a_full_disk_is_told_with_the_result(
-    form: UploadForm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_told_at_once(form: UploadForm, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(upload_form, "create_upload", full)
-    form.append(BODY[:1000])
 
     with pytest.raises(OSError, match="No space left"):
+        form.append(BODY[:1000])
+    with pytest.raises(OSError, match="No space left"):
+        form.result()
+
+
+def test_a_folder_that_is_gone_is_told_with_the_result(tmp_path: Path) -> None:
+    form = UploadForm.for_body(tmp_path / "gone", TYPE)
+    assert form is not None
+
+    form.append(BODY)
+
+    with pytest.raises(FileNotFoundError):
         form.result()
 
 

@@ -1,0 +1,109 @@
+"""Serve with faults that can be switched: a recognizer that fails or waits, a clock that is set.
+
+    .venv/bin/python -m benchmarks.faulty_server SWITCHES
+
+SWITCHES is a file by `Switches.write`, looked at ten times a second. The service itself has no hook
+for faults: the recognizer's one method and `time.time` are replaced from outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_POLL_S = 0.1
+SWITCHED_WITHIN_S = 3 * _POLL_S
+"""After so long a switch has its effect, on a busy machine too."""
+LITTLE_MEMORY_S = 10.0
+"""Seconds of audio, padding included, that fit where the recognizer "has little memory"."""
+FAULT = "this fault was asked for"
+"""What the log says of each."""
+
+Recognition = Literal["works", "raises", "has little memory", "has no memory", "waits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """What goes wrong now."""
+
+    recognizer: Recognition = "works"
+    clock_s: float = 0.0
+    """How far the wall clock is ahead."""
+
+    def write(self, file: Path) -> None:
+        """Switch a server; it never sees half a file."""
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(dataclasses.asdict(self)))
+        new.replace(file)
+
+
+class Watched:
+    """The switches as they are now."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.now = self._read()
+        threading.Thread(target=self._watch, name="switches", daemon=True).start()
+
+    def _read(self) -> Switches:
+        return Switches(**json.loads(self._file.read_text()))
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_POLL_S)
+            self.now = self._read()
+
+
+def set_clock(watched: Watched) -> None:
+    """Let `time.time` be ahead."""
+    clock = time.time
+    time.time = lambda: clock() + watched.now.clock_s
+
+
+def make_recognizer_fail(watched: Watched) -> None:
+    """Let `NemoRecognizer.recognize` do what it is told."""
+    from parakeet_api.batching import padded_s
+    from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
+    from parakeet_api.transcript import Chunk, Word
+
+    recognize: Callable[[NemoRecognizer, Sequence[Chunk]], list[list[Word]]]
+    recognize = NemoRecognizer.recognize
+
+    def recognize_or_fail(self: NemoRecognizer, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        while watched.now.recognizer == "waits":
+            time.sleep(_POLL_S)
+        told = watched.now.recognizer
+        if told == "raises":
+            raise RuntimeError(FAULT)
+        little = told == "has little memory" and padded_s(chunks) > LITTLE_MEMORY_S
+        if little or told == "has no memory":
+            raise OutOfDeviceMemoryError(FAULT)
+        return recognize(self, chunks)
+
+    NemoRecognizer.recognize = recognize_or_fail  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Serve, and end as `app.py` does."""
+    watched = Watched(Path(sys.argv[1]))
+    # Before anything takes the clock by another name.
+    set_clock(watched)
+    from app import main as run
+
+    make_recognizer_fail(watched)
+    outcome = run([])
+    logging.shutdown()
+    os._exit(outcome)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A real server under an hour of mixed load and faults: `make fire`."""

@@ -1,0 +1,238 @@
+"""Keep a real server under mixed load while things go wrong, and look for what should not happen.
+
+    make fire                                        an hour
+    .venv/bin/python -m benchmarks.fire --minutes 5  less of it
+    .venv/bin/python -m benchmarks.fire --seed 7     other requests, other faults
+
+A finding is a transcript that differs from the one that the quiet server gave, an error that no
+fault of that moment explains or that is not in OpenAI's shape, an accepted job that is lost or
+failed, a probe that is not answered, an exception in the log that was not asked for, and what is
+left at the end: a file, a process, a thread, a descriptor, memory. The exit status is 1 if there is
+any.
+
+In the first two thirds the process is killed or stopped every one to three minutes. In the last it
+lives on, so that it can be seen whether it grows. A disk can be filled by root alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+
+from benchmarks.faulty_server import FAULT
+from benchmarks.fire.faults import Faults
+from benchmarks.fire.journal import Journal
+from benchmarks.fire.load import Load
+from benchmarks.fire.recordings import MOST_CLIPS, ask_all, make_recordings
+from benchmarks.fire.server import Resources, Server, processes_of, small_disk
+
+FAULT_EVERY_S = (1.0, 5.0)
+RESTART_EVERY_S = (60.0, 180.0)
+PROGRESS_S = 60.0
+SHORT_MIN = 1.0
+"""In a shorter run there are a few clips alone: each is asked for twice before it begins."""
+IDLE_WITHIN_S = 400.0
+"""A job that the server could not do for now waits for up to five minutes."""
+WARM_UP = 0.25
+"""Share of the last life. Memory rises while each of 84 threads has its first requests, and while
+the heap finds the sizes that it needs."""
+JUDGED_FROM_S = 600.0
+"""Memory is judged over such a time; over less it is told."""
+MOST_GROWTH = 0.05
+"""Of resident memory, from one quiet moment to another: the C library's fragments let it go up and
+down by 2 to 3 %. A leak of 5 KB a request would be more in ten minutes."""
+EXPECTED = (FAULT, "No space left on device", "database or disk is full")
+"""What exceptions in the log may say."""
+
+FIRST, NEW, WARM, END = "first life, quiet", "last life, new", "last life, warm", "last life, end"
+
+
+@dataclass(slots=True)
+class Fire:
+    """One run."""
+
+    server: Server
+    load: Load
+    faults: Faults
+    journal: Journal
+    rng: random.Random
+    started: float = field(default_factory=time.monotonic)
+    measured: dict[str, tuple[float, Resources]] = field(default_factory=dict)
+    """Resources of quiet moments, and when."""
+
+    def run(self, length_s: float) -> None:
+        """Burn for so long, then see what is left."""
+        self.measure(FIRST)
+        self.load.start()
+        self._burn(length_s * 2 / 3, with_restarts=True)
+        self._quieten()
+        self.faults.restart(by_force=False)
+        if ask_all(self.server.url, self.load.recordings) != self.load.right:
+            self.journal.find("restart", "the transcripts of the quiet server differ")
+        self.measure(NEW)
+        for share, name in ((WARM_UP, WARM), (1 - WARM_UP, END)):
+            self.load.go_on()
+            self._burn(length_s / 3 * share, with_restarts=False)
+            self._quieten()
+            self.measure(name)
+        self.load.close()
+        self._check_growth()
+        for problem in self.load.missing_jobs():
+            self.journal.find("jobs", problem)
+
+    def measure(self, name: str) -> None:
+        """Look at a quiet server's resources."""
+        self.measured[name] = (time.monotonic(), self.server.resources())
+
+    def _burn(self, seconds: float, *, with_restarts: bool) -> None:
+        """Make a fault every few seconds."""
+        end = time.monotonic() + seconds
+        told = time.monotonic()
+        restart_at = self._next_restart(seconds) if with_restarts else end
+        by_force = itertools.cycle((True, False))
+        while (now := time.monotonic()) < end:
+            if not self.server.is_running():
+                self.journal.find("server", "it ended by itself")
+                self.server.start()
+            if now >= restart_at:
+                self.faults.restart(by_force=next(by_force))
+                restart_at = self._next_restart(seconds)
+            self.faults.make_one()
+            if now - told > PROGRESS_S:
+                told = now
+                print(self._progress(), flush=True)
+            time.sleep(max(0.0, min(self.rng.uniform(*FAULT_EVERY_S), end - time.monotonic())))
+
+    def _next_restart(self, seconds: float) -> float:
+        # Of a short run, too, there are two.
+        return time.monotonic() + min(self.rng.uniform(*RESTART_EVERY_S), seconds / 3)
+
+    def _progress(self) -> str:
+        held = self.server.resources()
+        return (
+            f"{(time.monotonic() - self.started) / 60:5.1f} min:"
+            f" {self.journal.requests.total():,} requests, {self.journal.faults().total()} faults,"
+            f" {len(self.journal.findings)} findings; {held.resident_mb:.0f} MB,"
+            f" {held.threads} threads, {held.descriptors} descriptors, {held.children} ffmpegs,"
+            f" {held.files} files, {len(self.load.jobs)} unfinished jobs"
+        )
+
+    def _quieten(self) -> None:
+        """Let everything that was asked be answered; then nothing may be left of it."""
+        self.load.pause()
+        deadline = time.monotonic() + IDLE_WITHIN_S
+        while self.load.jobs or not self.server.is_idle():
+            if time.monotonic() > deadline:
+                files = [str(path) for path in self.server.files()]
+                told = f"{self.server.resources()}, {files}, jobs {list(self.load.jobs)}"
+                self.journal.find("quiet", f"not idle after {IDLE_WITHIN_S:.0f} s: {told}")
+                return
+            time.sleep(0.2)
+
+    def _check_growth(self) -> None:
+        (warm_at, warm), (end_at, end) = self.measured[WARM], self.measured[END]
+        if replace(warm, resident_mb=0) != replace(end, resident_mb=0):
+            self.journal.find("leak", f"{warm} became {end}")
+        judged = end_at - warm_at >= JUDGED_FROM_S
+        if judged and end.resident_mb > warm.resident_mb * (1 + MOST_GROWTH):
+            self.journal.find("leak", f"{warm.resident_mb:.0f} MB became {end.resident_mb:.0f} MB")
+
+
+def exceptions_in(log: Path) -> Counter[str]:
+    """Count the exceptions that a log tells of."""
+    raised: Counter[str] = Counter()
+    inside = False
+    for line in log.read_text(errors="replace").splitlines():
+        if line.startswith("Traceback "):
+            inside = True
+        elif inside and not line.startswith(" "):
+            inside = False
+            raised[line[:200]] += 1
+    return raised
+
+
+def fire(folder: Path, *, minutes: float, seed: int) -> int:
+    """Run in a folder, print the tables; give the exit status."""
+    journal = Journal()
+    few = minutes < SHORT_MIN
+    recordings = make_recordings(folder, clips=3 if few else MOST_CLIPS, long=not few)
+    with small_disk(folder / "disk") as disk:
+        server = Server(folder, disk)
+        server.start()
+        try:
+            right = ask_all(server.url, recordings)
+            load = Load(server, recordings, right, journal, seed)
+            faults = Faults(server, disk, journal, seed=seed)
+            run = Fire(server, load, faults, journal, random.Random(f"{seed} run"))
+            run.run(minutes * 60)
+            if status := server.stop():
+                journal.find("end", f"exit status {status}")
+        finally:
+            if server.is_running():
+                server.kill()
+        for line in processes_of(disk.folder):
+            journal.find("end", f"still runs: {line}")
+        for file in server.files():
+            journal.find("end", f"still there: {file}")
+    raised = exceptions_in(server.log)
+    for line in raised:
+        if not any(text in line for text in EXPECTED):
+            journal.find("log", line)
+    print(f"\nseed {seed}, {minutes:g} minutes" + ("" if disk.is_small else ", no full disks"))
+    print_tables(run, raised)
+    return 1 if journal.findings else 0
+
+
+def print_tables(run: Fire, raised: Counter[str]) -> None:
+    """Print what was asked, what was broken, what was held, and what was found, as markdown."""
+    _table(
+        "request | outcome | count",
+        [(kind, what, f"{n:,}") for (kind, what), n in sorted(run.journal.requests.items())],
+    )
+    _table("fault | count", [(kind, f"{n:,}") for kind, n in run.journal.faults().most_common()])
+    _table("exception in the log | count", [(line, str(n)) for line, n in raised.most_common()])
+    _table(
+        "resources | MB | threads | descriptors | children | files",
+        [
+            (name, f"{held.resident_mb:.0f}", *map(str, astuple(held)[1:]))
+            for name, (_, held) in run.measured.items()
+        ],
+    )
+    print(f"\nslowest probe: {run.load.slowest_probe_s:.2f} s")
+    print(f"\n{len(run.journal.findings)} findings")
+    for finding in run.journal.findings:
+        print(f"- {finding}")
+
+
+def _table(head: str, rows: list[tuple[str, ...]]) -> None:
+    print(f"\n| {head} |\n|{'---|' * (head.count('|') + 1)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def main() -> int:
+    """Run; give the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="where to keep the server's log")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fire-") as name:
+        folder = Path(name)
+        try:
+            return fire(folder, minutes=options.minutes, seed=options.seed)
+        finally:
+            if options.log:
+                shutil.copyfile(folder / "server.log", options.log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
