@@ -20,6 +20,7 @@ PROMISE: dict[str, object] = {
     "HOST": "0.0.0.0",
     "PORT": 5092,
     "APP_THREADS": 16,
+    "MODELS": (),
     "MODEL_ID": "nvidia/parakeet-tdt-0.6b-v2",
     "MODEL_PATH": None,
     "MODELS_DIR": Path("models"),
