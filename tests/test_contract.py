@@ -156,14 +156,19 @@ def _ask(server: Server, asked: Mapping[str, Any]) -> httpx.Response:
 
 
 def _submit(server: Server, job: Mapping[str, Any]) -> str:
-    """Submit a job for a request to ask about, which is over unless it is to be `unfinished`."""
+    """Submit a job for a request to ask about.
+
+    It is over by then, unless it is to be `unfinished`, or `under_way`.
+    """
     job_id = str(_ask(server, {"method": "POST", "path": "/v1/jobs", **job}).json()["id"])
-    if not job.get("unfinished"):
-        wait_until(
-            lambda: send(server, "GET", f"/v1/jobs/{job_id}").json()["finished_at"],
-            within_s=240,
-            what="the job is finished",
-        )
+
+    def now() -> Any:
+        return send(server, "GET", f"/v1/jobs/{job_id}").json()
+
+    if job.get("under_way"):
+        wait_until(lambda: now()["progress"]["done_s"], within_s=240, what="the job is under way")
+    elif not job.get("unfinished"):
+        wait_until(lambda: now()["finished_at"], within_s=240, what="the job is finished")
     return job_id
 
 
