@@ -131,7 +131,11 @@ def _memory_of(device: str | None) -> dict[str, int] | None:
     """Look at the card, bytes, once a model was loaded on one: before, nobody has opened it."""
     if device is None or device == "cpu":
         return None
-    return dataclasses.asdict(device_memory(device))
+    try:
+        return dataclasses.asdict(device_memory(device))
+    except RuntimeError:
+        # A card in trouble answers nothing; how the models are is told all the same.
+        return None
 
 
 def _why_not_ready(wired: Services) -> str | None:

@@ -71,9 +71,13 @@ class Echoes:
         """Loads, and models in memory, by name."""
         self._lock = threading.Lock()
 
-    def _load(self, store: ModelStore, *_: object) -> Model:
+    def count_of(self, name: str) -> Models:
+        """Give a model's loads, also before there were any."""
         with self._lock:
-            count = self.counts.setdefault(store.name, Models())
+            return self.counts.setdefault(name, Models())
+
+    def _load(self, store: ModelStore, *_: object) -> Model:
+        count = self.count_of(store.name)
         count.load()
         return Echo(store.name, count)
 
