@@ -89,6 +89,12 @@ class TestChoice:
 
             assert answer.json()["text"] == clips[3].text
             assert answer.headers["X-Parakeet-Model"] == model
+        metrics = request(pair, "GET", "/metrics").text
+        for model in ("one", "two-v3"):
+            assert (
+                f'parakeet_model_state{{model="{model}",parakeet_model_state="ready"}} 1.0'
+                in metrics
+            )
 
     def test_they_are_listed_the_first_first(self, pair: Server) -> None:
         listed = request(pair, "GET", "/v1/models").json()["data"]
