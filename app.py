@@ -30,16 +30,18 @@ from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
-from parakeet_api.devices import available_cores, detect_gpu, plan_inference
+from parakeet_api.devices import InferencePlan, available_cores, detect_gpu, plan_inference
 from parakeet_api.errors import CheckpointError, ModelLoadError, SettingsError
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
 from parakeet_api.jobs import Jobs
-from parakeet_api.languages import languages_of
 from parakeet_api.logs import set_up_logging
+from parakeet_api.memory import has_room
 from parakeet_api.metrics import Metrics
 from parakeet_api.model_manager import ModelManager
+from parakeet_api.model_pool import ModelPool, Resident
 from parakeet_api.model_store import ModelStore
+from parakeet_api.models import Model, Models
 from parakeet_api.nemo_model import (
     DeviceMemory,
     ModelOptions,
@@ -52,7 +54,8 @@ from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.routes import create_app
-from parakeet_api.settings import Settings
+from parakeet_api.settings import Settings, model_basename
+from parakeet_api.start_report import report_start
 from parakeet_api.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.web import Services
 
@@ -81,50 +84,27 @@ def build_services(settings: Settings) -> Iterator[Services]:
     if settings.device.startswith("cuda") and gpu is None:
         raise SettingsError(f"DEVICE={settings.device!r} is not here: no such CUDA card was found")
     plan = plan_inference(settings, gpu)
-    store = ModelStore(settings, demo_path=DEMO_MODEL)
-    store.start()
     metrics = Metrics()
-    manager = ModelManager(
-        lambda: _load(store, settings, plan.longest_chunk_s),
-        idle_timeout_s=settings.idle_timeout_minutes * 60,
-        prepare=import_libraries,
-        metrics=metrics,
+    decoder = FfmpegDecoder(
+        executable=ffmpeg,
+        max_seconds=settings.max_audio_hours * 3600,
+        audio_filter=settings.denoise_filter if settings.enable_ffmpeg_denoise else None,
     )
-    manager.unload_when_idle()
-    batcher = Batcher(
-        manager.lease,
-        plan=plan,
-        permits=settings.max_concurrent_inferences,
-        metrics=metrics,
-    )
-    pipeline = Pipeline(
-        decoder=FfmpegDecoder(
-            executable=ffmpeg,
-            max_seconds=settings.max_audio_hours * 3600,
-            audio_filter=settings.denoise_filter if settings.enable_ffmpeg_denoise else None,
-        ),
-        batcher=batcher,
-        policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
-        settings=settings,
-        metrics=metrics,
-    )
+    models = _build_models(settings, plan=plan, decoder=decoder, metrics=metrics)
     admission = Admission(
         active=settings.app_threads, waiting=settings.max_queued_requests, metrics=metrics
     )
     jobs = Jobs(
         settings=settings,
-        transcribe=transcriber(settings=settings, pipeline=pipeline, checkpoint=store.checkpoint),
+        transcribe=transcriber(settings=settings, pipeline_of=models.pipeline_of),
     )
-    _watch(metrics, admission, batcher, jobs)
+    _watch(metrics, admission, models, jobs)
     if gpu is not None:
-        _watch_card(metrics, manager)
+        _watch_card(metrics, models)
     try:
         yield Services(
             settings=settings,
-            store=store,
-            manager=manager,
-            batcher=batcher,
-            pipeline=pipeline,
+            models=models,
             admission=admission,
             metrics=metrics,
             jobs=jobs,
@@ -133,29 +113,83 @@ def build_services(settings: Settings) -> Iterator[Services]:
         )
     finally:
         jobs.close()
-        pipeline.close()
-        batcher.close(timeout_s=_LAST_PASS_S)
-        manager.close()
+        models.close(last_pass_s=_LAST_PASS_S)
 
 
-def _watch_card(metrics: Metrics, manager: ModelManager) -> None:
+def _build_models(
+    settings: Settings, *, plan: InferencePlan, decoder: FfmpegDecoder, metrics: Metrics
+) -> Models:
+    """Wire each model's own objects; those without a file on disk begin to be downloaded."""
+    residents = [
+        _resident(settings, only=name, plan=plan, metrics=metrics)
+        for name in settings.models or (None,)
+    ]
+    for resident in residents:
+        resident.store.start()
+        resident.manager.unload_when_idle()
+    pool = ModelPool(
+        residents,
+        permits=settings.max_concurrent_inferences,
+        has_room=partial(has_room, settings=settings),
+    )
+
+    def model(resident: Resident) -> Model:
+        batcher = Batcher(
+            partial(pool.lease, resident),
+            plan=plan,
+            permits=settings.max_concurrent_inferences,
+            metrics=metrics,
+        )
+        pipeline = Pipeline(
+            decoder=decoder,
+            batcher=batcher,
+            policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
+            settings=settings,
+            metrics=metrics,
+        )
+        return Model(
+            resident=resident,
+            batcher=batcher,
+            pipeline=pipeline,
+            configured_languages=settings.model_languages,
+        )
+
+    members = tuple(model(resident) for resident in residents)
+    return Models(members=members, pool=pool, are_chosen=bool(settings.models))
+
+
+def _resident(
+    settings: Settings, *, only: str | None, plan: InferencePlan, metrics: Metrics
+) -> Resident:
+    store = ModelStore(settings, demo_path=DEMO_MODEL, only=only)
+    manager = ModelManager(
+        lambda: _load(store, settings, plan.longest_chunk_s),
+        idle_timeout_s=settings.idle_timeout_minutes * 60,
+        name=model_basename(only) if only else "",
+        prepare=import_libraries,
+        metrics=metrics,
+    )
+    return Resident(store=store, manager=manager)
+
+
+def _watch_card(metrics: Metrics, models: Models) -> None:
     """The same for the card's memory, which is known once a model was loaded."""
 
     def look(kind: str) -> float:
-        info = manager.info
-        if info is None or info.device == "cpu":
+        device = models.device()
+        if device is None or device == "cpu":
             return math.nan
-        return float(getattr(device_memory(info.device), kind))
+        return float(getattr(device_memory(device), kind))
 
     for field in dataclasses.fields(DeviceMemory):
         metrics.device_memory_bytes.labels(field.name).set_function(partial(look, field.name))
 
 
-def _watch(metrics: Metrics, admission: Admission, batcher: Batcher, jobs: Jobs) -> None:
+def _watch(metrics: Metrics, admission: Admission, models: Models, jobs: Jobs) -> None:
     """Let the gauges look when they are read."""
     metrics.requests_active.set_function(lambda: admission.counts()[0])
     metrics.requests_waiting.set_function(lambda: admission.counts()[1])
-    metrics.chunks_waiting.set_function(batcher.waiting)
+    metrics.chunks_waiting.set_function(models.waiting_chunks)
     metrics.jobs.labels("queued").set_function(lambda: jobs.counts.queued)
     metrics.jobs.labels("running").set_function(lambda: jobs.counts.running)
 
@@ -196,9 +230,9 @@ def serve(settings: Settings) -> None:
             _report(services)
             sweep_uploads(settings.temp_uploads_dir)
             if not settings.enable_lazy_load:
-                services.store.wait_until_decided()
-                with services.manager.lease():
-                    pass
+                first = services.models.first
+                first.store.wait_until_decided()
+                services.models.load(first).result()
             services.jobs.start()
             server = create_server(
                 application,
@@ -231,37 +265,24 @@ def transcribe(
     """Transcribe files into `folder`; give the process' exit status."""
     outputs = plan_outputs(files, response_format=response_format, folder=folder)
     with build_services(settings) as services:
-        services.store.wait_until_decided()
-        name = services.store.checkpoint().name
+        model = services.models.first
+        model.store.wait_until_decided()
+        model.store.checkpoint()
         failed = transcribe_files(
             outputs,
-            pipeline=services.pipeline,
-            params=TranscriptionParams(
-                response_format=response_format,
-                languages=languages_of(name, settings.model_languages),
-            ),
+            pipeline=model.pipeline,
+            params=TranscriptionParams(response_format=response_format, languages=model.languages),
             settings=settings,
         )
     return 1 if failed else 0
 
 
 def _report(services: Services) -> None:
-    """Log every setting's final value and where it came from."""
-    gpu, plan = services.gpu, services.plan
-    card = f"{gpu.name}, {gpu.total_gb:.1f} GB" if gpu else "none"
-    lines = [
-        f"  {name}={value or '(empty)'}  [{origin}]"
-        for name, value, origin in services.settings.describe()
-    ]
-    logger.info("settings:\n%s", "\n".join(lines))
-    logger.info(
-        "CUDA card: %s; chunks of at most %.0f s, batches of at most %d chunks and %.0f s",
-        card,
-        plan.longest_chunk_s,
-        plan.batch_size,
-        plan.batch_s,
-    )
-    if services.settings.origins["enable_gradient_checkpointing"] == "environment":
+    """Log what the server was started with."""
+    settings = services.settings
+    report = report_start(settings, models=services.models, gpu=services.gpu, plan=services.plan)
+    logger.info("%s", report.text())
+    if settings.origins["enable_gradient_checkpointing"] == "environment":
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
 
 
@@ -280,6 +301,9 @@ def _parser() -> argparse.ArgumentParser:
     files = commands.add_parser("transcribe", help="transcribe files without a server")
     files.add_argument("files", nargs="+", type=Path, metavar="FILE")
     files.add_argument("--format", choices=get_args(ResponseFormat), default="text")
+    files.add_argument(
+        "--model", metavar="NAME", help="as in MODELS; the default is the server's own choice"
+    )
     files.add_argument("--output-dir", type=Path, default=Path(), metavar="DIR")
     return parser
 
@@ -297,6 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             serve(settings)
             return 0
         set_up_logging(level="warning", log_format=settings.log_format)
+        if options.model is not None:
+            settings = settings.for_model(options.model)
         return transcribe(
             settings, options.files, response_format=options.format, folder=options.output_dir
         )

@@ -219,9 +219,11 @@ def running_target(folder: Path) -> Iterator[Target]:
     environ |= {"DATA_DIR": str(folder / "data"), "MODELS_DIR": str(folder), "MAX_UPLOAD_MB": "1"}
     settings = Settings.from_env(environ)
     with build_services(settings) as services, closing(bind("127.0.0.1", 0)) as listener:
-        services.store.wait_until_decided()
+        model = replace(services.models.first, pipeline=cast(Pipeline, InstantPipeline()))
+        model.store.wait_until_decided()
+        models = replace(services.models, members=(model,))
         server = create_server(
-            create_app(replace(services, pipeline=cast(Pipeline, InstantPipeline())), root=ROOT),
+            create_app(replace(services, models=models), root=ROOT),
             listener=listener,
             uploads=settings.temp_uploads_dir,
             max_upload_bytes=settings.max_upload_bytes,

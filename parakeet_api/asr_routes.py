@@ -12,11 +12,12 @@ from werkzeug.datastructures import CombinedMultiDict
 
 from parakeet_api.asr_api import AsrParams, describe_language, parse_asr_params, render_asr
 from parakeet_api.errors import AudioDecodeError
+from parakeet_api.models import Model
 from parakeet_api.transcript import Word
 from parakeet_api.web import (
     answer_error,
+    chosen_model,
     client_gone,
-    model_languages,
     received_file,
     require_api_key,
     services,
@@ -36,9 +37,13 @@ _LONGEST_OPENING_S = 600.0
 @asr_api.post("/asr")
 def asr() -> Response:
     """Transcribe one upload."""
-    upload, params = _received()
+    upload, model, params = _received()
     transcript = transcribe_upload(
-        upload, languages=params.languages, task=params.task, raw_pcm=params.raw_pcm
+        upload,
+        model=model,
+        languages=params.languages,
+        task=params.task,
+        raw_pcm=params.raw_pcm,
     )
     rendered = render_asr(transcript, params, settings=services().settings)
     return Response(rendered.body, content_type=rendered.media_type)
@@ -47,15 +52,13 @@ def asr() -> Response:
 @asr_api.post("/detect-language")
 def detect_language() -> Mapping[str, Any]:
     """Tell the language of a recording's first words."""
-    upload, params = _received()
-    services().store.checkpoint()
+    upload, model, params = _received()
+    model.store.checkpoint()
     words: list[Word] = []
     gone = client_gone()
     with (
         services().admission.place(cancelled=gone),
-        closing(
-            services().pipeline.stream(upload, raw_pcm=params.raw_pcm, cancelled=gone)
-        ) as stream,
+        closing(model.pipeline.stream(upload, raw_pcm=params.raw_pcm, cancelled=gone)) as stream,
     ):
         for progress in stream:
             words.extend(progress.words)
@@ -71,9 +74,10 @@ def name_the_field(error: AudioDecodeError) -> Response:
     return answer_error(error)
 
 
-def _received() -> tuple[Path, AsrParams]:
-    """Take the upload and the parameters: the query's, or the form's of clients that do so."""
+def _received() -> tuple[Path, Model, AsrParams]:
+    """Take the upload, its model and the parameters: the query's, or of some clients the form's."""
     services().admission.refuse_if_full()
     upload = received_file(_FILE)
     parameters = CombinedMultiDict([request.args, request.form])
-    return upload, parse_asr_params(parameters, languages=model_languages())
+    model = chosen_model(parameters)
+    return upload, model, parse_asr_params(parameters, languages=model.languages)

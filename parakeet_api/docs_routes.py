@@ -8,7 +8,7 @@ from flask import Blueprint, Response, render_template
 
 from parakeet_api import __version__
 from parakeet_api.openapi import Facts, describe
-from parakeet_api.web import model_languages, model_name, services
+from parakeet_api.web import services
 
 docs = Blueprint("docs", __name__)
 
@@ -20,12 +20,13 @@ _POLICY = (
 
 @docs.get("/openapi.json")
 def description() -> dict[str, Any]:
-    """Describe this server, as it was set up and with the model that it has."""
+    """Describe this server, as it was set up and with the models that it has."""
+    models = services().models
     return describe(
         Facts(
             version=__version__,
-            model=model_name(),
-            languages=model_languages(),
+            model=models.first.name,
+            languages=frozenset().union(*(model.languages for model in models)),
             settings=services().settings,
         )
     )

@@ -8,11 +8,13 @@
     │       ├── TruncatedAudioError  400  the file ends before the length it declares
     │       └── AudioTooLongError    400  longer than MAX_AUDIO_HOURS
     ├── AuthenticationError          401  no key, or a wrong one
+    ├── ForbiddenError               403  only from the server's own machine, or with a key
     ├── NotFoundError                404  no such path
     │   └── ModelNotFoundError       404  no such model
     ├── MethodNotAllowedError        405
     ├── JobNotFinishedError          409  its result comes later
     ├── JobCancelledError            409  its result never comes
+    ├── ModelInUseError              409  it cannot be unloaded now
     ├── UploadTooLargeError          413
     ├── RateLimitError               429  more often than RATE_LIMIT: `retry_after_s` says when
     ├── ServiceUnavailableError      503  try again: `retry_after_s` says when
@@ -96,6 +98,12 @@ class AuthenticationError(ApiError):
     code = "invalid_api_key"
 
 
+class ForbiddenError(ApiError):
+    status = 403
+    type = "invalid_request_error"
+    code = "forbidden"
+
+
 class NotFoundError(ApiError):
     status = 404
     type = "invalid_request_error"
@@ -126,6 +134,12 @@ class JobCancelledError(ApiError):
     status = 409
     type = "invalid_request_error"
     code = "job_cancelled"
+
+
+class ModelInUseError(ApiError):
+    status = 409
+    type = "invalid_request_error"
+    code = "model_in_use"
 
 
 class UploadTooLargeError(ApiError):

@@ -89,6 +89,7 @@ def job_object(job: Job, result: Rendered | None) -> dict[str, object]:
         "started_at": int(job.started_at) if job.started_at is not None else None,
         "finished_at": int(job.finished_at) if job.finished_at is not None else None,
         "progress": _progress(job),
+        "model": job.params.model or None,
         "response_format": job.params.response_format,
         "result": result.content if result is not None else None,
         "error": json.loads(job.failure.body)["error"] if job.failure is not None else None,

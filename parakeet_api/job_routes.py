@@ -17,7 +17,7 @@ from parakeet_api.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
 from parakeet_api.request_params import parse_params, read_field
 from parakeet_api.web import (
     accepted_key_hash,
-    model_languages,
+    chosen_model,
     received_file,
     record,
     require_api_key,
@@ -35,7 +35,8 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
         raise StoppingError
     services().jobs.refuse_if_full()
     recording = received_file()
-    params = parse_params(request.form, languages=model_languages())
+    model = chosen_model(request.form)
+    params = parse_params(request.form, languages=model.languages, model=model.name)
     if params.stream:
         raise InvalidRequestError(
             "stream: a job has no stream. Ask for its progress, or send the recording to"

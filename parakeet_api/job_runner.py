@@ -55,10 +55,12 @@ class Transcribe(Protocol):
     ) -> Rendered: ...
 
 
-def transcriber(
-    *, settings: Settings, pipeline: Pipeline, checkpoint: Callable[[], object]
-) -> Transcribe:
-    """Give the work of a job; `checkpoint` raises `ServiceUnavailableError` without a model."""
+def transcriber(*, settings: Settings, pipeline_of: Callable[[str], Pipeline]) -> Transcribe:
+    """Give the work of a job.
+
+    `pipeline_of` gives a model's, and raises `ServiceUnavailableError` while there is no file of
+    that model: that is told before the recording is decoded.
+    """
 
     def transcribe(
         recording: Path,
@@ -67,9 +69,7 @@ def transcriber(
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
     ) -> Rendered:
-        # Told now and not after the file was decoded, if there is no model yet.
-        checkpoint()
-        transcript = pipeline.transcribe(
+        transcript = pipeline_of(params.model).transcribe(
             recording, languages=params.languages, on_progress=on_progress, cancelled=cancelled
         )
         return render(transcript, params, settings=settings)

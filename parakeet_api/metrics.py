@@ -104,7 +104,8 @@ class Metrics:
         )
         self.model_state = Enum(
             "parakeet_model_state",
-            "Where the model's life stands.",
+            "Where a model's life stands; `model` is empty where there is but one.",
+            ["model"],
             states=["unloaded", "loading", "ready", "failed"],
             registry=self.registry,
         )

@@ -21,6 +21,8 @@ from parakeet_api.recognizer import Recognizer
 logger = logging.getLogger(__name__)
 
 LoadState = Literal["unloaded", "loading", "ready", "failed"]
+Unloading = Literal["unloaded", "not_loaded", "in_use"]
+"""What came of the wish to unload a model."""
 
 _LONGEST_NAP_S = 60.0
 
@@ -36,11 +38,14 @@ class ModelManager:
         load: Callable[[], Recognizer],
         *,
         idle_timeout_s: float,
+        name: str = "",
         prepare: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         metrics: Metrics | None = None,
     ) -> None:
+        """Begin without a model; `name` tells several apart in the metrics."""
         self._metrics = metrics or Metrics()
+        self._name = name
         self._load = load
         self._prepare = prepare
         self._preparing: threading.Thread | None = None
@@ -52,7 +57,8 @@ class ModelManager:
         self._leases = 0
         self._idle_since = clock()
         self._closed = threading.Event()
-        self.state: LoadState = "unloaded"
+        self.state: LoadState
+        self._enter("unloaded")
         self.error: str | None = None
         """Why the last load failed."""
         self.failed_at: float | None = None
@@ -107,6 +113,16 @@ class ModelManager:
                 return False
             self._unload()
         return True
+
+    def unload_unused(self) -> Unloading:
+        """Unload unless the model is lent or being loaded; waits for neither."""
+        with self._lock:
+            if self._leases:
+                return "in_use"
+            if self._recognizer is None:
+                return "not_loaded"
+            self._unload()
+        return "unloaded"
 
     def unload_when_idle(self) -> None:
         """Start the thread that unloads the idle model, unless the timeout is 0 = never."""
@@ -178,7 +194,7 @@ class ModelManager:
     def _enter(self, state: LoadState) -> None:
         """Change the state; called with the lock held."""
         self.state = state
-        self._metrics.model_state.state(state)
+        self._metrics.model_state.labels(self._name).state(state)
 
     def _watch_idleness(self) -> None:
         while not self._closed.wait(min(self._idle_timeout_s / 4, _LONGEST_NAP_S)):
@@ -197,6 +213,8 @@ def _trim_heap() -> None:
 
 def _load_error(error: Exception) -> ModelLoadError:
     logger.error("the model could not be loaded", exc_info=error)
-    failure = ModelLoadError(f"The model could not be loaded: {error}")
+    # A MemoryError says nothing.
+    reason = str(error) or type(error).__name__
+    failure = ModelLoadError(f"The model could not be loaded: {reason}")
     failure.__cause__ = error
     return failure

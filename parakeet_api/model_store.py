@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import re
 import tarfile
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
-from parakeet_api.settings import Settings, without_passwords
+from parakeet_api.settings import Settings, model_basename, without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,12 @@ class ModelStore:
         settings: Settings,
         *,
         demo_path: Path,
+        only: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings
+        """Serve one of `MODELS`, which is `only` and never another in its place; or any."""
+        self._settings = settings if only is None else _settings_for(settings, only)
+        self._only = only
         self._demo_path = demo_path
         self._clock = clock
         self._lock = threading.Lock()
@@ -89,11 +93,26 @@ class ModelStore:
 
         Raises `CheckpointError` if the file that was chosen is missing or no whole checkpoint.
         """
-        local = find_checkpoint(self._settings, self._demo_path)
+        local = (
+            find_checkpoint(self._settings, self._demo_path)
+            if self._only is None
+            else find_named(self._settings, self._only, self._demo_path)
+        )
         if local is not None:
             self._settle(local)
         else:
             self._begin_download()
+
+    @property
+    def name(self) -> str:
+        """Name the model, or while none is chosen the one that is being fetched."""
+        known = self.status.checkpoint
+        return known.name if known else model_basename(self._settings.model_id)
+
+    @property
+    def model_id(self) -> str:
+        """The hub's name of what is fetched where it is not on disk."""
+        return self._settings.model_id
 
     def checkpoint(self) -> Checkpoint:
         """Give the chosen checkpoint.
@@ -186,7 +205,7 @@ def find_checkpoint(settings: Settings, demo_path: Path) -> Checkpoint | None:
     if settings.demo_model == "always":
         check_checkpoint(demo_path)
         return Checkpoint(demo_path, is_demo=True)
-    preferred = (f"{_basename(settings.model_id)}.nemo", _FIRST_CHOICE)
+    preferred = (f"{model_basename(settings.model_id)}.nemo", _FIRST_CHOICE)
     found = sorted(
         (path for path in settings.models_dir.glob("*.nemo") if path.name != DEMO_MODEL),
         key=lambda path: (
@@ -200,6 +219,31 @@ def find_checkpoint(settings: Settings, demo_path: Path) -> Checkpoint | None:
         logger.warning("MODEL_ID=%r is not on disk: using %s", settings.model_id, found[0])
     check_checkpoint(found[0])
     return Checkpoint(found[0], is_demo=False)
+
+
+def find_named(settings: Settings, name: str, demo_path: Path) -> Checkpoint | None:
+    """Look for one of `MODELS` in the models folder; the demo model comes with this program.
+
+    Raises `CheckpointError` if its file is not whole.
+    """
+    file = f"{model_basename(name)}.nemo"
+    path = settings.models_dir / file
+    if file == DEMO_MODEL and not path.is_file():
+        path = demo_path
+    if not path.is_file():
+        return None
+    check_checkpoint(path)
+    return Checkpoint(path, is_demo=file == DEMO_MODEL)
+
+
+def _settings_for(settings: Settings, name: str) -> Settings:
+    """Narrow the settings to one of `MODELS`; a name without an owner is NVIDIA's."""
+    return dataclasses.replace(
+        settings,
+        model_id=name if "/" in name else f"nvidia/{name}",
+        model_path=None,
+        demo_model="never",
+    )
 
 
 def check_checkpoint(path: Path) -> None:
@@ -279,7 +323,7 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
         try_to_load_from_cache,
     )
 
-    name = f"{_basename(settings.model_id)}.nemo"
+    name = f"{model_basename(settings.model_id)}.nemo"
     endpoint = settings.hf_endpoint.rstrip("/")
     cached = try_to_load_from_cache(settings.model_id, name)
     if isinstance(cached, str):
@@ -357,10 +401,6 @@ def _is_writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _basename(model_id: str) -> str:
-    return model_id.rstrip("/").rpartition("/")[2]
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import fcntl
 import logging
 import logging.handlers
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from parakeet_api.errors import CheckpointError, SettingsError
+from parakeet_api.errors import DISK_FULL, CheckpointError, SettingsError
 from parakeet_api.settings import DecodingStrategy, MatmulPrecision, Precision
 from parakeet_api.transcript import SAMPLE_RATE
 
@@ -119,7 +120,8 @@ def load_model(path: Path, options: ModelOptions) -> LoadedModel:
     """Restore a `.nemo` file for inference.
 
     Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
-    `SettingsError` for a precision that the device does not have.
+    `SettingsError` for a precision that the device does not have; `OSError` or `MemoryError` where
+    the disk or the memory does not suffice.
     """
     model = _restore(path)
     _prepare_for_inference(model, longest_s=options.longest_s)
@@ -202,6 +204,8 @@ def _restore(path: Path) -> Any:
             )
     # A damaged archive can fail anywhere in tar, yaml, pickle or NeMo.
     except Exception as error:
+        if _is_shortage(error):
+            raise
         raise CheckpointError(
             f"{path} cannot be loaded as a NeMo checkpoint"
             f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] or 'no reason'})."
@@ -239,6 +243,13 @@ def _locked(folder: Path, lock: int) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Tell whether it is the machine that has too little of something, and not a damaged file."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in DISK_FULL | {errno.ENOMEM}
+    )
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -9,21 +9,20 @@ from typing import IO, Any
 
 from flask import Blueprint, Response, request
 
+from parakeet_api.admission import Admission
 from parakeet_api.background import Cancelled, Emit, in_background
 from parakeet_api.batching import RequestCancelled
-from parakeet_api.errors import ModelNotFoundError
+from parakeet_api.models import Model
 from parakeet_api.rendering import render
 from parakeet_api.request_params import Task, TranscriptionParams, parse_params
 from parakeet_api.server_sent_events import MEDIA_TYPE, EventWriter
 from parakeet_api.web import (
     CLIENT_GONE,
     RequestRecord,
-    Services,
     as_api_error,
     check_translatable,
+    chosen_model,
     client_gone,
-    model_languages,
-    model_name,
     received_file,
     record,
     require_api_key,
@@ -34,16 +33,6 @@ from parakeet_api.web import (
 
 openai_api = Blueprint("openai", __name__)
 openai_api.before_request(require_api_key)
-
-_ALIASES = frozenset(
-    {
-        "whisper-1",
-        "gpt-transcribe",
-        "gpt-4o-transcribe",
-        "gpt-4o-mini-transcribe",
-    }
-)
-"""OpenAI's models, whose place the loaded one takes."""
 
 _SILENCE_S = 5.0
 """A quiet stream says that it lives this often; proxies close what is silent for 30 to 60 s."""
@@ -65,33 +54,29 @@ def translate() -> Response:
 
 @openai_api.get("/models")
 def list_models() -> dict[str, Any]:
-    """List the one model that answers."""
-    return {"object": "list", "data": [_model(model_name())]}
+    """List the models that requests can name; usually one."""
+    data = [_model(model.name, model) for model in services().models]
+    return {"object": "list", "data": data}
 
 
 @openai_api.get("/models/<path:name>")
 def show_model(name: str) -> dict[str, Any]:
-    """Describe the model, also under the names of those whose place it takes."""
-    if name not in _ALIASES | {model_name(), services().settings.model_id}:
-        raise ModelNotFoundError(
-            f"The model {name[:60]!r} does not exist; this server has {model_name()!r}."
-            " Transcription requests may name any model."
-        )
-    return _model(name)
+    """Describe a model, the first also under the names of those whose place it takes."""
+    return _model(name, services().models.described(name))
 
 
-def _model(name: str) -> dict[str, Any]:
+def _model(name: str, model: Model) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
-        "created": _created(),
+        "created": _created(model),
         "owned_by": "nvidia",
     }
 
 
-def _created() -> int:
+def _created(model: Model) -> int:
     """Give the checkpoint file's time, s since 1970; 0 where there is none, or no more."""
-    checkpoint = services().store.status.checkpoint
+    checkpoint = model.store.status.checkpoint
     try:
         return int(checkpoint.path.stat().st_mtime) if checkpoint else 0
     except OSError:
@@ -101,30 +86,33 @@ def _created() -> int:
 def _answer(task: Task) -> Response:
     services().admission.refuse_if_full()
     upload = received_file()
-    params = parse_params(request.form, languages=model_languages(), task=task)
-    return (_stream if params.stream else _answer_at_once)(upload, params)
+    model = chosen_model(request.form)
+    params = parse_params(request.form, languages=model.languages, model=model.name, task=task)
+    return (_stream if params.stream else _answer_at_once)(upload, model, params)
 
 
-def _answer_at_once(upload: Path, params: TranscriptionParams) -> Response:
-    transcript = transcribe_upload(upload, languages=params.languages, task=params.task)
+def _answer_at_once(upload: Path, model: Model, params: TranscriptionParams) -> Response:
+    transcript = transcribe_upload(
+        upload, model=model, languages=params.languages, task=params.task
+    )
     rendered = render(transcript, params, settings=services().settings)
     return Response(rendered.body, content_type=rendered.media_type)
 
 
-def _stream(upload: Path, params: TranscriptionParams) -> Response:
+def _stream(upload: Path, model: Model, params: TranscriptionParams) -> Response:
     """Answer with events; what goes wrong before the first has a status of its own."""
     wired, kept = services(), record()
     # Told now and not as an event, if there is no model yet.
-    wired.store.checkpoint()
+    model.store.checkpoint()
     writer = EventWriter(params, settings=wired.settings)
     held = take_over(upload)
     events = in_background(
-        _work(wired, held, params, writer, kept),
+        _work(held, params, writer, model=model, admission=wired.admission, kept=kept),
         gone=client_gone(),
         silence_s=_PROGRESS_S if "progress" in params.include else _SILENCE_S,
     )
     first = next(events)
-    response = Response(_written(first, events, writer, wired, kept), content_type=MEDIA_TYPE)
+    response = Response(_written(first, events, writer, model, kept), content_type=MEDIA_TYPE)
     response.call_on_close(events.close)
     response.headers["Cache-Control"] = "no-cache"
     # nginx would otherwise gather events for a while.
@@ -133,10 +121,12 @@ def _stream(upload: Path, params: TranscriptionParams) -> Response:
 
 
 def _work(
-    wired: Services,
     upload: IO[bytes],
     params: TranscriptionParams,
     writer: EventWriter,
+    *,
+    model: Model,
+    admission: Admission,
     kept: RequestRecord,
 ) -> Callable[[Emit[str], Cancelled], None]:
     """Give the work of a streamed request, which owns the upload."""
@@ -147,11 +137,11 @@ def _work(
                 emit(event)
 
         try:
-            with wired.admission.place(
+            with admission.place(
                 cancelled=cancelled, on_wait=lambda position: tell(writer.queued(position))
             ):
                 tell(writer.begun())
-                transcript = wired.pipeline.transcribe(
+                transcript = model.pipeline.transcribe(
                     Path(upload.name),
                     languages=params.languages,
                     on_progress=lambda progress: tell(writer.progress(progress)),
@@ -171,13 +161,13 @@ def _written(
     first: str | None,
     events: Generator[str | None],
     writer: EventWriter,
-    wired: Services,
+    model: Model,
     kept: RequestRecord,
 ) -> Generator[str]:
     """Write a stream to its end, which may be an error."""
     try:
         for event in chain([first], events):
-            loading = wired.manager.state == "loading"
+            loading = model.manager.state == "loading"
             yield writer.silence(model_is_loading=loading) if event is None else event
     # The second where waitress is the first to notice, as it writes.
     except (RequestCancelled, GeneratorExit):

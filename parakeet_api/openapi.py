@@ -18,10 +18,12 @@ from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
     AuthenticationError,
+    ForbiddenError,
     InvalidRequestError,
     JobCancelledError,
     JobNotFinishedError,
     JobsUnavailableError,
+    ModelInUseError,
     ModelLoadError,
     ModelNotFoundError,
     ModelNotReadyError,
@@ -58,7 +60,7 @@ from parakeet_api.request_params import (
     Task,
     TranscriptionParams,
 )
-from parakeet_api.settings import Settings
+from parakeet_api.settings import Settings, model_basename
 
 _BAD_REQUEST = (InvalidRequestError, UnsupportedLanguageError)
 _BAD_AUDIO = (AudioDecodeError, NoAudioTrackError, TruncatedAudioError, AudioTooLongError)
@@ -92,9 +94,9 @@ class Facts:
 
     version: str
     model: str
-    """The loaded model's name, or that of the one being fetched."""
+    """The first model's name, or that of the one being fetched."""
     languages: frozenset[str]
-    """ISO 639-1 codes of what it speaks."""
+    """ISO 639-1 codes of what the models speak."""
     settings: Settings
 
 
@@ -122,7 +124,8 @@ def describe(facts: Facts) -> Json:
         "paths": _openai_paths(facts)
         | _job_paths(facts)
         | _asr_paths(facts)
-        | _server_paths(facts),
+        | _server_paths(facts)
+        | _admin_paths(facts),
         "components": _components(keys=keys),
     }
 
@@ -131,11 +134,18 @@ def _this_server(facts: Facts) -> str:
     settings = facts.settings
     access = "a bearer key is needed" if settings.api_keys else "open to everyone, no key is needed"
     return (
-        f"This server: model `{facts.model}`, which speaks {_listed(facts.languages)};"
+        f"This server: {_models(facts)} {_listed(facts.languages)};"
         f" uploads of at most {settings.max_upload_mb:g} MB and {settings.max_audio_hours:g} hours;"
         f" {settings.app_threads} transcriptions at a time, {settings.max_queued_requests} more may"
         f" wait; {access}."
     )
+
+
+def _models(facts: Facts) -> str:
+    others = [model_basename(name) for name in facts.settings.models[1:]]
+    if not others:
+        return f"model `{facts.model}`, which speaks"
+    return f"models `{facts.model}`, {_listed(others)}, which together speak"
 
 
 def _components(*, keys: bool) -> Json:
@@ -165,8 +175,8 @@ def _openai_paths(facts: Facts) -> Json:
             "get": operation(
                 "listModels",
                 tag="OpenAI",
-                summary="List the model",
-                description="There is always one.",
+                summary="List the models",
+                description="Usually one; those of `MODELS` where the server was given several.",
                 answers={200: json_answer(ref("ModelList"))},
                 errors=_guarded(facts),
             )
@@ -175,8 +185,9 @@ def _openai_paths(facts: Facts) -> Json:
             "get": operation(
                 "showModel",
                 tag="OpenAI",
-                summary="Describe the model",
-                description="Also answers to the names of OpenAI's models, whose place it takes.",
+                summary="Describe a model",
+                description="The first also answers to the names of OpenAI's models, whose place it"
+                " takes.",
                 parameters=[
                     _in_path("name", "A model's name, which may hold slashes.", example=facts.model)
                 ],
@@ -203,6 +214,7 @@ def _job_paths(facts: Facts) -> Json:
                 errors=_guarded(
                     facts,
                     *_BAD_REQUEST,
+                    *_choice(facts),
                     UploadTooLargeError,
                     RateLimitError,
                     QueueFullError,
@@ -265,6 +277,7 @@ def _job_paths(facts: Facts) -> Json:
                     facts,
                     *unknown,
                     *_BAD_AUDIO,
+                    *_choice(facts),
                     *_NO_MODEL,
                     JobNotFinishedError,
                     JobCancelledError,
@@ -300,7 +313,12 @@ def _asr_paths(facts: Facts) -> Json:
         "`false`: the upload is 16-bit samples, 16 kHz, mono, little-endian, without a header.",
         default=True,
     )
-    expected = {"language": _language(facts), "languages[]": _languages(), "encode": encode}
+    expected = {
+        "model": _model(facts),
+        "language": _language(facts),
+        "languages[]": _languages(),
+        "encode": encode,
+    }
     wanted = {
         "output": text("What the answer looks like.", enum=list(get_args(Output)), default="txt"),
         "task": text(
@@ -321,7 +339,7 @@ def _asr_paths(facts: Facts) -> Json:
                 parameters=[_query(name, schema) for name, schema in (wanted | expected).items()],
                 form=recording,
                 answers={200: _asr_transcripts(facts.settings)},
-                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS),
+                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
         },
         "/detect-language": {
@@ -333,7 +351,7 @@ def _asr_paths(facts: Facts) -> Json:
                 parameters=[_query(name, schema) for name, schema in expected.items()],
                 form=recording,
                 answers={200: json_answer(ref("DetectedLanguage"))},
-                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS),
+                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
         },
     }
@@ -383,13 +401,6 @@ def _server_paths(facts: Facts) -> Json:
                 200: json_answer({"type": "object", "required": ["openapi", "info", "paths"]})
             },
         ),
-        "/health": operation(
-            "health",
-            tag="Server",
-            summary="How the model, the queue and the jobs are",
-            description="Never waits, whatever the model is doing.",
-            answers={200: json_answer(ref("Health"))},
-        ),
         "/health/simple": operation(
             "alive",
             tag="Server",
@@ -407,7 +418,70 @@ def _server_paths(facts: Facts) -> Json:
     }
     # Said of each: the document's own requirement would hold for them as well.
     paths = {path: {"get": {**known, "security": []}} for path, known in public.items()}
-    return {**paths, "/metrics": {"get": _metrics(facts)}}
+    return {
+        **paths,
+        "/health": {"get": _health(facts)},
+        "/metrics": {"get": _metrics(facts)},
+    }
+
+
+def _health(facts: Facts) -> Json:
+    keyless: list[Json] = [{}, {"bearer": []}] if facts.settings.api_keys else []
+    return operation(
+        "health",
+        tag="Server",
+        summary="How the models, the queue and the jobs are",
+        description="Never waits, whatever the models are doing.",
+        parameters=[
+            _query(
+                "verbose",
+                flag(
+                    "Also tell what the server was started with, settings included. Where keys are"
+                    " set, this needs one.",
+                    default=False,
+                ),
+            )
+        ],
+        answers={200: json_answer(ref("Health"))},
+        errors=_guarded(facts, InvalidRequestError),
+    ) | {"security": keyless}
+
+
+def _admin_paths(facts: Facts) -> Json:
+    who = (
+        ""
+        if facts.settings.api_keys
+        else " Without `API_KEY`, from the server's own machine alone."
+    )
+    meant = text("The model that is meant.", default="")
+    refusals = (*(() if facts.settings.api_keys else (ForbiddenError,)), InvalidRequestError)
+    return {
+        "/admin/unload": {
+            "post": operation(
+                "unload",
+                tag="Server",
+                summary="Unload the models",
+                description="Gives their memory back at once: all models', or that of the one that"
+                " is named. Waits for nothing: a model that is in use stays, which is a 409, and"
+                f" the others are unloaded. The next request loads it again.{who}",
+                parameters=[_query("model", meant)],
+                answers={200: json_answer(ref("AdminReport"))},
+                errors=_guarded(facts, *refusals, *_choice(facts), ModelInUseError),
+            )
+        },
+        "/admin/load": {
+            "post": operation(
+                "load",
+                tag="Server",
+                summary="Load a model",
+                description="The one that is named, or the first. Answers when it is loaded, or"
+                f" after two minutes with a 503, while the load goes on.{who}",
+                parameters=[_query("model", meant)],
+                answers={200: json_answer(ref("AdminReport"))},
+                errors=_guarded(facts, *refusals, *_choice(facts), *_NO_MODEL, StoppingError),
+            )
+        },
+    }
 
 
 def _metrics(facts: Facts) -> Json:
@@ -440,7 +514,7 @@ def _transcription(facts: Facts) -> Json:
         " goes. Silence is an empty text. If the client hangs up, the work stops.",
         form=_transcription_form(facts),
         answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
-        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS),
+        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
 
 
@@ -453,7 +527,7 @@ def _translation(facts: Facts) -> Json:
         " is a 400 with the code `unsupported_language`.",
         form=_transcription_form(facts),
         answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
-        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS),
+        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
 
 
@@ -462,9 +536,7 @@ def _transcription_form(facts: Facts) -> Json:
         "The recording, and how it is wanted. An empty field is one that was not sent.",
         {
             "file": _recording(facts.settings),
-            "model": text(
-                f"Any name: the loaded model, `{facts.model}`, answers.", default=facts.model
-            ),
+            "model": _model(facts),
             "response_format": text(
                 "What the answer looks like.", enum=list(get_args(ResponseFormat)), default="json"
             ),
@@ -510,6 +582,19 @@ def _transcription_form(facts: Facts) -> Json:
         },
     )
     return form | {"required": ["file"]}
+
+
+def _model(facts: Facts) -> Json:
+    names = facts.settings.models
+    if not names:
+        return text(f"Any name: the loaded model, `{facts.model}`, answers.", default=facts.model)
+    return text(
+        f"One of {_listed(map(model_basename, names))}. The first, `{facts.model}`, also answers"
+        " where none is named, and to what clients call OpenAI's models and Whisper's. Any other"
+        " name is a 404.",
+        default=facts.model,
+        examples=list(map(model_basename, names)),
+    )
 
 
 def _language(facts: Facts) -> Json:
@@ -593,6 +678,11 @@ def _guarded(facts: Facts, *errors: type[ApiError]) -> tuple[type[ApiError], ...
     if facts.settings.rate_limit is None:
         errors = tuple(error for error in errors if error is not RateLimitError)
     return (AuthenticationError, *errors) if facts.settings.api_keys else errors
+
+
+def _choice(facts: Facts) -> tuple[type[ApiError], ...]:
+    """Give the error of a wrong name, where requests choose a model."""
+    return (ModelNotFoundError,) if facts.settings.models else ()
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from parakeet_api.model_manager import LoadState
 from parakeet_api.model_store import StoreState
 from parakeet_api.request_params import ResponseFormat, Task
 from parakeet_api.server_sent_events import PEAKS_PER_SECOND, WaitingState
+from parakeet_api.settings import Origin
 
 Json = dict[str, Any]
 
@@ -309,10 +310,10 @@ _MODEL = record(
 )
 
 _MODEL_LIST = record(
-    "The models: always one.",
+    "The models that requests can name.",
     {
         "object": constant("list"),
-        "data": array(ref("Model"), "The loaded model.", minItems=1, maxItems=1),
+        "data": array(ref("Model"), "The first is meant where a request names none.", minItems=1),
     },
 )
 
@@ -321,24 +322,23 @@ _HEALTH = record(
     {
         "status": constant("ok"),
         "version": text("The server's version."),
-        "model": record(
-            "The model that answers.",
-            {
-                "name": text("Its name, or that of the one being fetched."),
-                "demo": flag("It is the demo model, which understands a few hundred sentences."),
-                "state": text(
-                    "Where it stands.",
-                    enum=sorted({*get_args(StoreState), *get_args(LoadState)}),
-                ),
-                "progress": or_null(
-                    number("Share of the download that is done.", minimum=0, maximum=1)
-                ),
-                "error": or_null(text("Why there is none.")),
-                "languages": array(text("An ISO 639-1 code."), "What it speaks."),
-            },
+        "model": ref("ModelStatus"),
+        "models": array(
+            ref("ModelStatus"), "All that requests can name; the first is `model`.", minItems=1
         ),
-        "device": text("Where the model runs.", examples=["cpu", "cuda:0"]),
-        "precision": or_null(text("The encoder's; null while no model is loaded.")),
+        "device": text("Where models run.", examples=["cpu", "cuda:0"]),
+        "device_memory": or_null(
+            record(
+                "The card's memory, bytes; null on a CPU, and before a model was loaded.",
+                {
+                    "used": whole("By all programs."),
+                    "total": whole("All of it."),
+                    "allocated": whole("By this server's models and batches."),
+                    "reserved": whole("The same, and what is kept for the next batches."),
+                },
+            )
+        ),
+        "precision": or_null(text("The first model's encoder's; null before it was loaded.")),
         "queue": record(
             "Who waits for what.",
             {
@@ -375,6 +375,108 @@ _HEALTH = record(
                 "max_duration_s": _seconds("Longest cue"),
             },
         ),
+        "report": ref("StartReport"),
+    },
+    optional=("report",),
+)
+
+_MODEL_STATUS = record(
+    "How a model is.",
+    {
+        "name": text("Its name, or that of the one being fetched."),
+        "demo": flag("It is the demo model, which understands a few hundred sentences."),
+        "state": text(
+            "Where it stands.",
+            enum=sorted({*get_args(StoreState), *get_args(LoadState)}),
+        ),
+        "progress": or_null(number("Share of the download that is done.", minimum=0, maximum=1)),
+        "error": or_null(text("Why there is none.")),
+        "languages": array(text("An ISO 639-1 code."), "What it speaks."),
+    },
+)
+
+_START_REPORT = record(
+    "What the server was started with; with `verbose`.",
+    {
+        "device": record(
+            "What there is to compute with.",
+            {
+                "wanted": text("`DEVICE`."),
+                "card": or_null(
+                    record(
+                        "The card that would be used.",
+                        {"name": text("Its name."), "total_gb": number("Its memory.")},
+                    )
+                ),
+                "cores": whole("Processor cores that the server may use."),
+            },
+        ),
+        "memory": or_null(
+            record(
+                "The machine's memory now, or the container's share, bytes.",
+                {"available": whole("Free."), "total": whole("All of it.")},
+            )
+        ),
+        "precision": text("`PRECISION`."),
+        "decoding": text("How tokens are found.", examples=["greedy", "beam of 4"]),
+        "models": array(
+            record(
+                "A model and its file.",
+                {
+                    "name": text("Its name."),
+                    "model_id": text("What is fetched where there is no file."),
+                    "path": or_null(text("The file's name; null while it is fetched.")),
+                    "bytes": or_null(whole("The file's size.")),
+                    "demo": flag("It is the demo model."),
+                    "languages": array(text("An ISO 639-1 code."), "What it speaks."),
+                },
+            ),
+            "The models that requests can name.",
+        ),
+        "plan": record(
+            "How much a model is given at once.",
+            {
+                "longest_chunk_s": _seconds("Longest stretch of audio"),
+                "batch_size": whole("Most stretches in a forward pass."),
+                "batch_s": _seconds("Most audio in a forward pass"),
+                "permits": whole("Forward passes at a time."),
+                "from_memory_mb": or_null(
+                    number("Card memory that a pass may need, from which this is derived.")
+                ),
+            },
+        ),
+        "settings": array(
+            record(
+                "A setting.",
+                {
+                    "name": text("The variable."),
+                    "value": text("Its final value; of keys only how many, of paths the end."),
+                    "origin": text("Where it came from.", enum=list(get_args(Origin))),
+                },
+            ),
+            "All settings.",
+        ),
+    },
+)
+
+_ADMIN_REPORT = record(
+    "What was done.",
+    {
+        "models": array(
+            record(
+                "A model that was meant.",
+                {
+                    "name": text("Its name."),
+                    "state": text("Where it stands now.", enum=list(get_args(LoadState))),
+                    "outcome": text(
+                        "What was done with it.",
+                        enum=["unloaded", "not_loaded", "loaded", "already_loaded"],
+                    ),
+                },
+            ),
+            "All that were meant.",
+            minItems=1,
+        )
     },
 )
 
@@ -402,6 +504,7 @@ _JOB = record(
                 "fraction": or_null(number("Their ratio.", minimum=0, maximum=1)),
             },
         ),
+        "model": or_null(text("The model that does it; null in jobs of older versions.")),
         "response_format": text("What the result looks like.", enum=list(get_args(ResponseFormat))),
         "result": {
             "description": "The transcript, once there is one: an object of the formats that are"
@@ -466,6 +569,9 @@ SCHEMAS: Json = {
     "Model": _MODEL,
     "ModelList": _MODEL_LIST,
     "Health": _HEALTH,
+    "ModelStatus": _MODEL_STATUS,
+    "StartReport": _START_REPORT,
+    "AdminReport": _ADMIN_REPORT,
     "Readiness": _READINESS,
     "Job": _JOB,
     "JobList": _JOB_LIST,

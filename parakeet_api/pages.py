@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from flask import Blueprint, Response, render_template
+from flask import Blueprint, Response, render_template, request
 
 from parakeet_api import __version__
 from parakeet_api.audio import FILE_EXTENSIONS
 from parakeet_api.errors import ApiError, ModelLoadError
 from parakeet_api.metrics import MEDIA_TYPE
-from parakeet_api.web import (
-    Services,
-    model_languages,
-    model_name,
-    require_api_key,
-    services,
-)
+from parakeet_api.models import Model
+from parakeet_api.nemo_model import device_memory
+from parakeet_api.request_params import read_boolean
+from parakeet_api.start_report import report_start
+from parakeet_api.web import Services, require_api_key, services
 
 pages = Blueprint("pages", __name__)
 
@@ -30,7 +29,7 @@ _PAGE_POLICY = (
 @pages.get("/")
 def page() -> Response:
     """Serve the upload page, and make ready for the recording that will soon follow."""
-    services().manager.prepare()
+    services().models.first.manager.prepare()
     response = Response(render_template("index.html"), content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _PAGE_POLICY
     return response
@@ -54,11 +53,12 @@ def metrics() -> Response:
     """Give the metrics to Prometheus; with a key, where keys are set."""
     require_api_key()
     wired = services()
-    info = wired.manager.info
+    first = wired.models.first
+    info = first.manager.info
     wired.metrics.info.info(
         {
             "version": __version__,
-            "model": model_name(),
+            "model": first.name,
             "device": info.device if info else "",
             "precision": info.precision if info else "",
         }
@@ -68,20 +68,35 @@ def metrics() -> Response:
 
 @pages.get("/health")
 def health() -> dict[str, Any]:
-    """Tell that the process is alive and how the model is; never waits for inference."""
+    """Tell that the process is alive and how the models are; never waits for inference."""
     wired = services()
-    settings, plan, info = wired.settings, wired.plan, wired.manager.info
+    if not _is_verbose():
+        return _health(wired)
+    require_api_key()
+    report = report_start(wired.settings, models=wired.models, gpu=wired.gpu, plan=wired.plan)
+    return {**_health(wired), "report": report.body()}
+
+
+def _is_verbose() -> bool:
+    return read_boolean(request.args, "verbose", default=False)
+
+
+def _health(wired: Services) -> dict[str, Any]:
+    settings, plan, models = wired.settings, wired.plan, wired.models
+    info, device = models.first.manager.info, models.device()
     active, waiting = wired.admission.counts()
     return {
         "status": "ok",
         "version": __version__,
-        "model": _model_status(wired),
-        "device": info.device if info else ("cuda" if wired.gpu else "cpu"),
+        "model": _model_status(models.first),
+        "models": [_model_status(model) for model in models],
+        "device": device or ("cuda" if wired.gpu else "cpu"),
+        "device_memory": _memory_of(device),
         "precision": info.precision if info else None,
         "queue": {
             "active_requests": active,
             "waiting_requests": waiting,
-            "waiting_chunks": wired.batcher.waiting(),
+            "waiting_chunks": models.waiting_chunks(),
         },
         "jobs": _jobs_status(wired),
         "limits": {
@@ -99,28 +114,40 @@ def health() -> dict[str, Any]:
     }
 
 
-def _model_status(wired: Services) -> dict[str, Any]:
-    store, manager = wired.store.status, wired.manager
+def _model_status(model: Model) -> dict[str, Any]:
+    store, manager = model.store.status, model.manager
     known = store.checkpoint
     return {
-        "name": model_name(),
+        "name": model.name,
         "demo": known.is_demo if known else False,
         "state": manager.state if known else store.state,
         "progress": store.progress,
         "error": manager.error if known else store.error,
-        "languages": sorted(model_languages()),
+        "languages": sorted(model.languages),
     }
+
+
+def _memory_of(device: str | None) -> dict[str, int] | None:
+    """Look at the card, bytes, once a model was loaded on one: before, nobody has opened it."""
+    if device is None or device == "cpu":
+        return None
+    try:
+        return dataclasses.asdict(device_memory(device))
+    except RuntimeError:
+        # A card in trouble answers nothing; how the models are is told all the same.
+        return None
 
 
 def _why_not_ready(wired: Services) -> str | None:
     try:
         wired.admission.refuse_if_full()
-        wired.store.checkpoint()
+        wired.models.first.store.checkpoint()
     except ApiError as error:
         return error.message
     # After a while requests are let through again: the next one tries the load anew.
-    if wired.manager.failed_lately(ModelLoadError.retry_after_s):
-        return wired.manager.error
+    manager = wired.models.first.manager
+    if manager.failed_lately(ModelLoadError.retry_after_s):
+        return manager.error
     return None
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,9 @@ class Pipeline:
         self._batcher = batcher
         self._policy = policy
         self._settings = settings
+        self._counting = threading.Lock()
+        self.recordings = 0
+        """How many are being transcribed; may be read at any time."""
         self._preparers = (
             ThreadPoolExecutor(settings.transcribe_num_workers, thread_name_prefix="prepare")
             if settings.transcribe_num_workers
@@ -118,6 +122,7 @@ class Pipeline:
         )
         done_s = decoding_s = 0.0
         with (
+            self._counted(),
             closing(self._decoder.stream(path, raw_pcm=raw_pcm)) as audio,
             closing(self._prepared(plan_chunks(audio, self._policy))) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -129,6 +134,16 @@ class Pipeline:
                 done_s, decoding_s = chunk.owned_end / SAMPLE_RATE, audio.spent_s
                 yield Progress(final, chunk.owned_samples, done_s, audio.expected_s)
         yield Progress(tuple(stitcher.finish()), _NOTHING, done_s, done_s)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._counting:
+            self.recordings += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self.recordings -= 1
 
     def close(self) -> None:
         """End the threads that prepare audio."""

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 EVERYONE = "*"
+_PASSED_ON = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+"""What proxies add to a request."""
+_BELIEVED = "werkzeug.proxy_fix.orig"
+"""What `ProxyFix` leaves in the environment of a request that came through it."""
 
 
 class TrustedProxies:
@@ -50,6 +54,17 @@ class TrustedProxies:
     def _trusts(self, hop: str) -> bool:
         address = _address(hop)
         return self._all or any(address in network for network in self._networks if address)
+
+
+def is_local(environ: WSGIEnvironment) -> bool:
+    """Tell whether a request comes from this machine, as far as that can be known.
+
+    One that a proxy passed on comes from anywhere, unless the proxy is trusted: then its word
+    stands in `REMOTE_ADDR` already.
+    """
+    passed_on = any(name in environ for name in _PASSED_ON)
+    address = _address(environ.get("REMOTE_ADDR", ""))
+    return address is not None and address.is_loopback and (not passed_on or _BELIEVED in environ)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

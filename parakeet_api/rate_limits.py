@@ -33,7 +33,9 @@ def limit_rates(app: Flask, settings: Settings) -> None:
             app=app,
             application_limits=[settings.rate_limit],
             # All transcribing is a POST, and no other request costs anything.
-            application_limits_exempt_when=lambda: request.method != "POST",
+            application_limits_exempt_when=lambda: (
+                request.method != "POST" or request.blueprint == "admin"
+            ),
             strategy="moving-window",
             storage_uri=settings.rate_limit_storage,
             in_memory_fallback_enabled=True,

@@ -39,6 +39,8 @@ class TranscriptionParams:
     `temperature`, `chunking_strategy`) is checked and changes nothing.
     """
 
+    model: str = ""
+    """Name of the model that is meant; empty = the first."""
     response_format: ResponseFormat = "json"
     languages: frozenset[str] = frozenset({"en"})
     """ISO 639-1 codes, at least one: what the recording may be spoken in."""
@@ -51,9 +53,9 @@ class TranscriptionParams:
 
 
 def parse_params(
-    form: Form, *, languages: frozenset[str], task: Task = "transcribe"
+    form: Form, *, languages: frozenset[str], model: str = "", task: Task = "transcribe"
 ) -> TranscriptionParams:
-    """Read and check the fields of a request to a model that speaks `languages`.
+    """Read and check the fields of a request to `model`, which speaks `languages`.
 
     Unknown fields are ignored, as clients send each other's. Raises `InvalidRequestError` naming
     the parameter.
@@ -62,6 +64,7 @@ def parse_params(
     _check_keywords(_list_field(form, "keywords"))
     _check_chunking_strategy(form)
     return TranscriptionParams(
+        model=model,
         response_format=read_choice(form, "response_format", ResponseFormat, default="json"),
         languages=read_languages(form, languages),
         granularities=_choices(form, "timestamp_granularities", Granularity)

@@ -7,6 +7,7 @@ from pathlib import Path
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
+from parakeet_api.admin_routes import admin_api
 from parakeet_api.asr_routes import asr_api
 from parakeet_api.cross_origin import allow_origins
 from parakeet_api.docs_routes import docs
@@ -49,6 +50,7 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.register_blueprint(openai_api, name="openai_bare")
     app.register_blueprint(asr_api)
     app.register_blueprint(job_api, url_prefix="/v1")
+    app.register_blueprint(admin_api)
     app.register_blueprint(pages)
     app.register_blueprint(docs)
     app.register_error_handler(Exception, answer_error)

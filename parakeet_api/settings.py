@@ -128,6 +128,18 @@ def _model_id(text: str) -> str:
     return text
 
 
+def _models(text: str) -> tuple[str, ...]:
+    names = [_model_id(name.strip().removesuffix(".nemo")) for name in text.split(",")]
+    if len({model_basename(name) for name in names}) < len(names):
+        raise ValueError("a list of models whose names differ")
+    return tuple(names)
+
+
+def model_basename(model_id: str) -> str:
+    """Give a hub id's last part, the name that requests use: `nvidia/x` -> `x`."""
+    return model_id.rpartition("/")[2]
+
+
 def _keys(text: str) -> tuple[str, ...]:
     keys = tuple(key.strip() for key in text.split(",") if key.strip())
     # A lone comma would leave the service open; a header carries nothing but ASCII intact.
@@ -256,6 +268,9 @@ class Settings:
     stop_grace_s: float = _setting("STOP_GRACE_SECONDS", 20.0, _number("seconds", low=0, high=3600))
     """After SIGTERM, how long the requests under way may go on."""
 
+    models: tuple[str, ...] = _setting("MODELS", (), _models)
+    """Models among which a request's `model` chooses, the first where it names none of them: hub
+    ids, or files in MODELS_DIR. Empty = one model, chosen by the settings below."""
     model_id: str = _setting("MODEL_ID", "nvidia/parakeet-tdt-0.6b-v2", _model_id)
     """Checkpoint to download when none is on disk."""
     model_path: Path | None = _setting("MODEL_PATH", None, _path)
@@ -436,6 +451,7 @@ class Settings:
             for setting in _fields()
             if (value := _read(setting, environ)) is not _ABSENT
         }
+        _refuse_contradictions(explicit)
         preset = explicit.get("preset", cls.preset)
         derived = _derive(preset, explicit.get("gpu_vram_gb", detected_vram_gb))
         origins: dict[str, Origin] = {
@@ -448,6 +464,11 @@ class Settings:
         }
         return cls(**(derived | explicit), origins=origins)
 
+    def for_model(self, name: str) -> Settings:
+        """Give the same settings with this model alone. Raises `SettingsError`."""
+        models = _parse("--model", name, _models)
+        return dataclasses.replace(self, models=models, model_path=None, demo_model="never")
+
     @property
     def max_upload_bytes(self) -> int:
         return int(self.max_upload_mb * 1024 * 1024)
@@ -456,16 +477,40 @@ class Settings:
     def jobs_dir(self) -> Path:
         return self.data_dir or self.temp_uploads_dir / "data"
 
-    def describe(self) -> list[tuple[str, str, Origin]]:
-        """List every variable with its value and where that came from; keys are not shown."""
+    def describe(self, *, whole_paths: bool = True) -> list[tuple[str, str, Origin]]:
+        """List every variable with its value and where that came from; keys are not shown.
+
+        Without `whole_paths`, only the last part of a path is: the rest is the operator's affair.
+        """
         return [
             (
                 variable_name(setting),
-                _shown(variable_name(setting), getattr(self, setting.name)),
+                _shown(
+                    variable_name(setting),
+                    value.name if isinstance(value, Path) and not whole_paths else value,
+                ),
                 self.origins.get(setting.name, "default"),
             )
             for setting in _fields()
+            for value in [getattr(self, setting.name)]
         ]
+
+
+def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` where `MODELS` stands beside what names one model for everything."""
+    others = [
+        name
+        for name, given in {
+            "MODEL_PATH": "model_path" in explicit,
+            "DEMO_MODEL=always": explicit.get("demo_model") == "always",
+        }.items()
+        if given
+    ]
+    if "models" in explicit and others:
+        raise SettingsError(
+            f"MODELS={','.join(explicit['models'])!r} and {others[0]} contradict each other:"
+            " keep one"
+        )
 
 
 _ABSENT = object()

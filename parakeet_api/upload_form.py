@@ -26,7 +26,7 @@ _MOST_TEXT = 500_000
 """Bytes of a text field, and of all: werkzeug's own limit of one."""
 _CHARSETS = frozenset({"ascii", "us-ascii", "utf-8", "iso-8859-1"})
 
-Form = tuple[MultiDict[str, str], MultiDict[str, FileStorage]]
+ParsedForm = tuple[MultiDict[str, str], MultiDict[str, FileStorage]]
 
 
 class UploadForm:
@@ -71,7 +71,7 @@ class UploadForm:
         """Count the bytes taken so far."""
         return self._size
 
-    def result(self) -> Form:
+    def result(self) -> ParsedForm:
         """End the form; give its text fields and files.
 
         Raises `ValueError` for a body that is malformed or cut short, `RequestEntityTooLarge` for

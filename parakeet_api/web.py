@@ -19,12 +19,13 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from parakeet_api.admission import Admission
-from parakeet_api.batching import Batcher, RequestCancelled
+from parakeet_api.batching import RequestCancelled
 from parakeet_api.devices import Gpu, InferencePlan
 from parakeet_api.errors import (
     DISK_FULL,
     ApiError,
     AuthenticationError,
+    ForbiddenError,
     InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
@@ -34,15 +35,14 @@ from parakeet_api.errors import (
     UploadTooLargeError,
 )
 from parakeet_api.jobs import Jobs
-from parakeet_api.languages import english_name, languages_of
+from parakeet_api.languages import english_name
 from parakeet_api.metrics import Metrics
-from parakeet_api.model_manager import ModelManager
-from parakeet_api.model_store import ModelStore
-from parakeet_api.pipeline import Pipeline
-from parakeet_api.request_params import Task
+from parakeet_api.models import Model, Models
+from parakeet_api.proxies import is_local
+from parakeet_api.request_params import Form, Task, read_field
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript
-from parakeet_api.upload_form import MULTIPART, Form, UploadForm
+from parakeet_api.upload_form import MULTIPART, ParsedForm, UploadForm
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +64,7 @@ class Services:
     """What the routes call; built once by `app.py`."""
 
     settings: Settings
-    store: ModelStore
-    manager: ModelManager
-    batcher: Batcher
-    pipeline: Pipeline
+    models: Models
     admission: Admission
     metrics: Metrics
     jobs: Jobs
@@ -81,15 +78,11 @@ def services() -> Services:
     return wired
 
 
-def model_name() -> str:
-    """Name the model, or while none is chosen the one that is being fetched."""
-    known = services().store.status.checkpoint
-    return known.name if known else services().settings.model_id.rpartition("/")[2]
-
-
-def model_languages() -> frozenset[str]:
-    """Give the languages that the model speaks, ISO 639-1 codes."""
-    return languages_of(model_name(), services().settings.model_languages)
+def chosen_model(form: Form) -> Model:
+    """Give the model that a request names in `model`. Raises `ModelNotFoundError`."""
+    model = services().models.named(read_field(form, "model"))
+    g.model = model
+    return model
 
 
 def client_gone() -> Callable[[], bool]:
@@ -107,7 +100,7 @@ class UploadRequest(Request):
         """Give a parser that raises `ValueError` for a malformed body, not one that hides it."""
         return _UploadFormParser(self)
 
-    def receive_form(self, stream: IO[bytes]) -> Form:
+    def receive_form(self, stream: IO[bytes]) -> ParsedForm:
         """Parse a multipart body, unless the server did that while it came in.
 
         Raises `ValueError` for a malformed body.
@@ -199,14 +192,19 @@ def _no_file(field_name: str, hint: str) -> InvalidRequestError:
 
 
 def transcribe_upload(
-    upload: Path, *, languages: frozenset[str], task: Task, raw_pcm: bool = False
+    upload: Path,
+    *,
+    model: Model,
+    languages: frozenset[str],
+    task: Task,
+    raw_pcm: bool = False,
 ) -> Transcript:
     """Transcribe an upload when it is its turn, for as long as the client stays."""
     # Told now and not after the file was decoded, if there is no model yet.
-    services().store.checkpoint()
+    model.store.checkpoint()
     cancelled = client_gone()
     with services().admission.place(cancelled=cancelled):
-        transcript = services().pipeline.transcribe(
+        transcript = model.pipeline.transcribe(
             upload, languages=languages, raw_pcm=raw_pcm, cancelled=cancelled
         )
     record().audio_s = transcript.duration
@@ -236,6 +234,23 @@ def require_api_key() -> None:
             " header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
         )
     raise AuthenticationError("Incorrect API key provided.")
+
+
+def require_operator() -> None:
+    """Refuse who is no operator: without keys, all who are not on the server's own machine."""
+    if services().settings.api_keys:
+        require_api_key()
+    elif not is_local(request.environ) or _is_foreign_page():
+        raise ForbiddenError(
+            "Without API_KEY this is for the server's own machine alone. Set API_KEY to do it from"
+            " elsewhere."
+        )
+
+
+def _is_foreign_page() -> bool:
+    """Tell whether a browser sends this for a page that is not ours."""
+    origin = request.headers.get("Origin")
+    return origin is not None and origin != request.host_url.rstrip("/")
 
 
 def accepted_key_hash() -> str | None:
@@ -387,7 +402,8 @@ def begin_request() -> None:
 
 def finish_request(response: Response) -> Response:
     """Add the headers that every answer has; log the request when the last byte is sent."""
-    checkpoint = services().store.status.checkpoint
+    model: Model = g.get("model") or services().models.first
+    checkpoint = model.store.status.checkpoint
     if checkpoint is not None:
         response.headers["X-Parakeet-Model"] = checkpoint.name
     response.headers["X-Request-Id"] = record().id

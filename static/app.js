@@ -23,12 +23,16 @@ import { Transcript } from "./transcript.js";
 const SAVE_DELAY_MS = 800;
 
 class Page {
-  #settings = new Settings(() => this.#document.settingsChanged());
+  #settings = new Settings(() => {
+    this.#document.settingsChanged();
+    this.#model.refresh();
+  });
   #document = new DocumentView(this.#settings);
   #history = new History();
   #historyView = new HistoryView(this.#history, (entry, contents) => this.#openStored(entry, contents));
   #model = new ModelStatus({
     isWaking: () => this.#queue.current !== null,
+    modelOf: (health) => this.#settings.modelOf(health),
     onHealth: (health) => this.#settings.learn(health),
   });
   #queue = new Queue({

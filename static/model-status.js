@@ -16,11 +16,16 @@ export class ModelStatus {
   #isReachable = true;
   #timer = null;
   #isWaking;
+  #modelOf;
   #onHealth;
 
-  /** `isWaking()` tells whether a request is about to wake the model; `onHealth(health)` is called with each answer. */
-  constructor({ isWaking, onHealth }) {
+  /**
+   * `isWaking()` tells whether a request is about to wake the model; `modelOf(health)` gives the
+   * status of the one that is shown; `onHealth(health)` is called with each answer.
+   */
+  constructor({ isWaking, modelOf, onHealth }) {
     this.#isWaking = isWaking;
+    this.#modelOf = modelOf;
     this.#onHealth = onHealth;
     onLanguageChange(() => this.#render());
     document.addEventListener("visibilitychange", () => {
@@ -50,7 +55,7 @@ export class ModelStatus {
 
   #pollDelay() {
     if (!this.#isReachable) return UNREACHABLE_INTERVAL_MS;
-    const { state } = this.health.model;
+    const { state } = this.#modelOf(this.health);
     const waking = state === "unloaded" && this.#isWaking();
     return waking || PASSING_STATES.has(state) ? POLL_INTERVAL_MS : null;
   }
@@ -59,7 +64,7 @@ export class ModelStatus {
   #key() {
     if (!this.#isReachable) return "status.unreachable";
     if (!this.health) return "status.checking";
-    const { state, progress, error } = this.health.model;
+    const { state, progress, error } = this.#modelOf(this.health);
     if (state === "downloading") return progress === null ? "status.downloading_unmeasured" : "status.downloading";
     if (state === "loading") return progress === null ? "status.loading" : "status.loading_measured";
     if (state === "failed") return error ? "status.failed_because" : "status.failed";
@@ -67,12 +72,13 @@ export class ModelStatus {
   }
 
   #words() {
-    const { name, progress, error } = this.health?.model ?? {};
+    const { name, progress, error } = this.health ? this.#modelOf(this.health) : {};
     return text(this.#key(), { name: name ?? "", percent: percentage(progress ?? 0), error: error ?? "" });
   }
 
   #render() {
-    const { model, limits, version } = this.health ?? {};
+    const { limits, version } = this.health ?? {};
+    const model = this.health ? this.#modelOf(this.health) : null;
     byId("demo-banner").hidden = !model?.demo;
     byId("model-status").dataset.state = this.#isReachable ? model?.state ?? "checking" : "unreachable";
     setText(byId("model-status"), this.#words());

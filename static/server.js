@@ -23,7 +23,7 @@ export async function fetchHealth() {
  * event before the last. Rejects with a `Problem`, or with the signal's reason once it is aborted:
  * hanging up is what ends the work on the server.
  */
-export function transcribe({ file, spokenLanguage, apiKey }, { signal, onSent, onUploaded, onEvent }) {
+export function transcribe({ file, spokenLanguage, model, apiKey }, { signal, onSent, onUploaded, onEvent }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const stream = new AnswerStream(request, onEvent);
@@ -58,14 +58,14 @@ export function transcribe({ file, spokenLanguage, apiKey }, { signal, onSent, o
     request.addEventListener("abort", () => reject(signal.reason));
     request.addEventListener("loadend", () => watch.stop());
     signal.addEventListener("abort", () => request.abort(), { once: true });
-    request.send(transcriptionForm({ file, spokenLanguage }));
+    request.send(transcriptionForm({ file, spokenLanguage, model }));
   });
 }
 
-function transcriptionForm({ file, spokenLanguage }) {
+function transcriptionForm({ file, spokenLanguage, model }) {
   const form = new FormData();
   const fields = [
-    ["model", "whisper-1"],
+    ["model", model || "whisper-1"],
     ["response_format", "verbose_json"],
     ["timestamp_granularities[]", "word"],
     ["timestamp_granularities[]", "segment"],

@@ -1,4 +1,4 @@
-/** What a person chooses once: language, format, captions, API key; and the dialog to do it in. */
+/** What a person chooses once: language, model, format, captions, API key; and the dialog to do it in. */
 
 import { byId, element } from "./dom.js";
 import { languageName, onLanguageChange, text } from "./i18n.js";
@@ -9,6 +9,7 @@ const CAPTION_DEFAULTS = { lineLength: 42, lines: 2, longestS: 6 };
 export class Settings {
   #captionDefaults = CAPTION_DEFAULTS;
   #languages = ["en"];
+  #models = [];
   #onChange;
 
   /** `onChange()` is called after each change. */
@@ -21,7 +22,7 @@ export class Settings {
 
   /** What a transcription is asked with. */
   get request() {
-    return { spokenLanguage: byId("spoken").value, apiKey: byId("api-key").value.trim() };
+    return { spokenLanguage: byId("spoken").value, model: byId("model").value, apiKey: byId("api-key").value.trim() };
   }
 
   /** The format of the first download button. */
@@ -44,12 +45,18 @@ export class Settings {
     return this.#languages.find((code) => english.of(code).toLowerCase() === englishName) ?? "";
   }
 
-  /** Take what the server tells: the languages of its model, and its own caption settings. */
-  learn({ model, subtitles }) {
-    if (model.languages?.join() !== this.#languages.join() && model.languages) {
-      this.#languages = model.languages;
-      this.#showLanguages();
+  /** Give the status of the model that recordings are sent to. */
+  modelOf({ model, models = [model] }) {
+    return models.find(({ name }) => name === byId("model").value) ?? model;
+  }
+
+  /** Take what the server tells: its models and their languages, and its own caption settings. */
+  learn({ model, models = [model], subtitles }) {
+    if (models.map(({ name }) => name).join() !== this.#models.map(({ name }) => name).join()) {
+      this.#models = models;
+      this.#showModels();
     }
+    this.#learnLanguages();
     if (!subtitles) return;
     this.#captionDefaults = {
       lineLength: subtitles.line_length,
@@ -65,6 +72,13 @@ export class Settings {
     if (fieldId) byId(fieldId).focus();
   }
 
+  #learnLanguages() {
+    const { languages } = this.modelOf({ model: this.#models[0], models: this.#models });
+    if (!languages || languages.join() === this.#languages.join()) return;
+    this.#languages = languages;
+    this.#showLanguages();
+  }
+
   #listen() {
     byId("settings-open").addEventListener("click", () => this.open());
     byId("settings").addEventListener("change", () => this.#keep());
@@ -78,6 +92,10 @@ export class Settings {
       byId("settings").close();
     });
     byId("spoken").addEventListener("change", () => this.#keep());
+    byId("model").addEventListener("change", () => {
+      this.#learnLanguages();
+      this.#keep();
+    });
   }
 
   #fill() {
@@ -97,6 +115,7 @@ export class Settings {
   #keep() {
     store("format", this.format);
     store("spoken", byId("spoken").value);
+    if (this.#models.length > 1) store("model", byId("model").value);
     this.#keepCaptions();
     if (byId("keep-key").checked) store("api-key", byId("api-key").value.trim());
     else forget("api-key");
@@ -107,6 +126,16 @@ export class Settings {
   #keepCaptions() {
     const differing = Object.entries(this.captions).filter(([name, value]) => value !== this.#captionDefaults[name]);
     store("captions", Object.fromEntries(differing));
+  }
+
+  /** Offer the models; where there is but one, there is nothing to choose. */
+  #showModels() {
+    const isChoice = this.#models.length > 1;
+    const chosen = byId("model").value || readStored("model", "");
+    const options = this.#models.map(({ name }) => element("option", { value: name, textContent: name }));
+    byId("model-choice").hidden = !isChoice;
+    byId("model").replaceChildren(...(isChoice ? options : []));
+    if (isChoice && this.#models.some(({ name }) => name === chosen)) byId("model").value = chosen;
   }
 
   #showLanguages() {

@@ -140,7 +140,7 @@ def test_a_jobs_result_is_what_a_request_is_answered(
     settings = Settings.from_env({})
     params = TranscriptionParams(response_format="verbose_json")
     with pipeline_of(recognizer) as pipeline:
-        work = transcriber(settings=settings, pipeline=pipeline, checkpoint=lambda: None)
+        work = transcriber(settings=settings, pipeline_of=lambda _: pipeline)
         with jobs_of(folder, work) as started:
             job = started.submit(clips[1].path, params, owner=None)
             wait_for(ends(started, job))
@@ -155,9 +155,7 @@ def test_a_jobs_result_is_what_a_request_is_answered(
 def test_progress_is_told_while_it_is_made_and_kept_at_the_end(folder: Path) -> None:
     recording = SPEECH / "long-pauses.ogg"
     with pipeline_of(Slow()) as pipeline:
-        work = transcriber(
-            settings=Settings.from_env({}), pipeline=pipeline, checkpoint=lambda: None
-        )
+        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
         with jobs_of(folder, work) as started:
             job = started.submit(recording, TEXT, owner=None)
             wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
@@ -186,9 +184,7 @@ class Slow(Counting):
 def test_a_cancelled_job_ends_its_work_within_2_s(folder: Path) -> None:
     recording = SPEECH / "long-pauses.ogg"
     with pipeline_of(Slow()) as pipeline:
-        work = transcriber(
-            settings=Settings.from_env({}), pipeline=pipeline, checkpoint=lambda: None
-        )
+        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
         with jobs_of(folder, work) as started:
             job = started.submit(recording, TEXT, owner=None)
             wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
@@ -209,9 +205,7 @@ def test_a_cancelled_job_ends_its_work_within_2_s(folder: Path) -> None:
 def test_stopping_in_the_middle_ends_the_work_and_the_next_process_does_it(folder: Path) -> None:
     recording = SPEECH / "long-pauses.ogg"
     with pipeline_of(Slow()) as pipeline:
-        work = transcriber(
-            settings=Settings.from_env({}), pipeline=pipeline, checkpoint=lambda: None
-        )
+        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
         with jobs_of(folder, work) as started:
             job = started.submit(recording, TEXT, owner=None)
             wait_for(lambda: started.get(job.id, owner=None).done_s > 0)

@@ -23,7 +23,7 @@ from parakeet_api import http_server
 from parakeet_api.admission import Admission
 from parakeet_api.errors import SettingsError
 from parakeet_api.http_server import bind, create_server
-from parakeet_api.proxies import TrustedProxies
+from parakeet_api.proxies import TrustedProxies, is_local
 from parakeet_api.rate_limits import limit_rates
 from parakeet_api.settings import Settings
 
@@ -116,6 +116,28 @@ class TestTrustedProxy:
         answer: Any = None  # Nothing is answered.
         TrustedProxies(application, trusted=trusted)(environ, answer)
         return seen
+
+    @pytest.mark.parametrize(
+        ("trusted", "peer", "headers", "local"),
+        [
+            ([], "127.0.0.1", {}, True),
+            ([], "::1", {}, True),
+            ([], "::ffff:127.0.0.1", {}, True),
+            ([], "10.0.0.2", {}, False),
+            ([], "unknown", {}, False),
+            # From a proxy that nobody vouches for, whatever it says.
+            ([], "127.0.0.1", {"for": "127.0.0.1"}, False),
+            (["10.0.0.2"], "127.0.0.1", {"for": "127.0.0.1"}, False),
+            (["127.0.0.1"], "127.0.0.1", {"for": "192.0.2.1"}, False),
+            (["127.0.0.1"], "127.0.0.1", {"for": "127.0.0.1, 192.0.2.1"}, False),
+            (["127.0.0.1"], "127.0.0.1", {"for": "127.0.0.1"}, True),
+            (["10.0.0.2"], "10.0.0.2", {"for": "127.0.0.1"}, True),
+        ],
+    )
+    def test_a_request_is_local_if_it_is_known_to_be(
+        self, trusted: list[str], peer: str, headers: dict[str, str], local: bool
+    ) -> None:
+        assert is_local(self.seen(trusted, peer, **headers)) == local
 
     @pytest.mark.parametrize(
         ("trusted", "peer", "forwarded", "client"),

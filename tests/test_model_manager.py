@@ -91,7 +91,7 @@ def new_manager(
     return ModelManager(models.load, idle_timeout_s=idle_s, clock=clock)
 
 
-def run_all(*tasks: Callable[[], None]) -> list[BaseException]:
+def run_all(*tasks: Callable[[], None], patience_s: float = 30) -> list[BaseException]:
     """Run tasks at the same time; give what they raised."""
     ready = threading.Barrier(len(tasks))
     raised: list[BaseException] = []
@@ -107,7 +107,7 @@ def run_all(*tasks: Callable[[], None]) -> list[BaseException]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(patience_s)
         assert not thread.is_alive(), "hangs"
     return raised
 

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from parakeet_api import model_store
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
 from parakeet_api.model_store import (
+    Checkpoint,
     ModelStore,
     check_checkpoint,
     download_checkpoint,
@@ -195,6 +196,59 @@ def test_the_demo_model_is_known_as_such_when_model_path_names_it(models: Path) 
     store = start_store(settings_for(models, MODEL_PATH=str(DEMO_MODEL)))
 
     assert store.checkpoint().is_demo
+
+
+def store_of(settings: Settings, name: str) -> ModelStore:
+    """Start the store of one of `MODELS` and wait for its decision."""
+    store = ModelStore(settings, demo_path=DEMO_MODEL, only=name)
+    store.start()
+    assert store.wait_until_decided(20)
+    return store
+
+
+@pytest.mark.parametrize("name", ["mine", "me/mine"])
+def test_one_of_models_is_its_file_and_no_other(models: Path, name: str) -> None:
+    for file in ("mine.nemo", "parakeet-tdt-0.6b-v2.nemo"):
+        (models / file).write_bytes(nemo())
+
+    store = store_of(settings_for(models), name)
+
+    assert store.checkpoint().path == models / "mine.nemo"
+    assert (store.name, store.model_id) == ("mine", name if "/" in name else f"nvidia/{name}")
+
+
+def test_one_of_models_without_a_file_is_fetched_under_its_own_name(models: Path, hub: Hub) -> None:
+    (models / "another.nemo").write_bytes(nemo())
+    settings = settings_for(models, hub, MODEL_ID="me/another")
+
+    store = store_of(settings, MODEL_ID)
+
+    assert store.checkpoint().path.name == FILE
+    assert store.name == FILE.removesuffix(".nemo")
+
+
+def test_nothing_stands_in_for_one_of_models(models: Path) -> None:
+    (models / "another.nemo").write_bytes(nemo())
+
+    store = store_of(settings_for(models, DEMO_MODEL="auto"), "mine")
+
+    assert store.status.state == "failed"
+    assert store.name == "mine"
+    with pytest.raises(ModelLoadError, match="nvidia/mine could not be downloaded"):
+        store.checkpoint()
+
+
+def test_the_demo_model_can_be_one_of_models(models: Path) -> None:
+    store = store_of(settings_for(models), "parakeet-tdt-demo-en")
+
+    assert store.checkpoint() == Checkpoint(DEMO_MODEL, is_demo=True)
+
+
+def test_a_damaged_file_of_one_of_models_stops_the_start(models: Path) -> None:
+    (models / "mine.nemo").write_bytes(nemo()[:1000])
+
+    with pytest.raises(CheckpointError, match=r"mine\.nemo"):
+        ModelStore(settings_for(models), demo_path=DEMO_MODEL, only="mine").start()
 
 
 def test_models_on_disk_have_an_order(models: Path) -> None:

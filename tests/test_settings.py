@@ -21,6 +21,7 @@ PROMISE: dict[str, object] = {
     "HOST": "0.0.0.0",
     "PORT": 5092,
     "APP_THREADS": 16,
+    "MODELS": (),
     "MODEL_ID": "nvidia/parakeet-tdt-0.6b-v2",
     "MODEL_PATH": None,
     "MODELS_DIR": Path("models"),
@@ -270,6 +271,8 @@ def test_booleans_have_many_spellings(variable: str, texts: list[str], value: bo
         ("DEVICE", "CUDA:1", "cuda:1"),
         ("DEVICE", "cuda", "cuda"),
         ("API_KEY", "one, two words ,,three", ("one", "two words", "three")),
+        ("MODELS", "a", ("a",)),
+        ("MODELS", " me/a.nemo , b-v3", ("me/a", "b-v3")),
         ("MODEL_LANGUAGES", "en", ("en",)),
         ("MODEL_LANGUAGES", " German, fr ,,deu,pt-BR, JA", ("de", "fr", "pt", "ja")),
         ("MODEL_PATH", "/models/my model.nemo", Path("/models/my model.nemo")),
@@ -347,6 +350,12 @@ def test_a_home_folder_is_found() -> None:
         ("MODELS_DIR", "~nobody-of-this-name/m", "a path: that user has no home folder here"),
         ("MODEL_ID", "../etc", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
         ("MODEL_ID", "a/b/c", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
+        *(
+            ("MODELS", text, "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2")
+            for text in (",", "a,", "../a", "a b", ".nemo")
+        ),
+        ("MODELS", "a,b,me/a", "a list of models whose names differ"),
+        ("MODELS", "a,a.nemo", "a list of models whose names differ"),
         ("MODEL_LANGUAGES", ",", "a comma-separated list of languages, such as en,de,fr"),
         (
             "MODEL_LANGUAGES",
@@ -521,6 +530,30 @@ def test_a_value_as_long_as_they_come_is_read_at_once(variable: str, digits: str
     """Linux lets one variable have 131,072 bytes. Some expressions take minutes over these."""
     with contextlib.suppress(SettingsError):
         Settings.from_env({variable: f"{digits}\N{SNOWMAN}"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "told"),
+    [("MODEL_PATH", "/m/x.nemo", "MODEL_PATH"), ("DEMO_MODEL", "always", "DEMO_MODEL=always")],
+)
+def test_several_models_beside_one_for_everything_are_refused(
+    variable: str, text: str, told: str
+) -> None:
+    assert refusal({"MODELS": "a,b", variable: text}) == (
+        f"MODELS='a,b' and {told} contradict each other: keep one"
+    )
+    assert Settings.from_env({"MODELS": "a,b", "DEMO_MODEL": "never"}).models == ("a", "b")
+
+
+def test_one_model_can_be_wanted_whatever_the_environment_says() -> None:
+    settings = Settings.from_env({"MODEL_PATH": "/m/x.nemo", "DEMO_MODEL": "always"})
+
+    chosen = settings.for_model("nvidia/parakeet-tdt-0.6b-v3")
+
+    assert chosen.models == ("nvidia/parakeet-tdt-0.6b-v3",)
+    assert (chosen.model_path, chosen.demo_model) == (None, "never")
+    with pytest.raises(SettingsError, match="--model='a b' is not a model's name"):
+        settings.for_model("a b")
 
 
 # Spellings
@@ -723,6 +756,15 @@ def test_a_password_in_an_address_that_is_refused_is_not_told(variable: str) -> 
     told = refusal({variable: "ftp://me:p@ssw0rd@mirror/x"})
 
     assert told.startswith(f"{variable}='ftp://***@mirror/x' is not ")
+
+
+def test_of_paths_the_last_part_may_be_told_alone() -> None:
+    settings = Settings.from_env({"MODELS_DIR": "/home/someone/models", "DATA_DIR": "/data"})
+    told = {name: value for name, value, _ in settings.describe(whole_paths=False)}
+
+    assert (told["MODELS_DIR"], told["DATA_DIR"], told["MODEL_PATH"]) == ("models", "data", "")
+    assert "someone" not in str(told)
+    assert ("MODELS_DIR", "/home/someone/models", "environment") in settings.describe()
 
 
 def test_no_key_is_told_as_none() -> None:

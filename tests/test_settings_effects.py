@@ -41,7 +41,7 @@ def service(folder: Path, **environ: str) -> Iterator[Services]:
 @contextmanager
 def loaded(folder: Path, **environ: str) -> Iterator[Recognizer]:
     """Load the model as the first request does."""
-    with service(folder, **environ) as services, services.manager.lease() as recognizer:
+    with service(folder, **environ) as services, services.models.first.manager.lease() as recognizer:
         yield recognizer
 
 
@@ -103,9 +103,9 @@ def test_the_model_is_loaded_before_serving_unless_that_may_wait(
 
 def test_an_idle_model_is_unloaded_after_its_time(tmp_path: Path, clips: list[Clip]) -> None:
     with service(tmp_path, IDLE_TIMEOUT_MINUTES="0.001") as services:
-        assert services.pipeline.transcribe(clips[10].path).text == clips[10].text
+        assert services.models.first.pipeline.transcribe(clips[10].path).text == clips[10].text
 
-        wait_until(lambda: services.manager.state == "unloaded", within_s=60, what="unloading")
+        wait_until(lambda: services.models.first.manager.state == "unloaded", within_s=60, what="unloading")
 
 
 # Where and how it computes
@@ -193,7 +193,7 @@ def asked(services: Services, clip: Clip, gate: Gate, *, times: int) -> Iterator
     with ThreadPoolExecutor(times) as clients:
         try:
             answers = [
-                clients.submit(services.pipeline.transcribe, clip.path) for _ in range(times)
+                clients.submit(services.models.first.pipeline.transcribe, clip.path) for _ in range(times)
             ]
             yield
         finally:
@@ -208,7 +208,7 @@ def test_as_many_forward_passes_run_at_a_time_as_there_are_permits(
     limits = {"MAX_CONCURRENT_INFERENCES": "3", "TRANSCRIBE_BATCH_SIZE": "1"}
     with service(tmp_path, **limits) as services, asked(services, clips[10], gate, times=5):
         wait_until(lambda: len(gate.batches) == 3, within_s=60, what="three at work")
-        wait_for(lambda: services.batcher.waiting() == 2)
+        wait_for(lambda: services.models.first.batcher.waiting() == 2)
 
         assert gate.batches == [1, 1, 1]
 
@@ -221,7 +221,7 @@ def test_a_forward_pass_takes_as_many_chunks_as_it_may(
         with asked(services, clips[10], gate, times=8):
             # The first to come may have gone alone.
             wait_until(
-                lambda: sum(gate.batches) + services.batcher.waiting() == 8,
+                lambda: sum(gate.batches) + services.models.first.batcher.waiting() == 8,
                 within_s=60,
                 what="all asked",
             )
@@ -238,7 +238,7 @@ def test_the_filter_is_applied_where_it_is_enabled(
 ) -> None:
     silencing = {"ENABLE_FFMPEG_DENOISE": enabled, "DENOISE_FILTER": "volume=0"}
     with service(tmp_path, **silencing) as services:
-        text = services.pipeline.transcribe(clips[10].path).text
+        text = services.models.first.pipeline.transcribe(clips[10].path).text
 
     assert text == ("" if enabled == "true" else clips[10].text)
 

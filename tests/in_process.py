@@ -1,0 +1,102 @@
+"""The whole server in this process, on a real port, so that a test can reach into its borders."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from conftest import ROOT, Server
+from test_model_manager import Model, Models
+from waitress import wasyncore
+
+import app
+from parakeet_api.http_server import bind, create_server
+from parakeet_api.model_store import ModelStore
+from parakeet_api.routes import create_app
+from parakeet_api.settings import Settings
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
+from parakeet_api.web import Services
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs in a thread."""
+
+    server: Server
+    """As the helpers of requests take it; it has no process of its own."""
+    services: Services
+
+
+@contextmanager
+def served(folder: Path, **environ: str) -> Iterator[Served]:
+    """Serve until the block ends; settings are keywords."""
+    defaults = {"DEVICE": "cpu", "TEMP_UPLOADS_DIR": str(folder / "uploads")}
+    settings = Settings.from_env(defaults | environ)
+    with app.build_services(settings) as services, closing(bind("127.0.0.1", 0)) as listener:
+        services.jobs.start()
+        server = create_server(
+            create_app(services, root=ROOT),
+            listener=listener,
+            uploads=settings.temp_uploads_dir,
+            max_upload_bytes=settings.max_upload_bytes,
+            max_requests=settings.app_threads + settings.max_queued_requests,
+            admission=services.admission,
+        )
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        no_process = cast(Any, None)
+        try:
+            yield Served(
+                Server(url, settings.temp_uploads_dir, folder / "no.log", no_process), services
+            )
+        finally:
+            server.task_dispatcher.shutdown()
+            trigger: Any = server.trigger
+            # Its loop ends when there is nothing left to look at.
+            trigger.pull_trigger(lambda: wasyncore.close_all(server._map))  # type: ignore[attr-defined]
+            thread.join()
+
+
+class Echoes:
+    """Models in the place of checkpoints; each hears nothing but its own name, once a chunk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(app, "_load", self._load)
+        self.counts: dict[str, Models] = {}
+        """Loads, and models in memory, by name."""
+        self._lock = threading.Lock()
+
+    def count_of(self, name: str) -> Models:
+        """Give a model's loads, also before there were any."""
+        with self._lock:
+            return self.counts.setdefault(name, Models())
+
+    def _load(self, store: ModelStore, *_: object) -> Model:
+        count = self.count_of(store.name)
+        count.load()
+        return Echo(store.name, count)
+
+    def alive(self) -> int:
+        return sum(count.alive for count in self.counts.values())
+
+
+class Echo(Model):
+    """A model that always hears its name."""
+
+    def __init__(self, name: str, models: Models) -> None:
+        super().__init__(models)
+        self._name = name
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        super().recognize(chunks)
+        return [[self._word(chunk)] for chunk in chunks]
+
+    def _word(self, chunk: Chunk) -> Word:
+        middle = (chunk.owned_start + chunk.owned_end) / 2 / SAMPLE_RATE
+        return Word(self._name, middle - 0.1, middle + 0.1)
