@@ -23,8 +23,8 @@ from parakeet_api.nemo_model import (
     ModelInfo,
     ModelOptions,
     blank_id,
+    encode,
     extend_positions,
-    float_dtype,
     frame_samples,
     load_model,
 )
@@ -68,7 +68,6 @@ class NemoRecognizer:
         self._options = options
         self._model = loaded.network
         self._decoding = loaded.decoding
-        self._encoder_dtype = float_dtype(self._model.encoder)
         self._pieces: list[str] = self._model.tokenizer.ids_to_tokens(
             list(range(blank_id(self._model)))
         )
@@ -173,19 +172,14 @@ class NemoRecognizer:
         """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""
         import torch
 
-        waveforms = np.zeros((len(chunks), max(len(c.samples) for c in chunks)), dtype=np.float32)
-        for row, chunk in zip(waveforms, chunks, strict=True):
+        lengths = [len(chunk.samples) for chunk in chunks]
+        waveforms = torch.zeros(
+            (len(chunks), max(lengths)), pin_memory=self.info.device != "cpu", dtype=torch.float32
+        )
+        for row, chunk in zip(waveforms.numpy(), chunks, strict=True):
             np.divide(chunk.samples, 32768.0, out=row[: len(chunk.samples)], dtype=np.float32)
-        self._size_positions(waveforms.shape[1])
-        device = self.info.device
-        features, feature_lengths = self._model.preprocessor(
-            input_signal=torch.from_numpy(waveforms).to(device),
-            length=torch.tensor([len(chunk.samples) for chunk in chunks], device=device),
-        )
-        encoded, lengths = self._model.encoder(
-            audio_signal=features.to(self._encoder_dtype), length=feature_lengths
-        )
-        return encoded.float(), lengths
+        self._size_positions(max(lengths))
+        return encode(self._model, waveforms, lengths)
 
     def _emissions(self, encoded: Tensor, hypotheses: Sequence[Any]) -> list[list[_Emission]]:
         """Read each hypothesis' tokens, with the model's own probability and duration for each.
