@@ -13,7 +13,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,8 @@ from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
-from parakeet_api.devices import available_cores, detect_gpu, plan_inference
-from parakeet_api.errors import CheckpointError, ModelLoadError, SettingsError
+from parakeet_api.devices import Gpu, InferencePlan, available_cores, find_gpu, plan_inference
+from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
 from parakeet_api.jobs import Jobs
@@ -40,7 +41,6 @@ from parakeet_api.nemo_model import (
     device_memory,
     import_libraries,
     limit_device_memory,
-    select_device,
 )
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
@@ -51,19 +51,25 @@ from parakeet_api.uploads import sweep_uploads
 from parakeet_api.web import Services
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 logger = logging.getLogger("parakeet_api")
 
 ROOT = Path(__file__).resolve().parent
 _LAST_PASS_S = 5.0
 """How long a forward pass may still take once everything else has ended."""
+EXIT_DEVICE_LOST = 70
+"""The card refused all further work, which only a new process cures; sysexits.h's EX_SOFTWARE."""
 DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
 
 
 @contextmanager
-def build_services(settings: Settings) -> Iterator[Services]:
+def build_services(
+    settings: Settings, gpu: Gpu | None = None, *, on_device_lost: Callable[[], None] = lambda: None
+) -> Iterator[Services]:
     """Wire the objects together; everything is closed afterwards.
+
+    `on_device_lost` is told if the card refuses all further work.
 
     Raises `SettingsError` or `CheckpointError` for what should stop the start.
     """
@@ -71,15 +77,12 @@ def build_services(settings: Settings) -> Iterator[Services]:
     if settings.enable_ffmpeg_denoise:
         check_filter(ffmpeg, settings.denoise_filter)
     settings.temp_uploads_dir.mkdir(parents=True, exist_ok=True)
-    gpu = detect_gpu(settings.device)
-    if settings.device.startswith("cuda") and gpu is None:
-        raise SettingsError(f"DEVICE={settings.device!r} is not here: no such CUDA card was found")
     plan = plan_inference(settings, gpu)
     store = ModelStore(settings, demo_path=DEMO_MODEL)
     store.start()
     metrics = Metrics()
     manager = ModelManager(
-        lambda: _load(store, settings, plan.longest_chunk_s),
+        lambda: _load(store, settings, gpu, plan),
         idle_timeout_s=settings.idle_timeout_minutes * 60,
         prepare=import_libraries,
         metrics=metrics,
@@ -90,6 +93,7 @@ def build_services(settings: Settings) -> Iterator[Services]:
         plan=plan,
         permits=settings.max_concurrent_inferences,
         metrics=metrics,
+        on_device_lost=on_device_lost,
     )
     pipeline = Pipeline(
         decoder=FfmpegDecoder(
@@ -154,19 +158,22 @@ def _watch(metrics: Metrics, admission: Admission, batcher: Batcher, jobs: Jobs)
     metrics.jobs.labels("running").set_function(lambda: jobs.counts.running)
 
 
-def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer:
+def _load(
+    store: ModelStore, settings: Settings, gpu: Gpu | None, plan: InferencePlan
+) -> Recognizer:
     import_libraries()
-    device = select_device(settings.device)
-    if device != "cpu":
-        limit_device_memory(device, settings.gpu_memory_fraction)
+    if gpu is not None:
+        limit_device_memory(gpu.device, settings.gpu_memory_fraction)
     return NemoRecognizer.load(
         store.checkpoint().path,
         ModelOptions(
-            device=device,
+            device=gpu.device if gpu else "cpu",
             precision=settings.precision,
             strategy=settings.decoding_strategy,
             beam_size=settings.beam_size,
-            longest_s=longest_s,
+            longest_s=plan.longest_chunk_s,
+            largest_batch=plan.batch_size,
+            cuda_graphs=settings.enable_cuda_graphs,
             cpu_threads=max(1, available_cores() // settings.max_concurrent_inferences),
             keep_cached_mb=(
                 settings.max_chunk_memory_mb if settings.aggressive_memory_cleanup else None
@@ -179,13 +186,26 @@ def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer
     )
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to end."""
+def serve(settings: Settings, gpu: Gpu | None) -> int:
+    """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to end.
+
+    Gives the process' exit status.
+    """
+    device_lost = threading.Event()
+
+    def stop() -> None:
+        device_lost.set()
+        # As if someone had stopped the service: what is under way is answered first.
+        os.kill(os.getpid(), signal.SIGTERM)
+
     # First of all: as process 1 of a container, a process without a handler cannot be stopped.
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         # Bound before anything slow: a port in use is told at once.
-        with bind(settings.host, settings.port) as listener, build_services(settings) as services:
+        with (
+            bind(settings.host, settings.port) as listener,
+            build_services(settings, gpu, on_device_lost=stop) as services,
+        ):
             _report(services)
             sweep_uploads(settings.temp_uploads_dir)
             if not settings.enable_lazy_load:
@@ -211,6 +231,7 @@ def serve(settings: Settings) -> None:
         # While starting; later ones are GracefulStop's.
         pass
     logger.info("stopped")
+    return EXIT_DEVICE_LOST if device_lost.is_set() else 0
 
 
 def _raise_interrupt(*_: object) -> None:
@@ -218,11 +239,16 @@ def _raise_interrupt(*_: object) -> None:
 
 
 def transcribe(
-    settings: Settings, files: Sequence[Path], *, response_format: ResponseFormat, folder: Path
+    settings: Settings,
+    gpu: Gpu | None,
+    files: Sequence[Path],
+    *,
+    response_format: ResponseFormat,
+    folder: Path,
 ) -> int:
     """Transcribe files into `folder`; give the process' exit status."""
     outputs = plan_outputs(files, response_format=response_format, folder=folder)
-    with build_services(settings) as services:
+    with build_services(settings, gpu) as services:
         services.store.wait_until_decided()
         name = services.store.checkpoint().name
         failed = transcribe_files(
@@ -257,12 +283,6 @@ def _report(services: Services) -> None:
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
 
 
-def _settings(environ: Mapping[str, str]) -> Settings:
-    """Read the settings; what presets derive depends on the card."""
-    gpu = detect_gpu(Settings.from_env(environ).device)
-    return Settings.from_env(environ, detected_vram_gb=gpu.total_gb if gpu else None)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="app.py", description="Speech-to-text server around NVIDIA's Parakeet-TDT."
@@ -283,18 +303,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # else uses the cores as well, a clip then takes 20 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        settings = _settings(os.environ)
-        if options.command != "transcribe":
-            set_up_logging(level=settings.log_level, log_format=settings.log_format)
-            serve(settings)
-            return 0
-        set_up_logging(level="warning", log_format=settings.log_format)
+        settings = Settings.from_env(os.environ)
+        transcribes = options.command == "transcribe"
+        level = "warning" if transcribes else settings.log_level
+        set_up_logging(level=level, log_format=settings.log_format)
+        gpu = find_gpu(settings.device)
+        # Once more: what presets derive depends on the card.
+        settings = Settings.from_env(os.environ, detected_vram_gb=gpu.total_gb if gpu else None)
+        if not transcribes:
+            return serve(settings, gpu)
         return transcribe(
-            settings, options.files, response_format=options.format, folder=options.output_dir
+            settings, gpu, options.files, response_format=options.format, folder=options.output_dir
         )
     except (SettingsError, CheckpointError, ModelLoadError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
+    except DeviceLostError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return EXIT_DEVICE_LOST
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

@@ -140,7 +140,8 @@ def table(rows: Sequence[Row]) -> str:
     ]
     lines += [
         f"| {row.chunk_s:g} s | {row.precision} | {row.seconds:.2f}"
-        f" | {row.chunk_s / row.seconds:.1f} | {fp32[row.chunk_s] / row.seconds:.2f} | {row.error:.4f} | {row.tokens} |"
+        f" | {row.chunk_s / row.seconds:.1f} | {fp32[row.chunk_s] / row.seconds:.2f}"
+        f" | {row.error:.4f} | {row.tokens} |"
         for row in rows
     ]
     return "\n".join(lines)

@@ -78,10 +78,10 @@ def write_checkpoint(target: Path, shape: Shape) -> None:
 
 def _grow_tokenizer(folder: Path, config: Any, vocabulary: int) -> list[str]:
     """Add pieces that no text contains; give all of them."""
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece import sentencepiece_model_pb2 as protobuf
 
     path = folder / _artifact(config.tokenizer.model_path)
-    tokenizer = ModelProto()
+    tokenizer: Any = vars(protobuf)["ModelProto"]()
     tokenizer.ParseFromString(path.read_bytes())
     for number in range(len(tokenizer.pieces), vocabulary):
         tokenizer.pieces.add(piece=f"\u2581piece{number}", score=-float(number))

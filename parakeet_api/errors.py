@@ -181,6 +181,19 @@ class ModelLoadError(ServiceUnavailableError):
     retry_after_s = 30
 
 
+class DeviceLostError(ServiceUnavailableError):
+    code = "device_lost"
+    retry_after_s = 30
+
+    def __init__(
+        self,
+        message: str = "The graphics card has failed, and the server starts again. Try again soon.",
+        *,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
+
+
 class JobsUnavailableError(ServiceUnavailableError):
     code = "jobs_unavailable"
     retry_after_s = 10

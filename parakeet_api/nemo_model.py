@@ -23,6 +23,7 @@ import numpy as np
 
 from parakeet_api.errors import CheckpointError, SettingsError
 from parakeet_api.settings import DecodingStrategy, MatmulPrecision, Precision
+from parakeet_api.token_decoder import GraphShape, TokenDecoder, forget_all_graphs
 from parakeet_api.transcript import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class ModelOptions:
     beam_size: int
     longest_s: float
     """Seconds of audio that one chunk may have; position tables are sized for it."""
+    largest_batch: int = 1
+    """Chunks that one forward pass may have."""
+    cuda_graphs: bool = True
+    """Whether a card's token decoder captures graphs, for the largest batch of longest chunks."""
     cpu_threads: int = 1
     """Threads that one forward pass may use on a CPU."""
     keep_cached_mb: float | None = None
@@ -103,8 +108,8 @@ class LoadedModel:
 
     network: Any
     """NeMo's `EncDecRNNTBPEModel`: preprocessor, encoder, decoder, joint and tokenizer."""
-    decoding: Any
-    """NeMo's token decoder over that network."""
+    decoder: TokenDecoder
+    """Over that network."""
     info: ModelInfo
 
 
@@ -117,6 +122,7 @@ def load_model(path: Path, options: ModelOptions) -> LoadedModel:
     Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
     `SettingsError` for a precision that the device does not have.
     """
+    forget_all_graphs()
     model = _restore(path)
     _prepare_for_inference(model, longest_s=options.longest_s)
     _set_backend_flags(model, options)
@@ -128,30 +134,37 @@ def load_model(path: Path, options: ModelOptions) -> LoadedModel:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         decoding="greedy" if options.strategy == "greedy" else f"beam of {options.beam_size}",
     )
-    return LoadedModel(model, _build_decoding(model, options), info)
+    return LoadedModel(model, _build_decoder(model, options), info)
 
 
-def select_device(wanted: str) -> str:
-    """Resolve `auto` to a CUDA card on which a kernel really runs, else `cpu`.
+def context_is_lost(device: str) -> bool:
+    """Tell whether the card refuses all further work of this process.
 
-    Raises `SettingsError` if a card was asked for by name and cannot be used.
+    After an illegal memory access, a failed assertion in a kernel or an error of the memory, every
+    later call reports it again; after any other error the card goes on.
     """
     import torch
 
-    if wanted == "cpu":
-        return "cpu"
-    device = "cuda:0" if wanted in ("auto", "cuda") else wanted
+    if device == "cpu":
+        return False
     try:
-        # Properties alone do not tell: a card may lack kernels for its architecture, or be full.
-        torch.ones(8, device=device).sum().item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if wanted != "auto":
-            raise SettingsError(f"DEVICE={wanted!r} is not usable: {reason}") from error
-        if torch.cuda.is_available():
-            logger.warning("the CUDA card cannot be used, the CPU takes over: %s", reason)
-        return "cpu"
-    return device
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def is_memory_shortage(error: Exception) -> bool:
+    """Tell whether an error says that the card's memory does not suffice.
+
+    torch has a type for it; libraries that it calls, and CUDA itself, say it in words.
+    """
+    import torch
+
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(part in str(error) for part in ("CUDA error: out of memory", "ALLOC_FAILED"))
+    )
 
 
 def limit_device_memory(device: str, fraction: float) -> None:
@@ -277,7 +290,7 @@ def _prepare_for_inference(model: Any, *, longest_s: float) -> None:
     for layer in model.encoder.layers:
         if hasattr(layer.self_attn, "use_pytorch_sdpa"):
             layer.self_attn.use_pytorch_sdpa = True
-    extend_positions(model.encoder, round(longest_s * SAMPLE_RATE) // frame_samples(model) + 2)
+    extend_positions(model.encoder, frames_of(model, longest_s))
     # NeMo would size the table by mel frames, eight times too many: 1.1 GB for 24 minutes.
     model.encoder.max_audio_length = 2**40
 
@@ -386,26 +399,36 @@ def _relative_error(output: Tensor, reference: Tensor | None) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-def _build_decoding(model: Any, options: ModelOptions) -> Any:
+def _build_decoder(model: Any, options: ModelOptions) -> TokenDecoder:
     """Make the token decoder, once: changing it later would throw its CUDA graphs away."""
     from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
     from omegaconf import open_dict
 
+    graphs = options.cuda_graphs and options.device != "cpu"
     config = copy.deepcopy(model.cfg.decoding)
     with open_dict(config):
         config.strategy = "greedy_batch" if options.strategy == "greedy" else "malsd_batch"
         config.greedy.max_symbols = _MOST_TOKENS_A_FRAME
+        config.greedy.use_cuda_graph_decoder = config.beam.allow_cuda_graphs = graphs
         config.beam.beam_size = options.beam_size
         config.beam.return_best_hypothesis = True
         config.tdt_include_token_duration = True
         # NeMo's own timestamps take a hundred times longer than grouping tokens into words.
         config.compute_timestamps = False
-    return RNNTBPEDecoding(
+    decoding = RNNTBPEDecoding(
         decoding_cfg=config,
         decoder=model.decoder,
         joint=model.joint,
         tokenizer=model.tokenizer,
     )
+    shape = GraphShape(
+        rows=options.largest_batch,
+        frames=frames_of(model, options.longest_s),
+        width=int(model.cfg.encoder.d_model),
+    )
+    decoder = TokenDecoder(decoding, device=options.device, graphs=shape if graphs else None)
+    decoder.capture()
+    return decoder
 
 
 def encode(model: Any, waveforms: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -438,6 +461,11 @@ def frame_samples(model: Any) -> int:
     """Samples that one encoder frame stands for: 1,280 (80 ms)."""
     stride = float(model.cfg.preprocessor.window_stride) * SAMPLE_RATE
     return round(stride) * int(model.cfg.encoder.subsampling_factor)
+
+
+def frames_of(model: Any, seconds: float) -> int:
+    """Give the most encoder frames that so much audio can have."""
+    return round(seconds * SAMPLE_RATE) // frame_samples(model) + 2
 
 
 def blank_id(model: Any) -> int:

@@ -21,9 +21,11 @@ ORDER = (
     "metrics",
     "transcript",
     "language_detection",
+    "card_check",
     "devices",
     "audio",
     "chunking",
+    "token_decoder",
     "nemo_model",
     "recognizer",
     "speech_gate",
@@ -91,10 +93,10 @@ PURE = frozenset(
 IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio", "concurrent"})
 
 OWNERS = {
-    "torch": ("nemo_model", "recognizer"),
+    "torch": ("card_check", "token_decoder", "nemo_model", "recognizer"),
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
-    "subprocess": ("audio",),
+    "subprocess": ("devices", "audio"),
     "flask": (
         "web",
         "rate_limits",

@@ -14,7 +14,7 @@ from conftest import DEMO_MODEL, Clip, decode, demo_options, whole
 
 from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.errors import CheckpointError, SettingsError
-from parakeet_api.nemo_model import LoadedModel, select_device
+from parakeet_api.nemo_model import LoadedModel
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
 
@@ -121,7 +121,7 @@ def test_durations_are_those_of_unbatched_decoding(
     for chunk, words in zip(chunks, ours, strict=True):
         with torch.inference_mode():
             encoded, lengths = recognizer._encode([chunk])
-            decoding = recognizer._decoding
+            decoding = recognizer._decoder.nemo
             alone = decoding.decoding(encoder_output=encoded, encoded_lengths=lengths)[0][0]
         ends = (alone.timestamp + alone.token_duration) * FRAME / SAMPLE_RATE
         lasts = np.cumsum([len(word.tokens) for word in words]) - 1
@@ -216,7 +216,7 @@ def test_the_beam_gives_words_with_times_and_probabilities(
     clips: list[Clip], waveforms: list[Pcm]
 ) -> None:
     beam = NemoRecognizer.load(DEMO_MODEL, demo_options(strategy="beam", beam_size=4))
-    assert type(beam._decoding.decoding).__name__.startswith("BeamBatched")
+    assert type(beam._decoder.nemo.decoding).__name__.startswith("BeamBatched")
 
     texts = []
     for samples in waveforms[:20]:
@@ -291,7 +291,7 @@ def test_a_cards_memory_is_given_back(  # noqa: PLR0917 - a row of the table eac
     """The border to the card is played here: no machine of the tests has one."""
     options = demo_options(keep_cached_mb=keep_mb, cleanup_above=0.8)
     loaded = LoadedModel(
-        recognizer._model, recognizer._decoding, replace(recognizer.info, device="cuda:0")
+        recognizer._model, recognizer._decoder, replace(recognizer.info, device="cuda:0")
     )
     on_card = NemoRecognizer(loaded, options)
     emptyings: list[None] = []
@@ -334,11 +334,3 @@ def test_skipping_random_initial_weights_changes_no_weight(recognizer: NemoRecog
     assert plain.state_dict().keys() == ours.keys()
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, ours[name]), name
-
-
-def test_a_card_asked_for_by_name_is_not_replaced_by_the_cpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA card is present")
-    assert select_device("auto") == "cpu"
-    with pytest.raises(SettingsError, match="DEVICE='cuda:1' is not usable"):
-        select_device("cuda:1")
