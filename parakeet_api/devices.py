@@ -251,6 +251,11 @@ def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
     )
 
 
+def activations_mb(rows: int, seconds: float) -> float:
+    """Give what a forward pass in half precision needs at its peak, beside the weights."""
+    return rows * max(_LINEAR_MB_PER_S * seconds, _QUADRATIC_MB_PER_S2 * seconds**2)
+
+
 def _pass_memory_mb(settings: Settings, gpu: Gpu) -> float:
     """Derive what one forward pass may take of the card, megabytes; the log tells from what."""
     resident_gb = _WEIGHTS_GB * _bytes_scale(settings) + _RESERVE_GB

@@ -18,6 +18,7 @@ from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
     AuthenticationError,
+    DeviceLostError,
     InvalidRequestError,
     JobCancelledError,
     JobNotFinishedError,
@@ -62,7 +63,7 @@ from parakeet_api.settings import Settings
 
 _BAD_REQUEST = (InvalidRequestError, UnsupportedLanguageError)
 _BAD_AUDIO = (AudioDecodeError, NoAudioTrackError, TruncatedAudioError, AudioTooLongError)
-_NO_MODEL = (ServiceUnavailableError, ModelNotReadyError, ModelLoadError)
+_NO_MODEL = (ServiceUnavailableError, ModelNotReadyError, ModelLoadError, DeviceLostError)
 _TRANSCRIPTION_ERRORS = (
     *_BAD_REQUEST,
     *_BAD_AUDIO,
