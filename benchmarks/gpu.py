@@ -184,7 +184,7 @@ class Bench:
                 settings=settings,
             )
             started = time.perf_counter()
-            transcript = pipeline.transcribe(SPEECH / "long-dense.ogg", languages=("en",))
+            transcript = pipeline.transcribe(SPEECH / "long-dense.ogg", languages=frozenset({"en"}))
             took_s = time.perf_counter() - started
             pipeline.close()
             batcher.close()

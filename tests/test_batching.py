@@ -467,7 +467,7 @@ def test_a_lost_card_refuses_all_and_is_told_once() -> None:
     def lose(_: Sequence[Chunk]) -> None:
         raise DeviceLostError
 
-    model, told = Model(), []
+    model, told = Model(), list[None]()
     model.during = lose
     with running(model, permits=2, on_device_lost=lambda: told.append(None)) as (batcher, requests):
         model.let.clear()
@@ -493,7 +493,7 @@ def test_a_card_lost_while_the_memory_is_short_is_told_too() -> None:
             raise OutOfDeviceMemoryError
         raise DeviceLostError
 
-    model, told = Model(), []
+    model, told = Model(), list[None]()
     model.during = fail
     with (
         running(model, on_device_lost=lambda: told.append(None)) as (batcher, _),

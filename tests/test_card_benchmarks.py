@@ -51,7 +51,9 @@ def test_the_same_weights_are_written_each_time(checkpoint: Path, tmp_path: Path
         for path in (checkpoint, tmp_path / "again.nemo")
     )
 
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name, tensor in first.items():
+        # Up to rounding: how many threads computed the joint network's share of it may differ.
+        torch.testing.assert_close(second[name], tensor, msg=name)
 
 
 def test_the_cards_report_comes_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +86,14 @@ def test_without_a_card_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_precisions_are_compared_with_full_precision(checkpoint: Path) -> None:
-    rows = cpu.measure(checkpoint, cpu.recording(), chunks_s=(2,), rounds=1, threads=1)
+    rows = cpu.measure(
+        checkpoint,
+        cpu.recording(),
+        precisions=cpu.PRECISIONS,
+        chunks_s=(2,),
+        rounds=1,
+        threads=1,
+    )
 
     errors = {row.precision: row.error for row in rows}
     assert errors["fp32"] == 0
@@ -94,4 +103,7 @@ def test_precisions_are_compared_with_full_precision(checkpoint: Path) -> None:
 
 
 def test_permits_are_timed_with_one_and_with_all_cores(checkpoint: Path) -> None:
-    assert set(cpu.permits(checkpoint, cpu.recording(), cores=2, rounds=1)) == {1, 2}
+    assert set(cpu.permits(checkpoint, cpu.recording(), precision="fp32", cores=2, rounds=1)) == {
+        1,
+        2,
+    }
