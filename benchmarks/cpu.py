@@ -168,7 +168,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     _begin_with(PASSIVE | AVX2 if given.avx2 else PASSIVE)
-    # Without its instructions bf16 is emulated, a hundred times slower than fp32.
+    # Without its instructions bf16 is emulated: that table took more than 20 minutes.
     precisions = PRECISIONS if not given.avx2 else ("fp32", "int8")
     cores, rounds, samples = available_cores(), given.rounds, recording()
     with tempfile.TemporaryDirectory() as folder:

@@ -371,7 +371,7 @@ def _cast_encoder(model: Any, precision: EncoderPrecision, *, device: str) -> No
             # torch says that this moves to another package; that one is not among ours.
             warnings.simplefilter("ignore")
             model.encoder = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-                model.encoder, {torch.nn.Linear}, dtype=torch.qint8
+                model.encoder, {torch.nn.Linear}, dtype=torch.qint8, inplace=True
             )
     elif precision != "fp32":
         model.encoder.to(torch.float16 if precision == "fp16" else torch.bfloat16)

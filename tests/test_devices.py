@@ -9,16 +9,20 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import app
 from parakeet_api import card_check, devices
 from parakeet_api.card_check import CardReport, check_card
 from parakeet_api.devices import Gpu, InferencePlan, available_cores, find_gpu, plan_inference
 from parakeet_api.errors import SettingsError
+from parakeet_api.nemo_model import ModelOptions
+from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.settings import Settings
 
 OK, NO_DEVICE, INVALID_DEVICE = 0, 100, 101
@@ -464,3 +468,34 @@ def test_cores_are_those_that_this_process_may_use(
     monkeypatch.setattr(Path, "read_text", read)
 
     assert available_cores() == cores
+
+
+# The model
+
+
+def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[tuple[float, str]] = []
+    loaded: list[ModelOptions] = []
+    monkeypatch.setattr(app, "import_libraries", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *share: shares.append(share)
+    )
+    monkeypatch.setattr(NemoRecognizer, "load", lambda _, options: loaded.append(options))
+    environ = {
+        "GPU_MEMORY_FRACTION": "0.5",
+        "AGGRESSIVE_MEMORY_CLEANUP": "false",
+        "FORCE_CLEANUP_THRESHOLD": "0.7",
+        "ENABLE_CUDA_GRAPHS": "false",
+    }
+    settings, plan = planned(24, **environ)
+    store: Any = SimpleNamespace(checkpoint=lambda: SimpleNamespace(path=Path("a.nemo")))
+
+    app._load(store, settings, Gpu("a card", 24.0, 24.0, "cuda:1"), plan)
+
+    assert shares == [(0.5, "cuda:1")]
+    (options,) = loaded
+    assert options.device == "cuda:1"
+    assert options.keep_cached_mb is None
+    assert options.cleanup_above == 0.7
+    assert not options.cuda_graphs
+    assert (options.largest_batch, options.longest_s) == (plan.batch_size, plan.longest_chunk_s)
