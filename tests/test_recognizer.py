@@ -307,6 +307,30 @@ def test_a_card_is_tried_with_the_half_precisions_that_it_has(
     assert _precision_candidates(None, "cuda:0") == candidates
 
 
+@pytest.mark.parametrize(
+    ("flags", "candidates"),
+    [
+        ("fpu avx2 avx512f avx512_bf16 avx512_vnni", ("bf16",)),
+        ("fpu avx2 amx_bf16 amx_int8", ("bf16",)),
+        ("fpu avx2 avx512f avx512_vnni", ("int8",)),
+        ("fpu avx2", ("int8",)),
+        ("fpu sse4_2 avx2_but_not_really", ()),
+    ],
+)
+def test_a_large_model_on_a_cpu_is_tried_with_what_the_cpu_is_fast_at(
+    monkeypatch: pytest.MonkeyPatch, flags: str, candidates: tuple[str, ...]
+) -> None:
+    from parakeet_api import nemo_model as module
+
+    cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
+    monkeypatch.setattr(module, "_is_large", lambda _: True)
+    assert module._precision_candidates(None, "cpu") == candidates
+
+    monkeypatch.setattr(module, "_is_large", lambda _: False)
+    assert module._precision_candidates(None, "cpu") == (), "small models gain nothing"
+
+
 def test_int8_on_a_card_is_refused_by_name() -> None:
     from parakeet_api.nemo_model import _cast_encoder
 
