@@ -195,8 +195,10 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
 
     def stop() -> None:
         device_lost.set()
-        # As if someone had stopped the service: what is under way is answered first.
-        os.kill(os.getpid(), signal.SIGTERM)
+        # As if someone had stopped the service: what is under way is answered first. A second
+        # signal would cut it off.
+        if not services.admission.stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     # First of all: as process 1 of a container, a process without a handler cannot be stopped.
     signal.signal(signal.SIGTERM, _raise_interrupt)

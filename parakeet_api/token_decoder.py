@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _decoders: weakref.WeakSet[TokenDecoder] = weakref.WeakSet()
+"""Those of this process that capture graphs."""
+_registering = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class TokenDecoder:
         self._captured = False
         self._lock = threading.Lock() if device != "cpu" else contextlib.nullcontext()
         if graphs is not None:
-            _decoders.add(self)
+            with _registering:
+                _decoders.add(self)
 
     def decode(self, encoded: Tensor, lengths: Tensor) -> Sequence[Any]:
         """Find each row's tokens; gives NeMo's hypotheses."""
@@ -114,5 +117,7 @@ def forget_all_graphs() -> None:
 
     A capture was seen to damage what `torch.load` read after it (NeMo issue 15423).
     """
-    for decoder in list(_decoders):
+    with _registering:
+        decoders = list(_decoders)
+    for decoder in decoders:
         decoder.forget_graphs()
