@@ -28,10 +28,14 @@ os._exit(status)
 """
 
 
-def ask(server: Server) -> httpx.Response:
+def ask(server: Server) -> httpx.Response | None:
+    """Send a clip; `None` if the server had ended before it had the whole request."""
     with (SPEECH / "clip-001.flac").open("rb") as file:
         url = f"{server.url}/v1/audio/transcriptions"
-        return httpx.post(url, files={"file": file}, timeout=60)
+        try:
+            return httpx.post(url, files={"file": file}, timeout=60)
+        except httpx.TransportError:
+            return None
 
 
 @pytest.mark.parametrize("lazily", ["true", "false"])
@@ -40,7 +44,8 @@ def test_requests_get_503_and_the_process_ends_with_its_own_status(
 ) -> None:
     with running_server(tmp_path, ("-c", PROGRAM), ENABLE_LAZY_LOAD=lazily) as server:
         with ThreadPoolExecutor(3) as clients:
-            answers = list(clients.map(lambda _: ask(server), range(3)))
+            asked = list(clients.map(lambda _: ask(server), range(3)))
+        answers = [answer for answer in asked if answer is not None]
         began = time.monotonic()
         status = server.process.wait(timeout=60)
         took_s = time.monotonic() - began
