@@ -1,6 +1,8 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
 # make bench  time the whole service beside the bare model, as ratios
+# make cpu    time fp32, bf16 and int8 on this processor, with random weights as large as the real ones
+# make gpu    the same on a CUDA card: correctness, speed and memory beside the plan's formula
 # make connections  healthy clients beside 300 slow ones
 # make fuzz   100,000 damaged recordings and as many damaged requests
 # make fire   an hour of mixed load while the server is killed, starved and lied to
@@ -25,7 +27,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench connections fuzz fire fuzz-api fidelity screenshots audit licences sbom clean
+.PHONY: run test lint bench cpu gpu connections fuzz fire fuzz-api fidelity screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -40,6 +42,12 @@ lint: $(VENV)/.development
 
 bench: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.bench
+
+cpu: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.cpu
+
+gpu: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.gpu
 
 screenshots: $(VENV)/.development
 	@$(BIN)/python -m pytest tests/test_page_journey.py --screenshots

@@ -19,7 +19,8 @@ import dataclasses
 import logging
 import math
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,8 +31,8 @@ from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
-from parakeet_api.devices import InferencePlan, available_cores, detect_gpu, plan_inference
-from parakeet_api.errors import CheckpointError, ModelLoadError, SettingsError
+from parakeet_api.devices import Gpu, InferencePlan, available_cores, find_gpu, plan_inference
+from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
 from parakeet_api.jobs import Jobs
@@ -48,7 +49,6 @@ from parakeet_api.nemo_model import (
     device_memory,
     import_libraries,
     limit_device_memory,
-    select_device,
 )
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
@@ -60,19 +60,25 @@ from parakeet_api.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.web import Services
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 logger = logging.getLogger("parakeet_api")
 
 ROOT = Path(__file__).resolve().parent
 _LAST_PASS_S = 5.0
 """How long a forward pass may still take once everything else has ended."""
+EXIT_DEVICE_LOST = 70
+"""The card refused all further work, which only a new process cures; sysexits.h's EX_SOFTWARE."""
 DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
 
 
 @contextmanager
-def build_services(settings: Settings) -> Iterator[Services]:
+def build_services(
+    settings: Settings, gpu: Gpu | None = None, *, on_device_lost: Callable[[], None] = lambda: None
+) -> Iterator[Services]:
     """Wire the objects together; everything is closed afterwards.
+
+    `on_device_lost` is told if the card refuses all further work.
 
     Raises `SettingsError` or `CheckpointError` for what should stop the start.
     """
@@ -80,9 +86,6 @@ def build_services(settings: Settings) -> Iterator[Services]:
     if settings.enable_ffmpeg_denoise:
         check_filter(ffmpeg, settings.denoise_filter)
     prepare_uploads(settings.temp_uploads_dir)
-    gpu = detect_gpu(settings.device)
-    if settings.device.startswith("cuda") and gpu is None:
-        raise SettingsError(f"DEVICE={settings.device!r} is not here: no such CUDA card was found")
     plan = plan_inference(settings, gpu)
     metrics = Metrics()
     decoder = FfmpegDecoder(
@@ -90,7 +93,14 @@ def build_services(settings: Settings) -> Iterator[Services]:
         max_seconds=settings.max_audio_hours * 3600,
         audio_filter=settings.denoise_filter if settings.enable_ffmpeg_denoise else None,
     )
-    models = _build_models(settings, plan=plan, decoder=decoder, metrics=metrics)
+    models = _build_models(
+        settings,
+        gpu=gpu,
+        plan=plan,
+        decoder=decoder,
+        metrics=metrics,
+        on_device_lost=on_device_lost,
+    )
     admission = Admission(
         active=settings.app_threads, waiting=settings.max_queued_requests, metrics=metrics
     )
@@ -117,11 +127,17 @@ def build_services(settings: Settings) -> Iterator[Services]:
 
 
 def _build_models(
-    settings: Settings, *, plan: InferencePlan, decoder: FfmpegDecoder, metrics: Metrics
+    settings: Settings,
+    *,
+    gpu: Gpu | None,
+    plan: InferencePlan,
+    decoder: FfmpegDecoder,
+    metrics: Metrics,
+    on_device_lost: Callable[[], None],
 ) -> Models:
     """Wire each model's own objects; those without a file on disk begin to be downloaded."""
     residents = [
-        _resident(settings, only=name, plan=plan, metrics=metrics)
+        _resident(settings, only=name, gpu=gpu, plan=plan, metrics=metrics)
         for name in settings.models or (None,)
     ]
     for resident in residents:
@@ -139,6 +155,7 @@ def _build_models(
             plan=plan,
             permits=settings.max_concurrent_inferences,
             metrics=metrics,
+            on_device_lost=on_device_lost,
         )
         pipeline = Pipeline(
             decoder=decoder,
@@ -159,11 +176,16 @@ def _build_models(
 
 
 def _resident(
-    settings: Settings, *, only: str | None, plan: InferencePlan, metrics: Metrics
+    settings: Settings,
+    *,
+    only: str | None,
+    gpu: Gpu | None,
+    plan: InferencePlan,
+    metrics: Metrics,
 ) -> Resident:
     store = ModelStore(settings, demo_path=DEMO_MODEL, only=only)
     manager = ModelManager(
-        lambda: _load(store, settings, plan.longest_chunk_s),
+        lambda: _load(store, settings, gpu, plan),
         idle_timeout_s=settings.idle_timeout_minutes * 60,
         name=model_basename(only) if only else "",
         prepare=import_libraries,
@@ -194,19 +216,22 @@ def _watch(metrics: Metrics, admission: Admission, models: Models, jobs: Jobs) -
     metrics.jobs.labels("running").set_function(lambda: jobs.counts.running)
 
 
-def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer:
+def _load(
+    store: ModelStore, settings: Settings, gpu: Gpu | None, plan: InferencePlan
+) -> Recognizer:
     import_libraries()
-    device = select_device(settings.device)
-    if device != "cpu":
-        limit_device_memory(device, settings.gpu_memory_fraction)
+    if gpu is not None:
+        limit_device_memory(gpu.device, settings.gpu_memory_fraction)
     return NemoRecognizer.load(
         store.checkpoint().path,
         ModelOptions(
-            device=device,
+            device=gpu.device if gpu else "cpu",
             precision=settings.precision,
             strategy=settings.decoding_strategy,
             beam_size=settings.beam_size,
-            longest_s=longest_s,
+            longest_s=plan.longest_chunk_s,
+            largest_batch=plan.batch_size,
+            cuda_graphs=settings.enable_cuda_graphs,
             cpu_threads=max(1, available_cores() // settings.max_concurrent_inferences),
             keep_cached_mb=(
                 settings.max_chunk_memory_mb if settings.aggressive_memory_cleanup else None
@@ -219,12 +244,27 @@ def _load(store: ModelStore, settings: Settings, longest_s: float) -> Recognizer
     )
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to end."""
+def serve(settings: Settings, gpu: Gpu | None) -> int:
+    """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to end.
+
+    Gives the process' exit status.
+    """
+    device_lost = threading.Event()
+
+    def stop() -> None:
+        device_lost.set()
+        # As if someone had stopped the service: what is under way is answered first. A second
+        # signal would cut it off.
+        if not services.admission.stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         # Bound before anything slow: a port in use is told at once.
-        with bind(settings.host, settings.port) as listener, build_services(settings) as services:
+        with (
+            bind(settings.host, settings.port) as listener,
+            build_services(settings, gpu, on_device_lost=stop) as services,
+        ):
             # Its settings, too, are refused before anything slow.
             application = create_app(services, root=ROOT)
             _report(services)
@@ -253,6 +293,7 @@ def serve(settings: Settings) -> None:
         # While starting; later ones are GracefulStop's.
         pass
     logger.info("stopped")
+    return EXIT_DEVICE_LOST if device_lost.is_set() else 0
 
 
 def _raise_interrupt(*_: object) -> None:
@@ -260,11 +301,16 @@ def _raise_interrupt(*_: object) -> None:
 
 
 def transcribe(
-    settings: Settings, files: Sequence[Path], *, response_format: ResponseFormat, folder: Path
+    settings: Settings,
+    gpu: Gpu | None,
+    files: Sequence[Path],
+    *,
+    response_format: ResponseFormat,
+    folder: Path,
 ) -> int:
     """Transcribe files into `folder`; give the process' exit status."""
     outputs = plan_outputs(files, response_format=response_format, folder=folder)
-    with build_services(settings) as services:
+    with build_services(settings, gpu) as services:
         model = services.models.first
         model.store.wait_until_decided()
         model.store.checkpoint()
@@ -284,12 +330,6 @@ def _report(services: Services) -> None:
     logger.info("%s", report.text())
     if settings.origins["enable_gradient_checkpointing"] == "environment":
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
-
-
-def _settings(environ: Mapping[str, str]) -> Settings:
-    """Read the settings; what presets derive depends on the card."""
-    gpu = detect_gpu(Settings.from_env(environ).device)
-    return Settings.from_env(environ, detected_vram_gb=gpu.total_gb if gpu else None)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -315,20 +355,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # else uses the cores as well, a clip then takes 20 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        settings = _settings(os.environ)
-        if options.command != "transcribe":
-            set_up_logging(level=settings.log_level, log_format=settings.log_format)
-            serve(settings)
-            return 0
-        set_up_logging(level="warning", log_format=settings.log_format)
+        settings = Settings.from_env(os.environ)
+        transcribes = options.command == "transcribe"
+        level = "warning" if transcribes else settings.log_level
+        set_up_logging(level=level, log_format=settings.log_format)
+        gpu = find_gpu(settings.device)
+        # Once more: what presets derive depends on the card.
+        settings = Settings.from_env(os.environ, detected_vram_gb=gpu.total_gb if gpu else None)
+        if not transcribes:
+            return serve(settings, gpu)
         if options.model is not None:
             settings = settings.for_model(options.model)
         return transcribe(
-            settings, options.files, response_format=options.format, folder=options.output_dir
+            settings, gpu, options.files, response_format=options.format, folder=options.output_dir
         )
     except (SettingsError, CheckpointError, ModelLoadError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
+    except DeviceLostError as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return EXIT_DEVICE_LOST
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from parakeet_api.devices import InferencePlan
-from parakeet_api.errors import ServiceUnavailableError, StoppingError
+from parakeet_api.errors import DeviceLostError, ServiceUnavailableError, StoppingError
 from parakeet_api.metrics import Metrics
 from parakeet_api.recognizer import OutOfDeviceMemoryError, Recognizer
 from parakeet_api.stitching import Stitcher
@@ -60,14 +60,18 @@ class Batcher:
         plan: InferencePlan,
         permits: int,
         metrics: Metrics | None = None,
+        on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
+        """Start the workers; `on_device_lost` is told, once, that the card refuses all work."""
         self._lease = lease
+        self._on_device_lost = on_device_lost
         self._metrics = metrics or Metrics()
         self._plan = plan
         self._queue: OrderedDict[int, deque[_Job]] = OrderedDict()
         """Jobs that wait, by request; the request at the front is next."""
         self._changed = threading.Condition()
-        self._closed = False
+        self._refusal: ServiceUnavailableError | None = None
+        """Why nothing is taken any more."""
         self._memory = _MemoryLimit()
         # What is in the model, and as much again, so that the next batch is full too.
         self._look_ahead = 2 * plan.batch_size * permits
@@ -85,8 +89,9 @@ class Batcher:
 
         Takes from `chunks` only as far ahead as the workers can use. Closing the generator, or
         `cancelled` turning true (then `RequestCancelled` is raised), takes what waits out of the
-        queue. Raises what the lease or the model raised for a chunk, and
-        `StoppingError` once the batcher is closed.
+        queue. Raises what the lease or the model raised for a chunk,
+        `StoppingError` once the batcher is closed, and `DeviceLostError` once the card refuses
+        all work.
         """
         waiting: deque[_Job] = deque()
         request = id(waiting)
@@ -114,13 +119,7 @@ class Batcher:
 
         At most `timeout_s` s in all: a forward pass cannot be interrupted.
         """
-        with self._changed:
-            self._closed = True
-            refused = [job for jobs in self._queue.values() for job in jobs]
-            self._queue.clear()
-            self._changed.notify_all()
-        for job in refused:
-            job.outcome.set_exception(StoppingError())
+        self._refuse(StoppingError())
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for worker in self._workers:
             worker.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -128,11 +127,23 @@ class Batcher:
     def _submit(self, request: int, chunk: Chunk) -> _Job:
         job = _Job(chunk)
         with self._changed:
-            if self._closed:
-                raise StoppingError
+            if self._refusal is not None:
+                raise self._refusal
             self._queue.setdefault(request, deque()).append(job)
             self._changed.notify()
         return job
+
+    def _refuse(self, refusal: ServiceUnavailableError) -> bool:
+        """Refuse what waits and what comes; tell whether nothing was refused before."""
+        with self._changed:
+            first = self._refusal is None
+            self._refusal = self._refusal or refusal
+            refused = [job for jobs in self._queue.values() for job in jobs]
+            self._queue.clear()
+            self._changed.notify_all()
+        for job in refused:
+            job.outcome.set_exception(refusal)
+        return first
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -144,6 +155,9 @@ class Batcher:
                 for job in batch:
                     if not job.outcome.done():
                         job.outcome.set_exception(error)
+                if isinstance(error, DeviceLostError) and self._refuse(error):
+                    logger.critical("the card refuses all further work", exc_info=error)
+                    self._on_device_lost()
             # Else the last batch, samples and all, would live until the next one comes.
             del batch
 
@@ -161,6 +175,8 @@ class Batcher:
         else:
             try:
                 words = self._run_halves(recognizer, batch[0].chunk)
+            except DeviceLostError:
+                raise
             except ServiceUnavailableError as error:
                 # Set, not raised: other chunks of the batch are still to be tried.
                 batch[0].outcome.set_exception(error)
@@ -200,8 +216,8 @@ class Batcher:
     def _next_batch(self) -> list[_Job] | None:
         """Wait for jobs; take a fair batch of them. `None` once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            if self._closed:
+            self._changed.wait_for(lambda: self._queue or self._refusal)
+            if self._refusal is not None:
                 return None
             most_s = min(self._plan.batch_s, self._memory.most_s())
             return take_batch(self._queue, replace(self._plan, batch_s=most_s))

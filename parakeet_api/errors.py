@@ -22,6 +22,7 @@
     │   ├── QueueFullError           503
     │   ├── StoppingError            503  the server is about to stop
     │   ├── ModelLoadError           503  the checkpoint cannot be loaded
+    │   ├── DeviceLostError          503  the card refuses all work; the process ends
     │   └── JobsUnavailableError     503  DATA_DIR cannot be used
     └── ServerError                  500  a fault of ours
 
@@ -203,6 +204,19 @@ class StoppingError(ServiceUnavailableError):
 class ModelLoadError(ServiceUnavailableError):
     code = "model_load_failed"
     retry_after_s = 30
+
+
+class DeviceLostError(ServiceUnavailableError):
+    code = "device_lost"
+    retry_after_s = 30
+
+    def __init__(
+        self,
+        message: str = "The graphics card has failed, and the server starts again. Try again soon.",
+        *,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
 
 
 class JobsUnavailableError(ServiceUnavailableError):

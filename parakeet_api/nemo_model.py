@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ import numpy as np
 
 from parakeet_api.errors import DISK_FULL, CheckpointError, SettingsError
 from parakeet_api.settings import DecodingStrategy, MatmulPrecision, Precision
+from parakeet_api.token_decoder import GraphShape, TokenDecoder, forget_all_graphs
 from parakeet_api.transcript import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ _RANDOM_INITS = (
 )
 """The functions of torch.nn.init whose values a checkpoint overwrites."""
 _SELF_TEST_MAX_ERROR = 0.05
-"""Relative encoder error against fp32; half precision measures 0.004, an overflow far more."""
+"""Relative encoder error against fp32. Half precision measures 0.004 on the demo model; with random
+weights in full size bf16 measures 0.015 and int8 0.030. An overflow measures far more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,10 @@ class ModelOptions:
     beam_size: int
     longest_s: float
     """Seconds of audio that one chunk may have; position tables are sized for it."""
+    largest_batch: int = 1
+    """Chunks that one forward pass may have."""
+    cuda_graphs: bool = True
+    """Whether a card's token decoder captures graphs, for the largest batch of longest chunks."""
     cpu_threads: int = 1
     """Threads that one forward pass may use on a CPU."""
     keep_cached_mb: float | None = None
@@ -108,8 +114,8 @@ class LoadedModel:
 
     network: Any
     """NeMo's `EncDecRNNTBPEModel`: preprocessor, encoder, decoder, joint and tokenizer."""
-    decoding: Any
-    """NeMo's token decoder over that network."""
+    decoder: TokenDecoder
+    """Over that network."""
     info: ModelInfo
 
 
@@ -123,41 +129,49 @@ def load_model(path: Path, options: ModelOptions) -> LoadedModel:
     `SettingsError` for a precision that the device does not have; `OSError` or `MemoryError` where
     the disk or the memory does not suffice.
     """
+    forget_all_graphs()
     model = _restore(path)
     _prepare_for_inference(model, longest_s=options.longest_s)
     _set_backend_flags(model, options)
     precision, reason = _place(model, options)
     info = ModelInfo(
-        device=str(next(model.joint.parameters()).device),
+        device=str(device_of(model)),
         precision=precision,
         precision_reason=reason,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         decoding="greedy" if options.strategy == "greedy" else f"beam of {options.beam_size}",
     )
-    return LoadedModel(model, _build_decoding(model, options), info)
+    return LoadedModel(model, _build_decoder(model, options), info)
 
 
-def select_device(wanted: str) -> str:
-    """Resolve `auto` to a CUDA card on which a kernel really runs, else `cpu`.
+def context_is_lost(device: str) -> bool:
+    """Tell whether the card refuses all further work of this process.
 
-    Raises `SettingsError` if a card was asked for by name and cannot be used.
+    After an illegal memory access, a failed assertion in a kernel or an error of the memory, every
+    later call reports it again; after any other error the card goes on.
     """
     import torch
 
-    if wanted == "cpu":
-        return "cpu"
-    device = "cuda:0" if wanted in ("auto", "cuda") else wanted
+    if device == "cpu":
+        return False
     try:
-        # Properties alone do not tell: a card may lack kernels for its architecture, or be full.
-        torch.ones(8, device=device).sum().item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if wanted != "auto":
-            raise SettingsError(f"DEVICE={wanted!r} is not usable: {reason}") from error
-        if torch.cuda.is_available():
-            logger.warning("the CUDA card cannot be used, the CPU takes over: %s", reason)
-        return "cpu"
-    return device
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def is_memory_shortage(error: Exception) -> bool:
+    """Tell whether an error says that the card's memory does not suffice.
+
+    torch has a type for it; libraries that it calls, and CUDA itself, say it in words.
+    """
+    import torch
+
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(part in str(error) for part in ("CUDA error: out of memory", "ALLOC_FAILED"))
+    )
 
 
 def limit_device_memory(device: str, fraction: float) -> None:
@@ -318,7 +332,7 @@ def _prepare_for_inference(model: Any, *, longest_s: float) -> None:
     for layer in model.encoder.layers:
         if hasattr(layer.self_attn, "use_pytorch_sdpa"):
             layer.self_attn.use_pytorch_sdpa = True
-    extend_positions(model.encoder, round(longest_s * SAMPLE_RATE) // frame_samples(model) + 2)
+    extend_positions(model.encoder, frames_of(model, longest_s))
     # NeMo would size the table by mel frames, eight times too many: 1.1 GB for 24 minutes.
     model.encoder.max_audio_length = 2**40
 
@@ -350,13 +364,13 @@ def _place(model: Any, options: ModelOptions) -> tuple[EncoderPrecision, str]:
         return options.precision, "PRECISION"
     candidates = _precision_candidates(model, options.device)
     original = model.encoder
-    reference = _self_test_output(model, "cpu") if candidates else None
+    reference = _self_test_output(model) if candidates else None
     reason = "exact; nothing faster is known for this model on this device"
     for precision in candidates:
         model.encoder = copy.deepcopy(original)
         _cast_encoder(model, precision, device=options.device)
         model.to(options.device)
-        error = _relative_error(_self_test_output(model, options.device), reference)
+        error = _relative_error(_self_test_output(model), reference)
         if error <= _SELF_TEST_MAX_ERROR:
             return precision, f"self-test passed: encoder error {error:.4f} against fp32"
         reason = f"{precision} failed its self-test: encoder error {error:.4f} against fp32"
@@ -372,7 +386,13 @@ def _precision_candidates(model: Any, device: str) -> tuple[EncoderPrecision, ..
     if device != "cpu":
         # fp16 has three more bits than bf16 at the same speed, but can overflow.
         return ("fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp16",)
-    return ("bf16",) if _is_large(model) and _cpu_has_bf16() else ()
+    if not _is_large(model):
+        return ()
+    features = _cpu_features()
+    if features & {"avx512_bf16", "amx_bf16"}:
+        # As fast as int8, with half its error.
+        return ("bf16",)
+    return ("int8",) if "avx2" in features else ()
 
 
 def _is_large(model: Any) -> bool:
@@ -380,12 +400,14 @@ def _is_large(model: Any) -> bool:
     return size >= _LARGE_ENCODER
 
 
-def _cpu_has_bf16() -> bool:
+def _cpu_features() -> set[str]:
+    """Give the names of what the processor can do, as Linux lists them."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return set()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return set(flags.partition(":")[2].split())
 
 
 def _cast_encoder(model: Any, precision: EncoderPrecision, *, device: str) -> None:
@@ -399,13 +421,13 @@ def _cast_encoder(model: Any, precision: EncoderPrecision, *, device: str) -> No
             # torch says that this moves to another package; that one is not among ours.
             warnings.simplefilter("ignore")
             model.encoder = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-                model.encoder, {torch.nn.Linear}, dtype=torch.qint8
+                model.encoder, {torch.nn.Linear}, dtype=torch.qint8, inplace=True
             )
     elif precision != "fp32":
         model.encoder.to(torch.float16 if precision == "fp16" else torch.bfloat16)
 
 
-def _self_test_output(model: Any, device: str) -> Tensor:
+def _self_test_output(model: Any) -> Tensor:
     """Encode 4 s of varied sound: a voice-like sweep, a loud stretch, noise, near silence."""
     import torch
 
@@ -417,14 +439,8 @@ def _self_test_output(model: Any, device: str) -> Tensor:
     noise = torch.randn(SAMPLE_RATE, generator=generator)
     waveform = torch.cat([0.1 * sweep, sweep.clamp(-1, 1), 0.1 * noise, 1e-4 * noise])[None]
     with torch.inference_mode():
-        features, lengths = model.preprocessor(
-            input_signal=waveform.to(device), length=torch.tensor([waveform.shape[1]]).to(device)
-        )
-        encoded, _ = model.encoder(
-            audio_signal=features.to(float_dtype(model.encoder)), length=lengths
-        )
-    output: Tensor = encoded.float().cpu()
-    return output
+        encoded, _ = encode(model, waveform, [waveform.shape[1]])
+    return encoded.cpu()
 
 
 def _relative_error(output: Tensor, reference: Tensor | None) -> float:
@@ -433,32 +449,73 @@ def _relative_error(output: Tensor, reference: Tensor | None) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-def _build_decoding(model: Any, options: ModelOptions) -> Any:
+def _build_decoder(model: Any, options: ModelOptions) -> TokenDecoder:
     """Make the token decoder, once: changing it later would throw its CUDA graphs away."""
     from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
     from omegaconf import open_dict
 
+    graphs = options.cuda_graphs and options.device != "cpu"
     config = copy.deepcopy(model.cfg.decoding)
     with open_dict(config):
         config.strategy = "greedy_batch" if options.strategy == "greedy" else "malsd_batch"
         config.greedy.max_symbols = _MOST_TOKENS_A_FRAME
+        config.greedy.use_cuda_graph_decoder = config.beam.allow_cuda_graphs = graphs
         config.beam.beam_size = options.beam_size
         config.beam.return_best_hypothesis = True
         config.tdt_include_token_duration = True
         # NeMo's own timestamps take a hundred times longer than grouping tokens into words.
         config.compute_timestamps = False
-    return RNNTBPEDecoding(
+    decoding = RNNTBPEDecoding(
         decoding_cfg=config,
         decoder=model.decoder,
         joint=model.joint,
         tokenizer=model.tokenizer,
     )
+    shape = GraphShape(
+        rows=options.largest_batch,
+        frames=frames_of(model, options.longest_s),
+        width=int(model.cfg.encoder.d_model),
+    )
+    decoder = TokenDecoder(decoding, device=options.device, graphs=shape if graphs else None)
+    decoder.capture()
+    return decoder
+
+
+def encode(model: Any, waveforms: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Run features and encoder over padded waveforms: fp32, shape (B, samples), in main memory.
+
+    Gives the encoder's output on the model's device, fp32, shape (B, D, T), and lengths (B,).
+    """
+    import torch
+
+    device = device_of(model)
+    # From pinned memory the copy does not hold the thread up. A stream of its own for it would win
+    # next to nothing: 8 x 60 s are 31 MB, 1 to 3 ms over PCIe, beside a pass of 100 ms and more.
+    features, feature_lengths = model.preprocessor(
+        input_signal=waveforms.to(device, non_blocking=True),
+        length=torch.tensor(lengths, device=device),
+    )
+    encoded, encoded_lengths = model.encoder(
+        audio_signal=features.to(float_dtype(model.encoder)), length=feature_lengths
+    )
+    return encoded.float(), encoded_lengths
+
+
+def device_of(model: Any) -> torch.device:
+    """Tell where the model is."""
+    device: torch.device = next(model.joint.parameters()).device
+    return device
 
 
 def frame_samples(model: Any) -> int:
     """Samples that one encoder frame stands for: 1,280 (80 ms)."""
     stride = float(model.cfg.preprocessor.window_stride) * SAMPLE_RATE
     return round(stride) * int(model.cfg.encoder.subsampling_factor)
+
+
+def frames_of(model: Any, seconds: float) -> int:
+    """Give the most encoder frames that so much audio can have."""
+    return round(seconds * SAMPLE_RATE) // frame_samples(model) + 2
 
 
 def blank_id(model: Any) -> int:

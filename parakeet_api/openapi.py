@@ -18,6 +18,7 @@ from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
     AuthenticationError,
+    DeviceLostError,
     ForbiddenError,
     InvalidRequestError,
     JobCancelledError,
@@ -64,7 +65,7 @@ from parakeet_api.settings import Settings, model_basename
 
 _BAD_REQUEST = (InvalidRequestError, UnsupportedLanguageError)
 _BAD_AUDIO = (AudioDecodeError, NoAudioTrackError, TruncatedAudioError, AudioTooLongError)
-_NO_MODEL = (ServiceUnavailableError, ModelNotReadyError, ModelLoadError)
+_NO_MODEL = (ServiceUnavailableError, ModelNotReadyError, ModelLoadError, DeviceLostError)
 _TRANSCRIPTION_ERRORS = (
     *_BAD_REQUEST,
     *_BAD_AUDIO,

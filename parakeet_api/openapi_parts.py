@@ -10,6 +10,7 @@ from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
     AuthenticationError,
+    DeviceLostError,
     ForbiddenError,
     InvalidRequestError,
     JobCancelledError,
@@ -56,6 +57,7 @@ MEANINGS: Mapping[type[ApiError], str] = {
     StoppingError: "the server is about to stop",
     JobsUnavailableError: "no jobs are taken: the server can't use their folder",
     ModelLoadError: "the model can't be had or loaded; `GET /health` tells why",
+    DeviceLostError: "the server's graphics card has failed; it starts again at once",
     ServerError: "a fault of the server's; its log has the request's id",
 }
 """Each error in half a sentence."""

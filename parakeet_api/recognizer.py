@@ -7,7 +7,6 @@ precision where it pays) -> token decoder (fp32).
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import threading
@@ -18,14 +17,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from parakeet_api.errors import DeviceLostError, ModelLoadError
 from parakeet_api.nemo_model import (
     LoadedModel,
     ModelInfo,
     ModelOptions,
     blank_id,
+    context_is_lost,
+    encode,
     extend_positions,
-    float_dtype,
     frame_samples,
+    is_memory_shortage,
     load_model,
 )
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
@@ -67,33 +69,45 @@ class NemoRecognizer:
         self.info = loaded.info
         self._options = options
         self._model = loaded.network
-        self._decoding = loaded.decoding
-        self._encoder_dtype = float_dtype(self._model.encoder)
+        self._decoder = loaded.decoder
+        self._lost = False
+        """Whether the card refuses further work."""
         self._pieces: list[str] = self._model.tokenizer.ids_to_tokens(
             list(range(blank_id(self._model)))
         )
         self._frame_samples = frame_samples(self._model)
         self._positions_lock = threading.Lock()
-        # The CUDA graphs of the token decoder own one set of buffers.
-        self._decoding_lock = (
-            threading.Lock() if self.info.device != "cpu" else contextlib.nullcontext()
-        )
 
     @classmethod
     def load(cls, path: Path, options: ModelOptions) -> NemoRecognizer:
         """Restore a `.nemo` file for inference.
 
         Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
-        `SettingsError` for a precision that the device does not have.
+        `SettingsError` for a precision that the device does not have; `ModelLoadError` if the card
+        has not enough free memory, `DeviceLostError` if it refuses all work.
         """
-        return cls(load_model(path, options), options)
+        try:
+            return cls(load_model(path, options), options)
+        except Exception as error:
+            if not is_memory_shortage(error):
+                if context_is_lost(options.device):
+                    raise DeviceLostError from error
+                raise
+            shortage = str(error).partition("\n")[0]
+        # Only now: the error held what was loaded already, and so the memory.
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+        raise ModelLoadError(f"The card has not enough free memory for the model: {shortage}")
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         """Give each chunk's words, in order, with times in the recording.
 
         One forward pass for all: the result is the same as one by one, up to the encoder's
         rounding (2e-6 in fp32). Digital silence has no words, and costs no pass: 12 hours of it
-        are a file of half a megabyte. Raises `OutOfDeviceMemoryError`.
+        are a file of half a megabyte. Raises `OutOfDeviceMemoryError`, or `DeviceLostError` if the
+        card refuses all further work of this process.
         """
         audible = [chunk for chunk in chunks if chunk.samples.any()]
         words = iter(self._recognize(audible) if audible else [])
@@ -102,19 +116,25 @@ class NemoRecognizer:
     def _recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         import torch
 
-        self._make_room()
         shortage: str | None = None
         try:
+            self._make_room()
             with torch.inference_mode():
                 encoded, lengths = self._encode(chunks)
-                emissions = self._emissions(encoded, self._decode(encoded, lengths))
-        except torch.cuda.OutOfMemoryError as error:
-            shortage = str(error)
+                emissions = self._emissions(encoded, self._decoder.decode(encoded, lengths))
+            self._give_back()
+        except Exception as error:
+            if is_memory_shortage(error):
+                shortage = str(error)
+            elif context_is_lost(self.info.device):
+                self._lost = True
+                raise DeviceLostError from error
+            else:
+                raise
         if shortage is not None:
             # Only now: the error held the failed pass, its tensors and so the memory.
             torch.cuda.empty_cache()
             raise OutOfDeviceMemoryError(shortage)
-        self._give_back()
         return [
             self._words(chunk, emission) for chunk, emission in zip(chunks, emissions, strict=True)
         ]
@@ -123,32 +143,13 @@ class NemoRecognizer:
         """Drop the model; what torch cached of the card's memory goes back to it."""
         import torch
 
-        self._reset_cuda_graphs()
-        del self._decoding, self._model
+        if not self._lost:
+            self._decoder.forget_graphs()
+        del self._decoder, self._model
         # NeMo's modules refer to each other in cycles: without it their memory is still in use.
         gc.collect()
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and not self._lost:
             torch.cuda.empty_cache()
-
-    def _decode(self, encoded: Tensor, lengths: Tensor) -> Sequence[Any]:
-        """Find each row's tokens; gives NeMo's hypotheses."""
-        with self._decoding_lock:
-            try:
-                found: Sequence[Any] = self._decoding.decoding(
-                    encoder_output=encoded, encoded_lengths=lengths
-                )[0]
-            except Exception:
-                # An error while a graph is captured leaves its state half made, and the next call
-                # would use it.
-                self._reset_cuda_graphs()
-                raise
-        return found
-
-    def _reset_cuda_graphs(self) -> None:
-        for decoding in (self._decoding, self._model.decoding):
-            computer = getattr(decoding.decoding, "decoding_computer", None)
-            if computer is not None and hasattr(computer, "reset_cuda_graphs_state"):
-                computer.reset_cuda_graphs_state()
 
     def _make_room(self) -> None:
         """Before a batch: give unused memory back if the card is nearly full, whoever fills it."""
@@ -173,19 +174,14 @@ class NemoRecognizer:
         """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""
         import torch
 
-        waveforms = np.zeros((len(chunks), max(len(c.samples) for c in chunks)), dtype=np.float32)
-        for row, chunk in zip(waveforms, chunks, strict=True):
+        lengths = [len(chunk.samples) for chunk in chunks]
+        waveforms = torch.zeros(
+            (len(chunks), max(lengths)), pin_memory=self.info.device != "cpu", dtype=torch.float32
+        )
+        for row, chunk in zip(waveforms.numpy(), chunks, strict=True):
             np.divide(chunk.samples, 32768.0, out=row[: len(chunk.samples)], dtype=np.float32)
-        self._size_positions(waveforms.shape[1])
-        device = self.info.device
-        features, feature_lengths = self._model.preprocessor(
-            input_signal=torch.from_numpy(waveforms).to(device),
-            length=torch.tensor([len(chunk.samples) for chunk in chunks], device=device),
-        )
-        encoded, lengths = self._model.encoder(
-            audio_signal=features.to(self._encoder_dtype), length=feature_lengths
-        )
-        return encoded.float(), lengths
+        self._size_positions(max(lengths))
+        return encode(self._model, waveforms, lengths)
 
     def _emissions(self, encoded: Tensor, hypotheses: Sequence[Any]) -> list[list[_Emission]]:
         """Read each hypothesis' tokens, with the model's own probability and duration for each.

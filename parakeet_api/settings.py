@@ -352,6 +352,8 @@ class Settings:
     """Allow TF32 on CUDA cards."""
     enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", True, parse_boolean)
     """Let cuDNN time its algorithms; false = deterministic ones."""
+    enable_cuda_graphs: bool = _setting("ENABLE_CUDA_GRAPHS", True, parse_boolean)
+    """Let a card's token decoder run as CUDA graphs."""
     tensor_core_precision: MatmulPrecision = _setting(
         "TENSOR_CORE_PRECISION", "highest", _choice(*get_args(MatmulPrecision))
     )

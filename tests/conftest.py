@@ -60,13 +60,15 @@ StartServer = Callable[..., Iterator[Server]]
 
 
 @contextmanager
-def running_server(folder: Path, **environ: str) -> Iterator[Server]:
+def running_server(
+    folder: Path, program: Sequence[str] = ("app.py",), **environ: str
+) -> Iterator[Server]:
     """Run `python app.py` on a free port until the block ends; settings are keywords."""
     uploads, log = folder / "uploads", folder / "server.log"
     defaults = {"HOST": "127.0.0.1", "PORT": "0", "DEMO_MODEL": "always"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "app.py"],
+            [sys.executable, *program],
             cwd=ROOT,
             env=os.environ | defaults | {"TEMP_UPLOADS_DIR": str(uploads)} | environ,
             stdout=output,

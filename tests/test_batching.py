@@ -19,6 +19,7 @@ from parakeet_api.batching import Batcher, RequestCancelled, _Job, halve, padded
 from parakeet_api.devices import InferencePlan
 from parakeet_api.errors import (
     AudioDecodeError,
+    DeviceLostError,
     ModelNotReadyError,
     ServiceUnavailableError,
 )
@@ -76,7 +77,10 @@ class Model:
 
 @contextmanager
 def running(
-    model: Model, plan: InferencePlan = PLAN, permits: int = 1
+    model: Model,
+    plan: InferencePlan = PLAN,
+    permits: int = 1,
+    on_device_lost: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Batcher, ThreadPoolExecutor]]:
     """Run a batcher, and threads for requests."""
 
@@ -84,7 +88,7 @@ def running(
     def lease() -> Iterator[Model]:
         yield model
 
-    batcher = Batcher(lease, plan=plan, permits=permits)
+    batcher = Batcher(lease, plan=plan, permits=permits, on_device_lost=on_device_lost)
     with ThreadPoolExecutor(20) as requests:
         try:
             yield batcher, requests
@@ -455,6 +459,64 @@ def test_an_error_of_the_decoder_reaches_its_request_and_leaves_the_queue_clean(
         assert heard(batcher, chunks_of(OTHER, 1)) == ["3.0"]
 
     assert model.batches == [["9.0"], ["3.0"]]
+
+
+def test_a_lost_card_refuses_all_and_is_told_once() -> None:
+    """Every later pass would fail as well, so none is tried."""
+
+    def lose(_: Sequence[Chunk]) -> None:
+        raise DeviceLostError
+
+    model, told = Model(), list[None]()
+    model.during = lose
+    with running(model, permits=2, on_device_lost=lambda: told.append(None)) as (batcher, requests):
+        model.let.clear()
+        heard_by = [requests.submit(heard, batcher, chunks_of(r, 20)) for r in (LONG, CLIP, OTHER)]
+        wait_for(lambda: len(model.batches) == 2 and batcher.waiting() > 0)
+        model.let.set()
+        for request in heard_by:
+            with pytest.raises(DeviceLostError):
+                request.result(10)
+        with pytest.raises(DeviceLostError):
+            heard(batcher, chunks_of(LONG, 1))
+        assert batcher.waiting() == 0
+
+    assert len(model.batches) == 2
+    assert told == [None]
+
+
+def test_a_card_lost_while_the_memory_is_short_is_told_too() -> None:
+    """Parts of a chunk are tried in turn; the first that finds the card lost ends it."""
+
+    def fail(pieces: Sequence[Chunk]) -> None:
+        if len(pieces[0].samples) > 10 * SAMPLE_RATE:
+            raise OutOfDeviceMemoryError
+        raise DeviceLostError
+
+    model, told = Model(), list[None]()
+    model.during = fail
+    with (
+        running(model, on_device_lost=lambda: told.append(None)) as (batcher, _),
+        pytest.raises(DeviceLostError),
+    ):
+        heard(batcher, chunks_of(LONG, 1, seconds=12))
+
+    assert told == [None]
+
+
+def test_a_card_lost_while_the_model_is_loaded_is_told_too() -> None:
+    @contextmanager
+    def lease() -> Iterator[Model]:
+        raise DeviceLostError
+        yield
+
+    told: list[None] = []
+    batcher = Batcher(lease, plan=PLAN, permits=1, on_device_lost=lambda: told.append(None))
+    with pytest.raises(DeviceLostError):
+        heard(batcher, chunks_of(CLIP, 1))
+    batcher.close()
+
+    assert told == [None]
 
 
 # Going away

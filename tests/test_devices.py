@@ -1,22 +1,36 @@
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api.devices import Gpu, InferencePlan, available_cores, detect_gpu, plan_inference
+import app
+from parakeet_api import card_check, devices
+from parakeet_api.card_check import CardReport, check_card
+from parakeet_api.devices import Gpu, InferencePlan, available_cores, find_gpu, plan_inference
+from parakeet_api.errors import SettingsError
+from parakeet_api.nemo_model import ModelOptions
+from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.settings import Settings
 
 OK, NO_DEVICE, INVALID_DEVICE = 0, 100, 101
 
-WEIGHTS_AND_RESERVE_GB = 1.25 + 0.7
-"""The 0.6 B encoder in half precision, and what CUDA and the decoder take beside it."""
+WEIGHTS_GB = 1.25
+"""The 0.6 B model, its encoder in half precision."""
+RESERVE_GB = 0.7
+"""What CUDA and the decoder take beside it."""
 
 
 def planned(vram_gb: float | None, **environ: str) -> tuple[Settings, InferencePlan]:
@@ -62,10 +76,79 @@ def test_the_largest_batch_fits_beside_the_weights(vram_gb: float) -> None:
     settings, plan = planned(vram_gb)
     largest = min(plan.batch_size, int(plan.batch_s / plan.longest_chunk_s))
 
-    needed_gb = WEIGHTS_AND_RESERVE_GB + memory_mb(largest, plan.longest_chunk_s) / 1000
+    needed_gb = WEIGHTS_GB + RESERVE_GB + memory_mb(largest, plan.longest_chunk_s) / 1000
 
     assert largest >= 4
     assert needed_gb <= settings.gpu_memory_fraction * vram_gb
+
+
+@pytest.mark.parametrize(
+    ("sold_as_gb", "row"),
+    [
+        (4, {"PRESET": "speed", "CHUNK_MINITE": "3"}),
+        (6, {"PRESET": "speed", "CHUNK_MINITE": "3"}),
+        (8, {"PRESET": "balanced", "CHUNK_MINITE": "5"}),
+        (12, {"PRESET": "balanced"}),
+        (12, {"PRESET": "quality"}),
+        (24, {"PRESET": "balanced"}),
+        (24, {"PRESET": "quality"}),
+    ],
+)
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_the_recommended_rows_fit_their_cards(
+    sold_as_gb: int, row: dict[str, str], precision: str
+) -> None:
+    """Weights, reserve and the largest batch stay below the share of the card."""
+    if (sold_as_gb, precision) == (4, "fp32"):
+        pytest.skip("2.5 GB of weights are for larger cards")
+    settings, plan = planned(sold_as_gb, PRECISION=precision, **row)
+    scale = 2 if precision == "fp32" else 1
+    largest = min(plan.batch_size, int(plan.batch_s / plan.longest_chunk_s))
+    batch_gb = scale * memory_mb(largest, plan.longest_chunk_s) / 1000
+
+    assert largest >= 3
+    assert plan.longest_chunk_s == 60
+    needed_gb = scale * WEIGHTS_GB + RESERVE_GB + batch_gb
+    assert needed_gb <= settings.gpu_memory_fraction * sold_as_gb
+
+
+def test_a_card_that_others_use_is_given_less_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    settings = Settings.from_env({}, detected_vram_gb=24)
+
+    plan = plan_inference(settings, Gpu("a card", 24.0, free_gb=3.0))
+
+    assert plan.batch_s == pytest.approx(0.8 * (3.0 - WEIGHTS_GB - RESERVE_GB) * 1000 / 3.3)
+    assert "840 MB of the card: 80% of what is free, less the model" in caplog.text
+
+
+def test_a_small_share_of_the_card_bounds_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    _, plan = planned(12, GPU_MEMORY_FRACTION="0.2")
+
+    assert plan.batch_s == pytest.approx((0.2 * 12 - WEIGHTS_GB - RESERVE_GB) * 1000 / 3.3)
+    assert "450 MB of the card: GPU_MEMORY_FRACTION" in caplog.text
+
+
+def test_passes_side_by_side_share_what_is_free() -> None:
+    _, alone = planned(5)
+    _, beside = planned(5, MAX_CONCURRENT_INFERENCES="2")
+
+    assert alone.batch_s * 3.3 == pytest.approx(1500)
+    assert beside.batch_s * 3.3 == pytest.approx(0.8 * (5 - 1.95) * 1000 / 2)
+
+
+def test_a_card_without_room_for_the_model_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings.from_env({}, detected_vram_gb=24)
+
+    plan = plan_inference(settings, Gpu("a card", 24.0, free_gb=1.0))
+
+    assert plan.batch_s * 3.3 == pytest.approx(64)
+    assert "a card has 1.0 of 24.0 GB free" in caplog.text
+
+
+def test_full_precision_takes_twice_the_memory() -> None:
+    assert planned(24, PRECISION="fp32")[1].batch_s == planned(24)[1].batch_s / 2
 
 
 @given(st.floats(64, 100_000), st.floats(0.05, 1440), st.integers(1, 256))
@@ -119,12 +202,21 @@ class Driver(ModuleType):
     def cuDeviceGet(self, ordinal: int) -> tuple[int, str | None]:  # noqa: N802
         return (OK, f"card {ordinal}") if ordinal < self._cards else (INVALID_DEVICE, None)
 
-    def cuDeviceGetName(self, length: int, card: str) -> tuple[int, bytes]:  # noqa: N802
-        return OK, f"NVIDIA {card}".encode().ljust(length, b"\0")
 
-    def cuDeviceTotalMem(self, card: str) -> tuple[int, int]:  # noqa: N802
-        return OK, 8_589_934_592
+class Driverless(Driver):
+    def cuInit(self, flags: int) -> tuple[int]:  # noqa: N802
+        raise RuntimeError("libcuda.so.1 could not be found")
 
+
+REPORT = CardReport(
+    name="NVIDIA A10",
+    total_bytes=24_000_000_000,
+    free_bytes=20_000_000_000,
+    capability="sm_86",
+    architectures=("sm_80", "sm_90"),
+    cuda="13.0",
+    driver="580.65.06",
+)
 
 InstallDriver = Callable[[ModuleType | None], None]
 
@@ -143,57 +235,209 @@ def install(monkeypatch: pytest.MonkeyPatch) -> InstallDriver:
     return install
 
 
-@pytest.mark.parametrize(
-    ("device", "name"), [("auto", "card 0"), ("cuda", "card 0"), ("cuda:1", "card 1")]
-)
-def test_a_card_is_found_with_its_name_and_memory(
-    install: InstallDriver, device: str, name: str
-) -> None:
-    install(Driver(cards=2))
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, install: InstallDriver) -> Callable[[str], None]:
+    """Let a driver have two cards, and a program of the test's try them."""
 
-    assert detect_gpu(device) == Gpu(f"NVIDIA {name}", 8.589934592)
+    def check(program: str) -> None:
+        install(Driver(cards=2))
+        monkeypatch.setattr(devices, "_CHECK", (sys.executable, "-c", program))
+
+    return check
+
+
+def printing(report: CardReport) -> str:
+    return f"print({json.dumps(asdict(report))!r})"
+
+
+@pytest.mark.parametrize(
+    ("device", "used"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1")]
+)
+def test_a_card_on_which_a_kernel_ran_is_used(
+    check: Callable[[str], None], device: str, used: str
+) -> None:
+    check(printing(REPORT))
+
+    assert find_gpu(device) == Gpu("NVIDIA A10", 24.0, 20.0, used)
+
+
+def test_the_card_that_was_asked_for_is_the_one_that_is_tried(check: Callable[[str], None]) -> None:
+    told = json.dumps(asdict(REPORT))
+    check(f"import json, sys; print(json.dumps(json.loads({told!r}) | {{'name': sys.argv[1]}}))")
+
+    found = find_gpu("cuda:1")
+
+    assert found is not None
+    assert found.name == "cuda:1"
 
 
 def test_a_cpu_is_no_card_and_nobody_is_asked(install: InstallDriver) -> None:
     install(ModuleType("cuda.bindings.driver"))
 
-    assert detect_gpu("cpu") is None
+    assert find_gpu("cpu") is None
 
 
-def test_without_the_bindings_there_is_no_card(install: InstallDriver) -> None:
-    install(None)
-
-    assert detect_gpu("auto") is None
-
-
-@pytest.mark.parametrize("driver", [Driver(init=NO_DEVICE), Driver(cards=0)])
-def test_a_driver_without_a_card_is_no_card(install: InstallDriver, driver: Driver) -> None:
+@pytest.mark.parametrize(
+    ("driver", "told"),
+    [
+        (None, "cuda-python is missing"),
+        (Driverless(), "there is no NVIDIA driver"),
+        (Driver(init=NO_DEVICE), "the NVIDIA driver sees no card"),
+        (Driver(cards=0), "has no card number 0"),
+    ],
+)
+def test_where_the_driver_has_no_card_no_program_is_started(
+    install: InstallDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    driver: Driver | None,
+    told: str,
+) -> None:
     install(driver)
+    monkeypatch.setattr(subprocess, "run", None)
 
-    assert detect_gpu("auto") is None
+    assert find_gpu("auto") is None
+    assert caplog.text == "", "a machine without a card is nothing to warn about"
+    with pytest.raises(SettingsError, match=f"DEVICE='cuda' cannot be used: .*{told}"):
+        find_gpu("cuda")
 
 
-def test_a_card_that_is_not_there_is_no_card(install: InstallDriver) -> None:
+def test_a_card_that_is_not_there_is_named(install: InstallDriver) -> None:
     install(Driver(cards=1))
 
-    assert detect_gpu("cuda:1") is None
+    with pytest.raises(SettingsError, match=r"DEVICE='cuda:1' cannot be used: .* card number 1"):
+        find_gpu("cuda:1")
 
 
-def test_bindings_without_a_driver_are_no_card(install: InstallDriver) -> None:
-    class Driverless(Driver):
-        def cuInit(self, flags: int) -> tuple[int]:  # noqa: N802
-            raise RuntimeError("libcuda.so.1 could not be found")
+def test_a_driver_that_does_not_start_is_worth_a_warning(
+    install: InstallDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    system_driver_mismatch = 803
+    install(Driver(init=system_driver_mismatch))
 
-    install(Driverless())
+    assert find_gpu("auto") is None
+    assert "does not start (CUDA error 803): restart the machine" in caplog.text
 
-    assert detect_gpu("auto") is None
+
+FAILURES = [
+    ("Found no NVIDIA driver on your system. Please check that", "needs `--gpus all`"),
+    (
+        "The NVIDIA driver on your system is too old (found version 12020).",
+        r"driver \(580.65.06\) is too old for CUDA 13.0: install a newer one .*12020",
+    ),
+    (
+        "CUDA error: CUDA driver version is insufficient for CUDA runtime version",
+        r"too old for CUDA 13.0",
+    ),
+    (
+        "CUDA error: no kernel image is available for execution on the device",
+        r"no kernels for NVIDIA A10 \(sm_86\), only for sm_80, sm_90",
+    ),
+    (
+        "CUDA error: CUBLAS_STATUS_ARCH_MISMATCH when calling `cublasGemmEx`",
+        "cuBLAS has no kernels for NVIDIA A10",
+    ),
+    (
+        "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity",
+        "NVIDIA A10 is full: `nvidia-smi` lists",
+    ),
+    ("CUDA error: out of memory", "NVIDIA A10 is full"),
+    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "NVIDIA A10 is full"),
+    ("No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES"),
+    ("CUDA error: invalid device ordinal", "no card of that number"),
+    ("CUDA error: all CUDA-capable devices are busy or unavailable", "nvidia-smi -c DEFAULT"),
+    ("CUDA error: uncorrectable ECC error encountered", "uncorrectable ECC error .*nvidia-smi"),
+]
+"""What torch 2.13 says, and what a person is told."""
 
 
-def test_the_real_bindings_tell_or_say_nothing() -> None:
-    # On a machine without a card they raise or report; either way this returns.
-    gpu = detect_gpu("auto")
+@pytest.mark.parametrize(("said", "told"), FAILURES)
+def test_a_card_that_cannot_be_used_is_told_in_one_line_with_what_to_do(
+    check: Callable[[str], None], caplog: pytest.LogCaptureFixture, said: str, told: str
+) -> None:
+    check(printing(replace(REPORT, error=said)))
 
-    assert gpu is None or (gpu.name and gpu.total_gb > 0.5)
+    assert find_gpu("auto") is None
+    assert re.search(told, caplog.text)
+    assert caplog.text.count("\n") == 1
+    with pytest.raises(SettingsError, match=f"DEVICE='cuda:0' cannot be used: .*{told}"):
+        find_gpu("cuda:0")
+
+
+def test_a_card_that_does_not_answer_is_not_waited_for(
+    check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("import time; time.sleep(60)")
+    monkeypatch.setattr(devices, "_CHECK_LIMIT_S", 0.2)
+
+    with pytest.raises(SettingsError, match="no kernel ran on it within"):
+        find_gpu("cuda")
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("import os; os.abort()", "ended with status -6 and said: nothing"),
+        ("import sys; sys.exit('libcudart.so.13: no such file')", "status 1 .*libcudart"),
+        ("print('[]')", "ended with status 0"),
+        ("print('{}')", "ended with status 0"),
+    ],
+)
+def test_a_check_that_crashes_is_a_card_that_cannot_be_used(
+    check: Callable[[str], None], program: str, told: str
+) -> None:
+    check(program)
+
+    with pytest.raises(SettingsError, match=told):
+        find_gpu("cuda")
+
+
+def test_the_real_check_says_what_torch_says(
+    install: InstallDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process of its own imports torch; here that was built for CPUs."""
+    if torch.version.cuda is not None:
+        pytest.skip("this torch knows CUDA")
+    install(Driver())
+
+    assert find_gpu("auto") is None
+    assert "this torch was built for CPUs: install the one of requirements.txt" in caplog.text
+
+
+def test_the_check_multiplies_matrices_and_looks_at_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Played on the CPU: only what asks the card itself is replaced."""
+    properties = SimpleNamespace(name="NVIDIA A10", total_memory=24_000, major=8, minor=6)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20_000, 24_000))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+
+    report = check_card("cpu")
+    assert (report.error, report.name, report.capability) == (None, "NVIDIA A10", "sm_86")
+    assert (report.free_bytes, report.total_bytes) == (20_000, 24_000)
+    assert CardReport.from_json(json.dumps(asdict(report))) == report
+
+    monkeypatch.setattr(card_check, "_product_error", lambda *_: float("nan"))
+    assert check_card("cpu").error == "a matrix product is wrong by nan"
+
+
+def test_what_is_known_before_the_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="NVIDIA GTX 1060", total_memory=6, major=6, minor=1)
+
+    def no_kernel(_: object) -> None:
+        raise torch.AcceleratorError(
+            "CUDA error: no kernel image is available for execution on the device\nCUDA kernel"
+        )
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5, 6))
+    monkeypatch.setattr(torch.cuda, "synchronize", no_kernel)
+
+    report = check_card("cpu")
+
+    assert report.error == "CUDA error: no kernel image is available for execution on the device"
+    assert (report.name, report.capability, report.free_bytes) == ("NVIDIA GTX 1060", "sm_61", 5)
 
 
 # The processor
@@ -224,3 +468,34 @@ def test_cores_are_those_that_this_process_may_use(
     monkeypatch.setattr(Path, "read_text", read)
 
     assert available_cores() == cores
+
+
+# The model
+
+
+def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[tuple[float, str]] = []
+    loaded: list[ModelOptions] = []
+    monkeypatch.setattr(app, "import_libraries", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *share: shares.append(share)
+    )
+    monkeypatch.setattr(NemoRecognizer, "load", lambda _, options: loaded.append(options))
+    environ = {
+        "GPU_MEMORY_FRACTION": "0.5",
+        "AGGRESSIVE_MEMORY_CLEANUP": "false",
+        "FORCE_CLEANUP_THRESHOLD": "0.7",
+        "ENABLE_CUDA_GRAPHS": "false",
+    }
+    settings, plan = planned(24, **environ)
+    store: Any = SimpleNamespace(checkpoint=lambda: SimpleNamespace(path=Path("a.nemo")))
+
+    app._load(store, settings, Gpu("a card", 24.0, 24.0, "cuda:1"), plan)
+
+    assert shares == [(0.5, "cuda:1")]
+    (options,) = loaded
+    assert options.device == "cuda:1"
+    assert options.keep_cached_mb is None
+    assert options.cleanup_above == 0.7
+    assert not options.cuda_graphs
+    assert (options.largest_batch, options.longest_s) == (plan.batch_size, plan.longest_chunk_s)

@@ -21,10 +21,12 @@ ORDER = (
     "metrics",
     "transcript",
     "language_detection",
+    "card_check",
     "devices",
     "sound_files",
     "audio",
     "chunking",
+    "token_decoder",
     "nemo_model",
     "recognizer",
     "memory",
@@ -98,10 +100,10 @@ PURE = frozenset(
 IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio", "concurrent"})
 
 OWNERS = {
-    "torch": ("nemo_model", "recognizer"),
+    "torch": ("card_check", "token_decoder", "nemo_model", "recognizer"),
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
-    "subprocess": ("audio",),
+    "subprocess": ("devices", "audio"),
     "soundfile": ("sound_files",),
     "soxr": ("sound_files",),
     "flask": (

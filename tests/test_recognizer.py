@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import tempfile
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ import torch
 from conftest import DEMO_MODEL, Clip, decode, demo_options, whole
 
 from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.errors import CheckpointError, SettingsError
-from parakeet_api.nemo_model import _UNPACKED, LoadedModel, _locked, select_device
-from parakeet_api.recognizer import NemoRecognizer
+from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
+from parakeet_api.nemo_model import _UNPACKED, LoadedModel, _locked
+from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
+
+NOISE = whole(np.random.default_rng(1).integers(-900, 900, SAMPLE_RATE).astype(np.int16))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ def test_durations_are_those_of_unbatched_decoding(
     for chunk, words in zip(chunks, ours, strict=True):
         with torch.inference_mode():
             encoded, lengths = recognizer._encode([chunk])
-            decoding = recognizer._decoding
+            decoding = recognizer._decoder.nemo
             alone = decoding.decoding(encoder_output=encoded, encoded_lengths=lengths)[0][0]
         ends = (alone.timestamp + alone.token_duration) * FRAME / SAMPLE_RATE
         lasts = np.cumsum([len(word.tokens) for word in words]) - 1
@@ -218,7 +221,7 @@ def test_the_beam_gives_words_with_times_and_probabilities(
     clips: list[Clip], waveforms: list[Pcm]
 ) -> None:
     beam = NemoRecognizer.load(DEMO_MODEL, demo_options(strategy="beam", beam_size=4))
-    assert type(beam._decoding.decoding).__name__.startswith("BeamBatched")
+    assert type(beam._decoder.nemo.decoding).__name__.startswith("BeamBatched")
 
     texts = []
     for samples in waveforms[:20]:
@@ -266,6 +269,70 @@ def overflowing_fp16(model: Any, precision: str, *, device: str) -> None:
         next(model.encoder.parameters()).data.fill_(float("inf"))
 
 
+def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
+    recognizer: NemoRecognizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A card with bf16, on which neither half precision computes anything of use."""
+    from parakeet_api import nemo_model as module
+
+    def broken(model: Any, precision: str, *, device: str) -> None:
+        model.encoder.to(torch.bfloat16)
+        next(model.encoder.parameters()).data.fill_(
+            float("inf") if precision == "fp16" else float("nan")
+        )
+
+    real = module._precision_candidates
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(
+        module, "_precision_candidates", lambda model, _: real(model, device="cuda:0")
+    )
+    monkeypatch.setattr(module, "_cast_encoder", broken)
+
+    loaded = NemoRecognizer.load(DEMO_MODEL, demo_options(precision="auto"))
+
+    assert loaded.info.precision == "fp32"
+    assert "fp16 failed its self-test: encoder error inf" in caplog.text
+    assert "bf16 failed its self-test: encoder error inf" in caplog.text
+    weights = loaded._model.encoder.state_dict()
+    for name, tensor in recognizer._model.encoder.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+@pytest.mark.parametrize(("bf16", "candidates"), [(True, ("fp16", "bf16")), (False, ("fp16",))])
+def test_a_card_is_tried_with_the_half_precisions_that_it_has(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, candidates: tuple[str, ...]
+) -> None:
+    from parakeet_api.nemo_model import _precision_candidates
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+
+    assert _precision_candidates(None, "cuda:0") == candidates
+
+
+@pytest.mark.parametrize(
+    ("flags", "candidates"),
+    [
+        ("fpu avx2 avx512f avx512_bf16 avx512_vnni", ("bf16",)),
+        ("fpu avx2 amx_bf16 amx_int8", ("bf16",)),
+        ("fpu avx2 avx512f avx512_vnni", ("int8",)),
+        ("fpu avx2", ("int8",)),
+        ("fpu sse4_2 avx2_but_not_really", ()),
+    ],
+)
+def test_a_large_model_on_a_cpu_is_tried_with_what_the_cpu_is_fast_at(
+    monkeypatch: pytest.MonkeyPatch, flags: str, candidates: tuple[str, ...]
+) -> None:
+    from parakeet_api import nemo_model as module
+
+    cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
+    monkeypatch.setattr(module, "_is_large", lambda _: True)
+    assert module._precision_candidates(None, "cpu") == candidates
+
+    monkeypatch.setattr(module, "_is_large", lambda _: False)
+    assert module._precision_candidates(None, "cpu") == (), "small models gain nothing"
+
+
 def test_int8_on_a_card_is_refused_by_name() -> None:
     from parakeet_api.nemo_model import _cast_encoder
 
@@ -293,7 +360,7 @@ def test_a_cards_memory_is_given_back(  # noqa: PLR0917 - a row of the table eac
     """The border to the card is played here: no machine of the tests has one."""
     options = demo_options(keep_cached_mb=keep_mb, cleanup_above=0.8)
     loaded = LoadedModel(
-        recognizer._model, recognizer._decoding, replace(recognizer.info, device="cuda:0")
+        recognizer._model, recognizer._decoder, replace(recognizer.info, device="cuda:0")
     )
     on_card = NemoRecognizer(loaded, options)
     emptyings: list[None] = []
@@ -306,6 +373,128 @@ def test_a_cards_memory_is_given_back(  # noqa: PLR0917 - a row of the table eac
     on_card._give_back()
 
     assert len(emptyings) == emptied
+
+
+class Card:
+    """Stands for torch.cuda: a card of 10 GB, healthy until `lost` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lost = False
+        self.emptied = 0
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: self._answer((5e9, 1e10)))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _: self._answer(None))
+        monkeypatch.setattr(torch.cuda, "empty_cache", self._empty)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def _answer(self, value: Any) -> Any:
+        if self.lost:
+            raise ILLEGAL_ACCESS
+        return value
+
+    def _empty(self) -> None:
+        self._answer(None)
+        self.emptied += 1
+
+
+ILLEGAL_ACCESS = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Card:
+    return Card(monkeypatch)
+
+
+@pytest.fixture
+def on_card(recognizer: NemoRecognizer, monkeypatch: pytest.MonkeyPatch) -> NemoRecognizer:
+    """Give the demo model as if it were on a card; encoding there fails."""
+    loaded = LoadedModel(
+        recognizer._model, recognizer._decoder, replace(recognizer.info, device="cuda:0")
+    )
+    return NemoRecognizer(loaded, demo_options())
+
+
+def failing(error: Exception) -> Callable[[object], None]:
+    def fail(_: object) -> None:
+        raise error
+
+    return fail
+
+
+SHORTAGES = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES)
+def test_a_full_card_is_a_batch_too_large(
+    on_card: NemoRecognizer, card: Card, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(on_card, "_encode", failing(error))
+
+    with pytest.raises(OutOfDeviceMemoryError):
+        on_card.recognize([NOISE])
+    assert card.emptied == 1, "what the failed pass held is given back"
+
+
+def test_a_card_that_refuses_all_work_is_lost(
+    on_card: NemoRecognizer, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        card.lost = True
+        raise ILLEGAL_ACCESS
+
+    monkeypatch.setattr(on_card, "_encode", fail)
+
+    with pytest.raises(DeviceLostError) as caught:
+        on_card.recognize([NOISE])
+    assert caught.value.__cause__ is ILLEGAL_ACCESS
+    with pytest.raises(DeviceLostError):
+        on_card.recognize([NOISE])
+    # The card would refuse this too.
+    on_card.close()
+
+
+def test_a_card_lost_to_another_thread_is_seen_before_the_batch(
+    on_card: NemoRecognizer, card: Card
+) -> None:
+    card.lost = True
+
+    with pytest.raises(DeviceLostError):
+        on_card.recognize([NOISE])
+
+
+def test_an_error_after_which_the_card_goes_on_stays_what_it_is(
+    on_card: NemoRecognizer, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = torch.AcceleratorError("CUDA error: invalid configuration argument")
+    monkeypatch.setattr(on_card, "_encode", failing(error))
+
+    with pytest.raises(torch.AcceleratorError, match="invalid configuration"):
+        on_card.recognize([NOISE])
+
+
+@pytest.mark.parametrize("error", SHORTAGES)
+def test_a_model_that_does_not_fit_the_card_is_told_and_leaves_nothing_there(
+    card: Card, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("parakeet_api.recognizer.load_model", lambda *_: failing(error)(None))
+
+    with pytest.raises(ModelLoadError, match=r"not enough free memory for the model: .*CUD"):
+        NemoRecognizer.load(DEMO_MODEL, demo_options(device="cuda:0"))
+    assert card.emptied == 1
+
+
+def test_a_card_lost_while_loading_is_lost(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    card.lost = True
+    monkeypatch.setattr(
+        "parakeet_api.recognizer.load_model", lambda *_: failing(ILLEGAL_ACCESS)(None)
+    )
+
+    with pytest.raises(DeviceLostError):
+        NemoRecognizer.load(DEMO_MODEL, demo_options(device="cuda:0"))
 
 
 def test_a_broken_checkpoint_is_one_error_that_names_the_file(tmp_path: Path) -> None:
@@ -352,11 +541,3 @@ def test_skipping_random_initial_weights_changes_no_weight(recognizer: NemoRecog
     assert plain.state_dict().keys() == ours.keys()
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, ours[name]), name
-
-
-def test_a_card_asked_for_by_name_is_not_replaced_by_the_cpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA card is present")
-    assert select_device("auto") == "cpu"
-    with pytest.raises(SettingsError, match="DEVICE='cuda:1' is not usable"):
-        select_device("cuda:1")

@@ -79,6 +79,7 @@ PROMISE: dict[str, object] = {
     "ENABLE_GRADIENT_CHECKPOINTING": True,
     "ENABLE_TENSOR_CORE": True,
     "ENABLE_CUDNN_BENCHMARK": True,
+    "ENABLE_CUDA_GRAPHS": True,
     "TENSOR_CORE_PRECISION": "highest",
     "LOG_LEVEL": "info",
     "LOG_FORMAT": "text",

@@ -41,7 +41,10 @@ def service(folder: Path, **environ: str) -> Iterator[Services]:
 @contextmanager
 def loaded(folder: Path, **environ: str) -> Iterator[Recognizer]:
     """Load the model as the first request does."""
-    with service(folder, **environ) as services, services.models.first.manager.lease() as recognizer:
+    with (
+        service(folder, **environ) as services,
+        services.models.first.manager.lease() as recognizer,
+    ):
         yield recognizer
 
 
@@ -105,7 +108,9 @@ def test_an_idle_model_is_unloaded_after_its_time(tmp_path: Path, clips: list[Cl
     with service(tmp_path, IDLE_TIMEOUT_MINUTES="0.001") as services:
         assert services.models.first.pipeline.transcribe(clips[10].path).text == clips[10].text
 
-        wait_until(lambda: services.models.first.manager.state == "unloaded", within_s=60, what="unloading")
+        wait_until(
+            lambda: services.models.first.manager.state == "unloaded", within_s=60, what="unloading"
+        )
 
 
 # Where and how it computes
@@ -122,7 +127,7 @@ def test_the_decoding_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     with loaded(tmp_path, DECODING_STRATEGY="beam", RNNT_BEAM_SIZE="3") as recognizer:
         assert isinstance(recognizer, NemoRecognizer)
         assert recognizer.info.decoding == "beam of 3"
-        assert recognizer._decoding.decoding.beam_size == 3
+        assert recognizer._decoder.nemo.decoding.beam_size == 3
 
 
 @pytest.fixture
@@ -193,7 +198,8 @@ def asked(services: Services, clip: Clip, gate: Gate, *, times: int) -> Iterator
     with ThreadPoolExecutor(times) as clients:
         try:
             answers = [
-                clients.submit(services.models.first.pipeline.transcribe, clip.path) for _ in range(times)
+                clients.submit(services.models.first.pipeline.transcribe, clip.path)
+                for _ in range(times)
             ]
             yield
         finally:
@@ -289,6 +295,7 @@ EFFECTS = {
     "STOP_GRACE_SECONDS": (
         "test_operations.py::TestStopping::test_what_does_not_end_in_time_is_cancelled"
     ),
+    "MODELS": "test_several_models.py::TestChoice::test_both_transcribe",
     "MODEL_ID": "test_model_store.py::test_models_on_disk_have_an_order",
     "MODEL_PATH": "test_model_store.py::test_model_path_is_used_and_nothing_else",
     "MODELS_DIR": "test_model_store.py::test_models_on_disk_have_an_order",
@@ -327,7 +334,8 @@ EFFECTS = {
         "::test_what_cannot_be_used_stops_the_start_with_one_line_that_names_it"
     ),
     "PRECISION": "test_settings_effects.py::test_the_precision_is_the_one_that_was_asked_for",
-    "GPU_MEMORY_FRACTION": "test_devices.py::test_the_largest_batch_fits_beside_the_weights",
+    "ENABLE_CUDA_GRAPHS": "test_token_decoder.py::test_the_switch_turns_graphs_off_on_a_card",
+    "GPU_MEMORY_FRACTION": "test_devices.py::test_what_is_set_for_a_card_reaches_the_model",
     "CHUNK_MINITE": "test_devices.py::test_chunks_are_never_longer_than_was_asked_for",
     "MAX_CONCURRENT_INFERENCES": (
         "test_settings_effects.py::test_as_many_forward_passes_run_at_a_time_as_there_are_permits"
@@ -341,8 +349,8 @@ EFFECTS = {
     "MAX_CHUNK_MEMORY_MB": (
         "test_devices.py::test_little_memory_makes_chunks_shorter_and_batches_smaller"
     ),
-    "AGGRESSIVE_MEMORY_CLEANUP": ("test_recognizer.py::test_a_cards_memory_is_given_back"),
-    "FORCE_CLEANUP_THRESHOLD": ("test_recognizer.py::test_a_cards_memory_is_given_back"),
+    "AGGRESSIVE_MEMORY_CLEANUP": "test_devices.py::test_what_is_set_for_a_card_reaches_the_model",
+    "FORCE_CLEANUP_THRESHOLD": "test_devices.py::test_what_is_set_for_a_card_reaches_the_model",
     "ENABLE_GRADIENT_CHECKPOINTING": (
         "test_settings_effects.py::test_a_setting_without_effect_says_so_where_it_is_given"
     ),
