@@ -302,6 +302,11 @@ class Channel(HTTPChannel):
     _seen_request: object = None
     _seen_unsent = 0
 
+    def service(self) -> None:
+        """Work on a request, unless `cancel` has taken it away since a thread was found for it."""
+        if self.requests:
+            super().service()
+
     @property
     def last_activity(self) -> float:
         """When something was last sent or received."""
