@@ -86,9 +86,13 @@ _STDERR_HEAD = 16 * 1024
 _TRUNCATION_TOLERANCE_S = 1.0
 """Encoder delay and padding make an honest file up to some 0.1 s shorter than it declares."""
 
-_ASKED_TO_END = frozenset({255, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP})
-"""Statuses of an ffmpeg that was asked to end. With 255 it took the time to end well, and what it
-had decoded until then looks like all there is."""
+_ASKED_TO_END = frozenset({-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP})
+"""Statuses of an ffmpeg that did not handle the signal yet, or never does."""
+_ENDED_WELL = b"received signal"
+"""The last words of one that did: what it had decoded until then looks like all there is. Its
+status alone, 255, some damaged files have as well."""
+_LAST_WORDS = 200
+"""Bytes."""
 
 _DECLARED_LENGTH_IS_EXACT = frozenset({"mp3", "flac", "mov"})
 """ffmpeg's demuxers whose duration comes from a frame or sample count. Not wav: recorders that
@@ -216,6 +220,7 @@ class _Ffmpeg:
         self._cpu_s = cpu_s
         self._said = said
         """The beginning of what it says, as it comes."""
+        self._last_said = b""
 
     def blocks(self) -> Generator[Pcm]:
         """Yield PCM until the process closes its output.
@@ -238,6 +243,7 @@ class _Ffmpeg:
                         selector.unregister(key.fileobj)
                     elif key.fileobj is self._process.stderr:
                         self._said += data[: _STDERR_HEAD - len(self._said)]
+                        self._last_said = (self._last_said + data)[-_LAST_WORDS:]
                         _check_complaints(data)
                     else:
                         data = rest + data
@@ -289,7 +295,7 @@ class _Ffmpeg:
         can have spent so much.
         """
         if status != -signal.SIGKILL:
-            return status in _ASKED_TO_END
+            return status in _ASKED_TO_END or _ENDED_WELL in self._last_said
         return (time.monotonic() - self._started) * (os.cpu_count() or 1) < self._cpu_s
 
 

@@ -330,6 +330,11 @@ class Channel(HTTPChannel):
         """Make a parser for the next request: what waitress calls it for."""
         return Parser(adj, self.server.uploads)
 
+    def service(self) -> None:
+        """Work on a request, unless `cancel` has taken it away since a thread was found for it."""
+        if self.requests:
+            super().service()
+
     @property
     def last_activity(self) -> float:
         """When something was last sent or received."""

@@ -186,6 +186,17 @@ def test_a_file_that_takes_too_much_time_is_refused(
         list(slow.stream(tone))
 
 
+def test_a_file_that_ends_it_with_the_status_of_a_signal_is_refused(
+    decoder: FfmpegDecoder, tone: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "ffmpeg"
+    script.write_text("#!/bin/sh\necho Operation not permitted >&2\nexit 255\n")
+    script.chmod(0o755)
+
+    with pytest.raises(AudioDecodeError, match="no sound"):
+        list(replace(decoder, executable=str(script)).stream(tone))
+
+
 def test_ctrl_c_in_a_terminal_does_not_reach_the_decoder(
     decoder: FfmpegDecoder, tone: Path
 ) -> None:

@@ -42,13 +42,13 @@ SHORT_MIN = 1.0
 IDLE_WITHIN_S = 400.0
 """A job that the server could not do for now waits for up to five minutes."""
 WARM_UP = 0.25
-"""Share of the last life. Memory rises while each of 84 threads has its first requests, and while
-the heap finds the sizes that it needs."""
+"""Share of the last life, for each of 84 threads to have had requests."""
 JUDGED_FROM_S = 600.0
 """Memory is judged over such a time; over less it is told."""
 MOST_GROWTH = 0.05
-"""Of resident memory, from one quiet moment to another: the C library's fragments let it go up and
-down by 2 to 3 %. A leak of 5 KB a request would be more in ten minutes."""
+"""Of resident memory, from one quiet moment to another, without what is free but kept by the C
+library: by its fragments it still goes up and down a little. A leak of 5 KB a request would be more
+in ten minutes."""
 EXPECTED = (FAULT, "No space left on device", "database or disk is full")
 """What exceptions in the log may say."""
 
@@ -89,7 +89,8 @@ class Fire:
             self.journal.find("jobs", problem)
 
     def measure(self, name: str) -> None:
-        """Look at a quiet server's resources."""
+        """Look at what a quiet server needs."""
+        self.server.trim()
         self.measured[name] = (time.monotonic(), self.server.resources())
 
     def _burn(self, seconds: float, *, with_restarts: bool) -> None:
