@@ -102,6 +102,10 @@ class InferencePlan:
     """Chunks in one forward pass, at most."""
     batch_s: float
     """Seconds of audio in one forward pass, padding included, at most; one chunk always fits."""
+    memory_mb: float | None = None
+    """Megabytes of the card that a pass may take, from which the rest follows; `None` on a CPU."""
+    memory_limit: str | None = None
+    """What leaves it no more."""
 
 
 class CardError(Exception):
@@ -240,7 +244,7 @@ def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
             batch_size=settings.transcribe_batch_size,
             batch_s=_CPU_BATCH_S,
         )
-    memory_mb = _pass_memory_mb(settings, gpu)
+    memory_mb, limit = _pass_memory(settings, gpu)
     scale = _bytes_scale(settings)
     batch_s = memory_mb / (_LINEAR_MB_PER_S * scale)
     fits_s = min(batch_s, math.sqrt(memory_mb / (_QUADRATIC_MB_PER_S2 * scale)))
@@ -248,6 +252,8 @@ def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
         longest_chunk_s=min(longest_s, _CUDA_CHUNK_S, fits_s),
         batch_size=settings.transcribe_batch_size,
         batch_s=batch_s,
+        memory_mb=memory_mb,
+        memory_limit=limit,
     )
 
 
@@ -256,8 +262,8 @@ def activations_mb(rows: int, seconds: float) -> float:
     return rows * max(_LINEAR_MB_PER_S * seconds, _QUADRATIC_MB_PER_S2 * seconds**2)
 
 
-def _pass_memory_mb(settings: Settings, gpu: Gpu) -> float:
-    """Derive what one forward pass may take of the card, megabytes; the log tells from what."""
+def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
+    """Derive what one forward pass may take of the card, megabytes, and what leaves it no more."""
     resident_gb = _WEIGHTS_GB * _bytes_scale(settings) + _RESERVE_GB
     free_gb = gpu.total_gb if gpu.free_gb is None else gpu.free_gb
     share = 1000 / settings.max_concurrent_inferences
@@ -278,9 +284,7 @@ def _pass_memory_mb(settings: Settings, gpu: Gpu) -> float:
             resident_gb,
             _LEAST_PASS_MB,
         )
-    memory_mb = max(limits_mb[reason], _LEAST_PASS_MB)
-    logger.info("a forward pass may take %.0f MB of the card: %s", memory_mb, reason)
-    return memory_mb
+    return max(limits_mb[reason], _LEAST_PASS_MB), reason
 
 
 def _bytes_scale(settings: Settings) -> int:

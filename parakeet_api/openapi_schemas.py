@@ -439,10 +439,11 @@ _START_REPORT = record(
                 "longest_chunk_s": _seconds("Longest stretch of audio"),
                 "batch_size": whole("Most stretches in a forward pass."),
                 "batch_s": _seconds("Most audio in a forward pass"),
-                "permits": whole("Forward passes at a time."),
-                "from_memory_mb": or_null(
-                    number("Card memory that a pass may need, from which this is derived.")
+                "memory_mb": or_null(
+                    number("Card memory that a pass may take, from which this is derived.")
                 ),
+                "memory_limit": or_null(text("What leaves it no more.")),
+                "permits": whole("Forward passes at a time."),
             },
         ),
         "settings": array(

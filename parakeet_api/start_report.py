@@ -80,7 +80,6 @@ class StartReport:
             "plan": {
                 **dataclasses.asdict(self.plan),
                 "permits": settings.max_concurrent_inferences,
-                "from_memory_mb": self._plan_memory_mb(),
             },
             "settings": [
                 {"name": name, "value": value, "origin": origin}
@@ -103,21 +102,17 @@ class StartReport:
         return "greedy" if self.settings.decoding_strategy == "greedy" else beam
 
     def _plan(self) -> str:
-        plan, memory_mb = self.plan, self._plan_memory_mb()
+        plan = self.plan
         reason = (
             "as measured on a CPU"
-            if memory_mb is None
-            else f"as MAX_CHUNK_MEMORY_MB={memory_mb:g} allows"
+            if plan.memory_mb is None
+            else f"as a pass may take {plan.memory_mb:.0f} MB of the card: {plan.memory_limit}"
         )
         return (
             f"chunks of at most {plan.longest_chunk_s:.0f} s, batches of at most"
             f" {plan.batch_size} chunks and {plan.batch_s:.0f} s, {reason};"
             f" {self.settings.max_concurrent_inferences} at a time"
         )
-
-    def _plan_memory_mb(self) -> float | None:
-        """Give the card memory that a batch may need; a CPU's plan does not depend on memory."""
-        return self.settings.max_chunk_memory_mb if self.gpu else None
 
 
 def report_start(

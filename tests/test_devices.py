@@ -112,22 +112,22 @@ def test_the_recommended_rows_fit_their_cards(
     assert needed_gb <= settings.gpu_memory_fraction * sold_as_gb
 
 
-def test_a_card_that_others_use_is_given_less_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+def test_a_card_that_others_use_is_given_less_at_once() -> None:
     settings = Settings.from_env({}, detected_vram_gb=24)
 
     plan = plan_inference(settings, Gpu("a card", 24.0, free_gb=3.0))
 
     assert plan.batch_s == pytest.approx(0.8 * (3.0 - WEIGHTS_GB - RESERVE_GB) * 1000 / 3.3)
-    assert "840 MB of the card: 80% of what is free, less the model" in caplog.text
+    assert plan.memory_mb == pytest.approx(840)
+    assert plan.memory_limit == "80% of what is free, less the model"
 
 
-def test_a_small_share_of_the_card_bounds_the_batch(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+def test_a_small_share_of_the_card_bounds_the_batch() -> None:
     _, plan = planned(12, GPU_MEMORY_FRACTION="0.2")
 
     assert plan.batch_s == pytest.approx((0.2 * 12 - WEIGHTS_GB - RESERVE_GB) * 1000 / 3.3)
-    assert "450 MB of the card: GPU_MEMORY_FRACTION" in caplog.text
+    assert plan.memory_mb == pytest.approx(450)
+    assert plan.memory_limit == "GPU_MEMORY_FRACTION of the card, less the model"
 
 
 def test_passes_side_by_side_share_what_is_free() -> None:

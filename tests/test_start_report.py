@@ -17,11 +17,12 @@ from parakeet_api.nemo_model import DeviceMemory
 from parakeet_api.settings import Settings
 from parakeet_api.start_report import ModelFile, StartReport, report_start
 
-CARD_PLAN = InferencePlan(longest_chunk_s=60, batch_size=8, batch_s=454.5)
+CPU_PLAN = InferencePlan(longest_chunk_s=30, batch_size=8, batch_s=60)
+CARD_PLAN = InferencePlan(60, 8, 454.5, memory_mb=1500, memory_limit="MAX_CHUNK_MEMORY_MB")
 
 PLAN_LINE = (
-    "  plan       chunks of at most 60 s, batches of at most 8 chunks and 454 s, as"
-    " MAX_CHUNK_MEMORY_MB=1500 allows; 2 at a time"
+    "  plan       chunks of at most 60 s, batches of at most 8 chunks and 454 s, as a pass may take"
+    " 1500 MB of the card: MAX_CHUNK_MEMORY_MB; 2 at a time"
 )
 
 
@@ -39,7 +40,7 @@ def report(gpu: Gpu | None = None, **environ: str) -> StartReport:
         cores=4,
         memory=HostMemory(available=3 * 1024**3, total=8 * 1024**3),
         models=(model,),
-        plan=CARD_PLAN,
+        plan=CARD_PLAN if gpu else CPU_PLAN,
         settings=Settings.from_env(environ),
     )
 
@@ -66,8 +67,8 @@ def test_without_a_card_the_plan_depends_on_no_memory() -> None:
 
     assert "as measured on a CPU" in report().text()
     assert body["device"] == {"wanted": "auto", "card": None, "cores": 4}
-    assert body["plan"]["from_memory_mb"] is None
-    assert report(Gpu("L4", 23.6)).body()["plan"]["from_memory_mb"] == 1500
+    assert body["plan"]["memory_mb"] is None
+    assert report(Gpu("L4", 23.6)).body()["plan"]["memory_mb"] == 1500
 
 
 def test_as_json_it_has_no_secret_and_no_path() -> None:
