@@ -20,6 +20,7 @@ import argparse
 import itertools
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -226,6 +227,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="where to keep the server's log")
     options = parser.parse_args()
+    # So that its server, its disk and its folder go with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="fire-") as name:
         folder = Path(name)
         try:
