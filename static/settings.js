@@ -57,12 +57,20 @@ export class Settings {
       this.#showModels();
     }
     this.#learnLanguages();
-    if (!subtitles) return;
-    this.#captionDefaults = {
-      lineLength: subtitles.line_length,
-      lines: subtitles.lines,
-      longestS: subtitles.max_duration_s,
-    };
+    if (subtitles) {
+      this.#learnCaptions({
+        lineLength: subtitles.line_length,
+        lines: subtitles.lines,
+        longestS: subtitles.max_duration_s,
+      });
+    }
+  }
+
+  #learnCaptions(defaults) {
+    const isNews = Object.entries(defaults).some(([name, value]) => value !== this.#captionDefaults[name]);
+    // Filled in only then: somebody may be typing.
+    if (!isNews) return;
+    this.#captionDefaults = defaults;
     this.#fillCaptions();
   }
 

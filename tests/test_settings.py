@@ -497,6 +497,9 @@ def accepted(variable: str) -> dict[str, Any]:
 
 ACCEPTED = {variable: accepted(variable) for variable in FIELDS}
 
+ONE_MODEL = {"MODEL_PATH", "DEMO_MODEL"}
+"""What MODELS cannot stand beside: DEMO_MODEL where it is `always`."""
+
 
 @pytest.mark.parametrize("variable", FIELDS)
 def test_every_variable_takes_another_value_than_its_default(variable: str) -> None:
@@ -509,7 +512,7 @@ def test_every_variable_takes_another_value_than_its_default(variable: str) -> N
 @given(
     st.fixed_dictionaries(
         {}, optional={name: st.sampled_from([*values]) for name, values in ACCEPTED.items()}
-    )
+    ).filter(lambda environ: "MODELS" not in environ or not ONE_MODEL & environ.keys())
 )
 def test_variables_do_not_change_each_others_values(environ: dict[str, str]) -> None:
     settings = Settings.from_env(environ, detected_vram_gb=5)

@@ -263,7 +263,6 @@ class TestRoom:
         assert all(name == text for name, text in heard)
         assert most == [1]
         assert all(count.most_alive == 1 for count in echoes.counts.values())
-        assert all(count.loads > 1 for count in echoes.counts.values())
 
 
 class TestPage:
