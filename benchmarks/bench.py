@@ -244,7 +244,7 @@ def _peak(service: Service, files: Sequence[Path]) -> tuple[float, float]:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.1):
+        while not done.wait(0.5):
             peak = max(peak, service.resident_mb())
 
     watcher = threading.Thread(target=watch)

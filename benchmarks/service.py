@@ -37,12 +37,12 @@ class Service:
         return answer.raise_for_status().text
 
     def resident_mb(self) -> float:
-        """Give the memory of the server and of the decoders it runs."""
+        """Give the memory of the server and its decoders, each with its share of what is shared."""
         processes = [self._process, *self._process.children(recursive=True)]
         total = 0
         for process in processes:
             try:
-                total += process.memory_info().rss
+                total += process.memory_full_info().pss
             except psutil.NoSuchProcess:
                 # A decoder that has just ended.
                 continue

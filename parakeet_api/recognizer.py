@@ -72,9 +72,9 @@ class NemoRecognizer:
         self._decoder = loaded.decoder
         self._lost = False
         """Whether the card refuses further work."""
-        self._pieces: list[str] = self._model.tokenizer.ids_to_tokens(
-            list(range(blank_id(self._model)))
-        )
+        pieces = self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
+        # A text each, shared by all its tokens: ten hours have 200,000.
+        self._texts: list[str] = [piece.replace(WORD_START, " ") for piece in pieces]
         self._frame_samples = frame_samples(self._model)
         self._positions_lock = threading.Lock()
 
@@ -230,16 +230,13 @@ class NemoRecognizer:
         """Group tokens into words at the pieces that begin with a space."""
         groups: list[list[_Emission]] = []
         for emission in emissions:
-            if not groups or self._pieces[emission.token_id].startswith(WORD_START):
+            if not groups or self._texts[emission.token_id].startswith(" "):
                 groups.append([])
             groups[-1].append(emission)
         return [word for group in groups if (word := self._word(chunk, group)).text]
 
     def _word(self, chunk: Chunk, group: Sequence[_Emission]) -> Word:
-        tokens = tuple(
-            Token(e.token_id, self._pieces[e.token_id].replace(WORD_START, " "), e.logprob)
-            for e in group
-        )
+        tokens = tuple(Token(e.token_id, self._texts[e.token_id], e.logprob) for e in group)
         # Punctuation is emitted whenever the model is sure of it, often in the pause after.
         spoken = [
             emission
