@@ -114,7 +114,7 @@ def clips(bench: Bench) -> None:
         rates.append(CLIPS / elapsed_s)
         ratios.append(one_by_one_s / elapsed_s)
         batch_rates.append(CLIPS / batches_s)
-        p95s.append(statistics.quantiles(times, n=20)[-1])
+        p95s.append(_p95(times))
     rate = statistics.median(rates)
     _row(
         f"clips a second, {CLIENTS} clients / floor one by one",
@@ -128,7 +128,7 @@ def clips(bench: Bench) -> None:
             baseline.transcribe(files[0])
             times, elapsed_s = _ask(baseline, files[:BASELINE_CLIPS])
             baseline_rate = BASELINE_CLIPS / elapsed_s
-            baseline_p95_s = statistics.quantiles(times, n=20)[-1]
+            baseline_p95_s = _p95(times)
             _, elapsed_s = _ask(bench.service, files)
         _row(
             f"clips a second / baseline {_with(clean_ups)}",

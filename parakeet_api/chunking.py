@@ -49,6 +49,11 @@ class ChunkPolicy:
     silence_level: float
     """Root mean square below which a frame is silent, int16 units."""
 
+    @property
+    def context(self) -> int:
+        """What a chunk hears beyond a seam, at most."""
+        return self.overlap // 2
+
     @classmethod
     def from_settings(cls, settings: Settings, *, longest_s: float) -> ChunkPolicy:
         """Derive a policy for chunks of at most `longest_s` seconds."""
@@ -81,7 +86,7 @@ def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
             owned_end = end = buffer.end
         else:
             # The latest cut leaves room for the context after it.
-            latest = start + policy.longest - policy.overlap // 2
+            latest = start + policy.longest - policy.context
             earliest = latest - 2 * policy.max_shift
             cut = _find_cut(buffer.view(earliest, latest), policy)
             owned_end = earliest + cut.position
@@ -157,12 +162,11 @@ def _find_cut(samples: Pcm, policy: ChunkPolicy) -> _Cut:
     edges; where there is no silence, the middle of the quietest 50 ms.
     """
     middle = len(samples) // 2
-    context = policy.overlap // 2
     if len(samples) < _LEVEL_FRAME * _MOMENT_FRAMES:
-        return _Cut(middle, context)
+        return _Cut(middle, policy.context)
     power = _frame_power(samples)
     cut = _cut_in_silence(power, policy, middle)
-    return cut or _Cut(_quietest_moment(power, middle), context)
+    return cut or _Cut(_quietest_moment(power, middle), policy.context)
 
 
 def _frame_power(samples: Pcm) -> NDArray[np.float32]:
@@ -184,9 +188,8 @@ def _cut_in_silence(power: NDArray[np.float32], policy: ChunkPolicy, middle: int
     margin = policy.min_silence // 2
     points = np.clip(middle, starts + margin, ends - margin)
     nearest = np.argmin(np.abs(points - middle))
-    context = policy.overlap // 2
-    if ends[nearest] - starts[nearest] >= _LONG_SILENCE:
-        context = min(context, _QUIET_CONTEXT)
+    is_long = ends[nearest] - starts[nearest] >= _LONG_SILENCE
+    context = min(policy.context, _QUIET_CONTEXT) if is_long else policy.context
     return _Cut(int(points[nearest]), context)
 
 

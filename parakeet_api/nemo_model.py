@@ -218,7 +218,7 @@ def _restore(path: Path) -> Any:
             )
     # A damaged archive can fail anywhere in tar, yaml, pickle or NeMo.
     except Exception as error:
-        if _is_shortage(error):
+        if _is_machine_shortage(error):
             raise
         raise CheckpointError(
             f"{path} cannot be loaded as a NeMo checkpoint"
@@ -259,7 +259,7 @@ def _locked(folder: Path, lock: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_shortage(error: Exception) -> bool:
+def _is_machine_shortage(error: Exception) -> bool:
     """Tell whether it is the machine that has too little of something, and not a damaged file."""
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in DISK_FULL | {errno.ENOMEM}

@@ -171,7 +171,6 @@ def received_file(field_name: str = "file") -> Path:
             if field_name in request.form
             else "the form has no such field",
         )
-    received.stream.flush()
     path = Path(received.stream.name)
     if path.stat().st_size == 0:
         raise InvalidRequestError("The file is empty.", param=field_name)

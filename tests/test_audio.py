@@ -13,7 +13,7 @@ from conftest import Clip, decode, encode
 from test_pipeline import ffmpegs
 
 from parakeet_api import audio
-from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
+from parakeet_api.audio import AudioStream, FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
@@ -59,6 +59,8 @@ def test_the_header_tells_how_long_the_recording_will_be(
     file = encode(clips[3].path, tmp_path / name)
     stream = decoder.stream(file)
 
+    # Of what ffmpeg decodes, it is known once it has looked.
+    assert (stream.expected_s is None) == (name not in ("a.flac", "a.wav"))
     blocks = list(stream)
 
     assert stream.expected_s == pytest.approx(clips[3].duration_s, abs=0.15)
@@ -148,15 +150,29 @@ def test_ffmpeg_is_bounded(decoder: FfmpegDecoder, tone: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def signalled(decoder: FfmpegDecoder, file: Path, number: signal.Signals) -> AudioStream:
+    """Begin to decode a file, and send its ffmpeg a signal."""
+    stream = decoder.stream(file)
+    next(stream)
+    (ffmpeg,) = ffmpegs()
+    ffmpeg.send_signal(number)
+    return stream
+
+
+HANG_UP = pytest.param(
+    signal.SIGHUP,
+    marks=pytest.mark.skipif(
+        signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="ignored, as under nohup"
+    ),
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, HANG_UP])
 def test_a_decoder_that_is_ended_does_not_end_a_recording(
     decoder: FfmpegDecoder, tone: Path, number: signal.Signals
 ) -> None:
     """Not the file is to blame, so it may be sent again."""
-    stream = decoder.stream(tone)
-    next(stream)
-    (ffmpeg,) = ffmpegs()
-    ffmpeg.send_signal(number)
+    stream = signalled(decoder, tone, number)
 
     with pytest.raises(ServiceUnavailableError, match="ended before its time"):
         list(stream)
@@ -166,10 +182,7 @@ def test_a_decoder_that_is_ended_does_not_end_a_recording(
 def test_a_file_that_crashes_the_decoder_is_refused(
     decoder: FfmpegDecoder, tone: Path, number: signal.Signals
 ) -> None:
-    stream = decoder.stream(tone)
-    next(stream)
-    (ffmpeg,) = ffmpegs()
-    ffmpeg.send_signal(number)
+    stream = signalled(decoder, tone, number)
 
     with pytest.raises(AudioDecodeError, match="not be decoded to its end"):
         list(stream)
