@@ -290,6 +290,8 @@ class JsonErrorTask(ErrorTask):
         self.content_length = len(body)
         self.set_close_on_finish()
         self.channel.refused = True
+        # What came of an upload is gone before its client can look.
+        self.request.close()
         self.write(body)
 
     def _failure(self) -> ApiError:

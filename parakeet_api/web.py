@@ -105,10 +105,8 @@ class UploadRequest(Request):
 
         Raises `ValueError` for a malformed body.
         """
-        arrived = self.environ["wsgi.input"]
-        if isinstance(arrived, UploadForm):
-            self._received = arrived
-        else:
+        self._received = self._arrived()
+        if self._received is None:
             self._received = UploadForm.for_body(
                 services().settings.temp_uploads_dir, self.headers.get("Content-Type", "")
             )
@@ -124,10 +122,19 @@ class UploadRequest(Request):
         return self._received.take_over(path)
 
     def close(self) -> None:
-        """Delete the uploads that nobody took over."""
-        if self._received is not None:
-            self._received.close()
+        """Delete the uploads that nobody took over, before the answer is sent.
+
+        Also those that nobody asked for: the server's own clean-up comes after the answer.
+        """
+        form = self._arrived() if self._received is None else self._received
+        if form is not None:
+            form.close()
         super().close()
+
+    def _arrived(self) -> UploadForm | None:
+        """Give the form that the server parsed while it came in, if it did."""
+        body = self.environ["wsgi.input"]
+        return body if isinstance(body, UploadForm) else None
 
 
 class _UploadFormParser(FormDataParser):

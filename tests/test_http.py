@@ -363,15 +363,24 @@ class TestErrors:
         assert "bytes sent" in error["message"]
 
     def test_a_chunked_upload_above_the_limit_is_413(self, guarded: Server) -> None:
+        body = multipart(bytes(40 * MB))
         answer = request(
             guarded,
             "POST",
             ENDPOINT,
-            content=(bytes(MB) for _ in range(40)),
-            headers={"Content-Type": "multipart/form-data; boundary=x"},
+            content=(body[start : start + MB] for start in range(0, len(body), MB)),
+            headers={"Content-Type": "multipart/form-data; boundary=sep"},
         )
 
         assert error_of(answer, 413)["param"] == "file"
+        # Gone before the answer, and so at once.
+        assert uploads(guarded) == []
+
+    def test_an_upload_without_a_key_is_gone_before_its_answer(self, guarded: Server) -> None:
+        answer = request(guarded, "POST", ENDPOINT, files={"file": ("long.wav", bytes(MB // 2))})
+
+        error_of(answer, 401)
+        assert uploads(guarded) == []
 
     def test_a_client_that_asks_first_is_refused_without_sending(self, guarded: Server) -> None:
         head = post_head(guarded, f"Content-Length: {64 * MB}", "Expect: 100-continue")
