@@ -31,7 +31,14 @@ from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
-from parakeet_api.devices import Gpu, InferencePlan, available_cores, find_gpu, plan_inference
+from parakeet_api.devices import (
+    Gpu,
+    InferencePlan,
+    available_cores,
+    find_gpu,
+    main_permits,
+    plan_inference,
+)
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
@@ -232,7 +239,9 @@ def _load(
             longest_s=plan.longest_chunk_s,
             largest_batch=plan.batch_size,
             cuda_graphs=settings.enable_cuda_graphs,
-            cpu_threads=max(1, available_cores() // settings.max_concurrent_inferences),
+            cpu_threads=max(
+                1, available_cores() // main_permits(settings.max_concurrent_inferences)
+            ),
             keep_cached_mb=(
                 settings.max_chunk_memory_mb if settings.aggressive_memory_cleanup else None
             ),

@@ -7,15 +7,32 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 
 from benchmarks.fidelity import ROOT
+
+_SAMPLE_S = 0.1
+
+
+@dataclass
+class Peak:
+    """The most memory that was taken, megabytes."""
+
+    server_mb: float = 0.0
+    decoders_mb: float = 0.0
+
+    @property
+    def total_mb(self) -> float:
+        """Add both, as if they had been at their peaks together."""
+        return self.server_mb + self.decoders_mb
 
 
 class Service:
@@ -36,17 +53,40 @@ class Service:
             )
         return answer.raise_for_status().text
 
-    def resident_mb(self) -> float:
-        """Give the memory of the server and its decoders, each with its share of what is shared."""
-        processes = [self._process, *self._process.children(recursive=True)]
+    @contextmanager
+    def peak(self) -> Iterator[Peak]:
+        """Watch the most memory that the server and its decoders take in a block."""
+        # The kernel's own mark of the server's peak, begun anew: samples would miss short passes.
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5", encoding="ascii")
+        peak = Peak()
+        done = threading.Event()
+        watcher = threading.Thread(target=self._watch_decoders, args=(peak, done))
+        watcher.start()
+        try:
+            yield peak
+        finally:
+            done.set()
+            watcher.join()
+            peak.server_mb = self._high_water_mb()
+
+    def _watch_decoders(self, peak: Peak, done: threading.Event) -> None:
+        while not done.wait(_SAMPLE_S):
+            peak.decoders_mb = max(peak.decoders_mb, self._decoders_mb())
+
+    def _decoders_mb(self) -> float:
+        """Give the memory of all decoders, each with its share of what is shared."""
         total = 0
-        for process in processes:
-            try:
+        for process in self._process.children(recursive=True):
+            # One may have just ended.
+            with suppress(psutil.NoSuchProcess):
                 total += process.memory_full_info().pss
-            except psutil.NoSuchProcess:
-                # A decoder that has just ended.
-                continue
         return total / 1e6
+
+    def _high_water_mb(self) -> float:
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+        kilobytes = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        assert kilobytes is not None
+        return int(kilobytes[1]) * 1024 / 1e6
 
 
 @contextmanager

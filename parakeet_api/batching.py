@@ -3,6 +3,9 @@
 Each permit of the semaphore is one worker thread: the model is entered by no other, so torch keeps
 one thread pool a permit however many requests there are. Requests take turns; a worker that is
 free takes what waits and does not wait for more.
+
+A forward pass cannot be interrupted, and one over long chunks takes ten times as long as a clip's.
+So of three permits or more one is kept for clips that come while all others are at long chunks.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
-from parakeet_api.devices import InferencePlan
+from parakeet_api.devices import InferencePlan, main_permits
 from parakeet_api.errors import DeviceLostError, ServiceUnavailableError, StoppingError
 from parakeet_api.metrics import Metrics
 from parakeet_api.recognizer import OutOfDeviceMemoryError, Recognizer
@@ -35,6 +38,9 @@ _SHORTEST = 5 * SAMPLE_RATE
 """Samples. So little is always tried; if it does not fit, the card is full."""
 _CONTEXT = 2 * SAMPLE_RATE
 """Samples of the other half that each half of a chunk hears."""
+_CLIP = 10 * SAMPLE_RATE
+"""Samples. Chunks up to here are clips, which need not wait for longer ones. Most things that are
+said to a machine are shorter, and what is left of a long recording at its end may be too."""
 _POLL_S = 0.5
 """How often a waiting request looks whether its client is still there."""
 
@@ -73,8 +79,11 @@ class Batcher:
         self._refusal: ServiceUnavailableError | None = None
         """Why nothing is taken any more."""
         self._memory = _MemoryLimit()
+        self._main_permits = main_permits(permits)
+        self._passes = self._long_passes = 0
+        """How many workers are at a batch, and how many of these at long chunks."""
         # What is in the model, and as much again, so that the next batch is full too.
-        self._look_ahead = 2 * plan.batch_size * permits
+        self._passes_ahead = 2 * self._main_permits
         self._workers = [
             threading.Thread(target=self._work, name=f"inference-{n}", daemon=True)
             for n in range(permits)
@@ -101,7 +110,7 @@ class Batcher:
                 if cancelled():
                     raise RequestCancelled
                 waiting.append(self._submit(request, chunk))
-                if len(waiting) >= self._look_ahead or waiting[0].outcome.done():
+                if self._is_far_ahead(waiting) or waiting[0].outcome.done():
                     yield _first(waiting, cancelled)
             while waiting:
                 yield _first(waiting, cancelled)
@@ -123,6 +132,14 @@ class Batcher:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for worker in self._workers:
             worker.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _is_far_ahead(self, waiting: deque[_Job]) -> bool:
+        """Tell whether one request's chunks fill the passes that it may be ahead."""
+        samples = sum(len(job.chunk.samples) for job in waiting)
+        return (
+            len(waiting) >= self._passes_ahead * self._plan.batch_size
+            or samples >= self._passes_ahead * self._plan.batch_s * SAMPLE_RATE
+        )
 
     def _submit(self, request: int, chunk: Chunk) -> _Job:
         job = _Job(chunk)
@@ -158,6 +175,7 @@ class Batcher:
                 if isinstance(error, DeviceLostError) and self._refuse(error):
                     logger.critical("the card refuses all further work", exc_info=error)
                     self._on_device_lost()
+            self._passed(batch)
             # Else the last batch, samples and all, would live until the next one comes.
             del batch
 
@@ -216,25 +234,45 @@ class Batcher:
     def _next_batch(self) -> list[_Job] | None:
         """Wait for jobs; take a fair batch of them. `None` once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._refusal)
-            if self._refusal is not None:
-                return None
-            most_s = min(self._plan.batch_s, self._memory.most_s())
-            return take_batch(self._queue, replace(self._plan, batch_s=most_s))
+            while self._refusal is None:
+                if batch := self._take():
+                    self._passes += 1
+                    self._long_passes += _is_long(batch)
+                    return batch
+                self._changed.wait()
+        return None
+
+    def _take(self) -> list[_Job]:
+        """Take what may go into the model now, with the lock held."""
+        plan = replace(self._plan, batch_s=min(self._plan.batch_s, self._memory.most_s()))
+        if self._passes < self._main_permits:
+            return take_batch(self._queue, plan)
+        if self._passes == self._long_passes:
+            return take_batch(self._queue, plan, longest=_CLIP)
+        return []
+
+    def _passed(self, batch: list[_Job]) -> None:
+        with self._changed:
+            self._passes -= 1
+            self._long_passes -= _is_long(batch)
 
 
-def take_batch(queue: OrderedDict[int, deque[_Job]], plan: InferencePlan) -> list[_Job]:
+def take_batch(
+    queue: OrderedDict[int, deque[_Job]], plan: InferencePlan, *, longest: float = math.inf
+) -> list[_Job]:
     """Take the next batch out of a queue of requests, one job a request and round.
 
     The first job is the front request's; others join while they are of similar length and the
-    padded batch stays within the plan. Requests that gave a job move to the back.
+    padded batch stays within the plan. Requests that gave a job move to the back; those whose next
+    chunk has more than `longest` samples are passed over.
     """
     batch: list[_Job] = []
     taking = True
     while taking and queue:
         taking = False
         for request in list(queue):
-            if not _fits(batch, queue[request][0], plan):
+            job = queue[request][0]
+            if len(job.chunk.samples) > longest or not _fits(batch, job, plan):
                 continue
             batch.append(queue[request].popleft())
             taking = True
@@ -243,6 +281,10 @@ def take_batch(queue: OrderedDict[int, deque[_Job]], plan: InferencePlan) -> lis
             else:
                 del queue[request]
     return batch
+
+
+def _is_long(batch: list[_Job]) -> bool:
+    return max(len(job.chunk.samples) for job in batch) > _CLIP
 
 
 def _fits(batch: list[_Job], job: _Job, plan: InferencePlan) -> bool:

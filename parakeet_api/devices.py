@@ -235,6 +235,11 @@ def available_cores() -> int:
     return max(1, min(cores or 1, share))
 
 
+def main_permits(permits: int) -> int:
+    """Tell how many of the permits are for everything: of three or more, one is kept for clips."""
+    return permits if permits < 3 else permits - 1  # noqa: PLR2004
+
+
 def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
     """Choose chunk and batch sizes that are fast on the device and fit its memory."""
     longest_s = settings.chunk_minutes * 60

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import logging
 import threading
@@ -14,6 +12,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from parakeet_api.errors import ApiError, ModelLoadError, StoppingError
+from parakeet_api.heap import trim_heap
 from parakeet_api.metrics import Metrics
 from parakeet_api.nemo_model import ModelInfo
 from parakeet_api.recognizer import Recognizer
@@ -188,7 +187,7 @@ class ModelManager:
         del recognizer
         # What still refers to itself in cycles goes now, not at some later allocation.
         gc.collect()
-        _trim_heap()
+        trim_heap()
         logger.info("model unloaded")
 
     def _enter(self, state: LoadState) -> None:
@@ -203,12 +202,6 @@ class ModelManager:
             # A thread's border: a card that fails once must not keep the model in it for ever.
             except Exception:
                 logger.exception("the idle model could not be unloaded cleanly")
-
-
-def _trim_heap() -> None:
-    """Give freed memory back to the system, where the C library can: 80 MB of the demo model's."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load_error(error: Exception) -> ModelLoadError:

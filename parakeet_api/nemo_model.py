@@ -513,9 +513,21 @@ def frame_samples(model: Any) -> int:
     return round(stride) * int(model.cfg.encoder.subsampling_factor)
 
 
+def padded_width(model: Any, samples: int) -> int:
+    """Give the samples that a batch is padded to whose longest waveform has so many.
+
+    A multiple of four encoder frames, 0.32 s, so that few shapes come again and again. oneDNN
+    keeps a plan for each of up to 1,024, in the heap among a pass' tensors: with a shape of its own
+    for nearly every pass the heap grew by 750 MB in ten hours of audio, so by 100 MB. cuDNN times
+    its algorithms anew for each. The padding is 0.6 % of a chunk of 30 s and changes nothing.
+    """
+    step = 4 * frame_samples(model)
+    return -(-samples // step) * step
+
+
 def frames_of(model: Any, seconds: float) -> int:
     """Give the most encoder frames that so much audio can have."""
-    return round(seconds * SAMPLE_RATE) // frame_samples(model) + 2
+    return padded_width(model, round(seconds * SAMPLE_RATE)) // frame_samples(model) + 2
 
 
 def blank_id(model: Any) -> int:

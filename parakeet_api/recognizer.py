@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from parakeet_api.errors import DeviceLostError, ModelLoadError
+from parakeet_api.heap import HeapTrimmer
 from parakeet_api.nemo_model import (
     LoadedModel,
     ModelInfo,
@@ -29,6 +30,7 @@ from parakeet_api.nemo_model import (
     frame_samples,
     is_memory_shortage,
     load_model,
+    padded_width,
 )
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 
@@ -70,6 +72,7 @@ class NemoRecognizer:
         self._options = options
         self._model = loaded.network
         self._decoder = loaded.decoder
+        self._heap = HeapTrimmer()
         self._lost = False
         """Whether the card refuses further work."""
         pieces = self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
@@ -161,11 +164,18 @@ class NemoRecognizer:
                 torch.cuda.empty_cache()
 
     def _give_back(self) -> None:
-        """After a batch: give memory back that torch keeps but does not use, beyond a limit."""
+        """After a batch: give memory back that is kept but not used, beyond a limit.
+
+        On a card torch keeps it, on a CPU the C library.
+        """
         import torch
 
         device, limit_mb = self.info.device, self._options.keep_cached_mb
-        if device != "cpu" and limit_mb is not None:
+        if limit_mb is None:
+            return
+        if device == "cpu":
+            self._heap.trim_if_grown()
+        else:
             unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             if unused > limit_mb * 1e6:
                 torch.cuda.empty_cache()
@@ -175,12 +185,13 @@ class NemoRecognizer:
         import torch
 
         lengths = [len(chunk.samples) for chunk in chunks]
+        width = padded_width(self._model, max(lengths))
         waveforms = torch.zeros(
-            (len(chunks), max(lengths)), pin_memory=self.info.device != "cpu", dtype=torch.float32
+            (len(chunks), width), pin_memory=self.info.device != "cpu", dtype=torch.float32
         )
         for row, chunk in zip(waveforms.numpy(), chunks, strict=True):
             np.divide(chunk.samples, 32768.0, out=row[: len(chunk.samples)], dtype=np.float32)
-        self._size_positions(max(lengths))
+        self._size_positions(width)
         return encode(self._model, waveforms, lengths)
 
     def _emissions(self, encoded: Tensor, hypotheses: Sequence[Any]) -> list[list[_Emission]]:

@@ -573,9 +573,10 @@ _MEDIUM_CARD_GB = 8.0
 """One that is sold as 8 GB reports 8.2 to 8.59."""
 
 
-_CPU_PERMITS = 2
-"""Without a card. While one works on the encoder another emits tokens, which is Python's work: 12
-minutes took 2.1 s with two permits and 3.2 s with one."""
+_CPU_PERMITS = 3
+"""Without a card. Two for everything: while one works on the encoder another emits tokens, which is
+Python's work (12 minutes took 2.1 s with two and 3.2 s with one). The third is for clips that come
+while both are at long chunks: `devices.main_permits`."""
 
 
 def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ ORDER = (
     "chunking",
     "token_decoder",
     "nemo_model",
+    "heap",
     "recognizer",
     "memory",
     "speech_gate",

@@ -630,7 +630,7 @@ def test_presets_derive_from_the_card(
         settings.decoding_strategy,
         settings.beam_size,
     )
-    assert settings.max_concurrent_inferences == (2 if vram_gb is None else 1)
+    assert settings.max_concurrent_inferences == (3 if vram_gb is None else 1)
 
 
 def test_the_given_memory_beats_the_detected_one() -> None:
