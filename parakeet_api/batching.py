@@ -238,6 +238,10 @@ class Batcher:
                 if batch := self._take():
                     self._passes += 1
                     self._long_passes += _is_long(batch)
+                    if self._queue:
+                        # What is left may be for another worker now, which could not take it
+                        # when it came.
+                        self._changed.notify()
                     return batch
                 self._changed.wait()
         return None

@@ -329,7 +329,7 @@ class Settings:
     max_concurrent_inferences: int = _setting(
         "MAX_CONCURRENT_INFERENCES", 1, _integer(low=1, high=16)
     )
-    """Permits of the semaphore around the model."""
+    """Permits of the semaphore around the model; of three or more, one is kept for clips."""
     transcribe_batch_size: int = _setting("TRANSCRIBE_BATCH_SIZE", 8, _integer(low=1, high=256))
     """Most chunks in one forward pass, of one request or of several."""
     transcribe_num_workers: int = _setting("TRANSCRIBE_NUM_WORKERS", 0, _integer(low=0, high=64))
@@ -339,7 +339,7 @@ class Settings:
     )
     """Activation memory that a forward pass on a card may need; chunks and batches obey it."""
     aggressive_memory_cleanup: bool = _setting("AGGRESSIVE_MEMORY_CLEANUP", True, parse_boolean)
-    """Give cached card memory back once a batch leaves more than MAX_CHUNK_MEMORY_MB unused."""
+    """Give memory back that is kept but not used: a card's, or the heap's."""
     force_cleanup_threshold: float = _setting(
         "FORCE_CLEANUP_THRESHOLD", 0.8, _number("", low=0.1, high=1.0)
     )

@@ -259,6 +259,101 @@ def test_nobody_waits_for_more_batches_than_there_are_others(
     assert served == set(lengths)
 
 
+@contextmanager
+def busy(
+    batcher: Batcher, requests: ThreadPoolExecutor, model: Model, *seconds: float
+) -> Iterator[None]:
+    """Keep the model at one chunk of each length until the block ends; others pass through it."""
+    let = threading.Event()
+
+    def hold(pieces: Sequence[Chunk]) -> None:
+        if pieces[0].owned_start >= PLUG:
+            assert let.wait(20)
+
+    model.during = hold
+    plugs = []
+    try:
+        for number, length in enumerate(seconds):
+            begun = len(model.batches)
+            plugs.append(requests.submit(heard, batcher, chunks_of(PLUG + number, 1, length)))
+            wait_for(lambda begun=begun: len(model.batches) == begun + 1)  # type: ignore[misc]
+        yield
+    finally:
+        let.set()
+    for plug in plugs:
+        plug.result(10)
+
+
+def test_a_clip_does_not_wait_for_long_chunks_that_hold_all_other_permits() -> None:
+    model = Model()
+
+    with running(model, permits=3) as (batcher, requests), busy(batcher, requests, model, 30, 11):
+        assert requests.submit(heard, batcher, chunks_of(CLIP, 1, 10)).result(10) == ["2.0"]
+        assert requests.submit(heard, batcher, chunks_of(OTHER, 2)).result(10) == ["3.0", "3.1"]
+
+
+def test_the_permit_for_clips_is_not_for_long_chunks() -> None:
+    model = Model()
+
+    with running(model, permits=3) as (batcher, requests):
+        with busy(batcher, requests, model, 30, 30):
+            long = requests.submit(heard, batcher, chunks_of(LONG, 1, 10.1))
+            wait_for(lambda: batcher.waiting() == 1)
+            # Nor does it keep a clip behind it in the queue waiting.
+            assert requests.submit(heard, batcher, chunks_of(CLIP, 1)).result(10) == ["2.0"]
+            assert batcher.waiting() == 1
+        assert long.result(10) == ["1.0"]
+
+
+def test_the_permit_for_clips_is_not_used_while_others_are_at_clips() -> None:
+    # They will soon be done, and what waits for them makes a fuller batch.
+    model = Model()
+
+    with running(model, permits=3) as (batcher, requests):
+        with busy(batcher, requests, model, 30, 3):
+            clip = requests.submit(heard, batcher, chunks_of(CLIP, 1))
+            wait_for(lambda: batcher.waiting() == 1)
+            assert not clip.done()
+        assert clip.result(10) == ["2.0"]
+
+
+def test_of_two_permits_both_are_for_everything() -> None:
+    model = Model()
+
+    with running(model, permits=2) as (batcher, requests), busy(batcher, requests, model, 30):
+        assert requests.submit(heard, batcher, chunks_of(LONG, 1, 30)).result(10) == ["1.0"]
+
+
+def test_a_clip_that_came_while_no_permit_was_free_is_taken_as_soon_as_one_is() -> None:
+    model = Model()
+    lets = {request: threading.Event() for request in (1, 2, 3, 4)}
+
+    def hold(pieces: Sequence[Chunk]) -> None:
+        assert lets[pieces[0].owned_start].wait(20)
+
+    model.during = hold
+
+    with running(model, permits=3) as (batcher, requests):
+        first = requests.submit(heard, batcher, chunks_of(1, 1, 30))
+        wait_for(lambda: len(model.batches) == 1)
+        clip = requests.submit(heard, batcher, chunks_of(2, 1))
+        wait_for(lambda: len(model.batches) == 2)
+        long = requests.submit(heard, batcher, chunks_of(3, 1, 30))
+        wait_for(lambda: batcher.waiting() == 1)
+        late = requests.submit(heard, batcher, chunks_of(4, 1))
+        wait_for(lambda: batcher.waiting() == 2)
+        lets[4].set()
+        # The worker that is done with the clip takes the long chunk; another must take the clip.
+        lets[2].set()
+        assert clip.result(10) == ["2.0"]
+        assert late.result(10) == ["4.0"]
+        assert not first.done()
+        assert not long.done()
+        for let in lets.values():
+            let.set()
+        assert (first.result(10), long.result(10)) == (["1.0"], ["3.0"])
+
+
 # Failures
 
 
@@ -608,6 +703,27 @@ def test_chunks_are_taken_only_as_far_ahead_as_the_workers_can_use(permits: int)
             assert pulled - done < look_ahead
 
     assert pulled == 200
+
+
+def test_long_chunks_are_taken_ahead_by_their_seconds() -> None:
+    model = Model()
+    pulled = 0
+
+    def lazy() -> Iterator[Chunk]:
+        nonlocal pulled
+        for piece in chunks_of(LONG, 50, seconds=25):
+            pulled += 1
+            yield piece
+
+    with running(model) as (batcher, requests):
+        generator = batcher.recognize(lazy())
+        with held(model, batcher, requests):
+            first: Future[object] = requests.submit(next, generator)
+            # Two passes hold 120 s, which the fifth chunk goes beyond.
+            wait_for(lambda: pulled == 5)
+        first.result(10)
+        assert pulled == 5
+        assert len(list(generator)) == 49
 
 
 def test_what_was_recognised_is_not_kept() -> None:

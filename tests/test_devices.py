@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 import app
 from parakeet_api import card_check, devices
 from parakeet_api.card_check import CardReport, check_card
-from parakeet_api.devices import Gpu, InferencePlan, available_cores, find_gpu, plan_inference
+from parakeet_api.devices import (
+    Gpu,
+    InferencePlan,
+    available_cores,
+    find_gpu,
+    main_permits,
+    plan_inference,
+)
 from parakeet_api.errors import SettingsError
 from parakeet_api.nemo_model import ModelOptions
 from parakeet_api.recognizer import NemoRecognizer
@@ -471,6 +478,29 @@ def test_cores_are_those_that_this_process_may_use(
 
 
 # The model
+
+
+@pytest.mark.parametrize(("permits", "for_everything"), [(1, 1), (2, 2), (3, 2), (16, 15)])
+def test_of_three_permits_or_more_one_is_kept_for_clips(permits: int, for_everything: int) -> None:
+    assert main_permits(permits) == for_everything
+
+
+@pytest.mark.parametrize(
+    ("permits", "cores", "threads"), [("3", 8, 4), ("2", 8, 4), ("1", 8, 8), ("3", 1, 1)]
+)
+def test_passes_over_long_chunks_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, permits: str, cores: int, threads: int
+) -> None:
+    loaded: list[ModelOptions] = []
+    monkeypatch.setattr(app, "import_libraries", lambda: None)
+    monkeypatch.setattr(app, "available_cores", lambda: cores)
+    monkeypatch.setattr(NemoRecognizer, "load", lambda _, options: loaded.append(options))
+    settings = Settings.from_env({"MAX_CONCURRENT_INFERENCES": permits})
+    store: Any = SimpleNamespace(checkpoint=lambda: SimpleNamespace(path=Path("a.nemo")))
+
+    app._load(store, settings, None, plan_inference(settings, None))
+
+    assert [options.cpu_threads for options in loaded] == [threads]
 
 
 def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from conftest import DEMO_MODEL, Clip, decode, demo_options, whole
 
 from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
-from parakeet_api.nemo_model import _UNPACKED, LoadedModel, _locked
+from parakeet_api.heap import HeapTrimmer
+from parakeet_api.nemo_model import _UNPACKED, LoadedModel, _locked, encode
 from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
 
@@ -69,6 +70,23 @@ def test_a_batch_gives_the_same_words_and_times_as_one_by_one(
     for one, other in zip(together, alone, strict=True):
         assert without_logprobs(one) == without_logprobs(other)
         assert [w.logprob for w in one] == pytest.approx([w.logprob for w in other], abs=1e-4)
+
+
+def test_a_waveform_padded_to_the_grid_is_encoded_alike(
+    recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    widths = set()
+    for samples in waveforms:
+        waveform = torch.from_numpy(samples.astype(np.float32) / 32768)[None]
+        with torch.inference_mode():
+            exact, frames = encode(recognizer._model, waveform, [len(samples)])
+            padded, padded_frames = recognizer._encode([whole(samples)])
+        assert torch.equal(frames, padded_frames)
+        count = int(frames)
+        assert torch.allclose(padded[:, :, :count], exact[:, :, :count], atol=1e-4)
+        widths.add(padded.shape[2])
+
+    assert len(widths) < len({len(samples) // FRAME for samples in waveforms})
 
 
 def test_words_and_their_tokens_say_the_same(
@@ -373,6 +391,22 @@ def test_a_cards_memory_is_given_back(  # noqa: PLR0917 - a row of the table eac
     on_card._give_back()
 
     assert len(emptyings) == emptied
+
+
+@pytest.mark.parametrize(("keep_mb", "trims"), [(1500, 1), (None, 0)])
+def test_on_a_cpu_the_heap_is_given_back_after_a_batch(
+    recognizer: NemoRecognizer, keep_mb: float | None, trims: int
+) -> None:
+    on_cpu = NemoRecognizer(
+        LoadedModel(recognizer._model, recognizer._decoder, recognizer.info),
+        demo_options(keep_cached_mb=keep_mb),
+    )
+    trimmed: list[None] = []
+    on_cpu._heap = HeapTrimmer(trim=lambda: trimmed.append(None))
+
+    on_cpu.recognize([NOISE])
+
+    assert len(trimmed) == trims
 
 
 class Card:
