@@ -745,6 +745,8 @@ def test_close_refuses_what_waits_and_ends_the_workers(permits: int) -> None:
         with held(model, batcher, requests):
             told = [requests.submit(heard, batcher, chunks_of(r, 20)) for r in range(6)]
             wait_for(lambda: batcher.waiting() >= 4 * PLAN.batch_size * permits)
+            # All are at a batch: on a busy machine a worker may take its time to wake up.
+            wait_for(lambda: len(model.batches) == permits)
             closing = requests.submit(batcher.close)
             wait_for(lambda: batcher.waiting() == 0)
             assert not closing.done()
