@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parakeet_api.devices import Gpu, InferencePlan, available_cores
+from parakeet_api.devices import Gpu, InferencePlan, available_cores, main_permits
 from parakeet_api.memory import HostMemory, host_memory
 from parakeet_api.models import Model, Models
 from parakeet_api.settings import Settings
@@ -108,10 +108,12 @@ class StartReport:
             if plan.memory_mb is None
             else f"as a pass may take {plan.memory_mb:.0f} MB of the card: {plan.memory_limit}"
         )
+        permits = self.settings.max_concurrent_inferences
+        for_clips = ", one of them for clips" if main_permits(permits) < permits else ""
         return (
             f"chunks of at most {plan.longest_chunk_s:.0f} s, batches of at most"
             f" {plan.batch_size} chunks and {plan.batch_s:.0f} s, {reason};"
-            f" {self.settings.max_concurrent_inferences} at a time"
+            f" {permits} at a time{for_clips}"
         )
 
 

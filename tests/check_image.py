@@ -168,7 +168,7 @@ class Container:
         entries = [f"{name}={value}" for name, value in given.items()]
         mounts = [part for v in volumes for part in (v.target, str(v.source), v.mode)]
         command: list[str] = [
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _INSIDE, "sh"),
+            *("unshare", "--mount", "--pid", "--fork", "sh", "-c", _INSIDE, "sh"),
             *(str(image.root), _numeric(user), image.config["WorkingDir"], CAPABILITIES),
             *(*mounts, "--"),
             *(*entries, *image.config["Entrypoint"], *image.config["Cmd"]),
@@ -239,7 +239,9 @@ class Container:
         return answer.status, answer.read().decode()
 
     def kill(self) -> None:
-        self._unshare.kill()
+        """End it. Not by unshare's --kill-child: who changes user is no longer told of a death."""
+        if self._unshare.poll() is None:
+            os.kill(self.process(), signal.SIGKILL)
         self._unshare.wait()
 
 
