@@ -155,6 +155,11 @@ class _Cut:
     """Samples that each neighbour hears beyond it."""
 
 
+def quietest_moment(samples: Pcm) -> int:
+    """Find the middle of the quietest 50 ms of at least so much; of equals, the most central."""
+    return _quietest_moment(_frame_power(samples), len(samples) // 2)
+
+
 def _find_cut(samples: Pcm, policy: ChunkPolicy) -> _Cut:
     """Choose where to cut within `samples`, the stretch over which the cut may move.
 

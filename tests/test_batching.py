@@ -25,7 +25,7 @@ from parakeet_api.errors import (
 )
 from parakeet_api.nemo_model import ModelInfo
 from parakeet_api.recognizer import OutOfDeviceMemoryError
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
+from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 
 PLAN = InferencePlan(longest_chunk_s=30, batch_size=4, batch_s=60)
 LONG, CLIP, OTHER, PLUG = 1, 2, 3, 9
@@ -537,6 +537,19 @@ def test_the_halves_of_a_chunk_tile_it_and_share_some_audio(length: int, start: 
     assert (right.owned_end, right.end) == (start + length, start + length)
     assert left.end - left.owned_end == right.owned_start - right.start > 0
     assert max(len(left.samples), len(right.samples)) < length
+
+
+def test_halves_are_parted_where_it_is_quiet() -> None:
+    loud = np.random.default_rng(3).integers(-9000, 9000, 20 * SAMPLE_RATE).astype(np.int16)
+    pause = slice(round(10.6 * SAMPLE_RATE), round(10.7 * SAMPLE_RATE))
+    loud[pause] = 0
+
+    left, right = halve(Chunk(7, 1280, loud, 1280, 1280 + len(loud)))
+
+    seam = left.owned_end - 1280
+    assert pause.start < seam < pause.stop
+    # On the encoder's grid, where both halves divide what they share into the same frames.
+    assert right.start % FRAME == 0
 
 
 def test_an_error_of_the_decoder_reaches_its_request_and_leaves_the_queue_clean() -> None:
