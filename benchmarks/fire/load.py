@@ -26,8 +26,8 @@ from benchmarks.fuzz import HEAD_BYTES, damage, damage_request, make_requests, w
 PATIENCE_S = 300.0
 """An answer that takes longer is a finding. Beside the faults: a stop, a start, a load."""
 OTHER_SEAMS = 0.05
-"""Words of a long recording that may differ where memory was short: it was then cut into chunks of
-5 to 15 s with 2 s of context, where the demo model gets 1 to 2 % of the words wrong at seams."""
+"""Words of a long recording that may differ where memory was short: it was then cut into pieces of
+5 to 15 s with 2 s of context, where of dense speech 4 % differ."""
 MOST_JOBS = 30
 """Unfinished at a time."""
 MOST_KEPT = 200
