@@ -179,7 +179,7 @@ def memory(bench: Bench) -> None:
     short, long = bench.recording(10), bench.recording(600)
     bench.service.transcribe(short)
     runs = [_peak(bench.service, [short]) for _ in range(2 * ROUNDS)]
-    # As long as ten hours take, the chance peaks of a pass add up; so may those of the short one.
+    # The highest of several: ten hours give passes more chances to meet at their peaks.
     short_mb = max(peak_mb for peak_mb, _ in runs)
     short_s = statistics.median(elapsed_s for _, elapsed_s in runs)
     long_mb, elapsed_s = _peak(bench.service, [long])

@@ -8,7 +8,6 @@ for faults: the recognizer's one method and `time.time` are replaced from outsid
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import gc
 import json
@@ -99,8 +98,10 @@ def trim_when_told() -> None:
     """Give free memory back to the system on SIGUSR1; what is left is in use, or leaks."""
 
     def trim(*_: object) -> None:
+        from parakeet_api.heap import trim_heap
+
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        trim_heap()
 
     signal.signal(signal.SIGUSR1, trim)
 

@@ -42,8 +42,8 @@ _CONTEXT = 2 * SAMPLE_RATE
 _REACH = SAMPLE_RATE
 """Samples. How far from a chunk's middle its halves may be parted."""
 _CLIP = 10 * SAMPLE_RATE
-"""Samples. Chunks up to here are clips, which need not wait for longer ones. Most things that are
-said to a machine are shorter, and what is left of a long recording at its end may be too."""
+"""Samples. Chunks up to here are clips, which need not wait for longer ones: most of what is said
+to a machine is shorter."""
 _POLL_S = 0.5
 """How often a waiting request looks whether its client is still there."""
 
