@@ -32,9 +32,11 @@ logger = logging.getLogger(__name__)
 
 _SIMILAR = 2.0
 """Chunks in a batch differ in length by at most this factor: shorter ones are padded."""
-_REMEMBERED_S = 300.0
-"""How long a batch that did not fit makes the next ones smaller. What filled the memory is often
-another program, and it may have ended."""
+_DOUBLED_S = 30.0
+"""So long after a batch that did not fit, and so long again each time, twice as much is tried.
+What filled the memory is often another program, and it may have ended."""
+_ENOUGH = 20
+"""Doublings after which any length is tried."""
 _SHORTEST = 5 * SAMPLE_RATE
 """Samples. So little is always tried; if it does not fit, the card is full."""
 _CONTEXT = 2 * SAMPLE_RATE
@@ -336,16 +338,17 @@ class _MemoryLimit:
 
     def __init__(self) -> None:
         self._most_s = math.inf
-        self._until = 0.0
+        self._learnt = 0.0
 
     def failed(self, seconds: float) -> None:
-        """Remember for a while that so much did not fit: half of it is tried."""
+        """Learn that so much did not fit: half of it is tried next."""
         self._most_s = max(min(seconds / 2, self.most_s()), _SHORTEST / SAMPLE_RATE)
-        self._until = time.monotonic() + _REMEMBERED_S
+        self._learnt = time.monotonic()
 
     def most_s(self) -> float:
         """Give the most that is tried now, seconds; others may have freed memory since."""
-        return self._most_s if time.monotonic() < self._until else math.inf
+        doublings = int((time.monotonic() - self._learnt) / _DOUBLED_S)
+        return math.ldexp(self._most_s, min(doublings, _ENOUGH))
 
 
 def _first(waiting: deque[_Job], cancelled: Callable[[], bool]) -> tuple[Chunk, list[Word]]:

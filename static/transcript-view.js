@@ -77,7 +77,7 @@ export class TranscriptView {
     word?.classList.add("speaking");
     const item = this.#itemOf(index);
     const left = performance.now() - this.#scrolledAt > LEAVE_ALONE_MS;
-    if (item && left && !this.#list.contains(document.activeElement)) bringIntoView(item);
+    if (item && left && !this.#list.contains(document.activeElement)) reveal(item, "nearest");
   }
 
   /** Mark places, `{first, end}` each, and go to the one at `current`. */
@@ -86,7 +86,10 @@ export class TranscriptView {
     this.#found = places;
     this.#current = places[current] ?? null;
     for (const index of touched) this.#rewrite(index);
-    if (this.#current) bringIntoView(this.#itemOf(this.#current.first));
+    if (!this.#current) return;
+    const item = this.#itemOf(this.#current.first);
+    this.#expand(item);
+    reveal(item, "center");
   }
 
   /** Go to a word and put the keyboard there. */
@@ -94,7 +97,7 @@ export class TranscriptView {
     const item = this.#itemOf(index);
     this.#expand(item);
     this.#focus(this.#wordElement(index));
-    bringIntoView(item);
+    reveal(item, "center");
   }
 
   // ---- Sentences and their words ----
@@ -222,7 +225,7 @@ export class TranscriptView {
   #focus(target) {
     this.#stopAt(target);
     target.focus({ preventScroll: true });
-    bringIntoView(target.closest("li"));
+    reveal(target.closest("li"), "nearest");
   }
 
   /** Keep the transcript reachable by Tab after its stop was among the words written anew. */
@@ -286,6 +289,8 @@ function uncertainty({ probability }) {
   return text("transcript.uncertain", { percent: number(probability, { style: "percent" }) });
 }
 
-function bringIntoView(item) {
-  item.scrollIntoView({ block: "nearest", behavior: prefersStillness() ? "auto" : "smooth" });
+function reveal(item, block) {
+  // First end what scroll is under way: it would go on past an item that is in view as it passes.
+  window.scrollBy({ top: 0, behavior: "instant" });
+  item.scrollIntoView({ block, behavior: prefersStillness() ? "auto" : "smooth" });
 }

@@ -7,6 +7,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -509,22 +510,45 @@ def test_a_chunk_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(fits
     assert [word.start for word in words] == sorted(word.start for word in words)
 
 
-def test_what_did_not_fit_is_not_tried_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Narrow(40)
+def test_what_did_not_fit_is_tried_again_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: now_s))
+    model = Narrow(12)
+    with running(model) as (batcher, _):
+
+        def most_tried() -> float:
+            model.passes.clear()
+            list(batcher.recognize([minute(0), minute(60)]))
+            return max(model.passes)
+
+        assert most_tried() == 60
+        learnt = most_tried()
+        assert 5 <= learnt <= 12
+
+        # Another program has ended.
+        model.fits_s = 60
+        now_s += 29
+        assert most_tried() == learnt
+        now_s += 2
+        assert learnt < most_tried() < 30
+        now_s += 60
+        assert most_tried() == 60
+        now_s += 10**9
+        assert most_tried() == 60
+
+
+def test_a_card_that_stays_full_is_tried_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: now_s))
+    model = Narrow(20)
     with running(model) as (batcher, _):
         list(batcher.recognize([minute(0)]))
-        assert model.passes[0] == 60
-        model.passes.clear()
-
-        list(batcher.recognize([minute(0), minute(60)]))
-        assert max(model.passes) <= 40
-
-        monkeypatch.setattr(batching, "_REMEMBERED_S", 0.0)
-        batcher._memory.failed(60)
-        model.fits_s = 60
-        model.passes.clear()
-        list(batcher.recognize([minute(0)]))
-        assert model.passes == [60]
+        for _ in range(4):
+            now_s += 31
+            model.passes.clear()
+            for start_s in (0, 60, 120):
+                list(batcher.recognize([minute(start_s)]))
+            assert sum(seconds > 20 for seconds in model.passes) <= 1
 
 
 @given(st.integers(5 * SAMPLE_RATE + 1, 700 * SAMPLE_RATE), st.integers(0, 10**9))

@@ -32,6 +32,12 @@ WORDS: Fields = {
     "timestamp_granularities[]": ["word", "segment"],
     "include[]": ["logprobs"],
 }
+RESTING = """async () => {
+    for (let still = 0, at = scrollY; still < 30; still += 1) {
+        await new Promise(requestAnimationFrame);
+        if (scrollY !== at) [still, at] = [0, scrollY];
+    }
+}"""
 SECONDS = "document.querySelector('audio').currentTime"
 
 
@@ -143,6 +149,17 @@ class TestReading:
         talk.get_by_role("searchbox").fill("zebra")
         expect(talk.locator("#search-count")).to_have_text("Not found")
         talk.get_by_role("searchbox").fill("")
+
+    def test_a_search_ends_the_scroll_that_is_under_way(self, talk: Page) -> None:
+        search = talk.get_by_role("searchbox")
+        for _ in range(6):
+            talk.get_by_role("button", name="Next uncertain word").click()
+            search.fill("the chairs")
+            expect(talk.locator(".current").first).to_be_attached()
+            talk.evaluate(RESTING)
+            expect(talk.locator(".current").first).to_be_in_viewport()
+            search.fill("")
+            expect(talk.locator(".current")).to_have_count(0)
 
     def test_silence_says_that_nothing_was_said(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:

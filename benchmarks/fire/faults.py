@@ -32,7 +32,7 @@ class Faults:
             self._ask_a_decoder_to_end: 3,
             self._set_the_clock: 3,
             lambda: self._break("recognizer raises", "raises"): 3,
-            # Remembered for five minutes: oftener, long recordings would never go the usual way.
+            # Remembered for two minutes: oftener, long recordings would never go the usual way.
             lambda: self._break("little device memory", "has little memory"): 1,
             lambda: self._break("no device memory", "has no memory"): 1,
         }

@@ -42,8 +42,9 @@ EXCUSES: dict[FaultKind, frozenset[str]] = {
     "server stopped": _WHILE_STARTING | {CUT, "stopping"},
 }
 """The errors that a request may end with while a fault lasts; see also `Fault.excuses`."""
-SMALLER_CHUNKS_S = 300.0
-"""How long the batcher remembers that memory was short."""
+SMALLER_CHUNKS_S = 120.0
+"""How long after a lack of memory chunks may be smaller than usual: what is tried starts at 5 s and
+doubles every 30 s."""
 
 
 @dataclass(slots=True)
