@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -238,7 +239,8 @@ class TestStopping:
 
             assert stopping.process.wait(timeout=60) == 0
             busy.join()
-            assert "1 requests did not end within 0 s" in stopping.log.read_text()
+            # The look at its health may still have been one.
+            assert re.search("[12] requests did not end within 0 s", stopping.log.read_text())
             assert uploads(stopping) == []
 
     def test_a_second_signal_ends_the_process_at_once(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -79,7 +80,13 @@ class Counting:
 
 
 def ffmpegs() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "ffmpeg" in p.name()]
+    found = []
+    for process in psutil.Process().children():
+        # One may just have ended.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ffmpeg" in process.name():
+                found.append(process)
+    return found
 
 
 @pytest.fixture(scope="module")
