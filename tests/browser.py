@@ -7,7 +7,7 @@ import http.client
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -224,13 +224,18 @@ class Proxy:
         if not handler.path.startswith("/parakeet/"):
             handler.send_error(404)
             return
-        upstream = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         self.upload = body or self.upload
-        upstream.request(
-            handler.command, handler.path.removeprefix("/parakeet"), body, dict(handler.headers)
-        )
-        answer = upstream.getresponse()
+        upstream = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
+        with closing(upstream):
+            upstream.request(
+                handler.command, handler.path.removeprefix("/parakeet"), body, dict(handler.headers)
+            )
+            # The page may go at any moment.
+            with upstream.getresponse() as answer, suppress(ConnectionError):
+                self._pass_on(answer, handler)
+
+    def _pass_on(self, answer: http.client.HTTPResponse, handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(answer.status)
         for name in ("Content-Type", "Content-Security-Policy"):
             if answer.getheader(name):
@@ -241,4 +246,3 @@ class Proxy:
             if self.frozen.is_set():
                 self.released.wait()
                 break
-        upstream.close()
