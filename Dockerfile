@@ -1,5 +1,5 @@
-# docker build -t parakeet-api .                         with CUDA
-# docker build -t parakeet-api --build-arg TORCH=cpu .   2.4 GB on top of Python's image, for machines without a card
+# docker build -t parakeet-api .                         with CUDA, 6.4 GB on top of Python's image
+# docker build -t parakeet-api --build-arg TORCH=cpu .   2.4 GB, for machines without a card
 #
 # A package mirror: --secret id=pip,src=pip.conf hands pip its configuration, and leaves none of it in the image.
 # Another home of torch's CPU wheels: --build-arg TORCH_CPU_INDEX=https://...
