@@ -53,6 +53,11 @@ export class TranscriptView {
     return byId("edit").getAttribute("aria-pressed") === "true";
   }
 
+  /** Whether a person is at the words or at the search, and so would lose their place. */
+  get #isInUse() {
+    return [this.#list, byId("tools")].some((part) => part.contains(document.activeElement));
+  }
+
   show(transcript, languageCode) {
     this.#observer.disconnect();
     this.#near.clear();
@@ -77,7 +82,7 @@ export class TranscriptView {
     word?.classList.add("speaking");
     const item = this.#itemOf(index);
     const left = performance.now() - this.#scrolledAt > LEAVE_ALONE_MS;
-    if (item && left && !this.#list.contains(document.activeElement)) reveal(item, "nearest");
+    if (item && left && !this.#isInUse) bringIntoView(item, "nearest");
   }
 
   /** Mark places, `{first, end}` each, and go to the one at `current`. */
@@ -89,7 +94,7 @@ export class TranscriptView {
     if (!this.#current) return;
     const item = this.#itemOf(this.#current.first);
     this.#expand(item);
-    reveal(item, "center");
+    jumpTo(item, "center");
   }
 
   /** Go to a word and put the keyboard there. */
@@ -97,7 +102,7 @@ export class TranscriptView {
     const item = this.#itemOf(index);
     this.#expand(item);
     this.#focus(this.#wordElement(index));
-    reveal(item, "center");
+    jumpTo(item, "center");
   }
 
   // ---- Sentences and their words ----
@@ -225,7 +230,7 @@ export class TranscriptView {
   #focus(target) {
     this.#stopAt(target);
     target.focus({ preventScroll: true });
-    reveal(target.closest("li"), "nearest");
+    jumpTo(target.closest("li"), "nearest");
   }
 
   /** Keep the transcript reachable by Tab after its stop was among the words written anew. */
@@ -289,8 +294,13 @@ function uncertainty({ probability }) {
   return text("transcript.uncertain", { percent: number(probability, { style: "percent" }) });
 }
 
-function reveal(item, block) {
-  // First end what scroll is under way: it would go on past an item that is in view as it passes.
+/** Scroll as a person asks for it. */
+function jumpTo(item, block) {
+  // A scroll still under way would go on past an item that is in view at this moment.
   window.scrollBy({ top: 0, behavior: "instant" });
+  bringIntoView(item, block);
+}
+
+function bringIntoView(item, block) {
   item.scrollIntoView({ block, behavior: prefersStillness() ? "auto" : "smooth" });
 }

@@ -161,6 +161,22 @@ class TestReading:
             search.fill("")
             expect(talk.locator(".current")).to_have_count(0)
 
+    def test_the_words_that_are_spoken_do_not_take_the_page_from_what_was_found(
+        self, talk: Page
+    ) -> None:
+        search = talk.get_by_role("searchbox")
+        talk.locator('[data-word="0"]').click()
+        search.fill("bridge with Ben")
+        expect(talk.locator(".current").first).to_be_in_viewport()
+        spoken = talk.evaluate(SECONDS)
+        wait_until(
+            lambda: talk.evaluate(SECONDS) > spoken + 1.5, within_s=PATIENCE_S, what="words go by"
+        )
+        talk.evaluate(RESTING)
+        expect(talk.locator(".current").first).to_be_in_viewport()
+        talk.get_by_role("button", name="Pause", exact=True).click()
+        search.fill("")
+
     def test_silence_says_that_nothing_was_said(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             _play_answer(page, [])
