@@ -13,10 +13,10 @@ WORKDIR /build
 # Only what decides the packages: a change of the code leaves this layer as it is.
 COPY requirements.txt constraints.txt ./
 # PyPI's torch brings CUDA's libraries along. cuda-python is how the server finds the card.
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/pip \
     set -eu; \
     python3 -m venv --without-pip /opt/venv; \
-    install() { python3 -m pip --python /opt/venv/bin/python install --no-warn-script-location "$@"; }; \
+    install() { python3 -m pip --python /opt/venv/bin/python --cache-dir /var/cache/pip install --no-warn-script-location "$@"; }; \
     case "$TORCH" in \
         cuda) ;; \
         cpu) \
