@@ -156,7 +156,10 @@ class _Cut:
 
 
 def quietest_moment(samples: Pcm) -> int:
-    """Find the middle of the quietest 50 ms of at least so much; of equals, the most central."""
+    """Find the middle of the quietest 50 ms of `samples`; of equals, the most central.
+
+    Shape `(samples,)`, of 50 ms or more.
+    """
     return _quietest_moment(_frame_power(samples), len(samples) // 2)
 
 

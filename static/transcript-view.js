@@ -99,10 +99,8 @@ export class TranscriptView {
 
   /** Go to a word and put the keyboard there. */
   goTo(index) {
-    const item = this.#itemOf(index);
-    this.#expand(item);
-    this.#focus(this.#wordElement(index));
-    jumpTo(item, "center");
+    this.#expand(this.#itemOf(index));
+    this.#focus(this.#wordElement(index), "center");
   }
 
   // ---- Sentences and their words ----
@@ -227,10 +225,10 @@ export class TranscriptView {
     if (next) this.#focus(next);
   }
 
-  #focus(target) {
+  #focus(target, block = "nearest") {
     this.#stopAt(target);
     target.focus({ preventScroll: true });
-    jumpTo(target.closest("li"), "nearest");
+    jumpTo(target.closest("li"), block);
   }
 
   /** Keep the transcript reachable by Tab after its stop was among the words written anew. */

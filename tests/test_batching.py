@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import wait_for
+from conftest import Clock, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -510,9 +510,15 @@ def test_a_chunk_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(fits
     assert [word.start for word in words] == sorted(word.start for word in words)
 
 
-def test_what_did_not_fit_is_tried_again_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = 1000.0
-    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: now_s))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Give the batchers' clock."""
+    clock = Clock()
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def test_what_did_not_fit_is_tried_again_step_by_step(clock: Clock) -> None:
     model = Narrow(12)
     with running(model) as (batcher, _):
 
@@ -527,24 +533,22 @@ def test_what_did_not_fit_is_tried_again_step_by_step(monkeypatch: pytest.Monkey
 
         # Another program has ended.
         model.fits_s = 60
-        now_s += 29
+        clock.now += 29
         assert most_tried() == learnt
-        now_s += 2
+        clock.now += 2
         assert learnt < most_tried() < 30
-        now_s += 60
+        clock.now += 60
         assert most_tried() == 60
-        now_s += 10**9
+        clock.now += 10**9
         assert most_tried() == 60
 
 
-def test_a_card_that_stays_full_is_tried_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = 1000.0
-    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: now_s))
+def test_a_card_that_stays_full_is_tried_once_in_a_while(clock: Clock) -> None:
     model = Narrow(20)
     with running(model) as (batcher, _):
         list(batcher.recognize([minute(0)]))
         for _ in range(4):
-            now_s += 31
+            clock.now += 31
             model.passes.clear()
             for start_s in (0, 60, 120):
                 list(batcher.recognize([minute(start_s)]))

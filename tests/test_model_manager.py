@@ -11,7 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from conftest import wait_for
+from conftest import Clock, wait_for
 
 from parakeet_api import model_manager
 from parakeet_api.errors import (
@@ -29,16 +29,6 @@ INFO = ModelInfo(
     device="cpu", precision="fp32", precision_reason="a test", parameters=3, decoding="greedy"
 )
 IDLE_S = 100.0
-
-
-class Clock:
-    """Stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now = 5000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Models:

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from conftest import wait_for
-from test_model_manager import Clock, Models, assert_true, run_all
+from conftest import Clock, wait_for
+from test_model_manager import Models, assert_true, run_all
 
 from parakeet_api import model_manager
 from parakeet_api.errors import ModelLoadError, ServiceUnavailableError, StoppingError

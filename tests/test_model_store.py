@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import DEMO_MODEL, ROOT, wait_for
+from conftest import DEMO_MODEL, ROOT, Clock, wait_for
 from hub import FILE, MODEL_ID, CutError, Fault, Hub
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,16 +83,6 @@ def tar_with_odd_config(kind: bytes) -> bytes:
         member.linkname = "elsewhere.yaml"
         archive.addfile(member)
     return buffer.getvalue()
-
-
-class Clock:
-    """Stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
