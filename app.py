@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -31,6 +32,7 @@ from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
+from parakeet_api.cuda import DeviceMemory, GraphVerdict, device_memory, limit_device_memory
 from parakeet_api.devices import (
     Gpu,
     InferencePlan,
@@ -50,13 +52,7 @@ from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_pool import ModelPool, Resident
 from parakeet_api.model_store import ModelStore
 from parakeet_api.models import Model, Models
-from parakeet_api.nemo_model import (
-    DeviceMemory,
-    ModelOptions,
-    device_memory,
-    import_libraries,
-    limit_device_memory,
-)
+from parakeet_api.nemo_model import ModelOptions, import_libraries
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.request_params import ResponseFormat, TranscriptionParams
@@ -202,13 +198,17 @@ def _resident(
 
 
 def _watch_card(metrics: Metrics, models: Models) -> None:
-    """The same for the card's memory, which is known once a model was loaded."""
+    """The same for the GPU's memory, which is known once a model was loaded."""
 
     def look(kind: str) -> float:
         device = models.device()
         if device is None or device == "cpu":
             return math.nan
-        return float(getattr(device_memory(device), kind))
+        try:
+            return float(getattr(device_memory(device), kind))
+        except RuntimeError:
+            # One in trouble answers nothing; the other metrics are told all the same.
+            return math.nan
 
     for field in dataclasses.fields(DeviceMemory):
         metrics.device_memory_bytes.labels(field.name).set_function(partial(look, field.name))
@@ -239,6 +239,8 @@ def _load(
             longest_s=plan.longest_chunk_s,
             largest_batch=plan.batch_size,
             cuda_graphs=settings.enable_cuda_graphs,
+            graphed_s=plan.graphed_s,
+            graph_verdict=_graph_verdict(settings, gpu) if gpu else None,
             cpu_threads=max(
                 1, available_cores() // main_permits(settings.max_concurrent_inferences)
             ),
@@ -251,6 +253,13 @@ def _load(
             matmul_precision=settings.tensor_core_precision,
         ),
     )
+
+
+def _graph_verdict(settings: Settings, gpu: Gpu) -> GraphVerdict:
+    """Give what is remembered of CUDA graphs with this GPU, driver, torch and NeMo."""
+    packages = [f"{name} {version(name)}" for name in ("torch", "nemo_toolkit")]
+    setup = ", ".join([gpu.name, f"driver {gpu.driver}", *packages])
+    return GraphVerdict(settings.jobs_dir / "cuda-graphs.json", setup=setup)
 
 
 def serve(settings: Settings, gpu: Gpu | None) -> int:
