@@ -187,8 +187,12 @@ def _resident(
     metrics: Metrics,
 ) -> Resident:
     store = ModelStore(settings, demo_path=DEMO_MODEL, only=only)
+
+    def show(progress: float) -> None:
+        manager.progress = progress
+
     manager = ModelManager(
-        lambda: _load(store, settings, gpu, plan),
+        lambda: _load(store, settings, gpu, plan, on_warm_up=show),
         idle_timeout_s=settings.idle_timeout_minutes * 60,
         name=model_basename(only) if only else "",
         prepare=import_libraries,
@@ -224,7 +228,12 @@ def _watch(metrics: Metrics, admission: Admission, models: Models, jobs: Jobs) -
 
 
 def _load(
-    store: ModelStore, settings: Settings, gpu: Gpu | None, plan: InferencePlan
+    store: ModelStore,
+    settings: Settings,
+    gpu: Gpu | None,
+    plan: InferencePlan,
+    *,
+    on_warm_up: Callable[[float], None] = lambda _: None,
 ) -> Recognizer:
     import_libraries()
     if gpu is not None:
@@ -251,6 +260,7 @@ def _load(
             allow_tf32=settings.enable_tensor_core,
             cudnn_benchmark=settings.enable_cudnn_benchmark,
             matmul_precision=settings.tensor_core_precision,
+            on_warm_up=on_warm_up,
         ),
     )
 

@@ -121,7 +121,7 @@ def _model_status(model: Model) -> dict[str, Any]:
         "name": model.name,
         "demo": known.is_demo if known else False,
         "state": manager.state if known else store.state,
-        "progress": store.progress,
+        "progress": manager.progress if known else store.progress,
         "error": manager.error if known else store.error,
         "languages": sorted(model.languages),
     }
