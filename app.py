@@ -44,7 +44,7 @@ from parakeet_api.devices import (
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
-from parakeet_api.jobs import Jobs
+from parakeet_api.jobs import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.memory import has_room
 from parakeet_api.metrics import Metrics
@@ -110,6 +110,7 @@ def build_services(
     jobs = Jobs(
         settings=settings,
         transcribe=transcriber(settings=settings, pipeline_of=models.pipeline_of),
+        workers=workers_for(cores=available_cores(), batch_size=plan.batch_size),
     )
     _watch(metrics, admission, models, jobs)
     if gpu is not None:

@@ -156,6 +156,8 @@ class Encoder:
         self._graphs_work = True
         self._pool: Any = None
         """Memory that all graphs share: their passes follow each other."""
+        self._stream: Any = None
+        """Where they are captured."""
         self._clock = clock
         self._retry_at = clock()
         self._sizing = threading.Lock()
@@ -241,23 +243,19 @@ class Encoder:
         noise = torch.randint(-3000, 3000, shape, generator=torch.Generator().manual_seed(0))
         samples = noise.to(torch.int16).to(self._device)
         lengths = torch.full((rows,), width, dtype=torch.int64, device=self._device)
-        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        # Libraries choose their kernels and take their workspaces in a first pass, which cannot be
-        # captured.
-        with torch.cuda.stream(stream), torch.inference_mode():
+        with torch.inference_mode():
+            # Libraries choose their kernels and take their workspaces in a first pass, which cannot
+            # be captured.
             expected, _ = encode(self._network, samples, lengths)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.inference_mode(),
-            torch.cuda.graph(
-                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
-            ),
-        ):
-            encoded, frames = encode(self._network, samples, lengths)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+                # One for all: what a capture frees is reused by the next on the same stream alone.
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                encoded, frames = encode(self._network, samples, lengths)
         graph.replay()
         error = float((encoded - expected).norm() / expected.norm())
         if not error <= _AGREEMENT:

@@ -167,15 +167,15 @@ class NemoRecognizer:
 
         if self._cache is not None:
             self._cache.close()
-        with turn_on(self.info.device):
-            if not self._lost:
+        if not self._lost:
+            with turn_on(self.info.device):
                 self._decoder.forget_graphs()
                 self._encoder.forget_graphs()
-            del self._decoder, self._encoder, self._model
-            # NeMo's modules refer to each other in cycles: else their memory is still in use.
-            gc.collect()
-            if torch.cuda.is_available() and not self._lost:
-                torch.cuda.empty_cache()
+        del self._decoder, self._encoder, self._model
+        # NeMo's modules refer to each other in cycles: else their memory is still in use.
+        gc.collect()
+        if self.info.device != "cpu" and not self._lost:
+            torch.cuda.empty_cache()
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from parakeet_api.nemo_model import import_libraries
 
 ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
 REFUSED_WHILE_CAPTURING = frozenset(
@@ -82,9 +83,7 @@ class FakeGpu:
             "synchronize": lambda _=None: self.check(),
             "empty_cache": self.empty_cache,
             "device": lambda _: contextlib.nullcontext(),
-            "stream": lambda _: contextlib.nullcontext(),
-            "Stream": lambda _=None: _Stream(),
-            "current_stream": lambda _=None: _Stream(),
+            "Stream": lambda _=None: object(),
             "graph_pool_handle": object,
             "CUDAGraph": lambda: _Graph(self),
             "graph": self._capture,
@@ -97,6 +96,7 @@ class FakeGpu:
 
     def _patch_token_decoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let NeMo's TDT decoder take the path of CUDA graphs, on its graphs' buffers."""
+        import_libraries()
         from nemo.collections.asr.parts.submodules.transducer_decoding import tdt_label_looping
 
         computer: Any = tdt_label_looping.GreedyBatchedTDTLabelLoopingComputer
@@ -156,11 +156,6 @@ class FakeGpu:
         finally:
             self.capturing = False
         self.captures.append(graph.recorder.shape())
-
-
-class _Stream(SimpleNamespace):
-    def wait_stream(self, _: object) -> None:
-        """Nothing runs beside anything here."""
 
 
 class _Graph:

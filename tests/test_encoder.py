@@ -72,6 +72,12 @@ def test_on_a_cpu_nothing_is_a_graph_and_no_row_is_added() -> None:
     assert ON_CPU.padded(3, 1000) == (3, 4 * FRAME)
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a warm-up take as long as it does here."""
+    monkeypatch.setattr("parakeet_api.encoder._WARM_UP_S", 3600.0)
+
+
 @pytest.fixture
 def loaded(gpu: FakeGpu) -> LoadedModel:
     """Give the demo model as on a GPU with few and short graphs."""
@@ -80,7 +86,7 @@ def loaded(gpu: FakeGpu) -> LoadedModel:
 
 def options(**changes: Any) -> Any:
     return demo_options(
-        **({"device": "cuda:0", "longest_s": 10.0, "graphed_s": 11.0, "largest_batch": 4} | changes)
+        **({"device": "cuda:0", "longest_s": 5.0, "graphed_s": 11.0, "largest_batch": 4} | changes)
     )
 
 
@@ -98,7 +104,7 @@ def test_graphs_give_the_same_output(
     loaded: LoadedModel, clips: list[Clip], decoder: FfmpegDecoder, count: int
 ) -> None:
     batch = waves(clips, decoder, count)
-    exact = Encoder(loaded.network, device="cpu", longest_s=10.0)
+    exact = Encoder(loaded.network, device="cpu", longest_s=5.0)
 
     output, frames = encoded(loaded.encoder, batch)
 
@@ -130,24 +136,25 @@ def test_the_warm_up_tells_how_far_it_is(gpu: FakeGpu) -> None:
 
 
 def test_a_long_warm_up_is_ended_and_the_rest_is_captured_when_needed(
-    loaded: LoadedModel, gpu: FakeGpu
+    loaded: LoadedModel, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("parakeet_api.encoder._WARM_UP_S", 8.0)
     clock = Clock()
-    encoder = Encoder(loaded.network, device="cuda:0", longest_s=10.0, graphed_s=11.0, clock=clock)
+    encoder = Encoder(loaded.network, device="cuda:0", longest_s=5.0, graphed_s=11.0, clock=clock)
     del gpu.captures[:]
 
     encoder.warm_up(lambda _: setattr(clock, "now", clock.now + 4.1))
     assert len(gpu.captures) == 2
-    encoded(encoder, [np.ones(9 * SAMPLE_RATE, np.int16)])
+    encoded(encoder, [np.ones(4 * SAMPLE_RATE, np.int16)] * 2)
 
-    assert gpu.captures[2:] == [(1, round(10.24 * SAMPLE_RATE))]
+    assert gpu.captures[2:] == [(2, round(5.12 * SAMPLE_RATE))]
 
 
 def test_without_memory_for_a_graph_passes_go_on_and_it_comes_later(
     loaded: LoadedModel, gpu: FakeGpu
 ) -> None:
     clock = Clock()
-    encoder = Encoder(loaded.network, device="cuda:0", longest_s=10.0, graphed_s=11.0, clock=clock)
+    encoder = Encoder(loaded.network, device="cuda:0", longest_s=5.0, graphed_s=11.0, clock=clock)
     del gpu.captures[:]
     wave = np.full(SAMPLE_RATE, 100, np.int16)
     gpu.fail_captures = SHORTAGE
@@ -166,7 +173,7 @@ def test_without_memory_for_a_graph_passes_go_on_and_it_comes_later(
 def test_what_cannot_be_captured_is_encoded_without_graphs(
     loaded: LoadedModel, gpu: FakeGpu, caplog: pytest.LogCaptureFixture
 ) -> None:
-    encoder = Encoder(loaded.network, device="cuda:0", longest_s=10.0, graphed_s=11.0)
+    encoder = Encoder(loaded.network, device="cuda:0", longest_s=5.0, graphed_s=11.0)
     gpu.fail_captures = torch.AcceleratorError("CUDA error: operation not permitted")
 
     for _ in range(3):
@@ -181,9 +188,9 @@ def test_a_graph_whose_output_is_wrong_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    encoder = Encoder(loaded.network, device="cuda:0", longest_s=10.0, graphed_s=11.0)
+    encoder = Encoder(loaded.network, device="cuda:0", longest_s=5.0, graphed_s=11.0)
     wave = np.full(SAMPLE_RATE, 100, np.int16)
-    expected = encoded(Encoder(loaded.network, device="cpu", longest_s=10.0), [wave])[0]
+    expected = encoded(Encoder(loaded.network, device="cpu", longest_s=5.0), [wave])[0]
     from fake_gpu import _Graph
 
     monkeypatch.setattr(_Graph, "replay", lambda _: None)
@@ -202,7 +209,7 @@ def test_a_longer_chunk_than_planned_is_encoded_after_graphs_were_dropped(
     loaded: LoadedModel, gpu: FakeGpu
 ) -> None:
     """Graphs read the table of positions that a longer chunk replaces."""
-    encoded(loaded.encoder, [np.full(30 * SAMPLE_RATE, 100, np.int16)])
+    encoded(loaded.encoder, [np.full(12 * SAMPLE_RATE, 100, np.int16)])
     del gpu.captures[:]
 
     encoded(loaded.encoder, [np.full(SAMPLE_RATE, 100, np.int16)])
