@@ -89,7 +89,7 @@ def _words(chunk: Chunk) -> list[Word]:
 
 
 def _word(start_s: float, number: int) -> Word:
-    ends_sentence = number % 12 == 11  # noqa: PLR2004
+    ends_sentence = number % 12 == 11
     texts = (" lan", "tern", ".") if ends_sentence else (" lan", "tern")
     tokens = tuple(Token(100 + place, text, -0.01) for place, text in enumerate(texts))
     return Word("".join(texts).strip(), start_s, start_s + 0.32, tokens)
@@ -98,12 +98,14 @@ def _word(start_s: float, number: int) -> Word:
 def serve(batch_size: int) -> None:
     """Serve as `app.py` does on a GPU of 141 GB, with the recognizer that sleeps."""
     import app
-    if "SW" in os.environ: sys.setswitchinterval(float(os.environ["SW"]))
+
+    if "SW" in os.environ:
+        sys.setswitchinterval(float(os.environ["SW"]))
     from parakeet_api.devices import Gpu
     from parakeet_api.logs import set_up_logging
     from parakeet_api.settings import Settings
 
-    app._load = lambda *_: SleepingRecognizer()
+    vars(app)["_load"] = lambda *_: SleepingRecognizer()
     environ = {
         "TRANSCRIBE_BATCH_SIZE": str(batch_size),
         "MAX_CHUNK_MEMORY_MB": str(MEGABYTES),
@@ -129,7 +131,7 @@ class _Client:
 
     turn: Iterator[tuple[bytes, float]]
     sock: socket.socket | None = None
-    unsent: memoryview = memoryview(b"")
+    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     answer: bytes = b""
     audio_s: float = 0.0
     begun: float = 0.0
@@ -196,7 +198,7 @@ def _receive(client: _Client, load: Load) -> bool:
         return False
     status = int(head[9:12] or 0)
     load.statuses[status] += 1
-    load.audio_s += client.audio_s if status == 200 else 0.0  # noqa: PLR2004
+    load.audio_s += client.audio_s if status == 200 else 0.0
     load.times_s.append(time.monotonic() - client.begun)
     return True
 
@@ -235,7 +237,12 @@ def serving(*options: str, **environ: str) -> Iterator[tuple[psutil.Process, tup
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.http_rate", "--serve", *options],
             cwd=ROOT,
-            env={"HOST": "127.0.0.1", "PORT": "0", "TEMP_UPLOADS_DIR": folder, "DEMO_MODEL": "always"}
+            env={
+                "HOST": "127.0.0.1",
+                "PORT": "0",
+                "TEMP_UPLOADS_DIR": folder,
+                "DEMO_MODEL": "always",
+            }
             | os.environ
             | environ,
             stderr=subprocess.PIPE,
@@ -291,9 +298,7 @@ def _tell_load(options: argparse.Namespace) -> None:
     fields = {"model": "whisper-1", "response_format": "json"}
     requests = [
         (
-            request_of(
-                samples[: length * SAMPLE_RATE], fields, keep_alive=options.keep_alive
-            ),
+            request_of(samples[: length * SAMPLE_RATE], fields, keep_alive=options.keep_alive),
             float(length),
         )
         for length in lengths

@@ -33,7 +33,7 @@ def create_upload(folder: Path) -> IO[bytes]:
     """Open a new file, named by us; it is this process' until it is closed."""
     # Not tempfile's: it wraps each method of a file, of which a clip calls twenty.
     path = folder / f"{_PREFIX}{secrets.token_hex(8)}"
-    upload = open(path, "x+b", opener=_OWNERS_ALONE)  # noqa: PTH123, SIM115 - Path knows no opener
+    upload = open(path, "x+b", opener=_OWNERS_ALONE)  # noqa: SIM115 - Path knows no opener
     fcntl.flock(upload, fcntl.LOCK_SH)
     return upload
 

@@ -36,6 +36,7 @@ ORDER = (
     "model_manager",
     "model_pool",
     "stitching",
+    "batch_queue",
     "batching",
     "admission",
     "background",
@@ -77,6 +78,7 @@ ORDER = (
 
 PURE = frozenset(
     {
+        "batch_queue",
         "errors",
         "settings",
         "transcript",
