@@ -30,6 +30,7 @@ from parakeet_api.admission import Admission
 from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
+from parakeet_api.clip_desk import ClipDesk
 from parakeet_api.command_line import plan_outputs, transcribe_files
 from parakeet_api.devices import (
     Gpu,
@@ -291,6 +292,14 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
                 max_requests=settings.app_threads + settings.max_queued_requests,
                 admission=services.admission,
             )
+            desk = ClipDesk(
+                services,
+                server,
+                listener=listener,
+                processes=int(os.environ.get("FRONTS","0")) or 1,
+                ffmpeg=find_ffmpeg(),
+            )
+            if int(os.environ.get("FRONTS","0")): desk.start()
             GracefulStop(server, services.admission, grace_s=settings.stop_grace_s).install()
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             logger.info("listening on http://%s:%d", host, listener.getsockname()[1])

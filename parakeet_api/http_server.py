@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -404,6 +405,19 @@ class Server(TcpWSGIServer):
     next_channel_cleanup: float = math.inf  # type: ignore[assignment]
     """waitress' own, by the wall clock: never."""
     _next_look = 0.0
+    accepts_elsewhere: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether other processes take the connections, and pass on those that are for this one."""
+
+    def adopt(self, sock: socket.socket, address: tuple[str, int], received: bytes) -> None:
+        """Take over a connection that another process accepted, with what it has read from it."""
+
+        def begin() -> None:
+            channel = Channel(self, sock, address, self.adj, map=self._map)  # type: ignore[attr-defined]
+            if received:
+                channel.received(received)
+
+        # In the server's own thread, which is the only one that may touch its map.
+        self.trigger.pull_trigger(begin)
 
     def readable(self) -> bool:
         """Tell whether connections can be accepted; once a minute, look after those there are."""
@@ -411,7 +425,7 @@ class Server(TcpWSGIServer):
         if now >= self._next_look:
             self._next_look = now + _WINDOW_S
             self.maintenance(now)
-        return bool(super().readable())
+        return bool(super().readable()) and not self.accepts_elsewhere()
 
     def maintenance(self, now: float) -> None:
         """Close what is idle for too long, as waitress does, and what hardly moves.
