@@ -292,20 +292,17 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
                 max_requests=settings.app_threads + settings.max_queued_requests,
                 admission=services.admission,
             )
-            desk = ClipDesk(
-                services,
-                server,
-                listener=listener,
-                processes=int(os.environ.get("FRONTS","0")) or 1,
-                ffmpeg=find_ffmpeg(),
-            )
-            if int(os.environ.get("FRONTS","0")): desk.start()
-            GracefulStop(server, services.admission, grace_s=settings.stop_grace_s).install()
+            desk = ClipDesk(services, server, listener=listener, ffmpeg=find_ffmpeg())
+            GracefulStop(
+                server, services.admission, grace_s=settings.stop_grace_s, elsewhere=desk
+            ).install()
+            desk.start()
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
             try:
                 server.run()
             finally:
+                desk.close()
                 server.close()
     except KeyboardInterrupt:
         # While starting; later ones are GracefulStop's.
@@ -379,7 +376,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_up_logging(level=level, log_format=settings.log_format)
         gpu = find_gpu(settings.device)
         # Once more: what presets derive depends on the card.
-        settings = Settings.from_env(os.environ, detected_vram_gb=gpu.total_gb if gpu else None)
+        settings = Settings.from_env(
+            os.environ,
+            detected_vram_gb=gpu.total_gb if gpu else None,
+            cores=available_cores(),
+        )
         if not transcribes:
             return serve(settings, gpu)
         if options.model is not None:

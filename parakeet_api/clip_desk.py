@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import pickle
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from parakeet_api.batching import RequestCancelled
-from parakeet_api.clip_front import FrontOptions
+from parakeet_api.clip_front import FrontOptions, Wanted
 from parakeet_api.clip_link import (
     LinkClosedError,
     Values,
@@ -25,12 +27,14 @@ from parakeet_api.clip_link import (
     send,
 )
 from parakeet_api.http_server import Server
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
 from parakeet_api.web import CLIENT_CLOSED_REQUEST, RequestRecord, Services
 
 logger = logging.getLogger(__name__)
 
 _PROGRAM = (sys.executable, "-m", "parakeet_api.clip_front")
+_ENDING_S = 5.0
+"""How long a process may take to end once it has lost its control."""
 _PAUSE_S = 1.0
 """Before a process that has ended is started again."""
 
@@ -44,19 +48,20 @@ class ClipDesk:
         server: Server,
         *,
         listener: socket.socket,
-        processes: int,
         ffmpeg: str,
     ) -> None:
         self._services = services
         self._server = server
         self._listener = listener
         settings = services.settings
+        processes = settings.clip_processes
         self._options = FrontOptions(
-            settings=settings,
-            ffmpeg=ffmpeg,
+            # Those processes have another working directory.
+            settings=replace(settings, temp_uploads_dir=settings.temp_uploads_dir.absolute()),
+            ffmpeg=str(Path(ffmpeg).absolute()),
             longest_chunk_s=services.plan.longest_chunk_s,
             # Connections are not spread evenly over the processes: each may have twice its share.
-            threads=max(1, 2 * settings.app_threads // processes),
+            threads=2 * math.ceil(settings.app_threads / max(1, processes)),
         )
         self._closed = threading.Event()
         self._cancelled = False
@@ -70,6 +75,8 @@ class ClipDesk:
 
     def start(self) -> None:
         """Start the processes; they take the connections as soon as they are ready."""
+        if not self._keepers:
+            return
         self._server.accepts_elsewhere = lambda: self._ready > 0
         for keeper in self._keepers:
             keeper.start()
@@ -103,7 +110,7 @@ class ClipDesk:
                     self._serve(control)
                 finally:
                     self._controls.discard(control)
-            process.wait()
+            _end(process)
             if not self._closed.is_set():
                 logger.warning(
                     "a process that receives clips ended with status %d, and is started again",
@@ -151,7 +158,7 @@ class ClipDesk:
                 if kind == "describe":
                     send(link, self._description(*asked))
                 else:
-                    self._recognize(link, data, *asked)
+                    self._recognize(link, data, Wanted(*asked))
 
     def _description(self, name: str) -> Values:
         try:
@@ -162,18 +169,23 @@ class ClipDesk:
             return "failed", repr(error)
         return "model", model.name, checkpoint.name, sorted(model.languages)
 
-    def _recognize(
-        self, link: socket.socket, data: bytearray, model: str, request_id: str, client: str, path: str
-    ) -> None:
+    def _recognize(self, link: socket.socket, data: bytearray, wanted: Wanted) -> None:
         metrics = self._services.metrics
         samples = np.frombuffer(data, np.int16)
         record = RequestRecord(
-            id=request_id, client=client, method="POST", path=path, endpoint=path, metrics=metrics
+            id=wanted.request_id,
+            client=wanted.client,
+            method="POST",
+            path=wanted.path,
+            endpoint=wanted.path,
+            metrics=metrics,
         )
         with self._counting:
             self._under_way += 1
         try:
-            words = self._words(model, samples, cancelled=lambda: self._cancelled or _is_gone(link))
+            words = self._words(
+                wanted.model, samples, cancelled=lambda: self._cancelled or _is_gone(link)
+            )
             record.audio_s = len(samples) / SAMPLE_RATE
             metrics.audio_seconds.inc(record.audio_s)
             send(link, ("words", pack_words(words)))
@@ -189,18 +201,29 @@ class ClipDesk:
             with self._counting:
                 self._under_way -= 1
 
-    def _words(
-        self, name: str, samples: np.ndarray, *, cancelled: Callable[[], bool]
-    ) -> list[Word]:
+    def _words(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> list[Word]:
         model = self._services.models.named(name)
         model.store.checkpoint()
         chunk = Chunk(0, 0, samples, 0, len(samples))
-        with self._services.admission.place(cancelled=cancelled):
+        with (
+            self._services.admission.place(cancelled=cancelled),
+            # An operator who wants to unload the model is told that it is in use.
+            model.pipeline.counted(),
+        ):
             return [
                 word
                 for _, words in model.batcher.recognize([chunk], cancelled=cancelled)
                 for word in words
             ]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that is about to end."""
+    try:
+        process.wait(_ENDING_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _is_gone(link: socket.socket) -> bool:

@@ -3,10 +3,10 @@
 One interpreter can do that for some 400 clips a second, and a fast GPU recognises twice as many.
 What is done here is what leaves no question: a short recording, sent whole and at once, with
 parameters that are right. Its sound goes to the process with the model, and its words come back.
-All else, and whatever goes wrong, goes there too, connection and all, with what was read of it: that
-process answers as if it had accepted the connection itself.
+All else, and whatever goes wrong, goes there too, connection and all, with what was read of it:
+that process answers as if it had accepted the connection itself.
 
-    python -m parakeet_api.clip_front LISTENER CONTROL       file descriptors; started by `clip_desk`
+    python -m parakeet_api.clip_front LISTENER CONTROL      two file descriptors; `clip_desk` does
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from pathlib import Path
+from typing import NamedTuple
 
 from parakeet_api.api_keys import is_accepted, sent_key
 from parakeet_api.audio import FfmpegDecoder
@@ -42,6 +43,7 @@ from parakeet_api.clip_link import (
     send_socket,
     unpack_words,
 )
+from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.proxies import TrustedProxies
@@ -69,6 +71,10 @@ _IDLE_S = 60.0
 _SEND_S = 10.0
 """How long a client may take for an answer of some kilobytes."""
 _TICK_S = 1.0
+_MOST_CONNECTIONS = 1000
+"""Beyond them the process with the model decides which one has to go."""
+_MOST_NAMES = 100
+"""Names of models are the clients' choice: no more are remembered."""
 _DESCRIPTION_S = 1.0
 """How long it is believed what a model's name means."""
 _LAST_ANSWERS_S = 2.0
@@ -93,6 +99,17 @@ class FrontOptions:
     longest_chunk_s: float
     threads: int
     """Clips that it works on, or has the model work on, at a time."""
+
+
+class Wanted(NamedTuple):
+    """What the process with the model is told of a clip beside its sound."""
+
+    model: str
+    """As the client named it."""
+    request_id: str
+    client: str
+    """Its address."""
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +170,7 @@ class Front:
         self._busy = 0
         self._counting = threading.Lock()
         self._local = threading.local()
+        self._links: set[socket.socket] = set()
         self._descriptions: dict[str, _Description] = {}
         self._metrics = Metrics()
         self._decoder = FfmpegDecoder(
@@ -162,9 +180,7 @@ class Front:
                 self._settings.denoise_filter if self._settings.enable_ffmpeg_denoise else None
             ),
         )
-        self._policy = ChunkPolicy.from_settings(
-            self._settings, longest_s=options.longest_chunk_s
-        )
+        self._policy = ChunkPolicy.from_settings(self._settings, longest_s=options.longest_chunk_s)
 
     def run(self) -> None:
         """Serve until the process with the model is gone."""
@@ -176,14 +192,32 @@ class Front:
         self._watch(self._control, lambda: gone.append(True))
         with self._sending:
             send(self._control, ("ready",))
+        next_tick = time.monotonic()
         while not gone:
             for key, _ in self._selector.select(_TICK_S):
                 key.data()
-            self._pass_on_slow_ones()
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + _TICK_S
+                self._pass_on_slow_ones()
+        self._close()
+
+    def _close(self) -> None:
+        """Let no more connections in, and the answers under way end."""
         self._listener.close()
+        for connection in [*self._connections]:
+            self._leave(connection)
+            connection.sock.close()
         ends = time.monotonic() + _LAST_ANSWERS_S
         while self._busy and time.monotonic() < ends:
             time.sleep(0.01)
+        while self._answered:
+            self._answered.popleft().sock.close()
+        self._workers.shutdown(wait=False)
+        for link in self._links:
+            link.close()
+        self._selector.close()
+        self._waking.close()
+        self._wake.close()
 
     def _watch(self, sock: socket.socket, then: Callable[[], object]) -> None:
         self._selector.register(sock, selectors.EVENT_READ, then)
@@ -195,7 +229,11 @@ class Front:
             # Another process was quicker, or the client is gone again.
             return
         sock.setblocking(False)
-        self._wait_for(_Connection(sock, address))
+        connection = _Connection(sock, address)
+        if len(self._connections) < _MOST_CONNECTIONS:
+            self._wait_for(connection)
+        else:
+            self._pass_on(connection)
 
     def _wait_for(self, connection: _Connection) -> None:
         self._connections.add(connection)
@@ -351,8 +389,8 @@ class Front:
         if params.stream or path.stat().st_size == 0:
             raise NotHereError
         client = self._client(connection.address[0], head.headers)
-        told = (asked, request_id, client, head.path)
-        recognizer = _Recognizer(lambda chunk: self._recognize(chunk, told, connection.sock))
+        wanted = Wanted(asked, request_id, client, head.path)
+        recognizer = _Recognizer(lambda chunk: self._recognize(chunk, wanted, connection.sock))
         pipeline = Pipeline(
             decoder=self._decoder,
             batcher=recognizer,
@@ -389,20 +427,18 @@ class Front:
             model_name, checkpoint, languages = described
             until = time.monotonic() + _DESCRIPTION_S
             known = _Description(model_name, checkpoint, frozenset(languages), until)
-            # Names are the clients' choice: not more of them than anyone needs.
-            if len(self._descriptions) < 100:
+            if len(self._descriptions) < _MOST_NAMES:
                 self._descriptions[name] = known
         return known
 
-    def _recognize(
-        self, chunk: Chunk, told: tuple[str, ...], client: socket.socket
-    ) -> list[Word]:
+    def _recognize(self, chunk: Chunk, wanted: Wanted, client: socket.socket) -> list[Word]:
         """Have a clip recognised. Raises `NotHereError`, and `ClientGoneError` if nobody waits."""
         link = self._link()
-        send(link, ("recognize", *told), chunk.samples.data.cast("B"))
+        send(link, ("recognize", *wanted), chunk.samples.data.cast("B"))
         if not _await(link, client):
             # The other process sees it by the link's end.
             self._local.link = None
+            self._links.discard(link)
             link.close()
             raise ClientGoneError
         (kind, *packed), _ = receive(link)
@@ -418,6 +454,7 @@ class Front:
             with self._sending, theirs:
                 send_socket(self._control, theirs, ("link", None), b"")
             self._local.link = link
+            self._links.add(link)
         return link
 
 
@@ -439,7 +476,7 @@ class _Recognizer:
 
 
 def parse_head(head: bytes) -> _Head:
-    """Read a request's head, without the empty line. Raises `NotHereError` for what is not plain."""
+    """Read a request's head, without the empty line. Raises `NotHereError` if it is not plain."""
     first, *lines = head.split(b"\r\n")
     request = _REQUEST_LINE.fullmatch(first)
     if request is None:
@@ -488,6 +525,8 @@ def main() -> None:
     _, data = receive(control)
     # Our own parent wrote it.
     options: FrontOptions = pickle.loads(data)  # noqa: S301
+    settings = options.settings
+    set_up_logging(level=settings.log_level, log_format=settings.log_format)
     try:
         Front(listener, control, options).run()
     finally:
