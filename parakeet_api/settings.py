@@ -252,9 +252,11 @@ class Settings:
     port: int = _setting("PORT", 5092, _integer(low=0, high=65535))
     """Listening port; 0 = any free one."""
     app_threads: int = _setting("APP_THREADS", 16, _integer(low=1, high=512))
-    """Transcription requests worked on at the same time; the ones beyond it wait."""
+    """Transcription requests worked on at the same time; the ones beyond it wait. For a GPU those
+    of two full batches."""
     max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
-    """Transcription requests that may wait; one more is answered 503 with Retry-After."""
+    """Transcription requests that may wait; one more is answered 503 with Retry-After. For a GPU
+    those of two full batches, if these are more."""
 
     clip_processes: int = _setting("CLIP_PROCESSES", 0, _integer(low=0, high=32))
     """Processes that receive clips, decode them and write their transcripts, so that a fast GPU is
@@ -512,20 +514,22 @@ class Settings:
 
 
 def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
-    """Raise `SettingsError` where `MODELS` stands beside what names one model for everything."""
-    others = [
-        name
-        for name, given in {
-            "MODEL_PATH": "model_path" in explicit,
-            "DEMO_MODEL=always": explicit.get("demo_model") == "always",
-        }.items()
-        if given
-    ]
-    if "models" in explicit and others:
-        raise SettingsError(
-            f"MODELS={','.join(explicit['models'])!r} and {others[0]} contradict each other:"
-            " keep one"
-        )
+    """Raise `SettingsError` where two settings cannot both be meant."""
+    names = f"MODELS={','.join(explicit.get('models', ()))!r}"
+    contradictions = {
+        # What names one model for everything, beside what names several.
+        f"{names} and MODEL_PATH": {"models", "model_path"} <= explicit.keys(),
+        f"{names} and DEMO_MODEL=always": (
+            "models" in explicit and explicit.get("demo_model") == "always"
+        ),
+        # Several processes would each count for themselves.
+        f"RATE_LIMIT={explicit.get('rate_limit')!r} and CLIP_PROCESSES": (
+            "rate_limit" in explicit and explicit.get("clip_processes", 0) > 0
+        ),
+    }
+    for both, contradict in contradictions.items():
+        if contradict:
+            raise SettingsError(f"{both} contradict each other: keep one")
 
 
 _ABSENT = object()

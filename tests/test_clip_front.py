@@ -25,6 +25,7 @@ from parakeet_api.clip_link import (
     receive,
     receive_socket,
     send,
+    unpack_words,
 )
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Token, Word
@@ -225,7 +226,7 @@ def test_only_those_with_a_key_are_answered_here(
 ) -> None:
     with running(tmp_path, API_KEY="other,good") as owner, owner.connect() as client:
         client.sendall(request(head=head))
-        wait_for(lambda: owner.passed_on or owner.heard)
+        wait_for(lambda: bool(owner.passed_on or owner.heard))
 
         assert bool(owner.passed_on) == is_passed_on
         if not is_passed_on:
@@ -303,4 +304,4 @@ def test_words_are_the_same_behind_the_link() -> None:
 
     values: Any = packed[0]
     assert (kind, bytes(data)) == ("words", b"abc")
-    assert clip_front.unpack_words(values) == HEARD
+    assert unpack_words(values) == HEARD

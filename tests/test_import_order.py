@@ -15,11 +15,13 @@ import parakeet_api
 
 ORDER = (
     "errors",
+    "api_keys",
     "languages",
     "settings",
     "logs",
     "metrics",
     "transcript",
+    "clip_link",
     "language_detection",
     "card_check",
     "devices",
@@ -62,6 +64,7 @@ ORDER = (
     "openapi_parts",
     "openapi",
     "proxies",
+    "clip_front",
     "web",
     "rate_limits",
     "cross_origin",
@@ -73,6 +76,7 @@ ORDER = (
     "docs_routes",
     "routes",
     "http_server",
+    "clip_desk",
 )
 """A module imports only from those before it."""
 
@@ -80,6 +84,7 @@ PURE = frozenset(
     {
         "batch_queue",
         "errors",
+        "api_keys",
         "settings",
         "transcript",
         "languages",
@@ -106,7 +111,7 @@ OWNERS = {
     "torch": ("card_check", "token_decoder", "nemo_model", "recognizer"),
     "nemo": ("nemo_model",),
     "omegaconf": ("nemo_model",),
-    "subprocess": ("devices", "audio"),
+    "subprocess": ("devices", "audio", "clip_desk"),
     "soundfile": ("sound_files",),
     "soxr": ("sound_files",),
     "flask": (
