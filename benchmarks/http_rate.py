@@ -46,7 +46,7 @@ PASS_S = 0.015
 """What a forward pass takes on an H200, however little there is in it."""
 AUDIO_S = 0.00011
 """And for each second of audio."""
-LAUNCHES = int(os.environ.get("LAUNCHES", "1500"))
+LAUNCHES = 1500
 """Small operations of a pass, each of which takes the interpreter and lets it go."""
 MEGABYTES = 30_000
 """Memory of a pass in the plan of such a GPU."""
@@ -98,9 +98,6 @@ def _word(start_s: float, number: int) -> Word:
 def serve(batch_size: int) -> None:
     """Serve as `app.py` does on a GPU of 141 GB, with the recognizer that sleeps."""
     import app
-
-    if "SW" in os.environ:
-        sys.setswitchinterval(float(os.environ["SW"]))
     from parakeet_api.devices import Gpu, available_cores
     from parakeet_api.logs import set_up_logging
     from parakeet_api.settings import Settings
