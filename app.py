@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -32,6 +33,7 @@ from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.clip_desk import ClipDesk
 from parakeet_api.command_line import plan_outputs, transcribe_files
+from parakeet_api.cuda import DeviceMemory, GraphVerdict, device_memory, limit_device_memory
 from parakeet_api.devices import (
     Gpu,
     InferencePlan,
@@ -51,13 +53,7 @@ from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_pool import ModelPool, Resident
 from parakeet_api.model_store import ModelStore
 from parakeet_api.models import Model, Models
-from parakeet_api.nemo_model import (
-    DeviceMemory,
-    ModelOptions,
-    device_memory,
-    import_libraries,
-    limit_device_memory,
-)
+from parakeet_api.nemo_model import ModelOptions, import_libraries
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.request_params import ResponseFormat, TranscriptionParams
@@ -196,8 +192,12 @@ def _resident(
     metrics: Metrics,
 ) -> Resident:
     store = ModelStore(settings, demo_path=DEMO_MODEL, only=only)
+
+    def show(progress: float) -> None:
+        manager.progress = progress
+
     manager = ModelManager(
-        lambda: _load(store, settings, gpu, plan),
+        lambda: _load(store, settings, gpu, plan, on_warm_up=show),
         idle_timeout_s=settings.idle_timeout_minutes * 60,
         name=model_basename(only) if only else "",
         prepare=import_libraries,
@@ -207,13 +207,17 @@ def _resident(
 
 
 def _watch_card(metrics: Metrics, models: Models) -> None:
-    """The same for the card's memory, which is known once a model was loaded."""
+    """The same for the GPU's memory, which is known once a model was loaded."""
 
     def look(kind: str) -> float:
         device = models.device()
         if device is None or device == "cpu":
             return math.nan
-        return float(getattr(device_memory(device), kind))
+        try:
+            return float(getattr(device_memory(device), kind))
+        except RuntimeError:
+            # One in trouble answers nothing; the other metrics are told all the same.
+            return math.nan
 
     for field in dataclasses.fields(DeviceMemory):
         metrics.device_memory_bytes.labels(field.name).set_function(partial(look, field.name))
@@ -229,7 +233,12 @@ def _watch(metrics: Metrics, admission: Admission, models: Models, jobs: Jobs) -
 
 
 def _load(
-    store: ModelStore, settings: Settings, gpu: Gpu | None, plan: InferencePlan
+    store: ModelStore,
+    settings: Settings,
+    gpu: Gpu | None,
+    plan: InferencePlan,
+    *,
+    on_warm_up: Callable[[float], None] = lambda _: None,
 ) -> Recognizer:
     import_libraries()
     if gpu is not None:
@@ -244,6 +253,8 @@ def _load(
             longest_s=plan.longest_chunk_s,
             largest_batch=plan.batch_size,
             cuda_graphs=settings.enable_cuda_graphs,
+            graphed_s=plan.graphed_s,
+            graph_verdict=_graph_verdict(settings, gpu) if gpu else None,
             cpu_threads=max(
                 1, available_cores() // main_permits(settings.max_concurrent_inferences)
             ),
@@ -254,8 +265,16 @@ def _load(
             allow_tf32=settings.enable_tensor_core,
             cudnn_benchmark=settings.enable_cudnn_benchmark,
             matmul_precision=settings.tensor_core_precision,
+            on_warm_up=on_warm_up,
         ),
     )
+
+
+def _graph_verdict(settings: Settings, gpu: Gpu) -> GraphVerdict:
+    """Give what is remembered of CUDA graphs with this GPU, driver, torch and NeMo."""
+    packages = [f"{name} {version(name)}" for name in ("torch", "nemo_toolkit")]
+    setup = ", ".join([gpu.name, f"driver {gpu.driver}", *packages])
+    return GraphVerdict(settings.jobs_dir / "cuda-graphs.json", setup=setup)
 
 
 def serve(settings: Settings, gpu: Gpu | None) -> int:

@@ -34,7 +34,8 @@ from parakeet_api.batching import Batcher
 from parakeet_api.card_check import CardReport, check_card
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.devices import Gpu, activations_mb, advice, plan_inference
-from parakeet_api.nemo_model import EncoderPrecision, ModelOptions, encode, load_model
+from parakeet_api.encoder import encode
+from parakeet_api.nemo_model import EncoderPrecision, ModelOptions, load_model
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.settings import Settings
@@ -246,7 +247,7 @@ class Bench:
         network = load_model(self.checkpoint, options).network
         waveform = torch.from_numpy(chunk.samples.astype(np.float32) / 32768.0)[None]
         with torch.inference_mode():
-            return encode(network, waveform, [waveform.shape[1]])[0].cpu()
+            return encode(network, waveform, torch.tensor([waveform.shape[1]]))[0].cpu()
 
     def _changed(self, precision: EncoderPrecision) -> tuple[int, int, int]:
         """Count the clips whose tokens, and whose words, differ from fp32's on the CPU, and all."""

@@ -79,7 +79,7 @@ PROMISE: dict[str, object] = {
     "MAX_CHUNK_MEMORY_MB": 1500,
     "ENABLE_GRADIENT_CHECKPOINTING": True,
     "ENABLE_TENSOR_CORE": True,
-    "ENABLE_CUDNN_BENCHMARK": True,
+    "ENABLE_CUDNN_BENCHMARK": False,
     "ENABLE_CUDA_GRAPHS": True,
     "TENSOR_CORE_PRECISION": "highest",
     "LOG_LEVEL": "info",
@@ -93,7 +93,7 @@ OF_THE_IMAGE = {"PUID", "PGID", "PYTORCH_CUDA_ALLOC_CONF"}
 
 FIELDS = {variable_name(f): f for f in dataclasses.fields(Settings) if f.metadata}
 ALL_NAMES = [name for f in FIELDS.values() for name in f.metadata["names"]]
-DEFAULTS = Settings.from_env({}, detected_vram_gb=25.4)
+DEFAULTS = Settings.from_env({}, detected_vram_gb=12.6)
 DERIVED = {name for name, _, origin in DEFAULTS.describe() if origin == "preset"}
 
 NASTY = [
@@ -169,6 +169,7 @@ def test_settings_without_an_environment_are_the_defaults_but_for_what_a_preset_
         "MAX_CONCURRENT_INFERENCES",
         "TRANSCRIBE_BATCH_SIZE",
         "GPU_MEMORY_FRACTION",
+        "MAX_CHUNK_MEMORY_MB",
         "DECODING_STRATEGY",
         "APP_THREADS",
         "MAX_QUEUED_REQUESTS",
@@ -185,7 +186,7 @@ def test_a_default_written_out_means_the_default(variable: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n"])
 def test_an_empty_variable_is_not_set(text: str) -> None:
-    empty = Settings.from_env(dict.fromkeys(ALL_NAMES, text), detected_vram_gb=25.4)
+    empty = Settings.from_env(dict.fromkeys(ALL_NAMES, text), detected_vram_gb=12.6)
 
     assert empty == DEFAULTS
     assert empty.origins == DEFAULTS.origins
@@ -615,7 +616,9 @@ def test_jobs_are_kept_among_the_uploads_unless_told_otherwise() -> None:
         ("speed", None, (10, 16, 0.95, "greedy", 4)),
         ("speed", 4.2, (3, 8, 0.90, "greedy", 4)),
         ("speed", 6.44, (3, 8, 0.90, "greedy", 4)),  # sold as 6 GB
-        ("speed", 25.4, (10, 16, 0.95, "greedy", 4)),
+        ("speed", 15.8, (10, 64, 0.95, "greedy", 4)),  # sold as 16 GB
+        ("speed", 25.4, (10, 128, 0.95, "greedy", 4)),
+        ("speed", 151.0, (10, 256, 0.95, "greedy", 4)),
         ("balanced", None, (10, 8, 0.95, "greedy", 4)),
         ("balanced", 6.0, (3, 4, 0.90, "greedy", 4)),
         ("balanced", 8.36, (10, 8, 0.95, "greedy", 4)),  # sold as 8 GB
@@ -624,7 +627,11 @@ def test_jobs_are_kept_among_the_uploads_unless_told_otherwise() -> None:
         ("quality", 6.2, (3, 2, 0.90, "beam", 2)),
         ("quality", 7.5, (10, 4, 0.95, "beam", 2)),
         ("quality", 8.36, (10, 4, 0.95, "beam", 4)),
-        ("quality", 25.4, (10, 4, 0.95, "beam", 4)),
+        ("quality", 25.4, (10, 32, 0.95, "beam", 4)),
+        ("balanced", 16.9, (10, 32, 0.95, "greedy", 4)),
+        ("balanced", 22.5, (10, 64, 0.95, "greedy", 4)),
+        ("balanced", 42.4, (10, 128, 0.95, "greedy", 4)),
+        ("balanced", 85.0, (10, 256, 0.95, "greedy", 4)),
     ],
 )
 def test_presets_derive_from_the_card(
@@ -639,7 +646,16 @@ def test_presets_derive_from_the_card(
         settings.decoding_strategy,
         settings.beam_size,
     )
-    assert settings.max_concurrent_inferences == (3 if vram_gb is None else 1)
+    permits = 1 if (vram_gb or 0) < 15 else 2
+    assert settings.max_concurrent_inferences == (3 if vram_gb is None else permits)
+
+
+@pytest.mark.parametrize(
+    ("vram_gb", "pass_mb"),
+    [(None, 1500), (4, 1500), (12, 1500), (16, 4000), (24, 6000), (48, 10_000), (141, 16_000)],
+)
+def test_a_large_gpu_is_given_more_memory_for_a_pass(vram_gb: float | None, pass_mb: float) -> None:
+    assert Settings.from_env({}, detected_vram_gb=vram_gb).max_chunk_memory_mb == pass_mb
 
 
 @pytest.mark.parametrize(
@@ -709,17 +725,30 @@ def test_explicit_values_beat_the_preset() -> None:
         assert settings.origins[FIELDS[variable].name] == "environment"
 
 
-ON_EVERY_CARD = {
+ON_EVERY_GPU = {
     "speed": ("greedy", 16),
     "balanced": ("greedy", 8),
     "simple": ("greedy", 8),
     "quality": ("beam", 4),
 }
-"""Decoding, and chunks in a forward pass: half as many on a card that is small."""
+"""Decoding, and chunks in a forward pass of a GPU of 8 GB."""
+TIMES_AS_MANY: dict[float, float] = {
+    2: 0.5,
+    4: 0.5,
+    6: 0.5,
+    6.44: 0.5,
+    16: 4,
+    24: 8,
+    48: 16,
+    80: 32,
+}
+"""Chunks in a forward pass, by GB; 256 at most."""
+PASS_MB: dict[float, float] = {16: 4000, 24: 6000, 48: 10_000, 80: 16_000}
 EXPLICIT = {
     "CHUNK_MINITE": ["2", "10"],
     "TRANSCRIBE_BATCH_SIZE": ["1", "8"],
     "GPU_MEMORY_FRACTION": ["0.5", "0.95"],
+    "MAX_CHUNK_MEMORY_MB": ["900", "1500"],
     "MAX_CONCURRENT_INFERENCES": ["1", "2"],
     "DECODING_STRATEGY": ["greedy", "beam"],
     "RNNT_BEAM_SIZE": ["2", "6"],
@@ -734,16 +763,17 @@ GIVEN: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("preset", ON_EVERY_CARD)
+@pytest.mark.parametrize("preset", ON_EVERY_GPU)
 @pytest.mark.parametrize("vram_gb", [2, 4, 6, 6.44, 7.9, 8, 8.59, 12, 16, 24, 48, 80])
 def test_a_preset_decides_what_is_not_given(preset: str, vram_gb: float) -> None:
     small = vram_gb < 7
-    decoding, batch_size = ON_EVERY_CARD[preset]
+    decoding, batch_size = ON_EVERY_GPU[preset]
     decided = {
         "CHUNK_MINITE": 3 if small else 10,
-        "TRANSCRIBE_BATCH_SIZE": batch_size // 2 if small else batch_size,
+        "TRANSCRIBE_BATCH_SIZE": min(256, int(batch_size * TIMES_AS_MANY.get(vram_gb, 1))),
         "GPU_MEMORY_FRACTION": 0.9 if small else 0.95,
-        "MAX_CONCURRENT_INFERENCES": 1,
+        "MAX_CHUNK_MEMORY_MB": PASS_MB.get(vram_gb, 1500),
+        "MAX_CONCURRENT_INFERENCES": 2 if vram_gb > 15 else 1,
         "DECODING_STRATEGY": decoding,
     }
     if preset == "quality":

@@ -11,9 +11,9 @@ from http_helpers import error_of, request
 
 from app import build_services
 from parakeet_api import pages
+from parakeet_api.cuda import DeviceMemory
 from parakeet_api.devices import Gpu, InferencePlan
 from parakeet_api.memory import HostMemory
-from parakeet_api.nemo_model import DeviceMemory
 from parakeet_api.settings import Settings
 from parakeet_api.start_report import ModelFile, StartReport, report_start
 
