@@ -1,13 +1,14 @@
 """Measure what HTTP costs beside a fast GPU: the real server around a recognizer that sleeps.
 
-    .venv/bin/python -m benchmarks.http_rate                             16, 128 and 256 clients
-    .venv/bin/python -m benchmarks.http_rate --clients 128 --mixed       clips of 2 to 25 s
-    .venv/bin/python -m benchmarks.http_rate --profile 128.svg           where py-spy sees the time
+    .venv/bin/python -m benchmarks.http_rate                               1, 16, 128, 256 clients
+    .venv/bin/python -m benchmarks.http_rate --clients 128 --mixed         clips of 2 to 25 s
+    CLIP_PROCESSES=2 .venv/bin/python -m benchmarks.http_rate              any setting, like that
 
-The recognizer takes what a batch takes on an H200 (15 ms, and 1.1 ms for each 10 s of audio), of
-which the launches hold the interpreter now and then, as torch does; all else is what serves. The
-load comes from a process of its own, over sockets that are written and read without parsing. What
-matters is the server's processor time for a request: the machine that serves has other cores.
+The recognizer takes what a batch takes on an H200 (15 ms, and 1.1 ms for each 10 s of audio), and
+takes and gives away the interpreter meanwhile, as launching a pass' operations does; all else is
+what serves. The load comes from a process of its own that hardly works for it. What matters is the
+processor time for a request, in the process with the model and in those that receive clips: such a
+GPU has more cores beside it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -102,7 +102,7 @@ def serve(batch_size: int) -> None:
     from parakeet_api.logs import set_up_logging
     from parakeet_api.settings import Settings
 
-    vars(app)["_load"] = lambda *_: SleepingRecognizer()
+    vars(app)["_load"] = lambda *_, **__: SleepingRecognizer()
     environ = {
         "TRANSCRIBE_BATCH_SIZE": str(batch_size),
         "MAX_CHUNK_MEMORY_MB": str(MEGABYTES),
@@ -340,7 +340,6 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--keep-alive", action="store_true")
     parser.add_argument("--mixed", action="store_true")
-    parser.add_argument("--profile", type=Path, help="an SVG that py-spy writes")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--load", help=argparse.SUPPRESS)
     options = parser.parse_args()

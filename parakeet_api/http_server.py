@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -216,8 +217,10 @@ class GracefulStop:
             self._cancel()
         self._drained.set()
         signal.raise_signal(signal.SIGTERM)
-        # The main thread sleeps until something happens on a connection.
-        self._server.pull_trigger()
+        # The main thread sleeps until something happens on a connection, unless the signal has
+        # ended that already.
+        with contextlib.suppress(OSError):
+            self._server.pull_trigger()
 
     def _under_way(self) -> int:
         """Count the connections whose request or answer is under way.
