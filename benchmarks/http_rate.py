@@ -259,11 +259,13 @@ def serving(*options: str, **environ: str) -> Iterator[tuple[psutil.Process, tup
         finally:
             process.terminate()
             process.wait()
+            drain.join()
+            process.stderr.close()
 
 
 def _warm_up(address: tuple[str, int]) -> None:
     """Load the model."""
-    request = request_of(_speech()[:SAMPLE_RATE], {}, keep_alive=False)
+    request = request_of(speech()[:SAMPLE_RATE], {}, keep_alive=False)
     put_load(address, [(request, 1.0)], clients=1, seconds=0, keep_alive=False)
 
 
@@ -298,7 +300,7 @@ def _processor_s(process: psutil.Process) -> tuple[float, float]:
 
 def _tell_load(options: argparse.Namespace) -> None:
     host, port = json.loads(options.load)
-    samples = _speech()
+    samples = speech()
     lengths = MIXED_S if options.mixed else (10,)
     fields = {"model": "whisper-1", "response_format": "json"}
     requests = [
@@ -327,7 +329,8 @@ def _tell_load(options: argparse.Namespace) -> None:
     print(json.dumps(told))
 
 
-def _speech() -> Pcm:
+def speech() -> Pcm:
+    """Give some minutes of speech, shape `(samples,)`."""
     decoder = FfmpegDecoder(executable=find_ffmpeg(), max_seconds=3600)
     return np.concatenate(list(decoder.stream(SPEECH / "long-dense.ogg")))
 

@@ -62,6 +62,8 @@ class UploadForm:
         self._finish: Callable[[], None] = lambda: None
         self._is_file = False
         """Whether the current part is one."""
+        self._held = b""
+        """What came and was not given to the decoder."""
 
     @classmethod
     def for_body(cls, folder: Path, content_type: str) -> UploadForm | None:
@@ -150,7 +152,7 @@ class UploadForm:
             return data
         size = len(self._boundary)
         # What the decoder keeps could be the beginning of a boundary.
-        kept = bytes(self._decoder.buffer)
+        kept = bytes(self._decoder.buffer) + self._held
         if self._boundary in kept + data[:size]:
             return data
         found = data.find(self._boundary)
@@ -158,12 +160,18 @@ class UploadForm:
         if certain <= 0:
             return data
         self._decoder.buffer.clear()
+        self._held = b""
         self._write(kept)
         self._write(memoryview(data)[:certain])
         return data[certain:]
 
     def _decode(self, data: bytes | None) -> None:
-        self._decoder.receive_data(data)
+        whole = self._held + (data or b"")
+        end = len(whole) if data is None else self._end_of_certain(whole)
+        self._held = whole[end:]
+        self._decoder.receive_data(whole[:end])
+        if data is None:
+            self._decoder.receive_data(None)
         while not isinstance(event := self._decoder.next_event(), (Epilogue, NeedData)):
             if isinstance(event, Field):
                 self._begin_text(event)
@@ -173,6 +181,19 @@ class UploadForm:
                 self._write(event.data)
                 if not event.more_data:
                     self._finish()
+
+    def _end_of_certain(self, data: bytes) -> int:
+        """Find where to part data whose last bytes may be a boundary without its end.
+
+        The decoder would take the first half of the line break before it for the file's.
+        """
+        longest = len(self._boundary) + len(b"--\r")
+        kept = bytes(self._decoder.buffer[-longest:])
+        recent = (kept + data[-longest:])[-longest:]
+        found = recent.find(self._boundary)
+        if found < 0:
+            return len(data)
+        return max(0, len(data) - (len(recent) - found) - len(b"\r\n"))
 
     def _begin_text(self, part: Field) -> None:
         self._is_file = False
