@@ -303,7 +303,7 @@ class Front:
             headers.get("content-type", "").lower().startswith(MULTIPART)
             and length.isdecimal()
             and length.isascii()
-            and int(length) <= _MOST_BODY
+            and int(length) <= min(_MOST_BODY, self._settings.max_upload_bytes)
             and headers.get("connection", "").lower() in ("", "close", "keep-alive")
             and not any(name in headers for name in _NOT_HERE)
             and (not keys or is_accepted(sent_key(headers.get("authorization", "")), keys))

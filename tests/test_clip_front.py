@@ -233,6 +233,14 @@ def test_only_those_with_a_key_are_answered_here(
             assert answer_on(client)[0] == "HTTP/1.1 200 OK"
 
 
+def test_what_is_above_the_uploads_limit_is_passed_on(tmp_path: Path) -> None:
+    with running(tmp_path, MAX_UPLOAD_MB="0.01") as owner, owner.connect() as client:
+        client.sendall(request())
+        wait_for(lambda: len(owner.passed_on) == 1)
+
+        assert owner.heard == []
+
+
 @pytest.mark.parametrize("failing", ["describe", "recognize"])
 def test_what_the_model_fails_at_is_passed_on(tmp_path: Path, failing: str) -> None:
     with running(tmp_path) as owner, owner.connect() as client:
