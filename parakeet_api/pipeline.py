@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.language_detection import detect_language
 from parakeet_api.metrics import Metrics
@@ -43,6 +43,16 @@ class Progress:
     """Seconds that the recording has by its header, where it tells; often an estimate."""
 
 
+class ChunkRecognizer(Protocol):
+    """What a pipeline needs of a `Batcher`."""
+
+    def recognize(
+        self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool]
+    ) -> Generator[tuple[Chunk, list[Word]]]:
+        """Yield each chunk of one recording with its words, in order."""
+        ...
+
+
 class Pipeline:
     """Turn recordings into transcripts; safe to use from many threads."""
 
@@ -50,7 +60,7 @@ class Pipeline:
         self,
         *,
         decoder: FfmpegDecoder,
-        batcher: Batcher,
+        batcher: ChunkRecognizer,
         policy: ChunkPolicy,
         settings: Settings,
         metrics: Metrics | None = None,
@@ -122,7 +132,7 @@ class Pipeline:
         )
         done_s = decoding_s = 0.0
         with (
-            self._counted(),
+            self.counted(),
             closing(self._decoder.stream(path, raw_pcm=raw_pcm)) as audio,
             closing(self._prepared(plan_chunks(audio, self._policy))) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -136,7 +146,8 @@ class Pipeline:
         yield Progress(tuple(stitcher.finish()), _NOTHING, done_s, done_s)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
+        """Count as a recording that is being transcribed."""
         with self._counting:
             self.recordings += 1
         try:

@@ -252,9 +252,15 @@ class Settings:
     port: int = _setting("PORT", 5092, _integer(low=0, high=65535))
     """Listening port; 0 = any free one."""
     app_threads: int = _setting("APP_THREADS", 16, _integer(low=1, high=512))
-    """Transcription requests worked on at the same time; the ones beyond it wait."""
+    """Transcription requests worked on at the same time; the ones beyond it wait. For a GPU those
+    of two full batches."""
     max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
-    """Transcription requests that may wait; one more is answered 503 with Retry-After."""
+    """Transcription requests that may wait; one more is answered 503 with Retry-After. For a GPU
+    those of two full batches, if these are more."""
+
+    clip_processes: int = _setting("CLIP_PROCESSES", 0, _integer(low=0, high=32))
+    """Processes that receive clips, decode them and write their transcripts, so that a fast GPU is
+    kept busy; 0 = the one with the model does it all."""
 
     rate_limit: str | None = _setting("RATE_LIMIT", None, _rates)
     """How often a key, or without keys an address, may ask for a transcription, such as
@@ -442,9 +448,15 @@ class Settings:
 
     @classmethod
     def from_env(
-        cls, environ: Mapping[str, str], *, detected_vram_gb: float | None = None
+        cls,
+        environ: Mapping[str, str],
+        *,
+        detected_vram_gb: float | None = None,
+        cores: int = 1,
     ) -> Settings:
         """Read every variable, derive what a preset decides, and let explicit values win.
+
+        `cores` are the processor's that this process may use.
 
         Raises `SettingsError` naming the variable and its value.
         """
@@ -455,7 +467,10 @@ class Settings:
         }
         _refuse_contradictions(explicit)
         preset = explicit.get("preset", cls.preset)
-        derived = _derive(preset, explicit.get("gpu_vram_gb", detected_vram_gb))
+        vram_gb = explicit.get("gpu_vram_gb", detected_vram_gb)
+        derived = _derive(preset, vram_gb)
+        if vram_gb is not None:
+            derived |= _derive_http(derived | explicit, vram_gb=vram_gb, cores=cores)
         origins: dict[str, Origin] = {
             setting.name: "environment"
             if setting.name in explicit
@@ -499,20 +514,22 @@ class Settings:
 
 
 def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
-    """Raise `SettingsError` where `MODELS` stands beside what names one model for everything."""
-    others = [
-        name
-        for name, given in {
-            "MODEL_PATH": "model_path" in explicit,
-            "DEMO_MODEL=always": explicit.get("demo_model") == "always",
-        }.items()
-        if given
-    ]
-    if "models" in explicit and others:
-        raise SettingsError(
-            f"MODELS={','.join(explicit['models'])!r} and {others[0]} contradict each other:"
-            " keep one"
-        )
+    """Raise `SettingsError` where two settings cannot both be meant."""
+    names = f"MODELS={','.join(explicit.get('models', ()))!r}"
+    contradictions = {
+        # What names one model for everything, beside what names several.
+        f"{names} and MODEL_PATH": {"models", "model_path"} <= explicit.keys(),
+        f"{names} and DEMO_MODEL=always": (
+            "models" in explicit and explicit.get("demo_model") == "always"
+        ),
+        # Several processes would each count for themselves.
+        f"RATE_LIMIT={explicit.get('rate_limit')!r} and CLIP_PROCESSES": (
+            "rate_limit" in explicit and explicit.get("clip_processes", 0) > 0
+        ),
+    }
+    for both, contradict in contradictions.items():
+        if contradict:
+            raise SettingsError(f"{both} contradict each other: keep one")
 
 
 _ABSENT = object()
@@ -633,3 +650,34 @@ def _tier(vram_gb: float | None) -> _GpuTier:
     """Give what suits a GPU; without one the batch of a medium one suits a CPU too."""
     size_gb = _MEDIUM_GPU_GB if vram_gb is None else vram_gb
     return next(tier for tier in _GPU_TIERS if size_gb > tier.from_gb)
+
+
+_FAST_GPU_GB = 15.0
+"""GPUs from here on recognise more clips than one process can receive."""
+_CORES_A_PROCESS = 4
+"""A process that receives clips works 2.5 ms for each; the rest is for the model's and ffmpeg."""
+_MOST_CLIP_PROCESSES = 4
+"""They receive some 1,500 clips a second: twice of what an H200 recognises."""
+_FEWEST_ACTIVE, _MOST_ACTIVE = 16, 512
+_FEWEST_WAITING = 64
+
+
+def _derive_http(values: Mapping[str, Any], *, vram_gb: float, cores: int) -> dict[str, Any]:
+    """Decide how many requests are worked on and wait, so that a GPU's batches are full.
+
+    While one batch is in the model, the requests of the next one are read, and those of the last
+    one answered.
+    """
+    two_batches = 2 * values["transcribe_batch_size"]
+    is_fast = vram_gb >= _FAST_GPU_GB
+    # Rates are counted in one process.
+    is_counted = values.get("rate_limit") is not None
+    return {
+        "app_threads": min(max(two_batches, _FEWEST_ACTIVE), _MOST_ACTIVE),
+        "max_queued_requests": max(two_batches, _FEWEST_WAITING),
+        "clip_processes": (
+            min(cores // _CORES_A_PROCESS, _MOST_CLIP_PROCESSES)
+            if is_fast and not is_counted
+            else 0
+        ),
+    }

@@ -15,11 +15,13 @@ import parakeet_api
 
 ORDER = (
     "errors",
+    "api_keys",
     "languages",
     "settings",
     "logs",
     "metrics",
     "transcript",
+    "clip_link",
     "language_detection",
     "card_check",
     "devices",
@@ -39,6 +41,7 @@ ORDER = (
     "model_manager",
     "model_pool",
     "stitching",
+    "batch_queue",
     "batching",
     "admission",
     "background",
@@ -64,6 +67,7 @@ ORDER = (
     "openapi_parts",
     "openapi",
     "proxies",
+    "clip_front",
     "web",
     "rate_limits",
     "cross_origin",
@@ -75,12 +79,15 @@ ORDER = (
     "docs_routes",
     "routes",
     "http_server",
+    "clip_desk",
 )
 """A module imports only from those before it."""
 
 PURE = frozenset(
     {
+        "batch_queue",
         "errors",
+        "api_keys",
         "settings",
         "transcript",
         "languages",
@@ -115,7 +122,7 @@ OWNERS = {
     ),
     "nemo": ("nemo_internals", "nemo_model"),
     "omegaconf": ("nemo_model",),
-    "subprocess": ("devices", "audio"),
+    "subprocess": ("devices", "audio", "clip_desk"),
     "soundfile": ("sound_files",),
     "soxr": ("sound_files",),
     "flask": (

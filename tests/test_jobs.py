@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SPEECH, Clip, wait_for
@@ -204,7 +205,8 @@ def test_a_cancelled_job_ends_its_work_within_2_s(folder: Path) -> None:
 
             assert remaining is not None
             assert remaining.status == status(started, job) == "cancelled"
-            wait_for(lambda: not ffmpegs() and not pipeline._batcher.waiting())
+            batcher: Any = pipeline._batcher
+            wait_for(lambda: not ffmpegs() and not batcher.waiting())
             assert time.monotonic() - since < 2
             assert recordings(folder) == []
             assert started.delete(remaining) is None

@@ -37,6 +37,7 @@ PROMISE: dict[str, object] = {
     "MAX_UPLOAD_MB": 2000,
     "MAX_AUDIO_HOURS": 12,
     "MAX_QUEUED_REQUESTS": 64,
+    "CLIP_PROCESSES": 0,
     "RATE_LIMIT": None,
     "RATE_LIMIT_STORAGE": "memory://",
     "TRUSTED_PROXY": (),
@@ -170,6 +171,9 @@ def test_settings_without_an_environment_are_the_defaults_but_for_what_a_preset_
         "GPU_MEMORY_FRACTION",
         "MAX_CHUNK_MEMORY_MB",
         "DECODING_STRATEGY",
+        "APP_THREADS",
+        "MAX_QUEUED_REQUESTS",
+        "CLIP_PROCESSES",
     } == DERIVED
 
 
@@ -321,6 +325,7 @@ def test_a_home_folder_is_found() -> None:
         ("PORT", "\uff18\uff10", "a whole number, 0 to 65535"),
         ("PORT", "9" * 5000, "a whole number, 0 to 65535"),
         ("APP_THREADS", "0", "a whole number, 1 to 512"),
+        ("CLIP_PROCESSES", "33", "a whole number, 0 to 32"),
         ("TRANSCRIBE_BATCH_SIZE", "0", "a whole number, 1 to 256"),
         ("CHUNK_MINITE", "abc", "a number of minutes, 0.05 to 1440"),
         ("CHUNK_MINITE", "0", "a number of minutes, 0.05 to 1440"),
@@ -498,8 +503,12 @@ def accepted(variable: str) -> dict[str, Any]:
 
 ACCEPTED = {variable: accepted(variable) for variable in FIELDS}
 
-ONE_MODEL = {"MODEL_PATH", "DEMO_MODEL"}
-"""What MODELS cannot stand beside: DEMO_MODEL where it is `always`."""
+CONTRADICTIONS = (
+    {"MODELS", "MODEL_PATH"},
+    {"MODELS", "DEMO_MODEL"},
+    {"RATE_LIMIT", "CLIP_PROCESSES"},
+)
+"""What cannot stand side by side, at least with some values."""
 
 
 @pytest.mark.parametrize("variable", FIELDS)
@@ -513,7 +522,7 @@ def test_every_variable_takes_another_value_than_its_default(variable: str) -> N
 @given(
     st.fixed_dictionaries(
         {}, optional={name: st.sampled_from([*values]) for name, values in ACCEPTED.items()}
-    ).filter(lambda environ: "MODELS" not in environ or not ONE_MODEL & environ.keys())
+    ).filter(lambda environ: not any(both <= environ.keys() for both in CONTRADICTIONS))
 )
 def test_variables_do_not_change_each_others_values(environ: dict[str, str]) -> None:
     settings = Settings.from_env(environ, detected_vram_gb=5)
@@ -647,6 +656,48 @@ def test_presets_derive_from_the_card(
 )
 def test_a_large_gpu_is_given_more_memory_for_a_pass(vram_gb: float | None, pass_mb: float) -> None:
     assert Settings.from_env({}, detected_vram_gb=vram_gb).max_chunk_memory_mb == pass_mb
+
+
+@pytest.mark.parametrize(
+    ("vram_gb", "batch_size", "cores", "derived"),
+    [
+        (None, "128", 16, (16, 64, 0)),
+        (8.36, "8", 16, (16, 64, 0)),
+        (25.4, "64", 16, (128, 128, 4)),
+        (80, "128", 8, (256, 256, 2)),
+        (141, "256", 3, (512, 512, 0)),
+        (141, "200", 64, (400, 400, 4)),
+    ],
+)
+def test_as_many_requests_are_taken_as_fill_two_batches_of_a_gpu(
+    vram_gb: float | None, batch_size: str, cores: int, derived: tuple[int, int, int]
+) -> None:
+    environ = {"TRANSCRIBE_BATCH_SIZE": batch_size}
+    settings = Settings.from_env(environ, detected_vram_gb=vram_gb, cores=cores)
+
+    assert derived == (
+        settings.app_threads,
+        settings.max_queued_requests,
+        settings.clip_processes,
+    )
+
+
+def test_what_is_said_of_requests_binds_with_a_gpu_too() -> None:
+    environ = {"APP_THREADS": "7", "MAX_QUEUED_REQUESTS": "0", "CLIP_PROCESSES": "1"}
+    settings = Settings.from_env(environ, detected_vram_gb=141, cores=16)
+
+    assert (settings.app_threads, settings.max_queued_requests) == (7, 0)
+    assert settings.clip_processes == 1
+
+
+def test_requests_that_are_counted_are_received_by_one_process() -> None:
+    limited = {"RATE_LIMIT": "60/minute"}
+
+    assert Settings.from_env(limited, detected_vram_gb=141, cores=16).clip_processes == 0
+    assert refusal(limited | {"CLIP_PROCESSES": "2"}) == (
+        "RATE_LIMIT='60/minute' and CLIP_PROCESSES contradict each other: keep one"
+    )
+    assert Settings.from_env(limited | {"CLIP_PROCESSES": "0"}).clip_processes == 0
 
 
 def test_the_given_memory_beats_the_detected_one() -> None:

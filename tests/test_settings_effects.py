@@ -286,6 +286,7 @@ EFFECTS = {
     "PORT": "test_settings_effects.py::test_the_port_is_the_one_that_was_asked_for",
     "APP_THREADS": "test_operations.py::TestReadiness::test_a_full_server_is_not",
     "MAX_QUEUED_REQUESTS": "test_operations.py::TestReadiness::test_a_full_server_is_not",
+    "CLIP_PROCESSES": "test_clip_desk.py::test_many_clients_get_their_own_words",
     "RATE_LIMIT": (
         "test_limits.py::TestRateLimit"
         "::test_a_key_is_refused_above_its_limit_wherever_it_comes_from"
