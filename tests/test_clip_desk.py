@@ -159,7 +159,10 @@ def test_they_end_with_the_server(tmp_path: Path, number: signal.Signals) -> Non
 def test_a_clip_that_waits_is_answered_before_the_server_stops(
     tmp_path: Path, clips: list[Clip]
 ) -> None:
-    with running_server(tmp_path, CLIP_PROCESSES="1", ENABLE_LAZY_LOAD="true") as server:
+    # Loading can take long on a busy machine.
+    with running_server(
+        tmp_path, CLIP_PROCESSES="1", ENABLE_LAZY_LOAD="true", STOP_GRACE_SECONDS="240"
+    ) as server:
         wait_until(lambda: len(fronts(server)) == 1, within_s=30, what="a process")
         # It loads the model, which takes a while.
         connection = post(server, clips[0].path.read_bytes(), response_format="text")
