@@ -71,6 +71,9 @@ _IDLE_S = 60.0
 _SEND_S = 10.0
 """How long a client may take for an answer of some kilobytes."""
 _TICK_S = 1.0
+_MOST_HELD = 256 * 1024 * 1024
+"""Bytes of requests that are held in memory at a time, those under work included. What comes
+beyond them goes to the process with the model, which writes it to disk while it arrives."""
 _MOST_CONNECTIONS = 1000
 """Beyond them the process with the model decides which one has to go."""
 _MOST_NAMES = 100
@@ -138,6 +141,20 @@ class _Connection:
     """When the request began, or the last one ended."""
 
 
+class _Held:
+    """Count the bytes of requests that are held in memory."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._counting = threading.Lock()
+
+    def add(self, size: int) -> bool:
+        """Count more, or less; tell whether there is room for all."""
+        with self._counting:
+            self._bytes += size
+            return self._bytes <= _MOST_HELD
+
+
 @dataclass(frozen=True, slots=True)
 class _Description:
     """A model as the process that owns it describes it."""
@@ -169,6 +186,7 @@ class Front:
         self._workers = ThreadPoolExecutor(options.threads, thread_name_prefix="clip")
         self._busy = 0
         self._counting = threading.Lock()
+        self._held = _Held()
         self._local = threading.local()
         self._links: set[socket.socket] = set()
         self._descriptions: dict[str, _Description] = {}
@@ -258,12 +276,17 @@ class Front:
             data = b""
         if not data:
             self._leave(connection)
+            self._release(connection)
             connection.sock.close()
             return
         if not connection.received:
             connection.since = time.monotonic()
         connection.received += data
-        self._look_at(connection)
+        if self._held.add(len(data)):
+            self._look_at(connection)
+        else:
+            self._leave(connection)
+            self._pass_on(connection)
 
     def _look_at(self, connection: _Connection) -> None:
         """Begin to work on a request that is here as a whole; pass on what is not for here."""
@@ -325,13 +348,20 @@ class Front:
                 ("connection", connection.address),
                 bytes(connection.received),
             )
+        self._release(connection)
         connection.sock.close()
+
+    def _release(self, connection: _Connection) -> None:
+        """Forget what a connection has sent."""
+        self._held.add(-len(connection.received))
+        connection.received = bytearray()
 
     def _work(self, connection: _Connection, head: _Head) -> None:
         """Answer a request, or pass it on."""
         try:
             stays = self._answer(connection, head)
         except ClientGoneError:
+            self._release(connection)
             connection.sock.close()
         except Exception as error:
             # A thread's border. Whatever it is, the process with the model finds it too, and tells
@@ -339,8 +369,8 @@ class Front:
             logger.debug("passed on: %r", error)
             self._pass_on(connection)
         else:
+            self._release(connection)
             if stays:
-                connection.received = bytearray()
                 connection.head = None
                 connection.since = time.monotonic()
                 self._answered.append(connection)

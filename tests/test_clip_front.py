@@ -277,6 +277,28 @@ def test_clips_beyond_the_threads_are_passed_on(tmp_path: Path) -> None:
         assert answer_on(one)[0] == "HTTP/1.1 200 OK"
 
 
+def test_what_does_not_fit_the_memory_for_requests_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = request()
+    monkeypatch.setattr(clip_front, "_MOST_HELD", 2 * len(sent))
+
+    with running(tmp_path) as owner, owner.connect() as one, owner.connect() as other:
+        # What was answered, and what was passed on, is held no longer.
+        for _ in range(3):
+            one.sendall(sent)
+            assert answer_on(one)[0] == "HTTP/1.1 200 OK"
+        owner.let.clear()
+        one.sendall(sent)
+        wait_for(lambda: len(owner.heard) == 4)
+        other.sendall(request(SOUND + bytes(len(sent))))
+        wait_for(lambda: len(owner.passed_on) == 1)
+        owner.let.set()
+        assert answer_on(one)[0] == "HTTP/1.1 200 OK"
+        one.sendall(sent)
+        assert answer_on(one)[0] == "HTTP/1.1 200 OK"
+
+
 def test_slow_and_idle_connections_are_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
