@@ -65,6 +65,13 @@ class BatchQueue(Generic[J]):
         self._count = 0
         return jobs
 
+    def fills_batch(self, plan: InferencePlan) -> bool:
+        """Tell whether what waits is enough for a full batch, whichever of it is chosen."""
+        if self._count >= plan.batch_size:
+            return True
+        waiting = sum(_length(job) for jobs in self._requests.values() for job in jobs)
+        return waiting >= plan.batch_s * SAMPLE_RATE
+
     def take(self, plan: InferencePlan, *, longest: float = math.inf) -> list[J]:
         """Take the next batch out.
 

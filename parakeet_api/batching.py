@@ -293,10 +293,22 @@ class Batcher:
         """Take what may go into the model now, with the lock held."""
         plan = replace(self._plan, batch_s=min(self._plan.batch_s, self._memory.most_s()))
         if self._passes < self._main_permits:
-            return self._queue.take(plan)
+            return [] if self._may_fill_up(plan) else self._queue.take(plan)
         if self._passes == self._long_passes:
             return self._queue.take(plan, longest=_CLIP)
         return []
+
+    def _may_fill_up(self, plan: InferencePlan) -> bool:
+        """Tell whether a batch had better wait for more, with the lock held.
+
+        Passes on a GPU follow each other. What is taken during one is prepared meanwhile, but what
+        comes after it must wait for yet another pass: only a full batch gains by that.
+        """
+        return (
+            self._plan.memory_mb is not None
+            and self._passes > 0
+            and not self._queue.fills_batch(plan)
+        )
 
     def _passed(self, batch: list[_Job]) -> None:
         with self._changed:

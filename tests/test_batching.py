@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -243,6 +244,32 @@ def test_of_two_permits_both_are_for_everything() -> None:
 
     with running(model, permits=2) as (batcher, requests), busy(batcher, requests, model, 30):
         assert requests.submit(heard, batcher, chunks_of(LONG, 1, 30)).result(10) == ["1.0"]
+
+
+GPU_PLAN = replace(PLAN, memory_mb=1500.0)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "seconds", "taken"), [(1, 1.0, False), (3, 1.0, False), (4, 1.0, True)]
+)
+def test_on_a_gpu_a_second_batch_is_prepared_once_it_is_full(
+    waiting: int, seconds: float, taken: bool
+) -> None:
+    assert GPU_PLAN.batch_size == 4
+    model = Model()
+    with running(model, GPU_PLAN, permits=2) as (batcher, requests):
+        with held(model, batcher, requests):
+            asked = [
+                requests.submit(heard, batcher, chunks_of(number, 1, seconds))
+                for number in range(waiting)
+            ]
+            wait_for(lambda: len(model.batches) == 2 or batcher.waiting() == waiting)
+            if not taken:
+                assert batcher.waiting() == waiting
+        answers = [answer.result(10) for answer in asked]
+
+    assert answers == [[f"{number}.0"] for number in range(waiting)]
+    assert sorted(map(len, model.batches)) == sorted([1, waiting]), "together, and in one pass"
 
 
 def test_a_clip_that_came_while_no_permit_was_free_is_taken_as_soon_as_one_is() -> None:
