@@ -406,13 +406,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ,
             detected_vram_gb=gpu.total_gb if gpu else None,
             cores=available_cores(),
-        )
+        ).with_absolute_paths()
         if not transcribes:
             return serve(settings, gpu)
         if options.model is not None:
             settings = settings.for_model(options.model)
         return transcribe(
-            settings, gpu, options.files, response_format=options.format, folder=options.output_dir
+            settings,
+            gpu,
+            [file.absolute() for file in options.files],
+            response_format=options.format,
+            folder=options.output_dir.absolute(),
         )
     except (SettingsError, CheckpointError, ModelLoadError) as error:
         print(f"app.py: {error}", file=sys.stderr)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +55,7 @@ class ClipDesk:
         settings = services.settings
         processes = settings.clip_processes
         self._options = FrontOptions(
-            # Those processes have another working directory.
-            settings=replace(settings, temp_uploads_dir=settings.temp_uploads_dir.absolute()),
+            settings=settings,
             ffmpeg=str(Path(ffmpeg).absolute()),
             longest_chunk_s=services.plan.longest_chunk_s,
             # Connections are not spread evenly over the processes: each may have twice its share.

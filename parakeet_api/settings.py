@@ -486,6 +486,18 @@ class Settings:
         models = _parse("--model", name, _models)
         return dataclasses.replace(self, models=models, model_path=None, demo_model="never")
 
+    def with_absolute_paths(self) -> Settings:
+        """Give the same settings with the paths that these mean in the working directory of now.
+
+        NeMo changes it while it restores a checkpoint, for all threads of the process.
+        """
+        paths: dict[str, Any] = {
+            setting.name: path.absolute()
+            for setting in _fields()
+            if isinstance(path := getattr(self, setting.name), Path)
+        }
+        return dataclasses.replace(self, **paths)
+
     @property
     def max_upload_bytes(self) -> int:
         return int(self.max_upload_mb * 1024 * 1024)
