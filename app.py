@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from parakeet_api.admission import Admission
-from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
+from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.command_line import plan_outputs, transcribe_files
@@ -40,6 +40,7 @@ from parakeet_api.devices import (
     plan_inference,
 )
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
+from parakeet_api.ffmpeg import check_filter, find_ffmpeg
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
 from parakeet_api.jobs import Jobs

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from parakeet_api.asr_api import AsrParams, Output, render_asr
-from parakeet_api.audio import SUPPORTED_FORMATS
+from parakeet_api.ffmpeg import SUPPORTED_FORMATS
 from parakeet_api.errors import (
     ApiError,
     AudioDecodeError,
