@@ -6,6 +6,7 @@ takes the end of the bytes for the end of the recording in containers without an
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import re
 import struct
@@ -42,13 +43,21 @@ _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 """What players' tags begin with that stand behind the sound without a chunk of their own."""
 
 _OGG_PAGE = re.compile(rb"OggS\0[\0-\7]")
-_OGG_FIRST_PAGE = re.compile(rb"OggS\0[\2\3\6\7]")
+_OGG_MAGIC = b"OggS\0"
+_OGG_FIRST = frozenset({b"\2", b"\3", b"\6", b"\7"})
+"""Flags of a stream's first page."""
 _OGG_HEADER_BYTES = 27
 _OGG_LARGEST_PAGE = _OGG_HEADER_BYTES + 255 + 255 * 255
 _OGG_LARGEST_FIRST_PAGE = 4096
 """It holds a codec's first header alone, some 100 bytes; what is longer is no such page."""
 _WINDOW = 1 << 23
 """Bytes that are searched at once: other threads have their turn in between."""
+
+_MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
+"""The first bytes of a frame of layer III."""
+_MP3_LARGEST_TAG = 1 << 24
+_MAX_CANDIDATES = 10_000
+"""Places that look like a file's first frame; honest files have few."""
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -95,6 +104,8 @@ def inspect(path: Path) -> MediaFile:
             return _inspect_ogg(data)
         if data[:16] == _ASF_HEADER:
             return _inspect_asf(data)
+        if data[:3] == b"ID3" or _MP3_FRAME.match(data):
+            return _inspect_mp3(data)
     return _WHOLE
 
 
@@ -272,7 +283,8 @@ def _inspect_ogg(data: mmap.mmap) -> MediaFile:
 def _ogg_links(data: mmap.mmap) -> Iterator[int]:
     """Find where the links of a chain begin: first pages behind later ones (RFC 3533, 4)."""
     end_of_firsts = links = 0
-    for number, start in enumerate(_find_all(_OGG_FIRST_PAGE, data)):
+    first_pages = (at for at in _find_all(data, _OGG_MAGIC) if data[at + 5 : at + 6] in _OGG_FIRST)
+    for number, start in enumerate(first_pages):
         if number > 2 * _MAX_PARTS:
             raise _too_many(links)
         end = _ogg_page_end(data, start)
@@ -285,11 +297,18 @@ def _ogg_links(data: mmap.mmap) -> Iterator[int]:
         end_of_firsts = end
 
 
-def _find_all(pattern: re.Pattern[bytes], data: mmap.mmap) -> Iterator[int]:
-    """Search in windows that overlap by less than the pattern's six bytes."""
+def _find_all(data: mmap.mmap, *texts: bytes) -> Iterator[int]:
+    """Search for texts of one length, window by window."""
     for start in range(0, len(data), _WINDOW):
-        for match in pattern.finditer(data[start : start + _WINDOW + 5]):
-            yield start + match.start()
+        end = start + _WINDOW + len(texts[0]) - 1
+        found = (at for text in texts for at in _positions(data, text, start, end))
+        yield from sorted(itertools.islice(found, _MAX_CANDIDATES))
+
+
+def _positions(data: mmap.mmap, text: bytes, start: int, end: int) -> Iterator[int]:
+    while (start := data.find(text, start, end)) >= 0:
+        yield start
+        start += 1
 
 
 def _ogg_page_end(data: mmap.mmap, start: int) -> int:
@@ -324,6 +343,50 @@ def _missing_of_last_page(data: mmap.mmap) -> int:
             at = following.start()
         at = _ogg_page_end(data, at)
     return at - len(data)
+
+
+def _inspect_mp3(data: mmap.mmap) -> MediaFile:
+    """Find whole mp3 files one behind the other, each with the encoder's delay in its first frame.
+
+    ffmpeg would lose a frame where each begins, and play the silence that encoders put there.
+    """
+    starts = [0]
+    for info in itertools.islice(_find_all(data, b"Xing", b"Info"), _MAX_CANDIDATES):
+        start = _mp3_file_start(data, info)
+        if start is not None and start > starts[-1]:
+            starts.append(start)
+            if len(starts) > _MAX_PARTS:
+                raise _too_many(len(starts))
+    ends = [*starts[1:], len(data)]
+    parts = [Part(b"", (range(*ends_at),)) for ends_at in zip(starts, ends, strict=True)]
+    # The first may be a tag alone, or a first frame that is not where a file begins.
+    return MediaFile(parts=tuple(parts)) if len(parts) > 1 else _WHOLE
+
+
+def _mp3_file_start(data: mmap.mmap, info: int) -> int | None:
+    """Give where the mp3 file begins whose first frame has its Xing or Info header here."""
+    for header_bytes in (36, 21, 13):
+        frame = info - header_bytes
+        if frame >= 0 and _mp3_side_info_end(data[frame : frame + 4]) == header_bytes:
+            tag = data.rfind(b"ID3", max(0, frame - _MP3_LARGEST_TAG), frame)
+            return tag if tag >= 0 and _id3_end(data, tag) == frame else frame
+    return None
+
+
+def _mp3_side_info_end(header: bytes) -> int | None:
+    """Give where a frame's samples would begin; `None` if this is no frame of layer III."""
+    if not _MP3_FRAME.match(header):
+        return None
+    is_mpeg1, is_mono = header[1] & 8, header[3] >> 6 == 3
+    if is_mpeg1:
+        return 21 if is_mono else 36
+    return 13 if is_mono else 21
+
+
+def _id3_end(data: mmap.mmap, start: int) -> int:
+    """Give where an ID3v2 tag ends."""
+    size = data[start + 6 : start + 10]
+    return start + 10 + sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=True))
 
 
 def _inspect_asf(data: mmap.mmap) -> MediaFile:
