@@ -24,7 +24,9 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+from werkzeug.datastructures import MultiDict
 
 from parakeet_api.admission import Admission
 from parakeet_api.audio import FfmpegDecoder
@@ -39,7 +41,13 @@ from parakeet_api.devices import (
     main_permits,
     plan_inference,
 )
-from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
+from parakeet_api.errors import (
+    CheckpointError,
+    DeviceLostError,
+    InvalidRequestError,
+    ModelLoadError,
+    SettingsError,
+)
 from parakeet_api.ffmpeg import check_filter, find_ffmpeg
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
@@ -60,7 +68,7 @@ from parakeet_api.nemo_model import (
 )
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
-from parakeet_api.request_params import ResponseFormat, TranscriptionParams
+from parakeet_api.request_params import ResponseFormat, TranscriptionParams, read_track
 from parakeet_api.routes import create_app
 from parakeet_api.settings import Settings, model_basename
 from parakeet_api.start_report import report_start
@@ -126,6 +134,7 @@ def build_services(
             admission=admission,
             metrics=metrics,
             jobs=jobs,
+            decoder=decoder,
             plan=plan,
             gpu=gpu,
         )
@@ -315,11 +324,11 @@ def transcribe(
     gpu: Gpu | None,
     files: Sequence[Path],
     *,
-    response_format: ResponseFormat,
+    params: TranscriptionParams,
     folder: Path,
 ) -> int:
     """Transcribe files into `folder`; give the process' exit status."""
-    outputs = plan_outputs(files, response_format=response_format, folder=folder)
+    outputs = plan_outputs(files, response_format=params.response_format, folder=folder)
     with build_services(settings, gpu) as services:
         model = services.models.first
         model.store.wait_until_decided()
@@ -327,7 +336,7 @@ def transcribe(
         failed = transcribe_files(
             outputs,
             pipeline=model.pipeline,
-            params=TranscriptionParams(response_format=response_format, languages=model.languages),
+            params=dataclasses.replace(params, languages=model.languages),
             settings=settings,
         )
     return 1 if failed else 0
@@ -340,6 +349,13 @@ def _report(services: Services) -> None:
     logger.info("%s", report.text())
     if settings.origins["enable_gradient_checkpointing"] == "environment":
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
+
+
+def _audio_track(text: str) -> int | Literal["all"] | None:
+    try:
+        return read_track(MultiDict({"audio_track": text}))
+    except InvalidRequestError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -355,6 +371,17 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="NAME", help="as in MODELS; the default is the server's own choice"
     )
     files.add_argument("--output-dir", type=Path, default=Path(), metavar="DIR")
+    files.add_argument(
+        "--audio-track",
+        type=_audio_track,
+        metavar="N",
+        help="which sound track, from 1, or all of them mixed; the default is a player's choice",
+    )
+    files.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="transcribe a file that is cut short as far as it goes",
+    )
     return parser
 
 
@@ -376,9 +403,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve(settings, gpu)
         if options.model is not None:
             settings = settings.for_model(options.model)
-        return transcribe(
-            settings, gpu, options.files, response_format=options.format, folder=options.output_dir
+        params = TranscriptionParams(
+            response_format=options.format,
+            audio_track=options.audio_track,
+            allow_partial=options.allow_partial,
         )
+        return transcribe(settings, gpu, options.files, params=params, folder=options.output_dir)
     except (SettingsError, CheckpointError, ModelLoadError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2

@@ -37,6 +37,7 @@ from parakeet_api.ffmpeg import (
     Executables,
     FfmpegRun,
     Input,
+    Said,
     running_ffmpeg,
     supported,
 )
@@ -245,7 +246,7 @@ class _Plan:
         # fmt: off
         return [
             "-loglevel", "repeat+info", "-copyts",
-            "-protocol_whitelist", "file,pipe", "-format_whitelist", DEMUXERS,
+            "-protocol_whitelist", source.protocols, "-format_whitelist", DEMUXERS,
             "-guess_layout_max", "2", "-threads", "1", "-i", source.url,
             "-map", f"0:a:{self.track - 1}", "-vn", "-sn", "-dn", "-af", self._filters(),
             # A mix is never louder than full scale, as if it were made of 16-bit samples.
@@ -327,7 +328,9 @@ class _Decoding:
             )
 
     def _is_fine(self) -> bool:
-        return self._choice == "all" or self.track is None or self.track.is_fine or self.track.is_loose
+        return (
+            self._choice == "all" or self.track is None or self.track.is_fine or self.track.is_loose
+        )
 
     def _most(self) -> float:
         is_exact = self._choice == "all" or (
@@ -337,9 +340,7 @@ class _Decoding:
 
     def _measured_level(self) -> float:
         """Decode it once more, for its level."""
-        again = _Decoding(
-            self.decoder, self._path, Heard(), track=self._choice, allow_partial=True
-        )
+        again = _Decoding(self.decoder, self._path, Heard(), track=self._choice, allow_partial=True)
         again._file = self._file
         with contextlib.closing(again._chosen()) as chosen:
             return level_of(_first_seconds(chosen, self.decoder.max_seconds))
@@ -532,9 +533,7 @@ class _Decoding:
 class _PartDecoding:
     """One track of one stretch of a file while it is decoded."""
 
-    def __init__(
-        self, whole: _Decoding, source: Input, number: int | None, *, offset: int
-    ) -> None:
+    def __init__(self, whole: _Decoding, source: Input, number: int | None, *, offset: int) -> None:
         self._whole = whole
         self._source = source
         self._number = number
@@ -552,7 +551,7 @@ class _PartDecoding:
             ) as run:
                 blocks = run.blocks()
                 first = next(blocks, b"")
-                # It describes what it found before the first block: now it is known what to ask for.
+                # What it found is described before the first block: now it is known what to ask.
                 better = self._plan(run.info) or plan
                 if better != plan:
                     plan = better
@@ -565,7 +564,7 @@ class _PartDecoding:
                 return
 
     def _fed(self) -> Callable[[], Iterator[bytes]] | None:
-        return self._source.chunks if self._source.ranges else None
+        return self._source.chunks if self._source.is_sent else None
 
     def _plan(self, info: MediaInfo | None) -> _Plan | None:
         """Choose the track and how it is mixed."""
@@ -579,8 +578,7 @@ class _PartDecoding:
         """Give the sound of a run, at its time."""
         timeline = Timeline(run.info, run.said.readings, marked=plan.mix != "loose")
         downmix = Downmix()
-        for mono in downmix.mix(self._pieces(run, blocks, timeline)):
-            yield mono
+        yield from downmix.mix(self._pieces(run, blocks, timeline))
         self._whole.note(downmix.caveats(), self._offset)
         self._check_end(run, timeline)
 
@@ -635,36 +633,38 @@ class _PartDecoding:
 
     def _why_nothing(self, run: FfmpegRun) -> AudioDecodeError:
         """Tell why there is no sound, as far as ffmpeg tells."""
-        info, said = run.info, run.said
-        if info is None and said.cut_short:
+        info, track = run.info, self._whole.track
+        if info is None and run.said.cut_short:
             return TruncatedAudioError(
                 "The file is cut short: its index, which stands at its end, is missing. Send it"
                 " again."
             )
         if info is not None and info.has_other_streams:
             return NoAudioTrackError("The file has no sound track.")
-        track = self._whole.track
         if info is None or track is None:
-            return _NothingDecodedError(
-                f"The file is in no format that can be read. {supported()}"
-            )
-        if said.unmixable_channels is not None:
-            return _NothingDecodedError(
-                f"The sound has {said.unmixable_channels} channels ({track.layout}), which cannot"
-                " be mixed. Convert the file first, for example to a mono flac."
-            )
-        if not track.sample_format:
-            return _NothingDecodedError(
-                f"The sound is of a kind that cannot be decoded: {track.codec}. {supported()}"
-            )
-        if said.undecodable:
-            return _NothingDecodedError(
-                f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged"
-                " or encrypted."
-            )
-        nothing = _NothingDecodedError(f"The file holds no sound. {supported()}")
-        nothing.is_empty = True
-        return nothing
+            return _NothingDecodedError(f"The file is of no format that can be read. {supported()}")
+        return _nothing_of(track, run.said)
+
+
+def _nothing_of(track: Track, said: Said) -> _NothingDecodedError:
+    """Tell why a track gave no sound."""
+    if said.unmixable_channels is not None:
+        return _NothingDecodedError(
+            f"The sound has {said.unmixable_channels} channels ({track.layout}), which cannot be"
+            " mixed. Convert the file first, for example to a mono flac."
+        )
+    if not track.sample_format:
+        return _NothingDecodedError(
+            f"The sound is of a kind that cannot be decoded: {track.codec}. {supported()}"
+        )
+    if said.undecodable:
+        return _NothingDecodedError(
+            f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged or"
+            " encrypted."
+        )
+    nothing = _NothingDecodedError(f"The file holds no sound. {supported()}")
+    nothing.is_empty = True
+    return nothing
 
 
 def _frames(run: FfmpegRun, blocks: Iterable[bytes]) -> Iterator[Frames]:

@@ -78,7 +78,9 @@ _CUT_SHORT = re.compile(
     rb"|Error during demuxing: (?!End of file)"
 )
 _CORRUPT = re.compile(rb"corrupt (?:input packet|decoded frame)")
-_UNDECODABLE = re.compile(rb"Error while decoding|Error submitting packet to decoder|Decoding error")
+_UNDECODABLE = re.compile(
+    rb"Error while decoding|Error submitting packet to decoder|Decoding error"
+)
 _NO_MEMORY = b"Cannot allocate memory"
 _UNMIXABLE = re.compile(rb"Rematrix is needed between (\d+) channels")
 
@@ -164,7 +166,7 @@ recorders. Register 0 holds where the sound so far ends."""
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What ffmpeg reads: a file by its name, or bytes that are sent to it."""
+    """What ffmpeg reads: a file by its name, a stretch of one, or bytes that are sent to it."""
 
     path: Path
     head: bytes = b""
@@ -172,8 +174,23 @@ class Input:
     """Of the file's bytes, behind `head`; empty = the file itself."""
 
     @property
+    def is_sent(self) -> bool:
+        """Whether ffmpeg reads it from a pipe, in which it cannot seek."""
+        return bool(self.head) or len(self.ranges) > 1
+
+    @property
     def url(self) -> str:
-        return "pipe:0" if self.ranges else f"file:{self.path.absolute()}"
+        if self.is_sent:
+            return "pipe:0"
+        file = f"file:{self.path.absolute()}"
+        if not self.ranges:
+            return file
+        return f"subfile,,start,{self.ranges[0].start},end,{self.ranges[0].stop},,:{file}"
+
+    @property
+    def protocols(self) -> str:
+        """List what ffmpeg may open: nothing outside this machine, and no more than is needed."""
+        return "file,pipe,subfile" if self.url.startswith("subfile") else "file,pipe"
 
     def chunks(self) -> Iterator[bytes]:
         """Read what is to be sent."""

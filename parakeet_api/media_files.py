@@ -55,6 +55,7 @@ _WINDOW = 1 << 23
 
 _MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 """The first bytes of a frame of layer III."""
+_MP3_MONO = 0xC0
 _MP3_LARGEST_TAG = 1 << 24
 _MAX_CANDIDATES = 10_000
 """Places that look like a file's first frame; honest files have few."""
@@ -326,7 +327,7 @@ def _is_first_page(data: mmap.mmap, start: int, end: int) -> bool:
         return False
     page = data[start:end]
     (checksum,) = struct.unpack_from("<I", page, 22)
-    return _crc32(page[:22] + bytes(4) + page[26:]) == checksum
+    return _crc32(page[:22] + bytes(4) + page[26:]) == int(checksum)
 
 
 def _missing_of_last_page(data: mmap.mmap) -> int:
@@ -377,7 +378,7 @@ def _mp3_side_info_end(header: bytes) -> int | None:
     """Give where a frame's samples would begin; `None` if this is no frame of layer III."""
     if not _MP3_FRAME.match(header):
         return None
-    is_mpeg1, is_mono = header[1] & 8, header[3] >> 6 == 3
+    is_mpeg1, is_mono = header[1] & 0x08, header[3] & 0xC0 == _MP3_MONO
     if is_mpeg1:
         return 21 if is_mono else 36
     return 13 if is_mono else 21

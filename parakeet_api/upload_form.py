@@ -26,6 +26,15 @@ _MOST_TEXT = 500_000
 """Bytes of a text field, and of all: werkzeug's own limit of one."""
 _CHARSETS = frozenset({"ascii", "us-ascii", "utf-8", "iso-8859-1"})
 
+
+class TextTooLongError(RequestEntityTooLarge):
+    """A text field is too long."""
+
+    def __init__(self, field: str | None) -> None:
+        super().__init__()
+        self.field = field
+
+
 ParsedForm = tuple[MultiDict[str, str], MultiDict[str, FileStorage]]
 
 
@@ -132,7 +141,7 @@ class UploadForm:
         def write(data: bytes) -> None:
             self._text_bytes += len(data)
             if self._text_bytes > _MOST_TEXT:
-                raise RequestEntityTooLarge
+                raise TextTooLongError(part.name)
             text.extend(data)
 
         self._write = write

@@ -13,13 +13,14 @@ from conftest import Clip, decode, encode
 from test_pipeline import ffmpegs
 
 from parakeet_api import audio
-from parakeet_api.audio import AudioStream, FfmpegDecoder, check_filter, find_ffmpeg
+from parakeet_api.audio import AudioStream, FfmpegDecoder
 from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
     ServiceUnavailableError,
     SettingsError,
 )
+from parakeet_api.ffmpeg import check_filter, find_ffmpeg
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 
