@@ -29,9 +29,8 @@ import numpy as np
 
 from benchmarks.fidelity import DEMO_MODEL, SPEECH
 from benchmarks.service import Service, running_baseline, running_service
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.devices import available_cores
-from parakeet_api.ffmpeg import find_ffmpeg
 from parakeet_api.nemo_model import ModelOptions
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm

@@ -25,9 +25,8 @@ import torch
 
 from benchmarks.fidelity import SPEECH
 from benchmarks.full_size import FULL, write_checkpoint
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.devices import available_cores
-from parakeet_api.ffmpeg import find_ffmpeg
 from parakeet_api.nemo_model import EncoderPrecision, LoadedModel, ModelOptions, encode, load_model
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm

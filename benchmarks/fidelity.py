@@ -23,9 +23,8 @@ from pathlib import Path
 import jiwer
 import numpy as np
 
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.chunking import ChunkPolicy, plan_chunks
-from parakeet_api.ffmpeg import find_ffmpeg
 from parakeet_api.nemo_model import ModelOptions
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.settings import Settings

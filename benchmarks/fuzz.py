@@ -32,9 +32,8 @@ from typing import Any, cast
 
 from app import build_services
 from benchmarks.fidelity import ROOT, SPEECH
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.errors import ApiError, AudioDecodeError, ServiceUnavailableError
-from parakeet_api.ffmpeg import find_ffmpeg
 from parakeet_api.http_server import Channel, Server, bind, create_server
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.routes import create_app

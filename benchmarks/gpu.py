@@ -29,12 +29,11 @@ import torch
 from benchmarks.cpu import beginning, recording
 from benchmarks.fidelity import DEMO_MODEL, SPEECH
 from benchmarks.full_size import FULL, Shape, write_checkpoint
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.batching import Batcher
 from parakeet_api.card_check import CardReport, check_card
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.devices import Gpu, activations_mb, advice, plan_inference
-from parakeet_api.ffmpeg import find_ffmpeg
 from parakeet_api.nemo_model import EncoderPrecision, ModelOptions, encode, load_model
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError

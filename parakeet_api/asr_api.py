@@ -132,9 +132,8 @@ def _json(transcript: Transcript, params: AsrParams) -> dict[str, object]:
             entry | {"words": [_word(word) for word in segment.words]}
             for entry, segment in zip(segments, transcript.segments, strict=True)
         ]
-    warnings = {"warnings": body["warnings"]} if transcript.caveats else {}
     answer = {"text": transcript.text, "segments": segments, "language": transcript.language}
-    return answer | warnings
+    return answer | ({"warnings": body["warnings"]} if transcript.caveats else {})
 
 
 def _word(word: Word) -> dict[str, object]:

@@ -38,15 +38,24 @@ from parakeet_api.ffmpeg import (
     FfmpegRun,
     Input,
     Said,
+    check_filter,
+    find_ffmpeg,
     running_ffmpeg,
     supported,
 )
 from parakeet_api.levels import level_of, to_pcm
-from parakeet_api.media_files import MediaFile, flac_ends_with_a_frame, inspect
+from parakeet_api.media_files import (
+    MediaFile,
+    flac_ends_with_a_frame,
+    inspect,
+    unreadable_kind,
+)
 from parakeet_api.media_info import MediaInfo, Track
-from parakeet_api.sound_files import open_sound
+from parakeet_api.sound_files import Sound, open_sound
 from parakeet_api.timeline import MARK, Frames, Hole, Timeline
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm, SoundTrack
+
+__all__ = ["FILE_EXTENSIONS", "AudioStream", "FfmpegDecoder", "check_filter", "find_ffmpeg"]
 
 logger = logging.getLogger(__name__)
 
@@ -299,21 +308,28 @@ class _Decoding:
         """The track that is decoded."""
 
     def blocks(self, *, raw_pcm: bool) -> Generator[Pcm]:
-        """Decode to the end, or raise."""
+        """Open the recording; the generator decodes it to the end, or raises."""
         if raw_pcm:
             self._check_choice(1)
             self._heard.expected_s = self._path.stat().st_size // 2 / SAMPLE_RATE
-            yield from _read_pcm(self._path)
-            return
+            return _read_pcm(self._path)
         self._file = inspect(self._path)
-        plain = self.decoder.audio_filter is None and not self._file.parts
-        if plain and (sound := open_sound(self._path)) is not None:
-            self._check_choice(1)
-            self._heard.expected_s = sound.seconds
-            self._heard.caveats += sound.caveats
-            yield from sound.blocks
-            self._check_whole(sound.seconds)
-            return
+        is_plain = self.decoder.audio_filter is None and not self._file.parts
+        sound = open_sound(self._path) if is_plain else None
+        return self._decoded() if sound is None else self._read(sound)
+
+    def _read(self, sound: Sound) -> Generator[Pcm]:
+        """Give a recording that needs no ffmpeg."""
+        self._check_choice(1)
+        self._heard.expected_s = sound.seconds
+        self._heard.caveats += sound.caveats
+        return self._read_to_end(sound)
+
+    def _read_to_end(self, sound: Sound) -> Generator[Pcm]:
+        yield from sound.blocks
+        self._check_whole(sound.seconds)
+
+    def _decoded(self) -> Generator[Pcm]:
         with contextlib.closing(self._chosen()) as chosen:
             pcm = to_pcm(
                 chosen, is_fine=self._is_fine, most=self._most, measure=self._measured_level
@@ -642,7 +658,9 @@ class _PartDecoding:
         if info is not None and info.has_other_streams:
             return NoAudioTrackError("The file has no sound track.")
         if info is None or track is None:
-            return _NothingDecodedError(f"The file is of no format that can be read. {supported()}")
+            kind = unreadable_kind(self._source.path)
+            told = f"is {kind}, which cannot" if kind else "holds no sound that can"
+            return _NothingDecodedError(f"The file {told} be decoded. {supported()}")
         return _nothing_of(track, run.said)
 
 
@@ -662,7 +680,7 @@ def _nothing_of(track: Track, said: Said) -> _NothingDecodedError:
             f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged or"
             " encrypted."
         )
-    nothing = _NothingDecodedError(f"The file holds no sound. {supported()}")
+    nothing = _NothingDecodedError(f"The file holds no sound that can be decoded. {supported()}")
     nothing.is_empty = True
     return nothing
 

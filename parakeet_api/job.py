@@ -94,7 +94,7 @@ def job_object(job: Job, result: Rendered | None) -> dict[str, object]:
         "model": job.params.model or None,
         "response_format": job.params.response_format,
         "result": result.content if result is not None else None,
-        "warnings": warnings_list(result.caveats) if result is not None else [],
+        **({"warnings": warnings_list(result.caveats)} if result and result.caveats else {}),
         "error": json.loads(job.failure.body)["error"] if job.failure is not None else None,
         "webhook": dataclasses.asdict(job.webhook) if job.webhook is not None else None,
     }

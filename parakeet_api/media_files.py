@@ -26,6 +26,14 @@ _ARCHIVES = {
 """Where and how archives tell what they are. ffmpeg would take one for an mp3 with junk around it,
 and several recordings for one."""
 
+_UNREADABLE = {
+    b"dss": "a dictation in DSS",
+    b"\3ds2": "a dictation in DS2",
+    b"#!SILK_V3": "a voice message in SILK",
+    b"MThd": "a MIDI file, notes without sound",
+}
+"""Magic numbers of recordings that people send, and that no allowed decoder reads."""
+
 _MAX_PARTS = 1000
 """Each needs an ffmpeg of its own, 25 ms."""
 _MAX_RANGES = 100_000
@@ -108,6 +116,13 @@ def inspect(path: Path) -> MediaFile:
         if data[:3] == b"ID3" or _MP3_FRAME.match(data):
             return _inspect_mp3(data)
     return _WHOLE
+
+
+def unreadable_kind(path: Path) -> str | None:
+    """Name what a file is, if it is a recording of a kind that is known and cannot be read."""
+    with path.open("rb") as file:
+        head = file.read(16).removeprefix(b"\2")
+    return next((kind for magic, kind in _UNREADABLE.items() if head.startswith(magic)), None)
 
 
 def flac_ends_with_a_frame(path: Path) -> bool:

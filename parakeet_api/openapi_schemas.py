@@ -119,7 +119,10 @@ _LOGPROBS_FIELD: Json = {
     )
 }
 _WARNINGS_FIELD: Json = {
-    "warnings": array(ref("Warning"), "What a reader should know of how it was heard."),
+    "warnings": array(
+        ref("Warning"),
+        "What a reader should know of how it was heard; only where there is something.",
+    ),
 }
 _TEXT_FIELD: Json = {"text": text("What was said; empty where nobody speaks.")}
 
@@ -145,7 +148,7 @@ _VERBOSE_TRANSCRIPTION = record(
         "usage": ref("DurationUsage"),
         **_LOGPROBS_FIELD,
     },
-    optional=("words", "segments", "tracks", "logprobs"),
+    optional=("words", "segments", "tracks", "warnings", "logprobs"),
 )
 
 _WARNING = record(
@@ -554,6 +557,7 @@ _JOB = record(
         "error": or_null(ref("ErrorDetails")),
         "webhook": or_null(ref("Webhook")),
     },
+    optional=("warnings",),
 )
 
 _WEBHOOK = record(

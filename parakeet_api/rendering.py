@@ -120,7 +120,8 @@ def verbose_json_body(transcript: Transcript, params: TranscriptionParams) -> di
         ]
     if len(transcript.tracks) > 1:
         body["tracks"] = [dataclasses.asdict(track) for track in transcript.tracks]
-    body["warnings"] = warnings_list(transcript.caveats)
+    if transcript.caveats:
+        body["warnings"] = warnings_list(transcript.caveats)
     return body | {"usage": _usage(transcript)}
 
 

@@ -121,7 +121,7 @@ def _list_field(form: Form, name: str) -> list[str]:
         for key in (f"{name}[]", name, *sorted(numbered, key=_number_in))
         for text in form.getlist(key)
     ]
-    return [value for text in texts for value in map(_sent, _split_list(text)) if value]
+    return [value for text in map(_sent, texts) for value in _split_list(text) if value]
 
 
 def _is_numbered(key: str, name: str) -> bool:
@@ -138,8 +138,8 @@ def _split_list(text: str) -> list[str]:
             values = json.loads(text)
         except (ValueError, RecursionError):
             return [text]
-        return [value if isinstance(value, str) else repr(value) for value in values]
-    return text.split(",")
+        return [value.strip() if isinstance(value, str) else repr(value) for value in values]
+    return [value.strip() for value in text.split(",")]
 
 
 def _choices(form: Form, name: str, choices: Any) -> frozenset[Any]:

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.ffmpeg import find_ffmpeg
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.nemo_model import ModelOptions
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk, Pcm

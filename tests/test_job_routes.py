@@ -28,7 +28,7 @@ from http_helpers import (
 )
 from test_webhooks import Receiver
 
-from parakeet_api.ffmpeg import find_ffmpeg
+from parakeet_api.audio import find_ffmpeg
 
 JOBS = "/v1/jobs"
 UNFINISHED = {"queued", "running"}

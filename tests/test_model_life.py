@@ -174,8 +174,7 @@ from pathlib import Path
 
 import numpy, psutil
 
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.ffmpeg import find_ffmpeg
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.nemo_model import ModelOptions, import_libraries
 from parakeet_api.recognizer import NemoRecognizer

@@ -13,12 +13,11 @@ import psutil
 import pytest
 from conftest import ROOT, Clip, decode, encode, whole
 
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.batching import Batcher, RequestCancelled
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.devices import plan_inference
 from parakeet_api.errors import AudioDecodeError, AudioTooLongError
-from parakeet_api.ffmpeg import find_ffmpeg
 from parakeet_api.nemo_model import ModelInfo
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
