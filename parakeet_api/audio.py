@@ -9,6 +9,7 @@ What cannot be heard raises, or is told as a `Caveat`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import math
@@ -43,7 +44,7 @@ from parakeet_api.ffmpeg import (
     running_ffmpeg,
     supported,
 )
-from parakeet_api.levels import level_of, to_pcm
+from parakeet_api.levels import is_quiet, level_of, peak, to_pcm
 from parakeet_api.media_files import (
     MediaFile,
     flac_ends_with_a_frame,
@@ -98,8 +99,9 @@ _LOSSLESS_FLOATS = re.compile(r"pcm_f\d|pcm_s\d\d|wavpack|alac|flac|tta|tak|ape|
 _DECODED_OVERSHOOT = 2.0
 """What lossy codecs make of full scale, at most: clipped, as every player does."""
 
-_CHANNELS = re.compile(r"Output #0.*?Audio: pcm_f32le, 16000 Hz, .+?, flt, (\d+) kb/s", re.DOTALL)
-_KBIT_PER_CHANNEL = 512
+_OPENING = 30 * SAMPLE_RATE
+_WRITTEN = re.compile(r"Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL)
+"""How much ffmpeg writes, which tells the number of channels: their layout may have any name."""
 
 Mix = Literal["pair", "surround", "loose"]
 _LAYOUTS: dict[Mix, str] = {
@@ -249,9 +251,14 @@ class _Plan:
     """What ffmpeg is told."""
 
     track: int
-    mix: Mix
+    mix: Mix = "pair"
+    fine: bool = False
+    """Whether samples are passed on as floats, and not as 16 bits."""
+    marked: bool = False
+    """Whether the first sample of each filter graph is a mark: it costs a fifth of the decoding."""
 
     def options(self, source: Input) -> list[str]:
+        samples = "f32le" if self.fine else "s16le"
         # fmt: off
         return [
             "-loglevel", "repeat+info", "-copyts",
@@ -261,21 +268,32 @@ class _Plan:
             # A mix is never louder than full scale, as if it were made of 16-bit samples.
             "-rematrix_maxval", "1",
             # A wake-up of the reader for each frame would cost more than decoding it.
-            "-flush_packets", "0", "-c:a", "pcm_f32le", "-f", "f32le", "pipe:1",
+            "-flush_packets", "0", "-c:a", f"pcm_{samples}", "-f", samples, "pipe:1",
         ]
         # fmt: on
 
     def _filters(self) -> str:
+        layouts = _LAYOUTS[self.mix]
+        if not self.fine:
+            return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
         # 16-bit sound is converted as such, whatever it is passed on as.
-        formats = f"aformat=sample_fmts=s16|flt:sample_rates={SAMPLE_RATE}{_LAYOUTS[self.mix]}"
+        formats = f"aformat=sample_fmts=s16|flt:sample_rates={SAMPLE_RATE}{layouts}"
         sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt"
-        if self.mix == "loose":
-            return f"{sound},asetpts=NAN"
+        if not self.marked:
+            return sound
         mark = f"atrim=end_sample=1,aeval={MARK:.0f}:c=same"
         return (
             f"{sound},asplit[first][sound];[first]{mark}[mark];[mark][sound]concat=v=0:a=1"
             ",asetpts=NAN"
         )
+
+
+class _OtherPlanError(Exception):
+    """Only while a track is decoded is seen that ffmpeg should be told otherwise."""
+
+    def __init__(self, plan: _Plan) -> None:
+        super().__init__(str(plan))
+        self.plan = plan
 
 
 class _NothingDecodedError(AudioDecodeError):
@@ -331,9 +349,7 @@ class _Decoding:
 
     def _decoded(self) -> Generator[Pcm]:
         with contextlib.closing(self._chosen()) as chosen:
-            pcm = to_pcm(
-                chosen, is_fine=self._is_fine, most=self._most, measure=self._measured_level
-            )
+            pcm = to_pcm(chosen, most=self._most, measure=self._measured_level)
             yield from pcm if self.decoder.audio_filter is None else self._filtered(pcm)
 
     def _check_choice(self, tracks: int) -> None:
@@ -343,10 +359,10 @@ class _Decoding:
                 f"audio_track={self._choice}: the file has {has}.", param="audio_track"
             )
 
-    def _is_fine(self) -> bool:
-        return (
-            self._choice == "all" or self.track is None or self.track.is_fine or self.track.is_loose
-        )
+    def needs_floats(self, track: Track) -> bool:
+        """Tell whether 16 bits would take something of a track."""
+        is_exact = _LOSSLESS_FLOATS.match(track.codec) is not None
+        return self._choice == "all" or track.is_loose or (track.is_fine and is_exact)
 
     def _most(self) -> float:
         is_exact = self._choice == "all" or (
@@ -555,58 +571,79 @@ class _PartDecoding:
         self._number = number
         self._offset = offset
         """Samples of the recording before it."""
-        self._undecodable = 0
-        """Packets that the decoder had refused when that was last told."""
 
     def sound(self) -> Generator[Mono]:
         """Decode to the end, or raise."""
-        plan = _Plan(track=self._number or 1, mix="pair")
+        plan, given = _Plan(self._number or 1), 0
         while True:
-            with self._whole.decoder.running(
-                plan.options(self._source), url=self._source.url, fed=self._fed()
-            ) as run:
-                blocks = run.blocks()
-                first = next(blocks, b"")
-                # What it found is described before the first block: now it is known what to ask.
-                better = self._plan(run.info) or plan
-                if better != plan:
-                    plan = better
-                    continue
-                try:
-                    yield from self._laid_out(run, itertools.chain([first], blocks), plan)
-                except DecoderBrokenError as error:
-                    self._whole.decoder.executables.note_broken(run.executable, str(error))
-                    continue
+            try:
+                for block in _beyond(given, self._run(plan)):
+                    given += len(block)
+                    yield block
+            except _OtherPlanError as other:
+                plan = other.plan
+            else:
                 return
+
+    def _run(self, plan: _Plan) -> Generator[Mono]:
+        """Decode by a plan. Raises `_OtherPlanError` where another one is better."""
+        with self._whole.decoder.running(
+            plan.options(self._source), url=self._source.url, fed=self._fed()
+        ) as run:
+            blocks = run.blocks()
+            first = next(blocks, b"")
+            # What it found is described before the first block: now it is known what to ask.
+            better = self._plan(run.info, plan)
+            if better != plan:
+                raise _OtherPlanError(better)
+            try:
+                yield from self._laid_out(run, itertools.chain([first], blocks), plan)
+            except DecoderBrokenError as error:
+                self._whole.decoder.executables.note_broken(run.executable, str(error))
+                raise _OtherPlanError(plan) from error
 
     def _fed(self) -> Callable[[], Iterator[bytes]] | None:
         return self._source.chunks if self._source.is_sent else None
 
-    def _plan(self, info: MediaInfo | None) -> _Plan | None:
-        """Choose the track and how it is mixed."""
+    def _plan(self, info: MediaInfo | None, plan: _Plan) -> _Plan:
+        """Choose the track and how it is passed on."""
         if info is None or not info.tracks:
-            return None
+            return plan
         track = self._whole.found(info, self._number)
         mix: Mix = "surround" if track.is_surround else "loose" if track.is_loose else "pair"
-        return _Plan(track.number, mix)
+        fine = plan.fine or self._whole.needs_floats(track)
+        return dataclasses.replace(plan, track=track.number, mix=mix, fine=fine)
 
     def _laid_out(self, run: FfmpegRun, blocks: Iterable[bytes], plan: _Plan) -> Generator[Mono]:
         """Give the sound of a run, at its time."""
-        timeline = Timeline(run.info, run.said.readings, marked=plan.mix != "loose")
+        timeline = Timeline(run.info, run.said.readings, marked=plan.marked)
         downmix = Downmix()
-        yield from downmix.mix(self._pieces(run, blocks, timeline))
-        self._whole.note(downmix.caveats(), self._offset)
+        notes: list[Caveat] = []
+        sound = downmix.mix(self._pieces(run, blocks, timeline, plan, notes))
+        if not plan.fine and self._whole.track is not None and self._whole.track.is_fine:
+            sound = _unless_quiet(sound, dataclasses.replace(plan, fine=True))
+        yield from sound
+        self._whole.note([*notes, *downmix.caveats()], self._offset)
         self._check_end(run, timeline)
 
     def _pieces(
-        self, run: FfmpegRun, blocks: Iterable[bytes], timeline: Timeline
+        self,
+        run: FfmpegRun,
+        blocks: Iterable[bytes],
+        timeline: Timeline,
+        plan: _Plan,
+        notes: list[Caveat],
     ) -> Iterator[Frames | Hole]:
-        for frames in _frames(run, blocks):
+        undecodable = 0
+        for frames in _frames(run, blocks, fine=plan.fine):
+            if run.said.graphs > 1 and not plan.marked and plan.mix != "loose":
+                # The track has changed its format somewhere in here.
+                raise _OtherPlanError(dataclasses.replace(plan, fine=True, marked=True))
             for piece in timeline.lay_out(frames):
-                if isinstance(piece, Hole) and run.said.undecodable > self._undecodable:
-                    self._undecodable = run.said.undecodable
+                if isinstance(piece, Hole) and run.said.undecodable > undecodable:
+                    undecodable = run.said.undecodable
                     if piece.samples >= _LEAST_LOSS:
-                        self._whole.note([_lost(timeline.position, piece)], self._offset)
+                        notes.append(_lost(timeline.position, piece))
                 yield piece
 
     def _check_end(self, run: FfmpegRun, timeline: Timeline) -> None:
@@ -685,19 +722,44 @@ def _nothing_of(track: Track, said: Said) -> _NothingDecodedError:
     return nothing
 
 
-def _frames(run: FfmpegRun, blocks: Iterable[bytes]) -> Iterator[Frames]:
+def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, fine: bool) -> Iterator[Frames]:
     """Give what ffmpeg writes as samples, shape `(samples, channels)`."""
-    channels, rest = 0, b""
+    kind = np.dtype("<f4" if fine else "<i2")
+    frame_bytes, rest = 0, b""
     for data in blocks:
-        if not channels and data:
-            written = _CHANNELS.search(run.said.text())
-            channels = int(written[1]) // _KBIT_PER_CHANNEL if written else 1
-        whole = len(rest) + len(data)
-        whole -= whole % (4 * channels or 1)
+        if not frame_bytes and data:
+            written = _WRITTEN.search(run.said.text())
+            channels = int(written[1]) * 1000 // (SAMPLE_RATE * 8 * kind.itemsize) if written else 1
+            frame_bytes = max(1, channels) * kind.itemsize
         joined = rest + data if rest else data
+        whole = len(joined) - len(joined) % (frame_bytes or 1)
         rest = joined[whole:]
         if whole:
-            yield np.frombuffer(joined[:whole], dtype="<f4").reshape(-1, channels)
+            frames = np.frombuffer(joined[:whole], kind)
+            yield frames.reshape(-1, frame_bytes // kind.itemsize)
+
+
+def _beyond(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:
+    """Leave out what was given already."""
+    with contextlib.closing(sound):
+        for block in sound:
+            if samples < len(block):
+                yield block[samples:]
+            samples = max(0, samples - len(block))
+
+
+def _unless_quiet(sound: Iterator[Mono], plan: _Plan) -> Iterator[Mono]:
+    """Give sound that 16 bits are enough for; for quieter sound, raise `_OtherPlanError`."""
+    opening, length = [], 0
+    for block in sound:
+        opening.append(block)
+        length += len(block)
+        if not is_quiet(block) or length >= _OPENING:
+            break
+    if any(block.any() for block in opening) and all(map(is_quiet, opening)):
+        raise _OtherPlanError(plan)
+    yield from opening
+    yield from sound
 
 
 def _read_pcm(path: Path) -> Generator[Pcm]:
@@ -717,7 +779,7 @@ def _first_seconds(sound: Iterable[Mono], seconds: float) -> Iterator[Mono]:
 
 
 def _is_silent(block: Mono) -> bool:
-    return not np.any(np.abs(block) > _SILENT)
+    return not block.any() or (block.dtype != np.int16 and peak(block) < _SILENT)
 
 
 def _added_up(sounds: Sequence[Iterator[Mono]]) -> Iterator[Mono]:

@@ -7,6 +7,7 @@ with two ears hears it well, and the mix of both is silence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from parakeet_api.timeline import Frames, Hole
 from parakeet_api.transcript import SAMPLE_RATE, Caveat
 
-Mono = NDArray[np.float32]
-"""Samples at `SAMPLE_RATE`, shape `(samples,)`, full scale is 1."""
+Mono = NDArray[Any]
+"""Samples at `SAMPLE_RATE`, shape `(samples,)`: int16, or float32 whose full scale is 1."""
+Floats = NDArray[np.float32]
 
 _CANCELLED = 0.25
 """Power that the mix has, beside what channels that have nothing to do with each other leave in it.
@@ -89,32 +91,48 @@ class Downmix:
             yield self._mix_window(frames)
 
     def _mix_window(self, frames: Frames) -> Mono:
-        mix: Mono = np.asarray(frames.mean(axis=1), np.float32)
-        before, self._channel = self._channel, self._better_channel(frames, mix)
-        end = self._position + len(frames)
+        channels = _channels(frames)
+        mix = channels[0] + channels[1] if len(channels) == 2 else channels.sum(axis=0)  # noqa: PLR2004
+        mix *= np.float32(1 / len(channels))
+        before, self._channel = self._channel, self._better_channel(channels, mix)
+        end = self._position + len(mix)
         if self._channel is not None:
             self._cancelled.append((self._position, end))
         self._position = end
-        mixed: Mono = mix if self._channel is None else frames[:, self._channel].copy()
+        mixed: Mono = mix if self._channel is None else channels[self._channel].copy()
         if before != self._channel:
-            _fade_in(
-                mixed, mix if before is None else frames[:, before], round(_FADE_S * self._rate)
-            )
+            fading = mix if before is None else channels[before]
+            _fade_in(mixed, fading, round(_FADE_S * self._rate))
         return mixed
 
-    def _better_channel(self, frames: Frames, mix: Mono) -> int | None:
+    def _better_channel(self, channels: Floats, mix: Floats) -> int | None:
         """Choose a channel where the mix loses what is in it; `None` where the mix is as good."""
-        # Without rumble and hum: they may be in phase where the speech is not.
-        powers = np.mean(np.square(np.diff(frames, axis=0)), axis=0) if len(frames) > 1 else None
-        if powers is None or not powers.max() > _SILENT:
+        powers = [_power(channel) for channel in channels]
+        loudest = int(np.argmax(powers))
+        if not powers[loudest] > _SILENT:
             return self._channel
-        unrelated = powers.sum() / len(powers) ** 2
-        if np.mean(np.square(np.diff(mix))) > _CANCELLED * unrelated:
-            return None
-        return int(np.argmax(powers))
+        unrelated = sum(powers) / len(powers) ** 2
+        return None if _power(mix) > _CANCELLED * unrelated else loudest
 
 
-def _fade_in(mixed: Mono, before: Mono, length: int) -> None:
+def _channels(frames: Frames) -> Floats:
+    """Give frames as floats, one row a channel, shape `(channels, samples)`."""
+    channels = np.ascontiguousarray(frames.T, dtype=np.float32)
+    return channels * np.float32(1 / 32768) if frames.dtype == np.int16 else channels
+
+
+def _power(sound: Floats) -> float:
+    """Give the mean square of what is louder than rumble and hum.
+
+    These may be in phase where the speech is not.
+    """
+    if len(sound) < 2:  # noqa: PLR2004
+        return 0.0
+    steps = sound[1:] - sound[:-1]
+    return float(np.dot(steps, steps)) / len(steps)
+
+
+def _fade_in(mixed: Floats, before: Floats, length: int) -> None:
     """Let a window begin as the one before it was mixed."""
     length = min(length, len(mixed))
     share = np.arange(length, dtype=np.float32) / length
@@ -122,6 +140,6 @@ def _fade_in(mixed: Mono, before: Mono, length: int) -> None:
 
 
 def silence(samples: int) -> Iterator[Mono]:
-    """Give silence, in pieces of a minute."""
+    """Give silence, in pieces of a minute; it is the same as floats."""
     for start in range(0, samples, 60 * SAMPLE_RATE):
-        yield np.zeros(min(60 * SAMPLE_RATE, samples - start), np.float32)
+        yield np.zeros(min(60 * SAMPLE_RATE, samples - start), np.int16)

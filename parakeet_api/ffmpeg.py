@@ -93,6 +93,8 @@ class Said:
     """How its input is called."""
     readings: deque[ClockReading] = field(default_factory=deque)
     """Of the timestamps; whoever consumes samples takes them out."""
+    graphs: int = 0
+    """How often the track's filters were built: more than once where its format changes."""
     cut_short: bool = False
     """Whether it says that the file ends too early, or cannot be read on."""
     ends_corrupt: bool = False
@@ -153,6 +155,7 @@ class Said:
             if rate > 0:
                 reading = ClockReading(timestamp / rate, position / rate, round(rate))
                 self.readings.append(reading)
+                self.graphs += position == 0
 
 
 CLOCK = (

@@ -33,29 +33,28 @@ _WANTED = 10 ** (-12 / 20)
 
 
 def to_pcm(
-    sound: Iterable[Mono],
-    *,
-    is_fine: Callable[[], bool],
-    most: Callable[[], float],
-    measure: Callable[[], float],
+    sound: Iterable[Mono], *, most: Callable[[], float], measure: Callable[[], float]
 ) -> Iterator[Pcm]:
-    """Round samples to 16 bits, scaled where they would be lost or clipped.
+    """Make samples 16 bits, scaled where they would be lost or clipped; 16 bits stay as they are.
 
-    `is_fine` tells, once there is sound, whether it is finer than 16 bits; `most` is the largest
-    sample that is clipped rather than scaled; `measure` gives the level of the whole recording.
+    `most` is the largest sample that is clipped rather than scaled; `measure` gives the level of
+    the whole recording.
     """
     blocks = iter(sound)
-    first = next(blocks, None)
-    if first is None:
-        return
-    whole = itertools.chain([first], blocks)
-    if not is_fine():
+    opening: list[Mono] = []
+    for block in blocks:
+        opening.append(block)
+        # Silence is of 16 bits, whatever the sound is.
+        if block.dtype != np.int16 or block.any():
+            break
+    whole = itertools.chain(opening, blocks)
+    if not opening or opening[-1].dtype == np.int16:
         yield from map(round_to_pcm, whole)
         return
     gain, is_chosen = 1.0, False
     for window in _windows(whole):
         before = gain
-        level = level_of([window]) if not is_chosen or _peak(window) * gain > most() else 0.0
+        level = level_of([window]) if not is_chosen or peak(window) * gain > most() else 0.0
         if not is_chosen and level > _SILENT:
             # Of a recording that begins as others do, the rest need not be looked at first.
             is_odd = level < _QUIET or level > most()
@@ -82,6 +81,8 @@ def gain_for(level: float, most: float) -> float:
 
 def round_to_pcm(sound: Mono) -> Pcm:
     """Round samples to 16 bits; what is beyond full scale is clipped."""
+    if sound.dtype == np.int16:
+        return sound
     steps = _finite(sound) * np.float32(_FULL_SCALE)
     np.rint(steps, out=steps)
     np.clip(steps, -_FULL_SCALE, _FULL_SCALE - 1, out=steps)
@@ -120,9 +121,16 @@ def _finite(sound: Mono) -> Mono:
     return np.nan_to_num(sound, nan=0.0, posinf=1.0, neginf=-1.0)
 
 
-def _peak(sound: Mono) -> float:
+def peak(sound: Mono) -> float:
+    """Give the largest sample, full scale = 1."""
     finite = _finite(sound)
-    return float(max(finite.max(), -finite.min()))
+    largest = max(float(finite.max(initial=0)), -float(finite.min(initial=0)))
+    return largest / _FULL_SCALE if sound.dtype == np.int16 else largest
+
+
+def is_quiet(sound: Mono) -> bool:
+    """Tell whether rounding to 16 bits would be heard."""
+    return peak(sound) < _QUIET
 
 
 def _frame_peaks(sound: Mono) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 from parakeet_api.downmix import Downmix, Mono
-from parakeet_api.levels import level_of, to_pcm
+from parakeet_api.levels import level_of, round_to_pcm, to_pcm
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
 
 _MOST_FRAMES = 60 * 48_000
@@ -102,11 +102,9 @@ def _converted(file: soundfile.SoundFile, seconds: float) -> Sound | None:
     mono: Mono = np.concatenate(list(downmix.mix([frames])))
     if file.samplerate != SAMPLE_RATE:
         mono = soxr.resample(mono, file.samplerate, SAMPLE_RATE)
-    pcm = to_pcm(
-        [mono],
-        is_fine=lambda: file.subtype in _FINE,
-        most=lambda: 1.0,
-        measure=lambda: level_of([mono]),
-    )
+    if file.subtype in _FINE:
+        pcm = to_pcm([mono], most=lambda: 1.0, measure=lambda: level_of([mono]))
+    else:
+        pcm = iter([round_to_pcm(mono)])
     samples = np.concatenate(list(pcm))
     return Sound(seconds, (block for block in (samples,)), tuple(downmix.caveats()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from parakeet_api.errors import AudioDecodeError
 from parakeet_api.media_info import ClockReading, MediaInfo
 from parakeet_api.transcript import SAMPLE_RATE
 
-Frames = NDArray[np.float32]
-"""Samples of all channels at `SAMPLE_RATE`, shape `(samples, channels)`, full scale is 1."""
+Frames = NDArray[Any]
+"""Samples of all channels at `SAMPLE_RATE`, shape `(samples, channels)`: int16, or float32 whose
+full scale is 1."""
 
 MARK = float(np.float32(2.0**100))
 """The first sample of each of ffmpeg's filter graphs, which is none of the recording's. A graph is
