@@ -10,8 +10,8 @@ import itertools
 import mmap
 import re
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parakeet_api.errors import AudioDecodeError
@@ -44,13 +44,14 @@ _MIN_SURPLUS_S = 1.0
 """So much beyond the size in a wav's header is sound; less may be anyone's remark."""
 _UNKNOWN_SIZE = 0x7FFF0000
 """Recorders that write to a pipe put this or more, or 0, for a size that they do not know yet."""
+_RIFF = frozenset({b"RIFF", b"RF64", b"BW64"})
 _SIZE_IN_DS64 = 0xFFFFFFFF
 """RF64 (EBU Tech 3306): the size stands in the chunk `ds64`."""
 _SHORTEST_FMT = 16
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 """What players' tags begin with that stand behind the sound without a chunk of their own."""
 
-_OGG_PAGE = re.compile(rb"OggS\0[\0-\7]")
+_OGG_PAGE = re.compile(rb"OggS\x00[\x00-\x07]")
 _OGG_MAGIC = b"OggS\0"
 _OGG_FIRST = frozenset({b"\2", b"\3", b"\6", b"\7"})
 """Flags of a stream's first page."""
@@ -61,6 +62,18 @@ _OGG_LARGEST_FIRST_PAGE = 4096
 _WINDOW = 1 << 23
 """Bytes that are searched at once: other threads have their turn in between."""
 
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_HEADS = {
+    b"FLV\1": re.compile(rb"FLV\x01.\x00\x00\x00\x09\x00\x00\x00\x00", re.DOTALL),
+    b"fLaC": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
+    b"caff": re.compile(rb"caff\x00\x01\x00\x00desc"),
+    b"TTA1": re.compile(rb"TTA1[\x01\x02]\x00[\x01-\x10]\x00"),
+    b"#!AMR": re.compile(rb"#!AMR(?:-WB)?\n"),
+    b"riff": re.compile(rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb"),
+    b"FORM": re.compile(rb"FORM....AIF[FC](?:COMM|FVER)", re.DOTALL),
+    _ASF_HEADER: re.compile(re.escape(_ASF_HEADER)),
+}
+"""How files begin of which ffmpeg reads the first of several."""
 _MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 """The first bytes of a frame of layer III."""
 _MP3_MONO = 0xC0
@@ -68,7 +81,6 @@ _MP3_LARGEST_TAG = 1 << 24
 _MAX_CANDIDATES = 10_000
 """Places that look like a file's first frame; honest files have few."""
 
-_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _FLAC_LARGEST_FRAME = 1 << 17
@@ -105,17 +117,7 @@ def inspect(path: Path) -> MediaFile:
     size = path.stat().st_size
     with path.open("rb") as file, _mapped(file.fileno(), size) as data:
         _refuse_archive(data)
-        if data[:4] in (b"RIFF", b"RF64", b"BW64") and data[8:12] == b"WAVE":
-            return _inspect_wav(data)
-        if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
-            return _inspect_avi(data)
-        if data[:4] == b"OggS":
-            return _inspect_ogg(data)
-        if data[:16] == _ASF_HEADER:
-            return _inspect_asf(data)
-        if data[:3] == b"ID3" or _MP3_FRAME.match(data):
-            return _inspect_mp3(data)
-    return _WHOLE
+        return next((look(data) for is_it, look in _KINDS if is_it(data)), _WHOLE)
 
 
 def unreadable_kind(path: Path) -> str | None:
@@ -253,7 +255,7 @@ def _too_many(number: int) -> AudioDecodeError:
 
 def _read_wav(data: mmap.mmap, position: int) -> _Wav | None:
     """Read one file's chunks up to its samples; `None` if there is no wav file here."""
-    if data[position : position + 4] not in (b"RIFF", b"RF64", b"BW64"):
+    if data[position : position + 4] not in _RIFF:
         return None
     if data[position + 8 : position + 12] != b"WAVE":
         return None
@@ -284,16 +286,8 @@ def _inspect_avi(data: mmap.mmap) -> MediaFile:
 
 def _inspect_ogg(data: mmap.mmap) -> MediaFile:
     missing = _missing_of_last_page(data)
-    links = list(_ogg_links(data))
-    parts = tuple(
-        Part(b"", (range(start, end),))
-        for start, end in zip(links, [*links[1:], len(data)], strict=True)
-    )
-    return MediaFile(
-        parts=parts if len(parts) > 1 else (),
-        missing_bytes=missing,
-        expected_bytes=len(data) + missing,
-    )
+    links = _in_parts(list(_ogg_links(data)) or [0], len(data))
+    return replace(links, missing_bytes=missing, expected_bytes=len(data) + missing)
 
 
 def _ogg_links(data: mmap.mmap) -> Iterator[int]:
@@ -361,6 +355,48 @@ def _missing_of_last_page(data: mmap.mmap) -> int:
     return at - len(data)
 
 
+def _inspect_joined(data: mmap.mmap) -> MediaFile:
+    """Find whole files of one kind one behind the other, by how each begins."""
+    magic, head = next(
+        (magic, head) for magic, head in _HEADS.items() if data[: len(magic)] == magic
+    )
+    starts = (at for at in _find_all(data, magic) if head.match(data, at))
+    return _in_parts(_few(starts), len(data))
+
+
+def _inspect_mov(data: mmap.mmap) -> MediaFile:
+    """Find MP4 or QuickTime files one behind the other: ffmpeg reads the first index alone."""
+    return _in_parts(_few(at for at, kind in _boxes(data) if kind == b"ftyp"), len(data))
+
+
+def _boxes(data: mmap.mmap) -> Iterator[tuple[int, bytes]]:
+    """List the boxes of the highest level (ISO 14496-12, 4.2): where each is, and its kind."""
+    at = 0
+    for _ in range(_MAX_RANGES):
+        if at + 16 > len(data):
+            return
+        size, kind, long_size = struct.unpack_from(">I4sQ", data, at)
+        yield at, kind
+        length = long_size if size == 1 else size
+        if length < 8:  # noqa: PLR2004 - 0 is "to the end", less is broken
+            return
+        at += length
+
+
+def _few(starts: Iterable[int]) -> list[int]:
+    """Gather where files begin, the first at 0."""
+    found = list(itertools.islice(starts, _MAX_PARTS + 1))
+    if len(found) > _MAX_PARTS:
+        raise _too_many(len(found))
+    return [0, *found[1:]]
+
+
+def _in_parts(starts: list[int], size: int) -> MediaFile:
+    ends = [*starts[1:], size]
+    parts = tuple(Part(b"", (range(*ends_at),)) for ends_at in zip(starts, ends, strict=True))
+    return MediaFile(parts=parts) if len(parts) > 1 else _WHOLE
+
+
 def _inspect_mp3(data: mmap.mmap) -> MediaFile:
     """Find whole mp3 files one behind the other, each with the encoder's delay in its first frame.
 
@@ -373,10 +409,7 @@ def _inspect_mp3(data: mmap.mmap) -> MediaFile:
             starts.append(start)
             if len(starts) > _MAX_PARTS:
                 raise _too_many(len(starts))
-    ends = [*starts[1:], len(data)]
-    parts = [Part(b"", (range(*ends_at),)) for ends_at in zip(starts, ends, strict=True)]
-    # The first may be a tag alone, or a first frame that is not where a file begins.
-    return MediaFile(parts=tuple(parts)) if len(parts) > 1 else _WHOLE
+    return _in_parts(starts, len(data))
 
 
 def _mp3_file_start(data: mmap.mmap, info: int) -> int | None:
@@ -416,8 +449,20 @@ def _inspect_asf(data: mmap.mmap) -> MediaFile:
     missing = header_size + size - len(data)
     is_broadcast = flags & 1
     if is_broadcast or missing <= size // 100:
-        return _WHOLE
+        return _inspect_joined(data)
     return MediaFile(missing_bytes=missing, expected_bytes=header_size + size)
+
+
+_KINDS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], MediaFile]], ...] = (
+    (lambda data: data[:4] in _RIFF and data[8:12] == b"WAVE", _inspect_wav),
+    (lambda data: data[:4] == b"RIFF" and data[8:12] == b"AVI ", _inspect_avi),
+    (lambda data: data[:4] == b"OggS", _inspect_ogg),
+    (lambda data: data[:16] == _ASF_HEADER, _inspect_asf),
+    (lambda data: data[4:8] == b"ftyp", _inspect_mov),
+    (lambda data: any(data[: len(magic)] == magic for magic in _HEADS), _inspect_joined),
+    (lambda data: data[:3] == b"ID3" or _MP3_FRAME.match(data) is not None, _inspect_mp3),
+)
+"""How kinds of files are known, and how each is looked at; the first that fits."""
 
 
 def _table(width: int, polynomial: int) -> list[int]:
