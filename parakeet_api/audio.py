@@ -273,7 +273,10 @@ class _Plan:
         # fmt: on
 
     def _filters(self) -> str:
-        layouts = _LAYOUTS[self.mix]
+        # ffmpeg 5 cannot choose between two layouts where there is a mark.
+        layouts = (
+            ":channel_layouts=stereo" if self.marked and self.mix == "pair" else _LAYOUTS[self.mix]
+        )
         if not self.fine:
             return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
         # 16-bit sound is converted as such, whatever it is passed on as.
@@ -635,11 +638,11 @@ class _PartDecoding:
         notes: list[Caveat],
     ) -> Iterator[Frames | Hole]:
         undecodable = 0
-        for frames in _frames(run, blocks, fine=plan.fine):
+        for frames, at_end in _with_end(_frames(run, blocks, fine=plan.fine)):
             if run.said.graphs > 1 and not plan.marked and plan.mix != "loose":
                 # The track has changed its format somewhere in here.
                 raise _OtherPlanError(dataclasses.replace(plan, fine=True, marked=True))
-            for piece in timeline.lay_out(frames):
+            for piece in timeline.lay_out(frames, at_end=at_end):
                 if isinstance(piece, Hole) and run.said.undecodable > undecodable:
                     undecodable = run.said.undecodable
                     if piece.samples >= _LEAST_LOSS:
@@ -687,10 +690,10 @@ class _PartDecoding:
     def _why_nothing(self, run: FfmpegRun) -> AudioDecodeError:
         """Tell why there is no sound, as far as ffmpeg tells."""
         info, track = run.info, self._whole.track
-        if info is None and run.said.cut_short:
+        if run.said.cut_short:
+            missing = "its index, which stands at its end," if info is None else "all of its sound"
             return TruncatedAudioError(
-                "The file is cut short: its index, which stands at its end, is missing. Send it"
-                " again."
+                f"The file is cut short: {missing} is missing. Send it again."
             )
         if info is not None and info.has_other_streams:
             return NoAudioTrackError("The file has no sound track.")
@@ -708,14 +711,14 @@ def _nothing_of(track: Track, said: Said) -> _NothingDecodedError:
             f"The sound has {said.unmixable_channels} channels ({track.layout}), which cannot be"
             " mixed. Convert the file first, for example to a mono flac."
         )
-    if not track.sample_format:
+    if said.lacks_decoder:
         return _NothingDecodedError(
             f"The sound is of a kind that cannot be decoded: {track.codec}. {supported()}"
         )
-    if said.undecodable:
+    if said.undecodable or not track.sample_format:
         return _NothingDecodedError(
-            f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged or"
-            " encrypted."
+            f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged,"
+            " encrypted or cut short."
         )
     nothing = _NothingDecodedError(f"The file holds no sound that can be decoded. {supported()}")
     nothing.is_empty = True
@@ -737,6 +740,19 @@ def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, fine: bool) -> Iterator[
         if whole:
             frames = np.frombuffer(joined[:whole], kind)
             yield frames.reshape(-1, frame_bytes // kind.itemsize)
+
+
+def _with_end(blocks: Iterator[Frames]) -> Iterator[tuple[Frames, bool]]:
+    """Tell of each block whether it is the last; none but the last is shorter than 0.1 s."""
+    held: Frames | None = None
+    for block in blocks:
+        if held is not None and len(held) >= SAMPLE_RATE // 10 <= len(block):
+            yield held, False
+            held = block
+        else:
+            held = block if held is None else np.concatenate([held, block])
+    if held is not None:
+        yield held, True
 
 
 def _beyond(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:

@@ -82,6 +82,7 @@ _UNDECODABLE = re.compile(
     rb"Error while decoding|Error submitting packet to decoder|Decoding error"
 )
 _NO_MEMORY = b"Cannot allocate memory"
+_NO_DECODER = re.compile(rb"no decoder found|Decoder \(codec \w+\) not found|: unknown codec")
 _UNMIXABLE = re.compile(rb"Rematrix is needed between (\d+) channels")
 
 
@@ -101,6 +102,7 @@ class Said:
     """Whether it met a packet that is not whole."""
     undecodable: int = 0
     """Packets that the decoder refused."""
+    lacks_decoder: bool = False
     unmixable_channels: int | None = None
     last_words: bytes = b""
     head: bytearray = field(default_factory=bytearray)
@@ -138,6 +140,8 @@ class Said:
             self.undecodable += 1
         elif _CUT_SHORT.search(line) or self._is_read_error(line):
             self.cut_short = True
+        elif _NO_DECODER.search(line):
+            self.lacks_decoder = True
         elif unmixable := _UNMIXABLE.search(line):
             self.unmixable_channels = int(unmixable[1])
 
