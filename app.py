@@ -25,10 +25,12 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+from werkzeug.datastructures import MultiDict
 
 from parakeet_api.admission import Admission
-from parakeet_api.audio import FfmpegDecoder, check_filter, find_ffmpeg
+from parakeet_api.audio import FfmpegDecoder
 from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy
 from parakeet_api.clip_desk import ClipDesk
@@ -42,7 +44,14 @@ from parakeet_api.devices import (
     main_permits,
     plan_inference,
 )
-from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
+from parakeet_api.errors import (
+    CheckpointError,
+    DeviceLostError,
+    InvalidRequestError,
+    ModelLoadError,
+    SettingsError,
+)
+from parakeet_api.ffmpeg import check_filter, find_ffmpeg
 from parakeet_api.http_server import GracefulStop, bind, create_server
 from parakeet_api.job_runner import transcriber
 from parakeet_api.jobs import Jobs, workers_for
@@ -56,7 +65,7 @@ from parakeet_api.models import Model, Models
 from parakeet_api.nemo_model import ModelOptions, import_libraries
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.recognizer import NemoRecognizer, Recognizer
-from parakeet_api.request_params import ResponseFormat, TranscriptionParams
+from parakeet_api.request_params import ResponseFormat, TranscriptionParams, read_track
 from parakeet_api.routes import create_app
 from parakeet_api.settings import Settings, model_basename
 from parakeet_api.start_report import report_start
@@ -127,6 +136,7 @@ def build_services(
             admission=admission,
             metrics=metrics,
             jobs=jobs,
+            decoder=decoder,
             plan=plan,
             gpu=gpu,
         )
@@ -346,11 +356,11 @@ def transcribe(
     gpu: Gpu | None,
     files: Sequence[Path],
     *,
-    response_format: ResponseFormat,
+    params: TranscriptionParams,
     folder: Path,
 ) -> int:
     """Transcribe files into `folder`; give the process' exit status."""
-    outputs = plan_outputs(files, response_format=response_format, folder=folder)
+    outputs = plan_outputs(files, response_format=params.response_format, folder=folder)
     with build_services(settings, gpu) as services:
         model = services.models.first
         model.store.wait_until_decided()
@@ -358,7 +368,7 @@ def transcribe(
         failed = transcribe_files(
             outputs,
             pipeline=model.pipeline,
-            params=TranscriptionParams(response_format=response_format, languages=model.languages),
+            params=dataclasses.replace(params, languages=model.languages),
             settings=settings,
         )
     return 1 if failed else 0
@@ -371,6 +381,13 @@ def _report(services: Services) -> None:
     logger.info("%s", report.text())
     if settings.origins["enable_gradient_checkpointing"] == "environment":
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
+
+
+def _audio_track(text: str) -> int | Literal["all"] | None:
+    try:
+        return read_track(MultiDict({"audio_track": text}))
+    except InvalidRequestError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -386,6 +403,17 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="NAME", help="as in MODELS; the default is the server's own choice"
     )
     files.add_argument("--output-dir", type=Path, default=Path(), metavar="DIR")
+    files.add_argument(
+        "--audio-track",
+        type=_audio_track,
+        metavar="N",
+        help="which sound track, from 1, or all of them mixed; the default is a player's choice",
+    )
+    files.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="transcribe a file that is cut short as far as it goes",
+    )
     return parser
 
 
@@ -411,13 +439,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve(settings, gpu)
         if options.model is not None:
             settings = settings.for_model(options.model)
-        return transcribe(
-            settings,
-            gpu,
-            [file.absolute() for file in options.files],
+        params = TranscriptionParams(
             response_format=options.format,
-            folder=options.output_dir.absolute(),
+            audio_track=options.audio_track,
+            allow_partial=options.allow_partial,
         )
+        files = [file.absolute() for file in options.files]
+        folder = options.output_dir.absolute()
+        return transcribe(settings, gpu, files, params=params, folder=folder)
     except (SettingsError, CheckpointError, ModelLoadError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2

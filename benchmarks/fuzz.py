@@ -19,6 +19,7 @@ import json
 import random
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,15 @@ Report = Callable[[int, str], None]
 
 SOURCE = SPEECH / "clip-003.flac"
 PICTURE = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=5:duration=2")
+PICTURE_PAL = (
+    "-f",
+    "lavfi",
+    "-i",
+    "testsrc=size=720x576:rate=25:duration=1.5",
+    "-c:v",
+    "mpeg2video",
+)
+"""What broadcast formats insist on."""
 CONTAINERS: dict[str, tuple[str, ...]] = {
     "a.flac": (),
     "a.mp3": (),
@@ -74,6 +84,22 @@ CONTAINERS: dict[str, tuple[str, ...]] = {
     "a.wma": ("-f", "asf"),
     "a.au": (),
     "a.caf": (),
+    "a.nut": (),
+    "a.wtv": ("-c:a", "ac3"),
+    "a.gxf": (*PICTURE_PAL, "-ar", "48000", "-shortest"),
+    "a.sox": (),
+    "a.thd": ("-strict", "-2", "-ar", "48000"),
+    "a.ircam": (),
+    "a.w64": (),
+    "a.mxf": (*PICTURE_PAL, "-ar", "48000", "-shortest"),
+    "a.tta": (),
+    "a.voc": (),
+    "a.flv": ("-ar", "44100"),
+    "a.rm": ("-c:a", "real_144", "-ar", "8000"),
+    "a.ac3": (),
+    "two-tracks.mp4": ("-map", "0", "-map", "0", "-c:a", "aac"),
+    "sixteen.wav": ("-af", "pan=hexadecagonal|c0=c0|c15=c0"),
+    "float.wav": ("-c:a", "pcm_f32le"),
 }
 """Files of every container, and the options they are made with."""
 
@@ -86,7 +112,51 @@ def make_media(folder: Path) -> list[bytes]:
         command = [find_ffmpeg(), "-loglevel", "error", "-y", "-t", "1.5", "-i", str(SOURCE)]
         subprocess.run([*command, *options, str(target)], check=True, timeout=60)
         recordings.append(target.read_bytes())
+    recordings += [samples_of_sphere(), *joined(recordings), *HEADS]
     return recordings
+
+
+def samples_of_sphere() -> bytes:
+    """Make a NIST SPHERE file: ffmpeg writes none."""
+    head = (
+        b"NIST_1A\n   1024\nchannel_count -i 1\nsample_rate -i 16000\nsample_n_bytes -i 2\n"
+        b"sample_byte_format -s2 01\nsample_coding -s3 pcm\nend_head\n"
+    )
+    return head.ljust(1024) + random.Random(1).randbytes(32_000)
+
+
+def joined(recordings: list[bytes]) -> list[bytes]:
+    """Join recordings of the same kind, as careless tools do."""
+    kinds = (b"ID3", b"RIFF", b"OggS", b"FLV", b"\x1aE")
+    return [content * 2 for content in recordings if content.startswith(kinds)]
+
+
+HEADS = [
+    b"DSD "
+    + struct.pack("<QQQ", 28, 4096, 0)
+    + b"fmt "
+    + struct.pack("<QIIIIIIQII", 52, 1, 0, 1, 1, 2822400, 1, 8000, 4096, 0)
+    + b"data"
+    + struct.pack("<Q", 3000)
+    + bytes(3000),
+    b"MP+\x07" + bytes(range(256)) * 8,
+    b"MPCKSH" + bytes(range(256)) * 8,
+    b"tBaK" + bytes(range(256)) * 8,
+    b"FORM"
+    + struct.pack(">I", 2000)
+    + b"8SVXVHDR"
+    + struct.pack(">IIIIHBBI", 20, 1800, 0, 0, 8000, 1, 0, 65536)
+    + b"BODY"
+    + struct.pack(">I", 1800)
+    + bytes(range(200)) * 9,
+    b"RIFF"
+    + struct.pack("<I", 2000)
+    + b"QLCMfmt "
+    + struct.pack("<I", 150)
+    + bytes(range(150)) * 12,
+    b"\x1f\x07\x00\x3f" + bytes(range(250)) * 40,
+]
+"""Beginnings of formats that ffmpeg has no encoder for: DSF, MPC, MPC8, TAK, 8SVX, QCP, DV."""
 
 
 def damage(content: bytes, rng: random.Random, *, within: int) -> bytes:

@@ -6,6 +6,7 @@ look as openai/whisper's writers write them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,6 @@ from typing import Literal
 from parakeet_api.language_detection import rank_languages
 from parakeet_api.languages import english_name
 from parakeet_api.rendering import (
-    UNKNOWN_LANGUAGE,
     Rendered,
     render,
     to_json,
@@ -27,14 +27,16 @@ from parakeet_api.request_params import (
     read_boolean,
     read_choice,
     read_languages,
+    read_track,
 )
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript, Word, join_words
 
 Output = Literal["txt", "vtt", "srt", "tsv", "json"]
 
-UNDETERMINED = "und"
-"""ISO 639-2's code for a language that is not known."""
+UNDETERMINED = {"detected_language": "undetermined", "language_code": "und"}
+"""ISO 639-2's name and code for a language that is not known: Bazarr looks up the name where it
+does not know the code, and takes any other name for a failure of the server's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class AsrParams:
     """List words; for `json`."""
     raw_pcm: bool
     """The upload is 16 kHz mono 16-bit samples without a header."""
+    audio_track: int | Literal["all"] | None
+    allow_partial: bool
 
 
 def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
@@ -62,11 +66,18 @@ def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
         languages=read_languages(form, languages),
         word_timestamps=read_boolean(form, "word_timestamps", default=False),
         raw_pcm=not read_boolean(form, "encode", default=True),
+        audio_track=read_track(form),
+        allow_partial=read_boolean(form, "allow_partial", default=False),
     )
 
 
 def render_asr(transcript: Transcript, params: AsrParams, *, settings: Settings) -> Rendered:
     """Write a transcript as whisper's writer of that name does."""
+    rendered = _render(transcript, params, settings)
+    return dataclasses.replace(rendered, caveats=transcript.caveats)
+
+
+def _render(transcript: Transcript, params: AsrParams, settings: Settings) -> Rendered:
     match params.output:
         case "txt":
             return Rendered(_lines(transcript), "text/plain; charset=utf-8")
@@ -85,7 +96,7 @@ def describe_language(words: list[Word], *, candidates: frozenset[str]) -> dict[
     """
     ranked = rank_languages(join_words(words), candidates=candidates)
     if not ranked:
-        return {"detected_language": UNKNOWN_LANGUAGE, "language_code": UNDETERMINED}
+        return dict(UNDETERMINED)
     likeliest = ranked[0]
     confidence = {"confidence": round(likeliest.confidence, 4)} if len(candidates) > 1 else {}
     return {
@@ -121,7 +132,8 @@ def _json(transcript: Transcript, params: AsrParams) -> dict[str, object]:
             entry | {"words": [_word(word) for word in segment.words]}
             for entry, segment in zip(segments, transcript.segments, strict=True)
         ]
-    return {"text": transcript.text, "segments": segments, "language": transcript.language}
+    answer = {"text": transcript.text, "segments": segments, "language": transcript.language}
+    return answer | ({"warnings": body["warnings"]} if transcript.caveats else {})
 
 
 def _word(word: Word) -> dict[str, object]:

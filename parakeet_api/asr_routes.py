@@ -15,6 +15,7 @@ from parakeet_api.errors import AudioDecodeError
 from parakeet_api.models import Model
 from parakeet_api.transcript import Word
 from parakeet_api.web import (
+    answer,
     answer_error,
     chosen_model,
     client_gone,
@@ -44,9 +45,10 @@ def asr() -> Response:
         languages=params.languages,
         task=params.task,
         raw_pcm=params.raw_pcm,
+        track=params.audio_track,
+        allow_partial=params.allow_partial,
     )
-    rendered = render_asr(transcript, params, settings=services().settings)
-    return Response(rendered.body, content_type=rendered.media_type)
+    return answer(render_asr(transcript, params, settings=services().settings))
 
 
 @asr_api.post("/detect-language")
@@ -58,7 +60,15 @@ def detect_language() -> Mapping[str, Any]:
     gone = client_gone()
     with (
         services().admission.place(cancelled=gone),
-        closing(model.pipeline.stream(upload, raw_pcm=params.raw_pcm, cancelled=gone)) as stream,
+        closing(
+            model.pipeline.stream(
+                upload,
+                raw_pcm=params.raw_pcm,
+                track=params.audio_track,
+                allow_partial=params.allow_partial,
+                cancelled=gone,
+            )
+        ) as stream,
     ):
         for progress in stream:
             words.extend(progress.words)

@@ -1,131 +1,124 @@
-"""Decode any recording or video to 16 kHz mono PCM, as a stream: at most one ffmpeg process each.
+"""Decode any recording or video to 16 kHz mono PCM, as a stream.
 
-The upload is hostile: the formats and protocols that ffmpeg may open are listed, so that a
-playlist cannot make it read another file or call out, and its time, memory and output are bounded.
+    file -> parts -> ffmpeg -> frames of all channels -> timeline -> downmix -> level -> PCM
+
+All sound is kept, at its time: what ffmpeg would drop or mix wrongly is decided here, by measuring.
+What cannot be heard raises, or is told as a `Caveat`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import dataclasses
+import itertools
 import logging
 import math
-import os
 import re
-import resource
-import selectors
-import shutil
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from parakeet_api.downmix import Downmix, Mono, silence
 from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
+    InvalidRequestError,
     NoAudioTrackError,
     ServiceUnavailableError,
-    SettingsError,
     TruncatedAudioError,
 )
-from parakeet_api.sound_files import open_sound
-from parakeet_api.transcript import SAMPLE_RATE, Pcm
+from parakeet_api.ffmpeg import (
+    CLOCK,
+    DEMUXERS,
+    DecoderBrokenError,
+    Executables,
+    FfmpegRun,
+    Input,
+    Said,
+    check_filter,
+    find_ffmpeg,
+    running_ffmpeg,
+    supported,
+)
+from parakeet_api.levels import is_quiet, level_of, peak, to_pcm
+from parakeet_api.media_files import (
+    MediaFile,
+    flac_ends_with_a_frame,
+    inspect,
+    unreadable_kind,
+)
+from parakeet_api.media_info import MediaInfo, Track
+from parakeet_api.sound_files import Sound, open_sound
+from parakeet_api.timeline import MARK, Frames, Hole, Timeline
+from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm, SoundTrack
+
+__all__ = ["FILE_EXTENSIONS", "AudioStream", "FfmpegDecoder", "check_filter", "find_ffmpeg"]
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_FORMATS = ("flac", "m4a", "mp3", "mp4", "mpeg", "mpga", "oga", "ogg", "wav", "webm")
-"""Named in error messages, as OpenAI names them; more than these are understood."""
-
-_DEMUXERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,webm,mov,mp4,m4a,3gp,"
-    "3g2,mj2,mp3,mpeg,mpegts,mpegvideo,mxf,ogg,rm,tta,voc,w64,wav,wv"
-)
-"""Containers that hold their own media. Playlists and scripts (concat, hls, dash, sdp) stay out."""
-
-FILE_EXTENSIONS = (  # noqa: SIM905 - 54 strings in quotes would be 54 lines
-    "3g2 3gp aac ac3 aif aiff amr ape asf au avi caf dts eac3 f4v flac flv m2ts m4a m4b m4v mj2 mka"
-    " mkv mov mp2 mp3 mp4 mpeg mpg mpga mts mxf oga ogg ogv opus qcp ra rm rmvb snd spx ts tta vob"
-    " voc w64 wav webm wma wmv wv"
+FILE_EXTENSIONS = (  # noqa: SIM905 - 60 strings in quotes would be 60 lines
+    "3g2 3gp 8svx aac ac3 aif aiff amr ape asf au avi caf dsf dts dv eac3 f4v flac flv gxf m2ts m4a"
+    " m4b m4v mj2 mka mkv mov mp2 mp3 mp4 mpc mpeg mpg mpga mts mxf nut oga ogg ogv opus qcp ra rm"
+    " rmvb sf snd sox sph spx tak thd ts tta vob voc w64 wav webm wma wmv wtv wv"
 ).split()
 """What such files are usually called. For file dialogs: the decoder itself looks at the content."""
 
-_ARCHIVES = {
-    "zip": (0, b"PK\x03\x04"),
-    "gzip": (0, b"\x1f\x8b"),
-    "7z": (0, b"7z\xbc\xaf"),
-    "rar": (0, b"Rar!"),
-    "tar": (257, b"ustar"),
-}
-"""Where and how archives tell what they are. ffmpeg would take one for an mp3 with junk around it,
-and several recordings for one."""
+TrackChoice = int | Literal["all"] | None
+"""A sound track's number from 1, all of them mixed, or the one that a player would play."""
 
-_PIPE_BYTES = 1024 * 1024
-"""33 s of audio, the most that Linux gives anyone. ffmpeg can decode ahead while the interpreter is
-busy, and a read, for which this thread must get hold of the interpreter, takes a chunk at once:
-with the usual 64 KiB, decoding took half of a long file's time."""
+_MAX_CAVEATS = 20
+"""A recording with more is told of well enough."""
+_LEAST_LOSS = SAMPLE_RATE // 4
+"""A few packets that the decoder refuses, as where two mp3 files were joined, hold no word."""
+_READ_BYTES = 1024 * 1024
 _FRAME_SAMPLES = 2 * SAMPLE_RATE
-"""What ffmpeg hands from its filters to its output at a time. Since its version 7 they are threads
-of their own, and waking one for each 24 ms of an mp3 cost more than decoding it: an hour took 5.1 s
-on a core, and takes 2.8 s with this and `SCHED_BATCH`."""
-_STALL_S = 60.0
-"""A file that keeps ffmpeg silent for so long is not media that can be used."""
-_MEMORY_BYTES = 1024**3
-"""Memory of its own that ffmpeg may have. Decoding takes 0.1 GB (4K video, 8 channels at 192 kHz),
-a hole of `_LONGEST_HOLE_S` 0.4 GB: it is filled at once."""
-_LONGEST_HOLE_S = 2 * 3600
-"""Timestamps of 40 KB can claim ten hours of nothing, for which ffmpeg would take 3.2 GB. Honest
-holes are a muted microphone, or a film whose sound starts late."""
-_OPEN_FILES = 32
-"""ffmpeg opens the upload, its pipes, and what its libraries look up at the start: 12 at most."""
-_STDERR_HEAD = 16 * 1024
-"""ffmpeg describes its input in the first lines; a broken file then floods with complaints."""
+"""What the filter of a person's own hands on at a time. Since its version 7, ffmpeg's parts are
+threads of their own, and waking one for each 24 ms of an mp3 cost more than decoding it."""
+_MAX_MIXED_TRACKS = 16
+"""Each is decoded by an ffmpeg of its own."""
 _TRUNCATION_TOLERANCE_S = 1.0
 """Encoder delay and padding make an honest file up to some 0.1 s shorter than it declares."""
+_SILENT = 2.0**-16
+"""Half a step of 16 bits."""
 
-_ASKED_TO_END = frozenset({-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP})
-"""Statuses of an ffmpeg that did not handle the signal yet, or never does."""
-_ENDED_WELL = b"received signal"
-"""The last words of one that did: what it had decoded until then looks like all there is. Its
-status alone, 255, some damaged files have as well."""
-_LAST_WORDS = 200
-"""Bytes."""
-
-_DECLARED_LENGTH_IS_EXACT = frozenset({"mp3", "flac", "mov"})
-"""ffmpeg's demuxers whose duration comes from a frame or sample count. Not wav: recorders that
-write to a pipe leave a made-up size in its header. A length estimated from the bit rate does not
-count either."""
-_FILTER_CHECK_S = 30.0
-"""ffmpeg takes 0.1 s to filter a tenth of a second."""
-
-# Before holes are filled, not after: a second of silence then takes 2 bytes a sample.
-_TO_PCM = f"aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}:channel_layouts=mono"
-
-_REFUSE_HOLES = (
-    "asetpts='if(isnan(PTS),NAN,"
-    f"if(gt(PTS-ld(0),{_LONGEST_HOLE_S * SAMPLE_RATE}),print(PTS,16)+NAN,"
-    "st(0,PTS+NB_SAMPLES)-NB_SAMPLES))'"
+_DECLARED_LENGTH_IS_EXACT = frozenset(
+    {"aiff", "ape", "au", "dsf", "flac", "mp3", "mpc", "mpc8", "tak", "tta", "wv"}
 )
-"""Keeps the timestamps; register 0 holds where the sound so far ends. One beyond the longest hole
-is printed, as an error that `_GIVEN_UP` finds, and then dropped, so that nothing is filled."""
-_GIVEN_UP = {
-    re.compile(rb"^\[Eval @ ", re.MULTILINE): (
-        f"The file's timestamps leave a hole of more than {_LONGEST_HOLE_S // 3600} hours."
-    ),
-    re.compile(rb"Cannot allocate memory"): "The file takes too much memory to decode.",
+"""ffmpeg's demuxers whose duration is the sound's own and comes from a frame or sample count. Not
+wav: recorders that write to a pipe leave a made-up size in its header."""
+_LAST_PACKET_IS_WHOLE = frozenset(
+    {"caf", "flv", "gxf", "mov", "mxf", "nistsphere", "rm", "sox", "tta", "voc", "w64"}
+)
+"""Containers that say how long each packet or the whole sound is: a packet that is not whole tells
+that the file's end is missing. In streams that can end anywhere, it says nothing."""
+_LOSSLESS_FLOATS = re.compile(r"pcm_f\d|pcm_s\d\d|wavpack|alac|flac|tta|tak|ape|dsd")
+_DECODED_OVERSHOOT = 2.0
+"""What lossy codecs make of full scale, at most: clipped, as every player does."""
+
+_OPENING = 30 * SAMPLE_RATE
+_WRITTEN = re.compile(r"Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL)
+"""How much ffmpeg writes, which tells the number of channels: their layout may have any name."""
+
+Mix = Literal["pair", "surround", "loose"]
+_LAYOUTS: dict[Mix, str] = {
+    "pair": ":channel_layouts=mono|stereo",
+    "surround": ":channel_layouts=mono",
+    "loose": "",
 }
-"""Complaints of ffmpeg's, after which it goes on with less than the whole sound; what we say."""
+"""What ffmpeg gives of a track's channels: one or two as they are, more that have places in a room
+mixed as the standards say, and those without places each on its own."""
 
 
 class AudioStream(Iterator[Pcm]):
     """A recording while it is decoded: an iterator of PCM blocks; closing it ends the decoder."""
 
-    def __init__(self, blocks: Generator[Pcm], expected_s: Callable[[], float | None]) -> None:
+    def __init__(self, blocks: Generator[Pcm], heard: Heard) -> None:
         self._blocks = blocks
-        self._expected_s = expected_s
+        self._heard = heard
         self.spent_s = 0.0
         """Seconds that were spent waiting for blocks."""
 
@@ -140,11 +133,30 @@ class AudioStream(Iterator[Pcm]):
     @property
     def expected_s(self) -> float | None:
         """Seconds that the recording will have, as far as its header tells; often an estimate."""
-        return self._expected_s()
+        return self._heard.expected_s
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """What is to be told of the sound; complete at its end."""
+        return tuple(self._heard.caveats)
+
+    @property
+    def tracks(self) -> tuple[SoundTrack, ...]:
+        """The sound tracks, once it is known which is used."""
+        return tuple(self._heard.tracks)
 
     def close(self) -> None:
         """Stop decoding."""
         self._blocks.close()
+
+
+@dataclass(slots=True)
+class Heard:
+    """What is found out of a recording while it is decoded."""
+
+    expected_s: float | None = None
+    caveats: list[Caveat] = field(default_factory=list)
+    tracks: list[SoundTrack] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,31 +164,43 @@ class FfmpegDecoder:
     """Turn files into PCM blocks."""
 
     executable: str
+    """Another one is looked for where it is gone."""
     max_seconds: float
     """Longest recording that is decoded; one more sample is an `AudioTooLongError`."""
     audio_filter: str | None = None
     """An ffmpeg filter chain to run before recognition."""
+    executables: Executables = field(init=False, compare=False, repr=False)
 
-    def stream(self, path: Path, *, raw_pcm: bool = False) -> AudioStream:
-        """Decode the first sound track to int16 blocks, shape `(samples,)`, at 16 kHz, mono.
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "executables", Executables(self.executable))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is an ffmpeg."""
+        return next(self.executables.usable(), None) is not None
+
+    def stream(
+        self,
+        path: Path,
+        *,
+        raw_pcm: bool = False,
+        track: TrackChoice = None,
+        allow_partial: bool = False,
+    ) -> AudioStream:
+        """Decode a recording to int16 blocks, shape `(samples,)`, at 16 kHz, mono.
 
         The track's own timestamps are kept: sound that starts late or has holes is filled with
         silence, so that subtitles fit the picture. A `raw_pcm` file is such samples already,
-        little-endian, without a header.
+        little-endian, without a header. With `allow_partial`, a file that is cut short ends where
+        it ends, with a caveat.
 
-        The stream raises `AudioDecodeError` or one of its kinds, and `ServiceUnavailableError`
-        where the decoder was ended by anything but the file.
+        The stream raises `AudioDecodeError` or one of its kinds, `InvalidRequestError` for a track
+        that is not there, and `ServiceUnavailableError` where the decoder was ended by anything but
+        the file.
         """
-        if raw_pcm:
-            length_s = path.stat().st_size // 2 / SAMPLE_RATE
-            return AudioStream(self._bounded(_read_pcm(path)), lambda: length_s)
-        if self.audio_filter is None and (sound := open_sound(path)) is not None:
-            return AudioStream(self._bounded(sound.blocks), lambda: sound.seconds)
-        said = bytearray()
-        return AudioStream(
-            self._bounded(_decode(self._command(path), path, said, cpu_s=self._cpu_s())),
-            lambda: _expected_seconds(said.decode("utf-8", "replace")),
-        )
+        heard = Heard()
+        decoding = _Decoding(self, path, heard, track=track, allow_partial=allow_partial)
+        return AudioStream(self._bounded(decoding.blocks(raw_pcm=raw_pcm)), heard)
 
     def _bounded(self, blocks: Generator[Pcm]) -> Generator[Pcm]:
         limit = round(self.max_seconds * SAMPLE_RATE)
@@ -195,263 +219,614 @@ class FfmpegDecoder:
         """Give ffmpeg's time on a core: the slowest codecs decode ten times as fast as this."""
         return 60 + math.ceil(self.max_seconds / 4)
 
-    def _command(self, path: Path) -> list[str]:
-        filters = [_TO_PCM, _REFUSE_HOLES, "aresample=async=1:first_pts=0"]
-        if self.audio_filter:
-            filters.append(self.audio_filter)
-        filters.append(f"asetnsamples=n={_FRAME_SAMPLES}:p=0")
+    @contextlib.contextmanager
+    def running(
+        self, options: Sequence[str], *, url: str, fed: Callable[[], Iterator[bytes]] | None
+    ) -> Iterator[FfmpegRun]:
+        """Run whichever ffmpeg can be started."""
+        for executable in self.executables.usable():
+            with contextlib.ExitStack() as stack:
+                try:
+                    run = stack.enter_context(
+                        running_ffmpeg(
+                            executable,
+                            options,
+                            url=url,
+                            fed=fed() if fed else None,
+                            cpu_s=self._cpu_s(),
+                        )
+                    )
+                except OSError as error:
+                    self.executables.note_broken(executable, str(error))
+                    continue
+                yield run
+                return
+        raise ServiceUnavailableError(
+            "The server has no decoder at the moment: ffmpeg is gone or broken. Try again later."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What ffmpeg is told."""
+
+    track: int
+    mix: Mix = "pair"
+    fine: bool = False
+    """Whether samples are passed on as floats, and not as 16 bits."""
+    marked: bool = False
+    """Whether the first sample of each filter graph is a mark: it costs a fifth of the decoding."""
+
+    def options(self, source: Input) -> list[str]:
+        samples = "f32le" if self.fine else "s16le"
         # fmt: off
         return [
-            self.executable, "-hide_banner", "-nostdin", "-nostats", "-loglevel", "info",
-            "-protocol_whitelist", "file,pipe", "-format_whitelist", _DEMUXERS,
-            "-threads", "1", "-i", f"file:{path.absolute()}",
-            "-map", "0:a:0", "-vn", "-sn", "-dn", "-af", ",".join(filters),
-            "-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "s16le", "pipe:1",
+            "-loglevel", "repeat+info", "-copyts",
+            "-protocol_whitelist", source.protocols, "-format_whitelist", DEMUXERS,
+            "-guess_layout_max", "2", "-threads", "1", "-i", source.url,
+            "-map", f"0:a:{self.track - 1}", "-vn", "-sn", "-dn", "-af", self._filters(),
+            # A mix is never louder than full scale, as if it were made of 16-bit samples.
+            "-rematrix_maxval", "1",
+            # A wake-up of the reader for each frame would cost more than decoding it.
+            "-flush_packets", "0", "-c:a", f"pcm_{samples}", "-f", samples, "pipe:1",
         ]
         # fmt: on
 
+    def _filters(self) -> str:
+        # ffmpeg 5 cannot choose between two layouts where there is a mark.
+        layouts = (
+            ":channel_layouts=stereo" if self.marked and self.mix == "pair" else _LAYOUTS[self.mix]
+        )
+        if not self.fine:
+            return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
+        # 16-bit sound is converted as such, whatever it is passed on as.
+        formats = f"aformat=sample_fmts=s16|flt:sample_rates={SAMPLE_RATE}{layouts}"
+        sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt"
+        if not self.marked:
+            return sound
+        mark = f"atrim=end_sample=1,aeval={MARK:.0f}:c=same"
+        return (
+            f"{sound},asplit[first][sound];[first]{mark}[mark];[mark][sound]concat=v=0:a=1"
+            ",asetpts=NAN"
+        )
 
-class _Ffmpeg:
-    """A running ffmpeg: its PCM on one pipe, what it says of the input on the other."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: bytearray, *, cpu_s: int) -> None:
-        self._process = process
-        self._started = time.monotonic()
-        self._cpu_s = cpu_s
-        self._said = said
-        """The beginning of what it says, as it comes."""
-        self._last_said = b""
+class _OtherPlanError(Exception):
+    """Only while a track is decoded is seen that ffmpeg should be told otherwise."""
 
-    def blocks(self) -> Generator[Pcm]:
-        """Yield PCM until the process closes its output.
+    def __init__(self, plan: _Plan) -> None:
+        super().__init__(str(plan))
+        self.plan = plan
 
-        Both pipes are read by one loop: a file that makes ffmpeg complain at length can then not
-        block it on a full pipe.
-        """
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        rest = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            selector.register(self._process.stderr, selectors.EVENT_READ)
-            last_progress = time.monotonic()
-            while selector.get_map():
-                events = selector.select(timeout=_STALL_S)
-                for key, _ in events:
-                    data = key.fileobj.read1(_PIPE_BYTES)  # type: ignore[union-attr]
-                    if not data:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is self._process.stderr:
-                        self._said += data[: _STDERR_HEAD - len(self._said)]
-                        self._last_said = (self._last_said + data)[-_LAST_WORDS:]
-                        _check_complaints(data)
-                    else:
-                        data = rest + data
-                        whole = len(data) - len(data) % 2
-                        rest = data[whole:]
-                        if whole:
-                            yield np.frombuffer(data[:whole], dtype="<i2")
-                        # Taken after the yield: a slow consumer is not a stalled ffmpeg.
-                        last_progress = time.monotonic()
-                if time.monotonic() - last_progress > _STALL_S:
-                    raise AudioDecodeError(
-                        f"No sound could be decoded within {_STALL_S:g} s. {_supported()}"
-                    )
 
-    def check_outcome(self, decoded_samples: int) -> None:
-        """Raise what the client should know once ffmpeg is done."""
-        status = self._process.wait(timeout=_STALL_S)
-        said = self._said.decode("utf-8", "replace")
-        if self._was_ended_from_outside(status):
-            logger.warning("ffmpeg was ended from outside, with status %d", status)
-            raise ServiceUnavailableError(
-                "The decoder was ended before its time, perhaps because memory is short."
-                " Try again later."
+class _NothingDecodedError(AudioDecodeError):
+    """A track gave no sound at all, but another one may."""
+
+    is_empty = False
+    """Whether it is a whole track that has none."""
+
+
+class _Decoding:
+    """One recording while it is decoded."""
+
+    def __init__(
+        self,
+        decoder: FfmpegDecoder,
+        path: Path,
+        heard: Heard,
+        *,
+        track: TrackChoice,
+        allow_partial: bool,
+    ) -> None:
+        self.decoder = decoder
+        self._path = path
+        self._heard = heard
+        self._choice = track
+        self._allow_partial = allow_partial
+        self._file = MediaFile()
+        self._info: MediaInfo | None = None
+        self.track: Track | None = None
+        """The track that is decoded."""
+
+    def blocks(self, *, raw_pcm: bool) -> Generator[Pcm]:
+        """Open the recording; the generator decodes it to the end, or raises."""
+        if raw_pcm:
+            self._check_choice(1)
+            self._heard.expected_s = self._path.stat().st_size // 2 / SAMPLE_RATE
+            return _read_pcm(self._path)
+        self._file = inspect(self._path)
+        is_plain = self.decoder.audio_filter is None and not self._file.parts
+        sound = open_sound(self._path) if is_plain else None
+        return self._decoded() if sound is None else self._read(sound)
+
+    def _read(self, sound: Sound) -> Generator[Pcm]:
+        """Give a recording that needs no ffmpeg."""
+        self._check_choice(1)
+        self._heard.expected_s = sound.seconds
+        self._heard.caveats += sound.caveats
+        return self._read_to_end(sound)
+
+    def _read_to_end(self, sound: Sound) -> Generator[Pcm]:
+        yield from sound.blocks
+        self._check_whole(sound.seconds)
+
+    def _decoded(self) -> Generator[Pcm]:
+        with contextlib.closing(self._chosen()) as chosen:
+            pcm = to_pcm(chosen, most=self._most, measure=self._measured_level)
+            yield from pcm if self.decoder.audio_filter is None else self._filtered(pcm)
+
+    def _check_choice(self, tracks: int) -> None:
+        if isinstance(self._choice, int) and self._choice > tracks:
+            has = "one sound track" if tracks == 1 else f"{tracks} sound tracks"
+            raise InvalidRequestError(
+                f"audio_track={self._choice}: the file has {has}.", param="audio_track"
             )
-        if status < 0:
-            # It crashed, or took too much time: what came before is not the whole recording.
-            logger.warning("ffmpeg was ended by signal %d: %s", -status, _last_line(said))
-            raise AudioDecodeError(f"The file could not be decoded to its end. {_supported()}")
-        if decoded_samples == 0:
-            logger.info("ffmpeg exited %s: %s", status, _last_line(said))
-            if "Stream #" in said and ": Audio:" not in said:
-                raise NoAudioTrackError("The file has no sound track.")
-            raise AudioDecodeError(f"The file holds no sound that can be decoded. {_supported()}")
-        declared_s = _declared_seconds(said)
-        decoded_s = decoded_samples / SAMPLE_RATE
+
+    def needs_floats(self, track: Track) -> bool:
+        """Tell whether 16 bits would take something of a track."""
+        is_exact = _LOSSLESS_FLOATS.match(track.codec) is not None
+        return self._choice == "all" or track.is_loose or (track.is_fine and is_exact)
+
+    def _most(self) -> float:
+        is_exact = self._choice == "all" or (
+            self.track is not None and _LOSSLESS_FLOATS.match(self.track.codec)
+        )
+        return 1.0 if is_exact else _DECODED_OVERSHOOT
+
+    def _measured_level(self) -> float:
+        """Decode it once more, for its level."""
+        again = _Decoding(self.decoder, self._path, Heard(), track=self._choice, allow_partial=True)
+        again._file = self._file
+        with contextlib.closing(again._chosen()) as chosen:
+            return level_of(_first_seconds(chosen, self.decoder.max_seconds))
+
+    def _filtered(self, pcm: Iterable[Pcm]) -> Generator[Pcm]:
+        """Run the filter of a person's own, in an ffmpeg of its own."""
+        chain = f"{self.decoder.audio_filter},asetnsamples=n={_FRAME_SAMPLES}:p=0"
+        raw = ("-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1")
+        options = ["-loglevel", "repeat+info", "-protocol_whitelist", "file,pipe", "-threads", "1"]
+        options += [*raw, "-i", "pipe:0", "-af", chain, *raw, "pipe:1"]
+        sent = (block.tobytes() for block in pcm)
+        with self.decoder.running(options, url="pipe:0", fed=lambda: sent) as run:
+            rest = b""
+            for data in run.blocks():
+                samples = rest + data
+                whole = len(samples) - len(samples) % 2
+                rest = samples[whole:]
+                yield np.frombuffer(samples[:whole], dtype="<i2")
+            run.check_end()
+
+    def _chosen(self) -> Generator[Mono]:
+        if self._choice == "all":
+            return self._all_mixed()
+        if self._choice is not None:
+            return self._only(self._choice)
+        return self._first_heard()
+
+    def _only(self, number: int) -> Generator[Mono]:
+        yield from self._decode(number)
+        self._note_tracks({number})
+
+    def _first_heard(self) -> Generator[Mono]:
+        """Decode the first track, in the order of preference, that is more than silence."""
+        passed: list[Caveat] = []
+        failure: _NothingDecodedError | None = None
+        silent_samples = 0
+        for number in self._candidates():
+            with contextlib.closing(self._decode(number)) as sound:
+                try:
+                    opening, silent = self._opening(sound)
+                except _NothingDecodedError as error:
+                    failure = failure or error
+                    passed.append(_passed("track_undecodable", self.track, "could not be decoded"))
+                    continue
+                if opening is not None:
+                    self._note_passed(passed)
+                    yield from silence(silent)
+                    yield opening
+                    yield from sound
+                    return
+                silent_samples = silent_samples or silent
+                passed.append(_passed("track_silent", self.track, "was silent"))
+        if not silent_samples:
+            raise failure or AudioDecodeError(f"The file holds no sound. {supported()}")
+        self._note_tracks({1})
+        yield from silence(silent_samples)
+
+    def _candidates(self) -> Iterator[int | None]:
+        """Give the tracks in the order of preference; the first is known once it is looked at."""
+        yield None
+        if self._info is not None:
+            yield from (track.number for track in self._info.preferred()[1:])
+
+    def _opening(self, sound: Iterator[Mono]) -> tuple[Mono | None, int]:
+        """Read up to the first block that is no silence; give it, and how long the silence is.
+
+        Where there is no other track, that is the first block.
+        """
+        silent = 0
+        for block in sound:
+            alone = self._info is None or len(self._info.tracks) == 1
+            if alone or not _is_silent(block):
+                return block, silent
+            silent += len(block)
+        return None, silent
+
+    def _note_passed(self, passed: list[Caveat]) -> None:
+        number = self.track.number if self.track else 1
+        for caveat in passed:
+            self._heard.caveats.append(
+                Caveat(caveat.code, f"{caveat.message}, track {number} was used.")
+            )
+        self._note_tracks({number})
+
+    def _note_tracks(self, used: set[int]) -> None:
+        tracks = self._info.tracks if self._info else ()
+        self._heard.tracks[:] = [track.described(used=track.number in used) for track in tracks]
+        if len(tracks) > len(used):
+            numbers = ", ".join(map(str, sorted(used)))
+            self._heard.caveats.append(
+                Caveat(
+                    "tracks_not_used",
+                    f"The file has {len(tracks)} sound tracks; track {numbers} was used."
+                    " audio_track=N takes another one, audio_track=all mixes them.",
+                )
+            )
+
+    def _all_mixed(self) -> Generator[Mono]:
+        """Decode all tracks side by side, and add them up."""
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(contextlib.closing(self._decode_or_tell(1)))
+            opening = next(first, None)
+            tracks = len(self._info.tracks) if self._info else 1
+            if tracks > _MAX_MIXED_TRACKS:
+                raise InvalidRequestError(
+                    f"audio_track=all: the file has {tracks} sound tracks, more than the"
+                    f" {_MAX_MIXED_TRACKS} that are mixed. Choose one.",
+                    param="audio_track",
+                )
+            others = [
+                stack.enter_context(contextlib.closing(self._decode_or_tell(number)))
+                for number in range(2, tracks + 1)
+            ]
+            sounds = [itertools.chain([opening] if opening is not None else [], first), *others]
+            self._note_tracks(set(range(1, tracks + 1)))
+            yield from _added_up(sounds)
+
+    def _decode_or_tell(self, number: int) -> Generator[Mono]:
+        """Decode a track that is one of several; one that cannot be decoded gives nothing."""
+        try:
+            yield from self._decode(number)
+        except _NothingDecodedError as error:
+            self._heard.caveats.append(Caveat("track_undecodable", f"Track {number}: {error}"))
+
+    def _decode(self, number: int | None) -> Generator[Mono]:
+        """Decode a track, in all parts of the file. Raises `_NothingDecodedError`."""
+        sources = [Input(self._path, part.head, part.ranges) for part in self._file.parts]
+        failure: _NothingDecodedError | None = None
+        offset = 0
+        for source in sources or [Input(self._path)]:
+            part = _PartDecoding(self, source, number, offset=offset)
+            try:
+                with contextlib.closing(part.sound()) as sound:
+                    for block in sound:
+                        offset += len(block)
+                        yield block
+            except _NothingDecodedError as error:
+                failure = failure or error
+                if not error.is_empty:
+                    break
+        if failure is not None and not (offset and failure.is_empty):
+            raise failure if not offset else AudioDecodeError(failure.message)
+        self._check_whole(offset / SAMPLE_RATE)
+
+    def _check_whole(self, decoded_s: float) -> None:
+        """Raise `TruncatedAudioError` where the file's own structure tells of more bytes."""
+        if self._file.missing_bytes:
+            self.end_early(
+                f"{self._file.missing_bytes} of {self._file.expected_bytes} bytes are missing, and"
+                f" it ends after {decoded_s:.1f} s",
+                decoded_s,
+            )
+
+    def found(self, info: MediaInfo, number: int | None) -> Track:
+        """Take note of what a file is; give the track that is decoded.
+
+        Raises `InvalidRequestError` where there is none of that number.
+        """
+        if self._info is None:
+            self._info = info
+            self._heard.expected_s = info.duration_s
+            self._check_choice(len(info.tracks))
+        preferred = info.preferred()
+        self.track = next((track for track in preferred if track.number == number), preferred[0])
+        return self.track
+
+    def note(self, caveats: Iterable[Caveat], offset: int) -> None:
+        """Take note of caveats whose times count from sample `offset`."""
+        shift_s = offset / SAMPLE_RATE
+        for caveat in caveats:
+            start, end = (
+                None if at is None else round(at + shift_s, 3) for at in (caveat.start, caveat.end)
+            )
+            if len(self._heard.caveats) < _MAX_CAVEATS:
+                self._heard.caveats.append(Caveat(caveat.code, caveat.message, start, end))
+
+    def end_early(self, how: str, decoded_s: float) -> None:
+        """Tell that the file is cut short. Raises `TruncatedAudioError` unless that is allowed."""
+        told = f"The file is cut short: {how}."
+        if not self._allow_partial:
+            raise TruncatedAudioError(
+                f"{told} Send it again; if it is all there is, allow_partial=true transcribes what"
+                " there is."
+            )
+        if all(caveat.code != TruncatedAudioError.code for caveat in self._heard.caveats):
+            caveat = Caveat("truncated_audio", told, start=round(decoded_s, 3))
+            self._heard.caveats.append(caveat)
+
+
+class _PartDecoding:
+    """One track of one stretch of a file while it is decoded."""
+
+    def __init__(self, whole: _Decoding, source: Input, number: int | None, *, offset: int) -> None:
+        self._whole = whole
+        self._source = source
+        self._number = number
+        self._offset = offset
+        """Samples of the recording before it."""
+
+    def sound(self) -> Generator[Mono]:
+        """Decode to the end, or raise."""
+        plan, given = _Plan(self._number or 1), 0
+        while True:
+            try:
+                for block in _beyond(given, self._run(plan)):
+                    given += len(block)
+                    yield block
+            except _OtherPlanError as other:
+                plan = other.plan
+            else:
+                return
+
+    def _run(self, plan: _Plan) -> Generator[Mono]:
+        """Decode by a plan. Raises `_OtherPlanError` where another one is better."""
+        with self._whole.decoder.running(
+            plan.options(self._source), url=self._source.url, fed=self._fed()
+        ) as run:
+            blocks = run.blocks()
+            first = next(blocks, b"")
+            # What it found is described before the first block: now it is known what to ask.
+            better = self._plan(run.info, plan)
+            if better != plan:
+                raise _OtherPlanError(better)
+            try:
+                yield from self._laid_out(run, itertools.chain([first], blocks), plan)
+            except DecoderBrokenError as error:
+                self._whole.decoder.executables.note_broken(run.executable, str(error))
+                raise _OtherPlanError(plan) from error
+
+    def _fed(self) -> Callable[[], Iterator[bytes]] | None:
+        return self._source.chunks if self._source.is_sent else None
+
+    def _plan(self, info: MediaInfo | None, plan: _Plan) -> _Plan:
+        """Choose the track and how it is passed on."""
+        if info is None or not info.tracks:
+            return plan
+        track = self._whole.found(info, self._number)
+        mix: Mix = "surround" if track.is_surround else "loose" if track.is_loose else "pair"
+        fine = plan.fine or self._whole.needs_floats(track)
+        return dataclasses.replace(plan, track=track.number, mix=mix, fine=fine)
+
+    def _laid_out(self, run: FfmpegRun, blocks: Iterable[bytes], plan: _Plan) -> Generator[Mono]:
+        """Give the sound of a run, at its time."""
+        timeline = Timeline(run.info, run.said.readings, marked=plan.marked)
+        downmix = Downmix()
+        notes: list[Caveat] = []
+        sound = downmix.mix(self._pieces(run, blocks, timeline, plan, notes))
+        if not plan.fine and self._whole.track is not None and self._whole.track.is_fine:
+            sound = _unless_quiet(sound, dataclasses.replace(plan, fine=True))
+        yield from sound
+        self._whole.note([*notes, *downmix.caveats()], self._offset)
+        self._check_end(run, timeline)
+
+    def _pieces(
+        self,
+        run: FfmpegRun,
+        blocks: Iterable[bytes],
+        timeline: Timeline,
+        plan: _Plan,
+        notes: list[Caveat],
+    ) -> Iterator[Frames | Hole]:
+        undecodable = 0
+        for frames, at_end in _with_end(_frames(run, blocks, fine=plan.fine)):
+            if run.said.graphs > 1 and not plan.marked and plan.mix != "loose":
+                # The track has changed its format somewhere in here.
+                raise _OtherPlanError(dataclasses.replace(plan, fine=True, marked=True))
+            for piece in timeline.lay_out(frames, at_end=at_end):
+                if isinstance(piece, Hole) and run.said.undecodable > undecodable:
+                    undecodable = run.said.undecodable
+                    if piece.samples >= _LEAST_LOSS:
+                        notes.append(_lost(timeline.position, piece))
+                yield piece
+
+    def _check_end(self, run: FfmpegRun, timeline: Timeline) -> None:
+        """Raise what the client should know once ffmpeg is done."""
+        status = run.check_end()
+        decoded_s = timeline.position / SAMPLE_RATE
+        if timeline.position == 0:
+            logger.info("ffmpeg exited %s: %s", status, run.said.last_line)
+            raise self._why_nothing(run)
+        if run.said.cut_short or (run.said.ends_corrupt and self._is_corrupt_short(run.info)):
+            self._whole.end_early(f"it ends after {decoded_s:.1f} s of sound", decoded_s)
+        declared_s = self._declared_s(run.info)
         if declared_s is not None and declared_s - decoded_s > max(
             _TRUNCATION_TOLERANCE_S, 0.01 * declared_s
         ):
-            raise TruncatedAudioError(
-                f"The file is cut short: it declares {declared_s:.1f} s of sound and ends after"
-                f" {decoded_s:.1f} s. Send it again; if it is all there is, convert it first, for"
-                " example to flac."
+            self._whole.end_early(
+                f"it declares {declared_s:.1f} s of sound and ends after {decoded_s:.1f} s",
+                decoded_s,
             )
 
-    def _was_ended_from_outside(self, status: int) -> bool:
-        """Tell whether someone's signal or the system's lack of memory ended it, not the file.
+    def _is_corrupt_short(self, info: MediaInfo | None) -> bool:
+        return info is not None and info.container in _LAST_PACKET_IS_WHOLE
 
-        A file that takes too much time has it killed too, but no earlier than all cores together
-        can have spent so much.
-        """
-        if status != -signal.SIGKILL:
-            return status in _ASKED_TO_END or _ENDED_WELL in self._last_said
-        return (time.monotonic() - self._started) * (os.cpu_count() or 1) < self._cpu_s
+    def _declared_s(self, info: MediaInfo | None) -> float | None:
+        """Give the length that the track declares, where that is exact."""
+        if (
+            info is None
+            or info.duration_s is None
+            or info.container not in _DECLARED_LENGTH_IS_EXACT
+            or info.duration_is_estimated
+            or info.has_pictures
+        ):
+            return None
+        if info.container == "flac":
+            # A stream copy cuts at frames, and leaves the length of the whole in the header.
+            if flac_ends_with_a_frame(self._source.path):
+                return None
+            return info.duration_s - (info.start_s or 0.0)
+        return info.duration_s
+
+    def _why_nothing(self, run: FfmpegRun) -> AudioDecodeError:
+        """Tell why there is no sound, as far as ffmpeg tells."""
+        info, track = run.info, self._whole.track
+        if run.said.cut_short:
+            missing = "its index, which stands at its end," if info is None else "all of its sound"
+            return TruncatedAudioError(
+                f"The file is cut short: {missing} is missing. Send it again."
+            )
+        if info is not None and info.has_other_streams:
+            return NoAudioTrackError("The file has no sound track.")
+        if info is None or track is None:
+            kind = unreadable_kind(self._source.path)
+            told = f"is {kind}, which cannot" if kind else "holds no sound that can"
+            return _NothingDecodedError(f"The file {told} be decoded. {supported()}")
+        return _nothing_of(track, run.said)
 
 
-def _decode(command: list[str], path: Path, said: bytearray, *, cpu_s: int) -> Generator[Pcm]:
-    """Run ffmpeg; what it says of its input goes to `said`."""
-    _refuse_archive(path)
-    decoded = 0
-    with _running(command, said, cpu_s=cpu_s) as ffmpeg:
-        for block in ffmpeg.blocks():
-            decoded += len(block)
-            yield block
-        ffmpeg.check_outcome(decoded)
+def _nothing_of(track: Track, said: Said) -> _NothingDecodedError:
+    """Tell why a track gave no sound."""
+    if said.unmixable_channels is not None:
+        return _NothingDecodedError(
+            f"The sound has {said.unmixable_channels} channels ({track.layout}), which cannot be"
+            " mixed. Convert the file first, for example to a mono flac."
+        )
+    if said.lacks_decoder:
+        return _NothingDecodedError(
+            f"The sound is of a kind that cannot be decoded: {track.codec}. {supported()}"
+        )
+    if said.undecodable or not track.sample_format:
+        return _NothingDecodedError(
+            f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged,"
+            " encrypted or cut short."
+        )
+    nothing = _NothingDecodedError(f"The file holds no sound that can be decoded. {supported()}")
+    nothing.is_empty = True
+    return nothing
+
+
+def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, fine: bool) -> Iterator[Frames]:
+    """Give what ffmpeg writes as samples, shape `(samples, channels)`."""
+    kind = np.dtype("<f4" if fine else "<i2")
+    frame_bytes, rest = 0, b""
+    for data in blocks:
+        if not frame_bytes and data:
+            written = _WRITTEN.search(run.said.text())
+            channels = int(written[1]) * 1000 // (SAMPLE_RATE * 8 * kind.itemsize) if written else 1
+            frame_bytes = max(1, channels) * kind.itemsize
+        joined = rest + data if rest else data
+        whole = len(joined) - len(joined) % (frame_bytes or 1)
+        rest = joined[whole:]
+        if whole:
+            frames = np.frombuffer(joined[:whole], kind)
+            yield frames.reshape(-1, frame_bytes // kind.itemsize)
+
+
+def _with_end(blocks: Iterator[Frames]) -> Iterator[tuple[Frames, bool]]:
+    """Tell of each block whether it is the last; none but the last is shorter than 0.1 s."""
+    held: Frames | None = None
+    for block in blocks:
+        if held is not None and len(held) >= SAMPLE_RATE // 10 <= len(block):
+            yield held, False
+            held = block
+        else:
+            held = block if held is None else np.concatenate([held, block])
+    if held is not None:
+        yield held, True
+
+
+def _beyond(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:
+    """Leave out what was given already."""
+    with contextlib.closing(sound):
+        for block in sound:
+            if samples < len(block):
+                yield block[samples:]
+            samples = max(0, samples - len(block))
+
+
+def _unless_quiet(sound: Iterator[Mono], plan: _Plan) -> Iterator[Mono]:
+    """Give sound that 16 bits are enough for; for quieter sound, raise `_OtherPlanError`."""
+    opening, length = [], 0
+    for block in sound:
+        opening.append(block)
+        length += len(block)
+        if not is_quiet(block) or length >= _OPENING:
+            break
+    if any(block.any() for block in opening) and all(map(is_quiet, opening)):
+        raise _OtherPlanError(plan)
+    yield from opening
+    yield from sound
 
 
 def _read_pcm(path: Path) -> Generator[Pcm]:
     with path.open("rb") as file:
         # Half a sample at the end is not sound.
-        while len(data := file.read(_PIPE_BYTES)) > 1:
+        while len(data := file.read(_READ_BYTES)) > 1:
             yield np.frombuffer(data[: len(data) // 2 * 2], dtype="<i2")
 
 
-@contextlib.contextmanager
-def _running(command: list[str], said: bytearray, *, cpu_s: int) -> Iterator[_Ffmpeg]:
-    """Run ffmpeg; whatever happens in the block, it is gone afterwards."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=_PIPE_BYTES,
-        # Ctrl-C in a terminal is sent to all processes of a group; requests may still end.
-        process_group=0,
-    )
-    try:
-        _limit(process.pid, cpu_s=cpu_s)
-        # Its threads then need not interrupt each other, nor the model's, to pass a frame on.
-        if hasattr(os, "sched_setscheduler"):
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(process.pid, os.SCHED_BATCH, os.sched_param(0))
-        # A user's pipes may have 64 MB together; past that this one stays as it is.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
-        yield _Ffmpeg(process, said, cpu_s=cpu_s)
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
+def _first_seconds(sound: Iterable[Mono], seconds: float) -> Iterator[Mono]:
+    left = round(seconds * SAMPLE_RATE)
+    for block in sound:
+        if left <= 0:
+            return
+        left -= len(block)
+        yield block
 
 
-def _limit(pid: int, *, cpu_s: int) -> None:
-    """Bound a process that has just been started.
-
-    From outside: `preexec_fn` can hang a process with threads, and a wrapper would be one more
-    program to have. Processes stay unbounded, as that bound counts all of a user's, threads too;
-    ffmpeg starts none by itself.
-    """
-    bounds = {
-        resource.RLIMIT_CPU: cpu_s,
-        resource.RLIMIT_DATA: _MEMORY_BYTES,
-        resource.RLIMIT_NOFILE: _OPEN_FILES,
-        # Not one byte to a file, a core dump included.
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, bound in bounds.items():
-        # The hard bound as well: at the soft one of time, ffmpeg would end as if all were well.
-        resource.prlimit(pid, kind, (bound, bound))
+def _is_silent(block: Mono) -> bool:
+    return not block.any() or (block.dtype != np.int16 and peak(block) < _SILENT)
 
 
-def _check_complaints(said: bytes) -> None:
-    """Raise `AudioDecodeError` where ffmpeg goes on, but with less than the whole sound."""
-    for complaint, told in _GIVEN_UP.items():
-        if complaint.search(said):
-            raise AudioDecodeError(f"{told} Convert the file first, for example to flac.")
+def _added_up(sounds: Sequence[Iterator[Mono]]) -> Iterator[Mono]:
+    """Add sounds up that come in blocks of any lengths, until the last ends."""
+    held: list[Mono] = [np.zeros(0, np.float32) for _ in sounds]
+    ended = [False for _ in sounds]
+    while True:
+        for number, sound in enumerate(sounds):
+            if not len(held[number]) and not ended[number]:
+                block = next(sound, None)
+                ended[number] = block is None
+                held[number] = held[number] if block is None else block
+        lengths = [len(block) for block in held if len(block)]
+        if not lengths and all(ended):
+            return
+        if lengths:
+            length = min(lengths)
+            total = np.zeros(length, np.float32)
+            for number, block in enumerate(held):
+                if len(block):
+                    total += block[:length]
+                    held[number] = block[length:]
+            yield total
 
 
-def _refuse_archive(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(512)
-    for kind, (offset, magic) in _ARCHIVES.items():
-        if head.startswith(magic, offset):
-            raise AudioDecodeError(
-                f"The file is a {kind} archive. Unpack it and send each recording on its own."
-            )
+def _passed(code: str, track: Track | None, why: str) -> Caveat:
+    named = f"Track {track.number}" if track else "A track"
+    return Caveat(code, f"{named} {why}")
 
 
-def _declared_seconds(said: str) -> float | None:
-    """Read the length that the container declares, where that is exact and of the sound alone."""
-    container = re.search(r"^Input #0, ([^ ,]+)", said, re.MULTILINE)
-    length_s = _expected_seconds(said)
-    pictures = re.search(r"Stream #0.*: Video: (?!.*\(attached pic\))", said)
-    if (
-        container is None
-        or length_s is None
-        or pictures is not None
-        or container[1] not in _DECLARED_LENGTH_IS_EXACT
-        or "Estimating duration from bitrate" in said
-    ):
-        return None
-    return length_s
-
-
-def _expected_seconds(said: str) -> float | None:
-    """Read the length that the container declares, or that ffmpeg estimates from its size."""
-    length = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", said, re.MULTILINE)
-    if length is None:
-        return None
-    hours, minutes, seconds = length.groups()
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-
-def _supported() -> str:
-    return f"Supported formats: {list(SUPPORTED_FORMATS)}"
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1][:300] if lines else "it said nothing"
-
-
-def find_ffmpeg() -> str:
-    """Take ffmpeg from the PATH, else the one inside the package imageio-ffmpeg.
-
-    Raises `SettingsError` where there is neither.
-    """
-    found = shutil.which("ffmpeg")
-    if found is not None:
-        return found
-    try:
-        import imageio_ffmpeg
-
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
-        raise SettingsError(
-            "no ffmpeg: install it (apt-get install ffmpeg) or `pip install imageio-ffmpeg`"
-        ) from error
-
-
-def check_filter(executable: str, audio_filter: str) -> None:
-    """Run a filter chain over a moment of silence.
-
-    Raises `SettingsError` with ffmpeg's reason where it does not know or like the chain, and for
-    one that goes on for ever.
-    """
-    # fmt: off
-    command = [
-        executable, "-hide_banner", "-nostdin", "-loglevel", "error", "-f", "lavfi",
-        "-i", f"anullsrc=r={SAMPLE_RATE}:cl=mono:d=0.1", "-af", audio_filter, "-f", "null", "-",
-    ]
-    # fmt: on
-    refusal = f"DENOISE_FILTER={audio_filter!r} is not a filter that ffmpeg accepts"
-    try:
-        outcome = subprocess.run(command, capture_output=True, check=False, timeout=_FILTER_CHECK_S)
-    except subprocess.TimeoutExpired as error:
-        raise SettingsError(f"{refusal}: it does not end") from error
-    if outcome.returncode != 0:
-        raise SettingsError(f"{refusal}: {_last_line(outcome.stderr.decode(errors='replace'))}")
+def _lost(end: int, hole: Hole) -> Caveat:
+    """Tell of a hole that the decoder left."""
+    start_s, end_s = (end - hole.samples) / SAMPLE_RATE, end / SAMPLE_RATE
+    return Caveat("undecodable", f"{end_s - start_s:.1f} s could not be decoded.", start_s, end_s)

@@ -428,7 +428,12 @@ class Front:
             settings=self._settings,
             metrics=self._metrics,
         )
-        transcript = pipeline.transcribe(path, languages=params.languages)
+        transcript = pipeline.transcribe(
+            path,
+            languages=params.languages,
+            track=params.audio_track,
+            allow_partial=params.allow_partial,
+        )
         return model, render(transcript, params, settings=self._settings)
 
     def _client(self, peer: str, headers: Mapping[str, str]) -> str:
@@ -533,6 +538,7 @@ def _response(rendered: Rendered, request_id: str, model: str, *, closes: bool) 
         "X-Content-Type-Options": "nosniff",
         "X-Parakeet-Model": model,
         "X-Request-Id": request_id,
+        **rendered.headers,
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode("latin-1") + body

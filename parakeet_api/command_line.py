@@ -84,5 +84,13 @@ def _transcribe(
         def show(progress: Progress) -> None:
             bar.update(progress.done_s - bar.n)
 
-        transcript = pipeline.transcribe(file, languages=params.languages, on_progress=show)
+        transcript = pipeline.transcribe(
+            file,
+            languages=params.languages,
+            track=params.audio_track,
+            allow_partial=params.allow_partial,
+            on_progress=show,
+        )
+    for caveat in transcript.caveats:
+        print(f"{file}: {caveat.message}", file=sys.stderr)
     return render(transcript, params, settings=settings).body

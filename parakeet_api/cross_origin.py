@@ -7,7 +7,7 @@ from flask import Flask, Response, request
 EVERYONE = "*"
 
 _METHODS = "GET, POST, DELETE"
-_EXPOSED = "Retry-After, X-Parakeet-Model, X-Request-Id"
+_EXPOSED = "Retry-After, X-Parakeet-Model, X-Request-Id, X-Transcript-Warnings"
 """Headers of an answer that such a page may read beside the usual ones."""
 _PREFLIGHT_S = 7200
 """How long a browser remembers an answer: the longest that Chromium does."""
@@ -32,6 +32,9 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
             # SDKs have a dozen of their own; none can do more than a client that is no browser.
             response.headers["Access-Control-Allow-Headers"] = wanted or "Authorization"
             response.headers["Access-Control-Max-Age"] = str(_PREFLIGHT_S)
+            # For pages from the internet that call a server of the home network.
+            if request.headers.get("Access-Control-Request-Private-Network") == "true":
+                response.headers["Access-Control-Allow-Private-Network"] = "true"
         return response
 
     def name_origin(response: Response) -> Response:

@@ -5,7 +5,7 @@
     │   ├── UnsupportedLanguageError 400  the model does not speak that language
     │   └── AudioDecodeError         400  the upload is not audio that can be used
     │       ├── NoAudioTrackError    400  a video without sound
-    │       ├── TruncatedAudioError  400  the file ends before the length it declares
+    │       ├── TruncatedAudioError  400  the file is cut short
     │       └── AudioTooLongError    400  longer than MAX_AUDIO_HOURS
     ├── AuthenticationError          401  no key, or a wrong one
     ├── ForbiddenError               403  only from the server's own machine, or with a key

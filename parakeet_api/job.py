@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from parakeet_api.errors import ApiError
-from parakeet_api.rendering import Rendered
+from parakeet_api.rendering import Rendered, warnings_list
 from parakeet_api.request_params import TranscriptionParams
+from parakeet_api.transcript import Caveat
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -92,6 +94,7 @@ def job_object(job: Job, result: Rendered | None) -> dict[str, object]:
         "model": job.params.model or None,
         "response_format": job.params.response_format,
         "result": result.content if result is not None else None,
+        **({"warnings": warnings_list(result.caveats)} if result and result.caveats else {}),
         "error": json.loads(job.failure.body)["error"] if job.failure is not None else None,
         "webhook": dataclasses.asdict(job.webhook) if job.webhook is not None else None,
     }
@@ -104,6 +107,16 @@ def _progress(job: Job) -> dict[str, float | None]:
         "total_s": round(job.total_s, 3) if job.total_s is not None else None,
         "fraction": 1.0 if job.status == "succeeded" else fraction,
     }
+
+
+def caveats_to_json(caveats: Sequence[Caveat]) -> str:
+    """Write caveats for `caveats_from_json`."""
+    return json.dumps(warnings_list(caveats))
+
+
+def caveats_from_json(text: str) -> tuple[Caveat, ...]:
+    """Read caveats."""
+    return tuple(Caveat(**entry) for entry in json.loads(text))
 
 
 def params_to_json(params: TranscriptionParams) -> str:

@@ -17,6 +17,7 @@ from parakeet_api.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
 from parakeet_api.request_params import parse_params, read_field
 from parakeet_api.web import (
     accepted_key_hash,
+    answer,
     chosen_model,
     received_file,
     record,
@@ -87,7 +88,7 @@ def show_result(job_id: str) -> Response:
     result = services().jobs.result(job)
     if result is None:
         raise JobNotFinishedError(f"The job is {job.status}. Its result comes later.")
-    return Response(result.body, content_type=result.media_type)
+    return answer(result)
 
 
 @job_api.delete("/jobs/<job_id>")

@@ -67,7 +67,12 @@ def transcriber(*, settings: Settings, pipeline_of: Callable[[str], Pipeline]) -
         cancelled: Callable[[], bool],
     ) -> Rendered:
         transcript = pipeline_of(params.model).transcribe(
-            recording, languages=params.languages, on_progress=on_progress, cancelled=cancelled
+            recording,
+            languages=params.languages,
+            track=params.audio_track,
+            allow_partial=params.allow_partial,
+            on_progress=on_progress,
+            cancelled=cancelled,
         )
         return render(transcript, params, settings=settings)
 

@@ -25,6 +25,8 @@ from parakeet_api.job import (
     JobCounts,
     JobStatus,
     Webhook,
+    caveats_from_json,
+    caveats_to_json,
     params_from_json,
     params_to_json,
 )
@@ -33,7 +35,7 @@ from parakeet_api.request_params import TranscriptionParams
 
 _MOST_INTERRUPTIONS = 3
 """A recording that ends the process as often is not tried again."""
-_VERSION = 1
+_VERSION = 2
 """Of the tables; in SQLite's `user_version`."""
 
 _TABLES = f"""
@@ -63,9 +65,17 @@ CREATE INDEX jobs_to_tell ON jobs (finished_at) WHERE webhook_url IS NOT NULL;
 CREATE TABLE results (
     job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
     media_type TEXT NOT NULL,
-    body TEXT NOT NULL
+    body TEXT NOT NULL,
+    caveats TEXT NOT NULL DEFAULT '[]'
 );
 PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+
+_FROM_VERSION_1 = """
+BEGIN;
+ALTER TABLE results ADD COLUMN caveats TEXT NOT NULL DEFAULT '[]';
+PRAGMA user_version = 2;
 COMMIT;
 """
 
@@ -181,9 +191,11 @@ class JobStore:
         """Give what a job that succeeded is answered with."""
         with self._reading() as db:
             row = db.execute(
-                "SELECT body, media_type FROM results WHERE job = ?", (job.id,)
+                "SELECT body, media_type, caveats FROM results WHERE job = ?", (job.id,)
             ).fetchone()
-        return Rendered(row["body"], row["media_type"]) if row else None
+        if row is None:
+            return None
+        return Rendered(row["body"], row["media_type"], caveats_from_json(row["caveats"]))
 
     def start(self, job: Job) -> Job | None:
         """Note that a queued job runs; give it as it is now, unless it is not queued any more."""
@@ -211,8 +223,8 @@ class JobStore:
             ended = _end(db, job, "succeeded")
             if ended:
                 db.execute(
-                    "INSERT INTO results (job, media_type, body) VALUES (?, ?, ?)",
-                    (job.id, result.media_type, result.body),
+                    "INSERT INTO results (job, media_type, body, caveats) VALUES (?, ?, ?, ?)",
+                    (job.id, result.media_type, result.body, caveats_to_json(result.caveats)),
                 )
         if ended:
             self._drop_recording(job.id)
@@ -340,6 +352,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             db.executescript(_TABLES)
+        elif version == 1:
+            db.executescript(_FROM_VERSION_1)
         elif version != _VERSION:
             raise sqlite3.DatabaseError(f"{path.name} was written by another version")
     except BaseException:

@@ -45,21 +45,73 @@ not know `greek`, and Babel brings 33 MB.
 ENGLISH_NAMES = {code: names[0] for code, names in _NAMES.items()}
 """ISO 639-1 code -> English name, lower case: the 25 languages of parakeet-tdt-0.6b-v3."""
 
-_CODES = {name: code for code, names in _NAMES.items() for name in names}
-
-_ISO_639_1 = frozenset(
-    """
-    aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de
-    dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia
-    id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo
-    lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl
-    ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk
-    tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
+_ISO_639: dict[str, str] = dict(
+    entry.split("=")
+    for entry in """
+    aa=aar ab=abk ae=ave af=afr ak=aka am=amh an=arg ar=ara as=asm av=ava ay=aym az=aze ba=bak
+    be=bel bg=bul bi=bis bm=bam bn=ben bo=bod,tib br=bre bs=bos ca=cat ce=che ch=cha co=cos
+    cr=cre cs=ces,cze cu=chu cv=chv cy=cym,wel da=dan de=deu,ger dv=div dz=dzo ee=ewe el=ell,gre
+    en=eng eo=epo es=spa et=est eu=baq,eus fa=fas,per ff=ful fi=fin fj=fij fo=fao fr=fra,fre
+    fy=fry ga=gle gd=gla gl=glg gn=grn gu=guj gv=glv ha=hau he=heb hi=hin ho=hmo hr=hrv ht=hat
+    hu=hun hy=arm,hye hz=her ia=ina id=ind ie=ile ig=ibo ii=iii ik=ipk io=ido is=ice,isl it=ita
+    iu=iku ja=jpn jv=jav ka=geo,kat kg=kon ki=kik kj=kua kk=kaz kl=kal km=khm kn=kan ko=kor
+    kr=kau ks=kas ku=kur kv=kom kw=cor ky=kir la=lat lb=ltz lg=lug li=lim ln=lin lo=lao lt=lit
+    lu=lub lv=lav mg=mlg mh=mah mi=mao,mri mk=mac,mkd ml=mal mn=mon mr=mar ms=may,msa mt=mlt
+    my=bur,mya na=nau nb=nob nd=nde ne=nep ng=ndo nl=dut,nld nn=nno no=nor nr=nbl nv=nav ny=nya
+    oc=oci oj=oji om=orm or=ori os=oss pa=pan pi=pli pl=pol ps=pus pt=por qu=que rm=roh rn=run
+    ro=ron,rum ru=rus rw=kin sa=san sc=srd sd=snd se=sme sg=sag si=sin sk=slk,slo sl=slv sm=smo
+    sn=sna so=som sq=alb,sqi sr=srp ss=ssw st=sot su=sun sv=swe sw=swa ta=tam te=tel tg=tgk
+    th=tha ti=tir tk=tuk tl=tgl tn=tsn to=ton tr=tur ts=tso tt=tat tw=twi ty=tah ug=uig uk=ukr
+    ur=urd uz=uzb ve=ven vi=vie vo=vol wa=wln wo=wol xh=xho yi=yid yo=yor za=zha zh=chi,zho
+    zu=zul
     """.split()  # noqa: SIM905 - 183 strings in quotes would be 183 lines
 )
-"""All codes of the standard: a fine-tuned model may speak any language."""
+"""All languages that ISO 639-1 has a code for, with their codes of ISO 639-2 and 639-3: a
+fine-tuned model may speak any of them."""
 
-_NOT_SAID = frozenset({"", "auto"})
+_DIALECTS = {
+    "arb": "ar",
+    "bar": "de",
+    "cmn": "zh",
+    "ekk": "et",
+    "gsw": "de",
+    "iw": "he",
+    "lvs": "lv",
+    "mo": "ro",
+    "mol": "ro",
+    "nob": "nb",
+    "pb": "pt",
+    "pes": "fa",
+    "pob": "pt",
+    "scr": "hr",
+    "swg": "de",
+    "swiss german": "de",
+    "vls": "nl",
+}
+"""What is written as another language, and codes of old and of subtitle sites: players and Bazarr
+send them."""
+
+_CODES = (
+    {name: code for code, names in _NAMES.items() for name in names}
+    | {three: code for code, threes in _ISO_639.items() for three in threes.split(",")}
+    | _DIALECTS
+)
+
+_NOT_SAID = frozenset(
+    {
+        "",
+        "auto",
+        "auto-detect",
+        "autodetect",
+        "detect",
+        "mul",
+        "multi",
+        "und",
+        "undetermined",
+        "unknown",
+    }
+)
+"""Ways to say that the language is not known."""
 
 
 def english_name(code: str) -> str:
@@ -79,21 +131,20 @@ def languages_of(model_name: str, configured: Iterable[str] = ()) -> frozenset[s
 def language_code(text: str) -> str | None:
     """Read `en`, `en-US`, `EN_us`, `eng` or `English` as `en`; `None` if it is no language.
 
-    Names and codes of three letters are known of the 25 languages of v3, codes of two letters of
-    all.
+    Names are known of the 25 languages of v3, codes of two and three letters of all.
     """
     # macOS sends `ç` as two characters.
     wanted = unicodedata.normalize("NFC", text).strip().casefold().replace("_", "-")
     primary = wanted.partition("-")[0]
     code = _CODES.get(primary, primary)
-    return code if code in _ISO_639_1 else None
+    return code if code in _ISO_639 else None
 
 
 def normalize_language(text: str, *, supported: frozenset[str]) -> str | None:
     """Turn what a client calls a language into its ISO 639-1 code; `None` = not said.
 
-    `auto` and the empty text say nothing. Raises `UnsupportedLanguageError` for what the model
-    does not speak: the transcript would be wrong without a sign of it.
+    `auto`, `und` and the empty text say nothing. Raises `UnsupportedLanguageError` for what the
+    model does not speak: the transcript would be wrong without a sign of it.
     """
     if text.strip().lower() in _NOT_SAID:
         return None

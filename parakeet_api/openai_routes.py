@@ -19,6 +19,7 @@ from parakeet_api.server_sent_events import MEDIA_TYPE, EventWriter
 from parakeet_api.web import (
     CLIENT_GONE,
     RequestRecord,
+    answer,
     as_api_error,
     check_translatable,
     chosen_model,
@@ -93,10 +94,14 @@ def _answer(task: Task) -> Response:
 
 def _answer_at_once(upload: Path, model: Model, params: TranscriptionParams) -> Response:
     transcript = transcribe_upload(
-        upload, model=model, languages=params.languages, task=params.task
+        upload,
+        model=model,
+        languages=params.languages,
+        task=params.task,
+        track=params.audio_track,
+        allow_partial=params.allow_partial,
     )
-    rendered = render(transcript, params, settings=services().settings)
-    return Response(rendered.body, content_type=rendered.media_type)
+    return answer(render(transcript, params, settings=services().settings))
 
 
 def _stream(upload: Path, model: Model, params: TranscriptionParams) -> Response:
@@ -144,6 +149,8 @@ def _work(
                 transcript = model.pipeline.transcribe(
                     Path(upload.name),
                     languages=params.languages,
+                    track=params.audio_track,
+                    allow_partial=params.allow_partial,
                     on_progress=lambda progress: tell(writer.progress(progress)),
                     cancelled=cancelled,
                 )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from parakeet_api.asr_api import AsrParams, Output, render_asr
-from parakeet_api.audio import SUPPORTED_FORMATS
 from parakeet_api.errors import (
     ApiError,
     AudioDecodeError,
@@ -38,6 +37,7 @@ from parakeet_api.errors import (
     UnsupportedLanguageError,
     UploadTooLargeError,
 )
+from parakeet_api.ffmpeg import SUPPORTED_FORMATS
 from parakeet_api.job import MOST_LISTED, USUALLY_LISTED
 from parakeet_api.openapi_examples import EXAMPLE, example_of, example_stream
 from parakeet_api.openapi_parts import HEADERS, MEANINGS, json_answer, operation
@@ -274,6 +274,7 @@ def _job_paths(facts: Facts) -> Json:
                 " error.",
                 parameters=at_job,
                 answers={200: transcripts},
+                has_warnings=True,
                 errors=_guarded(
                     facts,
                     *unknown,
@@ -319,6 +320,8 @@ def _asr_paths(facts: Facts) -> Json:
         "language": _language(facts),
         "languages[]": _languages(),
         "encode": encode,
+        "audio_track": _audio_track(),
+        "allow_partial": _allow_partial(),
     }
     wanted = {
         "output": text("What the answer looks like.", enum=list(get_args(Output)), default="txt"),
@@ -340,6 +343,7 @@ def _asr_paths(facts: Facts) -> Json:
                 parameters=[_query(name, schema) for name, schema in (wanted | expected).items()],
                 form=recording,
                 answers={200: _asr_transcripts(facts.settings)},
+                has_warnings=True,
                 errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
         },
@@ -371,6 +375,8 @@ def _asr_transcripts(settings: Settings) -> Json:
             languages=frozenset(),
             word_timestamps=word_timestamps,
             raw_pcm=False,
+            audio_track=None,
+            allow_partial=False,
         )
         return render_asr(EXAMPLE, params, settings=settings).content
 
@@ -515,6 +521,7 @@ def _transcription(facts: Facts) -> Json:
         " goes. Silence is an empty text. If the client hangs up, the work stops.",
         form=_transcription_form(facts),
         answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
+        has_warnings=True,
         errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
 
@@ -528,6 +535,7 @@ def _translation(facts: Facts) -> Json:
         " is a 400 with the code `unsupported_language`.",
         form=_transcription_form(facts),
         answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
+        has_warnings=True,
         errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
 
@@ -559,6 +567,8 @@ def _transcription_form(facts: Facts) -> Json:
                 "Answer with server-sent events: words as they become final, then the whole.",
                 default=False,
             ),
+            "audio_track": _audio_track(),
+            "allow_partial": _allow_partial(),
             "temperature": number(
                 "Checked, then without effect: nothing is sampled.",
                 minimum=0,
@@ -613,6 +623,23 @@ def _languages() -> Json:
         "Languages that may be spoken, as hints: those that the model does not speak are ignored,"
         " unless it speaks none of them, which is a 400.",
         default=[],
+    )
+
+
+def _audio_track() -> Json:
+    return {
+        "description": "Which sound track of the file: its number, from 1, or `all`, which mixes"
+        " them. Not said, it is the one that a player would play; one that is silent or cannot be"
+        " decoded gives way to the next, with a warning.",
+        "anyOf": [{"type": "integer", "minimum": 1}, constant("all")],
+    }
+
+
+def _allow_partial() -> Json:
+    return flag(
+        "`true`: a file that is cut short is transcribed as far as it goes, with a warning, instead"
+        " of a 400 with the code `truncated_audio`.",
+        default=False,
     )
 
 

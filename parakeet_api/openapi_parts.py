@@ -39,7 +39,7 @@ MEANINGS: Mapping[type[ApiError], str] = {
     UnsupportedLanguageError: "the model does not speak that language",
     AudioDecodeError: "the upload is not audio that can be used",
     NoAudioTrackError: "a video without sound",
-    TruncatedAudioError: "the file ends before the length that it declares",
+    TruncatedAudioError: "the file is cut short; `allow_partial=true` takes what there is",
     AudioTooLongError: "the recording is longer than this server accepts",
     AuthenticationError: "no key, or a wrong one",
     RateLimitError: "more requests than `RATE_LIMIT` allows",
@@ -71,6 +71,11 @@ HEADERS: Mapping[str, Json] = {
         "description": "The model that answers, once it is known which.",
         "schema": {"type": "string"},
     },
+    "X-Transcript-Warnings": {
+        "description": "What a reader should know of how the recording was heard, as a JSON list of"
+        " `Warning`; left out where there is nothing.",
+        "schema": {"type": "string", "contentMediaType": "application/json"},
+    },
     "Retry-After": {
         "description": "Seconds after which to try again.",
         "schema": {"type": "integer", "minimum": 1},
@@ -88,6 +93,7 @@ def operation(
     summary: str,
     description: str,
     answers: Mapping[int, Json],
+    has_warnings: bool = False,
     errors: Sequence[type[ApiError]] = (),
     parameters: Sequence[Json] = (),
     form: Json | None = None,
@@ -105,7 +111,8 @@ def operation(
             **{
                 str(status): {
                     "description": _PHRASES[status],
-                    "headers": _headers(),
+                    "headers": _headers()
+                    | (_header("X-Transcript-Warnings") if has_warnings else {}),
                     "content": content,
                 }
                 for status, content in answers.items()

@@ -118,6 +118,12 @@ _LOGPROBS_FIELD: Json = {
         "The text's tokens; with `include[]=logprobs`. Their texts add up to the text.",
     )
 }
+_WARNINGS_FIELD: Json = {
+    "warnings": array(
+        ref("Warning"),
+        "What a reader should know of how it was heard; only where there is something.",
+    ),
+}
 _TEXT_FIELD: Json = {"text": text("What was said; empty where nobody speaks.")}
 
 _TRANSCRIPTION = record(
@@ -137,10 +143,37 @@ _VERBOSE_TRANSCRIPTION = record(
         **_TEXT_FIELD,
         "words": array(ref("Word"), "With `timestamp_granularities[]=word`."),
         "segments": array(ref("Segment"), "With `timestamp_granularities[]=segment`."),
+        "tracks": array(ref("SoundTrack"), "The file's sound tracks, where it has several."),
+        **_WARNINGS_FIELD,
         "usage": ref("DurationUsage"),
         **_LOGPROBS_FIELD,
     },
-    optional=("words", "segments", "logprobs"),
+    optional=("words", "segments", "tracks", "warnings", "logprobs"),
+)
+
+_WARNING = record(
+    "What a reader should know of how the recording was heard.",
+    {
+        "code": text(
+            "For programs.",
+            examples=["truncated_audio", "track_silent", "channels_out_of_phase", "undecodable"],
+        ),
+        "message": text("For people."),
+        "start": or_null(_seconds("Where it begins; null where it is about the whole")),
+        "end": or_null(_seconds("Where it ends")),
+    },
+)
+
+_SOUND_TRACK = record(
+    "One of a file's sound tracks.",
+    {
+        "number": whole("Its number for `audio_track`, from 1."),
+        "codec": text("ffmpeg's name for it.", examples=["aac"]),
+        "language": or_null(text("As the file says it.", examples=["eng"])),
+        "title": or_null(text("As the file says it.")),
+        "default": flag("Whether players play it if nobody chooses."),
+        "used": flag("Whether it is in the transcript."),
+    },
 )
 
 _WORD = record(
@@ -244,8 +277,9 @@ _DONE = record(
         "verbose_json": ref("VerboseTranscription"),
         "srt": text("Subtitles; with `response_format=srt`."),
         "vtt": text("Subtitles; with `response_format=vtt`."),
+        **_WARNINGS_FIELD,
     },
-    optional=("languages", "logprobs", "verbose_json", "srt", "vtt"),
+    optional=("languages", "logprobs", "verbose_json", "srt", "vtt", "warnings"),
 )
 
 _STREAMED_EVENT = {
@@ -266,7 +300,9 @@ _ASR_TRANSCRIPTION = record(
         **_TEXT_FIELD,
         "segments": array(ref("AsrSegment"), "The sentences."),
         "language": or_null(text("ISO 639-1 code of the language spoken, where it is known.")),
+        **_WARNINGS_FIELD,
     },
+    optional=("warnings",),
 )
 
 _ASR_WORD = record(
@@ -290,7 +326,7 @@ _ASR_SEGMENT = {
 _DETECTED_LANGUAGE = record(
     "Which of the model's languages was heard.",
     {
-        "detected_language": text("Its English name, or `unknown`.", examples=["english"]),
+        "detected_language": text("Its English name, or `undetermined`.", examples=["english"]),
         "language_code": text("Its ISO 639-1 code, or `und`.", examples=["en"]),
         "confidence": number(
             "How sure; left out where the model speaks one language.", minimum=0, maximum=1
@@ -524,9 +560,11 @@ _JOB = record(
                 {"type": "null"},
             ],
         },
+        **_WARNINGS_FIELD,
         "error": or_null(ref("ErrorDetails")),
         "webhook": or_null(ref("Webhook")),
     },
+    optional=("warnings",),
 )
 
 _WEBHOOK = record(
@@ -563,6 +601,8 @@ SCHEMAS: Json = {
     "Word": _WORD,
     "Segment": _SEGMENT,
     "TokenLogprob": _TOKEN_LOGPROB,
+    "Warning": _WARNING,
+    "SoundTrack": _SOUND_TRACK,
     "DurationUsage": _DURATION_USAGE,
     "TokenUsage": _TOKEN_USAGE,
     "StreamedEvent": _STREAMED_EVENT,

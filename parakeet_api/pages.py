@@ -144,6 +144,8 @@ def _why_not_ready(wired: Services) -> str | None:
         wired.models.first.store.checkpoint()
     except ApiError as error:
         return error.message
+    if not wired.decoder.is_usable:
+        return "There is no ffmpeg to decode recordings with."
     # After a while requests are let through again: the next one tries the load anew.
     manager = wired.models.first.manager
     if manager.failed_lately(ModelLoadError.retry_after_s):

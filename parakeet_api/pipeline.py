@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio import FfmpegDecoder, TrackChoice
 from parakeet_api.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.language_detection import detect_language
 from parakeet_api.metrics import Metrics
@@ -22,7 +22,16 @@ from parakeet_api.segmentation import split_into_segments
 from parakeet_api.settings import Settings
 from parakeet_api.speech_gate import heard_words
 from parakeet_api.stitching import Stitcher
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Transcript, Word, join_words
+from parakeet_api.transcript import (
+    SAMPLE_RATE,
+    Caveat,
+    Chunk,
+    Pcm,
+    SoundTrack,
+    Transcript,
+    Word,
+    join_words,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +50,9 @@ class Progress:
     """Seconds of the recording that have been recognised."""
     total_s: float | None
     """Seconds that the recording has by its header, where it tells; often an estimate."""
+    caveats: tuple[Caveat, ...] = ()
+    """What is to be told of the sound; complete in the last one."""
+    tracks: tuple[SoundTrack, ...] = ()
 
 
 class ChunkRecognizer(Protocol):
@@ -85,21 +97,28 @@ class Pipeline:
         *,
         languages: frozenset[str] = ENGLISH,
         raw_pcm: bool = False,
+        track: TrackChoice = None,
+        allow_partial: bool = False,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:
         """Transcribe a whole recording, spoken in one of `languages` (ISO 639-1 codes).
+
+        `track` chooses one of its sound tracks; with `allow_partial`, a file that is cut short is
+        transcribed to its end, with a caveat.
 
         Raises `AudioDecodeError` or one of its kinds for a file that cannot be used,
         `RequestCancelled` once `cancelled` turns true, and what the model's lease raises.
         """
         started = time.monotonic()
         words: list[Word] = []
-        duration_s = 0.0
-        for progress in self.stream(path, raw_pcm=raw_pcm, cancelled=cancelled):
+        progress = Progress((), _NOTHING, 0.0, None)
+        for progress in self.stream(
+            path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial, cancelled=cancelled
+        ):
             words.extend(progress.words)
-            duration_s = progress.done_s
             on_progress(progress)
+        duration_s = progress.done_s
         elapsed_s = time.monotonic() - started
         logger.debug(
             "transcribed %.1f s in %.2f s (%.0f times real time), %d words",
@@ -113,6 +132,8 @@ class Pipeline:
             segments=tuple(split_into_segments(words, language=language or "en")),
             duration=duration_s,
             language=language,
+            caveats=progress.caveats,
+            tracks=progress.tracks,
         )
 
     def stream(
@@ -120,6 +141,8 @@ class Pipeline:
         path: Path,
         *,
         raw_pcm: bool = False,
+        track: TrackChoice = None,
+        allow_partial: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generator[Progress]:
         """Yield words in order, each once no later audio can change it.
@@ -133,7 +156,11 @@ class Pipeline:
         done_s = decoding_s = 0.0
         with (
             self.counted(),
-            closing(self._decoder.stream(path, raw_pcm=raw_pcm)) as audio,
+            closing(
+                self._decoder.stream(
+                    path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial
+                )
+            ) as audio,
             closing(self._prepared(plan_chunks(audio, self._policy))) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
@@ -143,7 +170,9 @@ class Pipeline:
                 self._metrics.decode_seconds.inc(audio.spent_s - decoding_s)
                 done_s, decoding_s = chunk.owned_end / SAMPLE_RATE, audio.spent_s
                 yield Progress(final, chunk.owned_samples, done_s, audio.expected_s)
-        yield Progress(tuple(stitcher.finish()), _NOTHING, done_s, done_s)
+        yield Progress(
+            tuple(stitcher.finish()), _NOTHING, done_s, done_s, audio.caveats, audio.tracks
+        )
 
     @contextmanager
     def counted(self) -> Iterator[None]:

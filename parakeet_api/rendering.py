@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import zlib
@@ -14,7 +15,11 @@ from parakeet_api.languages import english_name
 from parakeet_api.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.settings import Settings
 from parakeet_api.subtitles import make_cues, to_srt, to_vtt
-from parakeet_api.transcript import Segment, Transcript, Word
+from parakeet_api.transcript import Caveat, Segment, Transcript, Word
+
+WARNINGS_HEADER = "X-Transcript-Warnings"
+_LONGEST_HEADER = 4000
+"""Bytes. Proxies refuse heads of more than 8 KB."""
 
 UNKNOWN_LANGUAGE = "unknown"
 """Where a client's schema demands a language and none was said or recognised."""
@@ -27,6 +32,18 @@ class Rendered:
     body: str
     media_type: str
     """For the Content-Type header."""
+    caveats: tuple[Caveat, ...] = ()
+    """What else is to be told of the transcript."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Give the headers that the answer has beside its type."""
+        if not self.caveats:
+            return {}
+        listed = warnings_list(self.caveats)
+        while len(json.dumps(listed)) > _LONGEST_HEADER:
+            listed.pop()
+        return {WARNINGS_HEADER: json.dumps(listed)}
 
     @property
     def content(self) -> Any:
@@ -37,7 +54,14 @@ class Rendered:
 def render(transcript: Transcript, params: TranscriptionParams, *, settings: Settings) -> Rendered:
     """Write a transcript in the format asked for; all of them have the same words."""
     chosen = _FORMATS[params.response_format]
-    return Rendered(chosen.write(transcript, params, settings), chosen.media_type)
+    return Rendered(
+        chosen.write(transcript, params, settings), chosen.media_type, transcript.caveats
+    )
+
+
+def warnings_list(caveats: Sequence[Caveat]) -> list[dict[str, object]]:
+    """List caveats as answers do."""
+    return [dataclasses.asdict(caveat) for caveat in caveats]
 
 
 def token_logprobs(words: Sequence[Word], *, at_start: bool) -> list[dict[str, object]]:
@@ -94,6 +118,10 @@ def verbose_json_body(transcript: Transcript, params: TranscriptionParams) -> di
         body["segments"] = [
             _segment(number, segment) for number, segment in enumerate(transcript.segments)
         ]
+    if len(transcript.tracks) > 1:
+        body["tracks"] = [dataclasses.asdict(track) for track in transcript.tracks]
+    if transcript.caveats:
+        body["warnings"] = warnings_list(transcript.caveats)
     return body | {"usage": _usage(transcript)}
 
 

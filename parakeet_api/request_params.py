@@ -19,6 +19,8 @@ Include = Literal["logprobs", "progress", "peaks"]
 """What an answer can hold beside the transcript; `progress` and `peaks` are this server's own."""
 Task = Literal["transcribe", "translate"]
 
+_UNSET = frozenset({"null", "undefined", "none"})
+"""What JavaScript's FormData and Python's str() make of a value that is not set."""
 _LONGEST_ECHO = 60
 """Characters of a client's value that an error message repeats."""
 
@@ -50,6 +52,10 @@ class TranscriptionParams:
     stream: bool = False
     """Answer with server-sent events."""
     task: Task = "transcribe"
+    audio_track: int | Literal["all"] | None = None
+    """Number of the sound track to take, from 1; `all` = mixed; `None` = a player's choice."""
+    allow_partial: bool = False
+    """Whether a file that is cut short is transcribed as far as it goes."""
 
 
 def parse_params(
@@ -72,6 +78,8 @@ def parse_params(
         include=_choices(form, "include", Include),
         stream=read_boolean(form, "stream", default=False),
         task=task,
+        audio_track=read_track(form),
+        allow_partial=read_boolean(form, "allow_partial", default=False),
     )
 
 
@@ -95,13 +103,33 @@ def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
 def read_field(form: Form, name: str) -> str:
     """Give a field's text, stripped; empty where it was not sent."""
     values = form.getlist(name)
-    return values[-1].strip() if values else ""
+    return _sent(values[-1]) if values else ""
+
+
+def _sent(text: str) -> str:
+    """Strip a value; empty where it is what a program makes of one that was not set."""
+    value = text.strip()
+    return "" if value.lower() in _UNSET else value
 
 
 def _list_field(form: Form, name: str) -> list[str]:
-    """Gather a list sent as `name[]`, as repeated `name`, with commas, or as a JSON list."""
-    texts = [*form.getlist(f"{name}[]"), *form.getlist(name)]
-    return [value for text in texts for value in _split_list(text) if value]
+    """Gather a list: `name[]`, `name[0]`, repeated `name`, with commas, or as a JSON list."""
+    # A part without a name has `None` for it.
+    numbered = [key for key in filter(None, form.keys()) if _is_numbered(key, name)]
+    texts = [
+        text
+        for key in (f"{name}[]", name, *sorted(numbered, key=_number_in))
+        for text in form.getlist(key)
+    ]
+    return [value for text in map(_sent, texts) for value in _split_list(text) if value]
+
+
+def _is_numbered(key: str, name: str) -> bool:
+    return key.startswith(name) and re.fullmatch(r"\[[0-9]{1,4}\]", key[len(name) :]) is not None
+
+
+def _number_in(key: str) -> int:
+    return int(key.rpartition("[")[2].rstrip("]"))
 
 
 def _split_list(text: str) -> list[str]:
@@ -130,6 +158,21 @@ def read_boolean(form: Form, name: str, *, default: bool) -> bool:
         return parse_boolean(text)
     except ValueError as error:
         raise InvalidRequestError(f"{name}={_echo(text)} is not {error}.", param=name) from error
+
+
+def read_track(form: Form) -> int | Literal["all"] | None:
+    """Read which sound track is meant: a number from 1, `all`, or none."""
+    text = read_field(form, "audio_track").lower()
+    if not text:
+        return None
+    if text == "all":
+        return "all"
+    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) == 0:
+        raise InvalidRequestError(
+            f"audio_track={_echo(text)} is neither the number of a sound track, from 1, nor all.",
+            param="audio_track",
+        )
+    return int(text)
 
 
 def _one_of(name: str, value: str, choices: Any) -> Any:

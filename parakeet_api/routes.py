@@ -16,6 +16,7 @@ from parakeet_api.openai_routes import openai_api
 from parakeet_api.pages import pages
 from parakeet_api.proxies import TrustedProxies
 from parakeet_api.rate_limits import limit_rates
+from parakeet_api.url_spellings import SpellingOfPaths
 from parakeet_api.web import (
     MULTIPART_OVERHEAD,
     Services,
@@ -54,6 +55,7 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.register_blueprint(pages)
     app.register_blueprint(docs)
     app.register_error_handler(Exception, answer_error)
+    app.wsgi_app = SpellingOfPaths(app.wsgi_app)  # type: ignore[method-assign]
     if services.settings.trusted_proxy:
         app.wsgi_app = TrustedProxies(  # type: ignore[method-assign]
             app.wsgi_app, trusted=services.settings.trusted_proxy

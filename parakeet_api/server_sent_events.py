@@ -24,6 +24,7 @@ from parakeet_api.rendering import (
     to_json,
     token_logprobs,
     verbose_json_body,
+    warnings_list,
 )
 from parakeet_api.request_params import TranscriptionParams
 from parakeet_api.settings import Settings
@@ -75,6 +76,8 @@ class EventWriter:
         """Tell the whole text and, for the formats that are more than text, the rendering."""
         body = json_body(transcript, self._params)
         event = {"type": "transcript.text.done"} | body | {"usage": _usage(transcript)}
+        if transcript.caveats:
+            event["warnings"] = warnings_list(transcript.caveats)
         return _event(event | self._rendering(transcript))
 
     def error(self, failure: ApiError) -> str:

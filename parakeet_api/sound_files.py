@@ -14,7 +14,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from parakeet_api.transcript import SAMPLE_RATE, Pcm
+from parakeet_api.downmix import Downmix, Mono
+from parakeet_api.levels import level_of, round_to_pcm, to_pcm
+from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
 
 _MOST_FRAMES = 60 * 48_000
 """Longest clip that is read at once, in frames of its own rate: a minute at 48 kHz, 23 MB of
@@ -25,6 +27,8 @@ _MOST_CHANNELS = 2
 _RATES = range(8_000, 192_001)
 _FORMATS = frozenset({"WAV", "WAVEX", "FLAC"})
 _ENCODINGS = frozenset({"PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"})
+_FINE = frozenset({"PCM_24", "PCM_32", "FLOAT"})
+"""Encodings that are finer than 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Sound:
 
     seconds: float
     blocks: Generator[Pcm]
+    caveats: tuple[Caveat, ...] = ()
 
 
 def open_sound(path: Path) -> Sound | None:
@@ -50,10 +55,9 @@ def open_sound(path: Path) -> Sound | None:
             seconds = file.frames / file.samplerate
             if _needs_no_conversion(file):
                 return Sound(seconds, _read(path))
-            samples = _converted(file) if file.frames <= _MOST_FRAMES else None
+            return _converted(file, seconds) if file.frames <= _MOST_FRAMES else None
     except soundfile.SoundFileError:
         return None
-    return None if samples is None else Sound(seconds, (block for block in (samples,)))
 
 
 def _is_wav_or_flac(path: Path) -> bool:
@@ -89,15 +93,18 @@ def _read(path: Path) -> Generator[Pcm]:
             yield block
 
 
-def _converted(file: soundfile.SoundFile) -> Pcm | None:
+def _converted(file: soundfile.SoundFile, seconds: float) -> Sound | None:
     """Decode, mix and resample a whole file; `None` if it is not as long as it says."""
-    sound = file.read(dtype="float32", always_2d=True)
-    if len(sound) != file.frames:
+    frames = file.read(dtype="float32", always_2d=True)
+    if len(frames) != file.frames:
         return None
-    mono = sound.mean(axis=1)
+    downmix = Downmix(file.samplerate)
+    mono: Mono = np.concatenate(list(downmix.mix([frames])))
     if file.samplerate != SAMPLE_RATE:
         mono = soxr.resample(mono, file.samplerate, SAMPLE_RATE)
-    # Floats in a file can be anything.
-    finite = np.nan_to_num(mono, nan=0.0, posinf=1.0, neginf=-1.0)
-    samples: Pcm = np.clip(np.rint(finite * 32768), -32768, 32767).astype(np.int16)
-    return samples
+    if file.subtype in _FINE:
+        pcm = to_pcm([mono], most=lambda: 1.0, measure=lambda: level_of([mono]))
+    else:
+        pcm = iter([round_to_pcm(mono)])
+    samples = np.concatenate(list(pcm))
+    return Sound(seconds, (block for block in (samples,)), tuple(downmix.caveats()))

@@ -101,6 +101,36 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Caveat:
+    """What a reader of a transcript should know of how its recording was heard: a warning."""
+
+    code: str
+    """For programs: `track_silent`, `channels_out_of_phase`, `truncated_audio`, ..."""
+    message: str
+    """For people; ASCII, without a line break."""
+    start: float | None = None
+    """Seconds from the start of the recording; `None` = all of it."""
+    end: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SoundTrack:
+    """One of a recording's sound tracks."""
+
+    number: int
+    """Among the sound tracks, from 1."""
+    codec: str
+    """ffmpeg's name for it."""
+    language: str | None
+    """As the file says it, usually three letters."""
+    title: str | None
+    default: bool
+    """Whether players play it if nobody chooses."""
+    used: bool
+    """Whether it is in the transcript."""
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """What was said in a whole recording."""
 
@@ -109,6 +139,10 @@ class Transcript:
     """Seconds of audio that were decoded."""
     language: str | None
     """ISO 639-1 code; `None` = not known."""
+    caveats: tuple[Caveat, ...] = ()
+    """Answers list them as `warnings`."""
+    tracks: tuple[SoundTrack, ...] = ()
+    """The recording's sound tracks, as far as they were looked at."""
 
     @property
     def words(self) -> list[Word]:

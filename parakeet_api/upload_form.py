@@ -36,6 +36,15 @@ _HEAD_BYTES = 4 * 1024
 """So much is looked at for a file's head before the rest: what comes behind it goes to the file."""
 _CHARSETS = frozenset({"ascii", "us-ascii", "utf-8", "iso-8859-1"})
 
+
+class TextTooLongError(RequestEntityTooLarge):
+    """A text field is too long."""
+
+    def __init__(self, field: str | None) -> None:
+        super().__init__()
+        self.field = field
+
+
 ParsedForm = tuple[MultiDict[str, str], MultiDict[str, FileStorage]]
 
 
@@ -202,7 +211,7 @@ class UploadForm:
         def write(data: bytes | memoryview) -> None:
             self._text_bytes += len(data)
             if self._text_bytes > _MOST_TEXT:
-                raise RequestEntityTooLarge
+                raise TextTooLongError(part.name)
             text.extend(data)
 
         self._write = write

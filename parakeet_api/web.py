@@ -19,6 +19,7 @@ from werkzeug.formparser import FormDataParser
 
 from parakeet_api.admission import Admission
 from parakeet_api.api_keys import is_accepted, sent_key
+from parakeet_api.audio import FfmpegDecoder, TrackChoice
 from parakeet_api.batching import RequestCancelled
 from parakeet_api.devices import Gpu, InferencePlan
 from parakeet_api.errors import (
@@ -39,16 +40,18 @@ from parakeet_api.languages import english_name
 from parakeet_api.metrics import Metrics
 from parakeet_api.models import Model, Models
 from parakeet_api.proxies import is_local
+from parakeet_api.rendering import Rendered
 from parakeet_api.request_params import Form, Task, read_field
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript
-from parakeet_api.upload_form import MULTIPART, ParsedForm, UploadForm
+from parakeet_api.upload_form import MULTIPART, ParsedForm, TextTooLongError, UploadForm
 
 logger = logging.getLogger(__name__)
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that fields and boundaries add to a file of exactly `MAX_UPLOAD_MB`."""
 _BLOCK_BYTES = 64 * 1024
+_TEXT_NOT_FILE = "it is a text field here: send it as a file, with a file name"
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that hung up; it is seen in the log alone."""
 CLIENT_GONE = "client gone"
@@ -68,6 +71,7 @@ class Services:
     admission: Admission
     metrics: Metrics
     jobs: Jobs
+    decoder: FfmpegDecoder
     plan: InferencePlan
     gpu: Gpu | None
 
@@ -171,13 +175,13 @@ def received_file(field_name: str = "file") -> Path:
         raise InvalidRequestError(
             f"The multipart body is malformed or cut short ({error}).", param=field_name
         ) from error
+    except TextTooLongError as error:
+        if error.field != field_name:
+            raise
+        raise _no_file(field_name, _TEXT_NOT_FILE) from error
     if received is None:
-        raise _no_file(
-            field_name,
-            "it is a text field here: send it as a file"
-            if field_name in request.form
-            else "the form has no such field",
-        )
+        is_text = field_name in request.form
+        raise _no_file(field_name, _TEXT_NOT_FILE if is_text else "the form has no such field")
     path = Path(received.stream.name)
     if path.stat().st_size == 0:
         raise InvalidRequestError("The file is empty.", param=field_name)
@@ -204,6 +208,8 @@ def transcribe_upload(
     languages: frozenset[str],
     task: Task,
     raw_pcm: bool = False,
+    track: TrackChoice = None,
+    allow_partial: bool = False,
 ) -> Transcript:
     """Transcribe an upload when it is its turn, for as long as the client stays."""
     # Told now and not after the file was decoded, if there is no model yet.
@@ -211,11 +217,21 @@ def transcribe_upload(
     cancelled = client_gone()
     with services().admission.place(cancelled=cancelled):
         transcript = model.pipeline.transcribe(
-            upload, languages=languages, raw_pcm=raw_pcm, cancelled=cancelled
+            upload,
+            languages=languages,
+            raw_pcm=raw_pcm,
+            track=track,
+            allow_partial=allow_partial,
+            cancelled=cancelled,
         )
     record().audio_s = transcript.duration
     check_translatable(transcript, task)
     return transcript
+
+
+def answer(rendered: Rendered) -> Response:
+    """Answer with a transcript."""
+    return Response(rendered.body, content_type=rendered.media_type, headers=rendered.headers)
 
 
 def check_translatable(transcript: Transcript, task: Task) -> None:

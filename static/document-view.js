@@ -1,6 +1,6 @@
 /** The open recording: its sound, its words as they come, and at the end the transcript. */
 
-import { byId, debounced, say, setText } from "./dom.js";
+import { byId, debounced, element, say, setText } from "./dom.js";
 import { copy, download, FORMAT_NAMES, saveFile, write } from "./downloads.js";
 import { clock, number, onLanguageChange, text, timesRealTime } from "./i18n.js";
 import { LiveView } from "./live-view.js";
@@ -95,6 +95,7 @@ export class DocumentView {
     setText(byId("document-title"), opened.name);
     setText(byId("document-detail"), transcript ? this.#detail() : "");
     setText(byId("copy"), text(this.#copyLabel));
+    this.#renderWarnings();
     this.#renderUncertain();
     this.#renderFound();
     this.#renderDownloads();
@@ -109,6 +110,17 @@ export class DocumentView {
       parts.push(text("result.speed", { elapsed: clock(facts.elapsedS), speed }));
     }
     return parts.join(" · ");
+  }
+
+  #renderWarnings() {
+    const warnings = this.#open.transcript?.warnings ?? [];
+    const lines = warnings.map(({ code, message, start }) => {
+      const known = text(`warning.${code}`, { time: start === null ? "" : clock(start) });
+      // One that this page does not know is told as the server does.
+      return element("li", { textContent: known === `warning.${code}` ? message : known });
+    });
+    byId("document-warnings").replaceChildren(...lines);
+    byId("document-warnings").hidden = lines.length === 0;
   }
 
   #renderUncertain() {

@@ -69,7 +69,7 @@ export class Job {
   /**
    * Take it from the file to the transcript; never rejects.
    *
-   * `request` is `{spokenLanguage, model, apiKey}`, `limits` the server's or `null`; `onChange(event)` is
+   * `request` is `Settings.request`, `limits` the server's or `null`; `onChange(event)` is
    * called after each change, with the server's event where one caused it.
    */
   async run(request, limits, onChange) {

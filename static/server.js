@@ -23,7 +23,7 @@ export async function fetchHealth() {
  * event before the last. Rejects with a `Problem`, or with the signal's reason once it is aborted:
  * hanging up is what ends the work on the server.
  */
-export function transcribe({ file, spokenLanguage, model, apiKey }, { signal, onSent, onUploaded, onEvent }) {
+export function transcribe({ file, spokenLanguage, model, apiKey, track, allowsPartial }, { signal, onSent, onUploaded, onEvent }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const stream = new AnswerStream(request, onEvent);
@@ -58,11 +58,11 @@ export function transcribe({ file, spokenLanguage, model, apiKey }, { signal, on
     request.addEventListener("abort", () => reject(signal.reason));
     request.addEventListener("loadend", () => watch.stop());
     signal.addEventListener("abort", () => request.abort(), { once: true });
-    request.send(transcriptionForm({ file, spokenLanguage, model }));
+    request.send(transcriptionForm({ file, spokenLanguage, model, track, allowsPartial }));
   });
 }
 
-function transcriptionForm({ file, spokenLanguage, model }) {
+function transcriptionForm({ file, spokenLanguage, model, track, allowsPartial }) {
   const form = new FormData();
   const fields = [
     ["model", model || "whisper-1"],
@@ -76,6 +76,8 @@ function transcriptionForm({ file, spokenLanguage, model }) {
   ];
   for (const [name, value] of fields) form.append(name, value);
   if (spokenLanguage) form.append("language", spokenLanguage);
+  if (track) form.append("audio_track", track);
+  if (allowsPartial) form.append("allow_partial", "true");
   // Last, so that a server reading the form as it comes knows the options before the audio.
   form.append("file", file, file.name);
   return form;

@@ -22,7 +22,13 @@ export class Settings {
 
   /** What a transcription is asked with. */
   get request() {
-    return { spokenLanguage: byId("spoken").value, model: byId("model").value, apiKey: byId("api-key").value.trim() };
+    return {
+      spokenLanguage: byId("spoken").value,
+      model: byId("model").value,
+      apiKey: byId("api-key").value.trim(),
+      track: byId("track").value,
+      allowsPartial: byId("allow-partial").checked,
+    };
   }
 
   /** The format of the first download button. */
@@ -108,6 +114,7 @@ export class Settings {
 
   #fill() {
     byId("format").value = readStored("format", "srt");
+    byId("allow-partial").checked = readStored("allow-partial", false);
     const key = readStored("api-key", "");
     byId("api-key").value = key;
     byId("keep-key").checked = key !== "";
@@ -122,6 +129,8 @@ export class Settings {
 
   #keep() {
     store("format", this.format);
+    // The track is not kept: the next recording may have no second one.
+    store("allow-partial", byId("allow-partial").checked);
     store("spoken", byId("spoken").value);
     if (this.#models.length > 1) store("model", byId("model").value);
     this.#keepCaptions();

@@ -31,6 +31,11 @@ export class Transcript {
     return this.#answer.language;
   }
 
+  /** `{code, message, start, end}` each: what the server says of how the recording was heard. */
+  get warnings() {
+    return this.#answer.warnings ?? [];
+  }
+
   get isEdited() {
     return this.words.some((word) => word.edited);
   }

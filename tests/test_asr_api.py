@@ -35,6 +35,8 @@ def test_the_defaults_are_those_of_whisper_asr_webservice() -> None:
         languages=frozenset({"en"}),
         word_timestamps=False,
         raw_pcm=False,
+        audio_track=None,
+        allow_partial=False,
     )
 
 
@@ -126,6 +128,6 @@ def test_a_model_of_one_language_claims_no_confidence() -> None:
 
 def test_without_words_there_is_no_language() -> None:
     assert describe_language([], candidates=frozenset({"en", "de"})) == {
-        "detected_language": "unknown",
+        "detected_language": "undetermined",
         "language_code": "und",
     }

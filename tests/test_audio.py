@@ -12,7 +12,7 @@ import pytest
 from conftest import Clip, decode, encode
 from test_pipeline import ffmpegs
 
-from parakeet_api import audio
+from parakeet_api import ffmpeg
 from parakeet_api.audio import AudioStream, FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.errors import (
     AudioDecodeError,
@@ -134,9 +134,9 @@ def test_a_hole_of_hours_is_refused_before_it_is_filled(
 def test_ffmpeg_is_bounded(decoder: FfmpegDecoder, tone: Path) -> None:
     stream = replace(decoder, max_seconds=3600).stream(tone)
     next(stream)
-    (ffmpeg,) = ffmpegs()
+    (process,) = ffmpegs()
     bounds = {
-        name: ffmpeg.rlimit(getattr(psutil, f"RLIMIT_{name}"))
+        name: process.rlimit(getattr(psutil, f"RLIMIT_{name}"))
         for name in ("CPU", "DATA", "NOFILE", "FSIZE", "CORE")
     }
     stream.close()
@@ -154,8 +154,8 @@ def signalled(decoder: FfmpegDecoder, file: Path, number: signal.Signals) -> Aud
     """Begin to decode a file, and send its ffmpeg a signal."""
     stream = decoder.stream(file)
     next(stream)
-    (ffmpeg,) = ffmpegs()
-    ffmpeg.send_signal(number)
+    (process,) = ffmpegs()
+    process.send_signal(number)
     return stream
 
 
@@ -215,8 +215,8 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_decoder(
 ) -> None:
     stream = decoder.stream(tone)
     next(stream)
-    (ffmpeg,) = ffmpegs()
-    group = os.getpgid(ffmpeg.pid)
+    (process,) = ffmpegs()
+    group = os.getpgid(process.pid)
     stream.close()
 
     assert group != os.getpgrp()
@@ -232,7 +232,7 @@ def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_filter_that_goes_on_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio, "_FILTER_CHECK_S", 0.5)
+    monkeypatch.setattr(ffmpeg, "_FILTER_CHECK_S", 0.5)
 
     with pytest.raises(SettingsError, match=r"^DENOISE_FILTER='aloop=-1:1600' .* does not end$"):
         check_filter(find_ffmpeg(), "aloop=-1:1600")

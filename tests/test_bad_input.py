@@ -101,6 +101,7 @@ CODES = {
     NO_SOUND: "invalid_audio",
     "archive": "invalid_audio",
     "cut short": "truncated_audio",
+    "its index": "truncated_audio",
     "no sound track": "no_audio_track",
 }
 """What a message says, and the error's code with it."""
@@ -118,7 +119,7 @@ FILES: dict[str, tuple[Callable[[Callable[..., bytes]], bytes], str]] = {
         lambda make: _half(make("-movflags", "+faststart", "index-first.m4a")),
         "cut short",
     ),
-    "half an m4a without its index": (lambda make: _half(make("a.m4a")), NO_SOUND),
+    "half an m4a without its index": (lambda make: _half(make("a.m4a")), "its index"),
     "mp3 of 10 bytes": (lambda make: make("a.mp3")[:10], NO_SOUND),
     "id3 tag alone": (lambda _: b"ID3\x04\0\0\0\0\0\x0a" + bytes(10), NO_SOUND),
     "wav header alone": (lambda _: wav(np.zeros(0)), NO_SOUND),

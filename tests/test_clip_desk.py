@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import Clip, Server, running_server, wait_for
+from conftest import Clip, Server, encode, running_server, wait_for
 from http_helpers import ENDPOINT, FORMATS, is_idle, post, transcribe, uploads, wait_until
 
 
@@ -55,6 +55,23 @@ def test_answers_are_those_of_a_server_without_such_processes(
         assert one.status_code == 200
         assert one.text == other.text
         assert kept(one.headers) == kept(other.headers)
+
+
+def test_what_is_told_of_the_sound_is_told_alike(
+    fronted: Server, server: Server, clips: list[Clip], tmp_path: Path
+) -> None:
+    """Half a file with `allow_partial`: its warning stands in a header and in the answer."""
+    whole = encode(clips[3].path, tmp_path / "whole.wav").read_bytes()
+    half = tmp_path / "half.wav"
+    half.write_bytes(whole[: len(whole) // 2])
+    fields = {"response_format": "verbose_json", "allow_partial": "true"}
+
+    one, other = (transcribe(here, half, fields) for here in (fronted, server))
+
+    assert one.status_code == 200
+    assert "truncated_audio" in one.headers["X-Transcript-Warnings"]
+    assert one.text == other.text
+    assert kept(one.headers) == kept(other.headers)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Addresses as people paste them: with a slash too many, or with what the client adds itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_MODEL_NAME = re.compile(r"^(/+v1)*/+models/+")
+"""What follows may hold slashes, doubled ones too."""
+
+
+class SpellingOfPaths:
+    """Let an application see each path in its usual spelling."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Pass a request on."""
+        environ["PATH_INFO"] = usual_spelling(environ.get("PATH_INFO", ""))
+        return self._app(environ, start_response)
+
+
+def usual_spelling(path: str) -> str:
+    """Spell a path as it is documented.
+
+    A base URL may end with a slash, with the `/v1` that the client adds, or be an endpoint's whole
+    address.
+    """
+    named = _MODEL_NAME.match(path)
+    head, name = (named[0], path[named.end() :]) if named else (path, "")
+    head = re.sub(r"/{2,}", "/", head)
+    head = re.sub(r"^(/v1)+(?=/v1/)", "", head)
+    head = re.sub(r"^(.*/audio/(?:transcriptions|translations))(?:/v1)?/audio/.*$", r"\1", head)
+    return head + name if name else head.rstrip("/") or "/"
