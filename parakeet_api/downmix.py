@@ -27,6 +27,7 @@ _BAND_RATE = 4000
 """Samples a second that the band of speech is judged by."""
 _FADE_S = 0.01
 """From one way to mix to another."""
+_WILD = 2.0**40
 _SILENT = 1e-10
 """Mean square, -100 dB: nothing to judge by."""
 
@@ -54,9 +55,9 @@ class Downmix:
                 self._position += piece.samples
             elif piece.shape[1] == 1:
                 self._position += len(piece)
-                yield piece[:, 0]
+                yield _tame(piece)[:, 0]
             else:
-                self._held.append(piece)
+                self._held.append(_tame(piece))
                 self._length += len(piece)
                 if self._length >= self._rate:
                     yield from self._whole_windows()
@@ -115,6 +116,15 @@ class Downmix:
             return self._channel
         unrelated = sum(powers) / len(powers) ** 2
         return None if _power(mix, self._rate) > _CANCELLED * unrelated else loudest
+
+
+def _tame(frames: Frames) -> Frames:
+    """Bound floats: in a file they can be anything, and their squares are taken."""
+    if frames.dtype == np.int16 or (frames.max() <= _WILD and frames.min() >= -_WILD):
+        return frames
+    finite = np.nan_to_num(frames, nan=0.0, posinf=1.0, neginf=-1.0)
+    bounded: Frames = np.clip(finite, -_WILD, _WILD)
+    return bounded
 
 
 def _channels(frames: Frames) -> Floats:
