@@ -27,6 +27,7 @@ _BAND_RATE = 4000
 """Samples a second that the band of speech is judged by."""
 _FADE_S = 0.01
 """From one way to mix to another."""
+_FULL_SCALE = np.float32(32768)
 _WILD = 2.0**40
 _SILENT = 1e-10
 """Mean square, -100 dB: nothing to judge by."""
@@ -106,7 +107,7 @@ class Downmix:
         if before != self._channel:
             fading = mix if before is None else channels[before]
             _fade_in(mixed, fading, round(_FADE_S * self._rate))
-        return mixed
+        return mixed if frames.dtype != np.int16 else np.rint(mixed * _FULL_SCALE).astype(np.int16)
 
     def _better_channel(self, channels: Floats, mix: Floats) -> int | None:
         """Choose a channel where the mix loses what is in it; `None` where the mix is as good."""
@@ -130,7 +131,7 @@ def _tame(frames: Frames) -> Frames:
 def _channels(frames: Frames) -> Floats:
     """Give frames as floats, one row a channel, shape `(channels, samples)`."""
     channels = np.ascontiguousarray(frames.T, dtype=np.float32)
-    return channels * np.float32(1 / 32768) if frames.dtype == np.int16 else channels
+    return channels / _FULL_SCALE if frames.dtype == np.int16 else channels
 
 
 def _power(sound: Floats, rate: int) -> float:

@@ -95,7 +95,9 @@ def _windows(blocks: Iterable[Mono]) -> Iterator[Mono]:
     held: list[Mono] = []
     length = 0
     for block in blocks:
-        held.append(block)
+        # A part of the recording, or silence, may be of 16 bits.
+        is_coarse = block.dtype == np.int16
+        held.append(block / np.float32(_FULL_SCALE) if is_coarse else block)
         length += len(block)
         while length >= _WINDOW:
             joined = np.concatenate(held)
