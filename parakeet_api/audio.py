@@ -299,11 +299,18 @@ class _OtherPlanError(Exception):
         self.plan = plan
 
 
-class _NothingDecodedError(AudioDecodeError):
+class _NothingDecodedError(Exception):
     """A track gave no sound at all, but another one may."""
 
-    is_empty = False
-    """Whether it is a whole track that has none."""
+    def __init__(self, message: str, *, is_empty: bool = False) -> None:
+        super().__init__(message)
+        self.is_empty = is_empty
+        """Whether it is a whole track that has none."""
+
+    @property
+    def told(self) -> AudioDecodeError:
+        """What the client is told, if there is no other track."""
+        return AudioDecodeError(str(self))
 
 
 class _Decoding:
@@ -404,7 +411,10 @@ class _Decoding:
         return self._first_heard()
 
     def _only(self, number: int) -> Generator[Mono]:
-        yield from self._decode(number)
+        try:
+            yield from self._decode(number)
+        except _NothingDecodedError as error:
+            raise error.told from error
         self._note_tracks({number})
 
     def _first_heard(self) -> Generator[Mono]:
@@ -429,7 +439,11 @@ class _Decoding:
                 silent_samples = silent_samples or silent
                 passed.append(_passed("track_silent", self.track, "was silent"))
         if not silent_samples:
-            raise failure or AudioDecodeError(f"The file holds no sound. {supported()}")
+            raise (
+                failure.told
+                if failure
+                else AudioDecodeError(f"The file holds no sound. {supported()}")
+            )
         self._note_tracks({1})
         yield from silence(silent_samples)
 
@@ -517,7 +531,7 @@ class _Decoding:
                 if not error.is_empty:
                     break
         if failure is not None and not (offset and failure.is_empty):
-            raise failure if not offset else AudioDecodeError(failure.message)
+            raise failure if not offset else failure.told
         self._check_whole(offset / SAMPLE_RATE)
 
     def _check_whole(self, decoded_s: float) -> None:
@@ -687,10 +701,10 @@ class _PartDecoding:
             return info.duration_s - (info.start_s or 0.0)
         return info.duration_s
 
-    def _why_nothing(self, run: FfmpegRun) -> AudioDecodeError:
+    def _why_nothing(self, run: FfmpegRun) -> Exception:
         """Tell why there is no sound, as far as ffmpeg tells."""
         info, track = run.info, self._whole.track
-        if run.said.cut_short:
+        if run.said.lacks_index or (run.said.cut_short and track is not None):
             missing = "its index, which stands at its end," if info is None else "all of its sound"
             return TruncatedAudioError(
                 f"The file is cut short: {missing} is missing. Send it again."
@@ -720,9 +734,9 @@ def _nothing_of(track: Track, said: Said) -> _NothingDecodedError:
             f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged,"
             " encrypted or cut short."
         )
-    nothing = _NothingDecodedError(f"The file holds no sound that can be decoded. {supported()}")
-    nothing.is_empty = True
-    return nothing
+    return _NothingDecodedError(
+        f"The file holds no sound that can be decoded. {supported()}", is_empty=True
+    )
 
 
 def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, fine: bool) -> Iterator[Frames]:

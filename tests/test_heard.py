@@ -233,6 +233,34 @@ def test_surround_sound_that_becomes_stereo_loses_nothing(
         assert both.level(lengths[0] + 0.3, sum(lengths) - 0.3) > 100
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("kind", [("-c:a", "libopus"), ("-c:a", "pcm_f32le"), ("-c:a", "flac")])
+def test_parts_of_different_kinds_keep_their_levels(
+    either: FfmpegDecoder,
+    clips: list[Clip],
+    tmp_path: Path,
+    kind: tuple[str, ...],
+    order: tuple[int, int],
+) -> None:
+    container = "wav" if "pcm_f32le" in kind else "ogg"
+    plain = ("-c:a", "pcm_s16le") if container == "wav" else kind
+    files = [
+        encode(clips[3].path, tmp_path / f"0.{container}", "-ac", "2", *kind),
+        encode(clips[4].path, tmp_path / f"1.{container}", "-ac", "1", *plain),
+    ]
+    alone = [heard(either, files[number]) for number in order]
+    joined = tmp_path / f"a.{container}"
+    joined.write_bytes(b"".join(files[number].read_bytes() for number in order))
+
+    both = heard(either, joined)
+
+    border = alone[0].seconds
+    assert both.seconds == pytest.approx(border + alone[1].seconds, abs=0.1)
+    for one, start in zip(alone, (0.0, border), strict=True):
+        level = both.level(start + 0.2, start + 1.5)
+        assert level == pytest.approx(one.level(0.2, 1.5), rel=0.2)
+
+
 def many_channels(path: Path, speech: Pcm, channels: int, *, on: Sequence[int]) -> Path:
     """Write a wav without a layout, with speech on some channels."""
     frames = np.zeros((len(speech), channels), np.int16)
