@@ -103,7 +103,7 @@ def test_make_gpu_can_be_a_dry_run() -> None:
         (("DRY_RUN=1", "OUTPUT=a.md"), '--dry-run --output "a.md"'),
     ):
         shown = subprocess.run(
-            ["make", "--dry-run", "gpu", *variables],
+            ["make", "--no-print-directory", "--dry-run", "gpu", *variables],
             cwd=ROOT,
             capture_output=True,
             text=True,
