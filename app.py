@@ -328,7 +328,7 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
                 max_requests=settings.app_threads + settings.max_queued_requests,
                 admission=services.admission,
             )
-            desk = ClipDesk(services, server, listener=listener, ffmpeg=find_ffmpeg())
+            desk = ClipDesk(services, server, listener=listener, ffmpeg=services.decoder.executable)
             GracefulStop(
                 server, services.admission, grace_s=settings.stop_grace_s, elsewhere=desk
             ).install()
