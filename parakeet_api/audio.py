@@ -173,7 +173,7 @@ class FfmpegDecoder:
     audio_filter: str | None = None
     """An ffmpeg filter chain to run before recognition."""
     workers: int = 1
-    """How many ffmpegs may decode one long recording side by side; others have one each then."""
+    """How many ffmpegs may decode one long mp3 or wav file side by side, of one request at a time."""
     executables: Executables = field(init=False, compare=False, repr=False)
     _side_by_side: threading.Lock = field(
         default_factory=threading.Lock, init=False, compare=False, repr=False

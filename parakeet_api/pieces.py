@@ -28,9 +28,9 @@ from parakeet_api.transcript import SAMPLE_RATE
 
 _SHORTEST_S = 300
 """Recordings that are cut: an ffmpeg takes 0.4 s for five minutes."""
-_LONGEST_PIECE_S = 300
-"""Starting an ffmpeg takes 14 ms of a core, as much as decoding 12 s. Decoded, five minutes of
-stereo are 19 MB."""
+_LONGEST_PIECE_S = 900
+"""Starting an ffmpeg costs as much as decoding 12 s if it is linked statically, and a minute if it
+is Debian's. Decoded, 15 minutes of stereo are 58 MB, as floats twice that."""
 _SHORTEST_PIECE_S = 120
 _CHECKED = SAMPLE_RATE // 4
 """Samples at each joint that two ffmpegs must agree on."""
@@ -63,6 +63,8 @@ _DECODER_DELAY = 529
 """Samples by which an mp3 decoder is late, beside what the encoder is."""
 _NOTING = (b"LAME", b"Lavf", b"Lavc")
 """Encoders whose notes of delay and padding ffmpeg believes."""
+_ID3_BYTES = 10
+"""Of a tag's head."""
 _ID3V1_BYTES = 128
 _PCM = {16: "s16le", 24: "s24le"}
 _EXTENSIBLE = 0xFFFE
@@ -231,7 +233,8 @@ class _Header:
 
 def _plain_mp3(path: Path, data: mmap.mmap) -> _PlainMp3 | None:
     """Read an mp3 file of like frames from the first byte to the last; `None` for any other."""
-    start = id3_end(data, 0) if data[:3] == b"ID3" else 0
+    has_tag = data[:3] == b"ID3" and len(data) >= _ID3_BYTES
+    start = id3_end(data, 0) if has_tag else 0
     header = _header(data[start : start + 4])
     if header is None:
         return None

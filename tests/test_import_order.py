@@ -30,6 +30,7 @@ ORDER = (
     "media_files",
     "sound_files",
     "ffmpeg",
+    "pieces",
     "audio",
     "chunking",
     "token_decoder",
