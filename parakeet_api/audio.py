@@ -173,7 +173,7 @@ class FfmpegDecoder:
     audio_filter: str | None = None
     """An ffmpeg filter chain to run before recognition."""
     workers: int = 1
-    """How many ffmpegs may decode one long mp3 or wav file side by side, of one request at a time."""
+    """How many ffmpegs may decode one long mp3 or wav file side by side; one file at a time."""
     executables: Executables = field(init=False, compare=False, repr=False)
     _side_by_side: threading.Lock = field(
         default_factory=threading.Lock, init=False, compare=False, repr=False
@@ -690,7 +690,8 @@ class _PartDecoding:
         for frames in _frames(run, blocks, fine=plan.fine):
             if run.said.graphs > 1 and not plan.marked and plan.mix != "loose":
                 # The track has changed its format somewhere in here.
-                raise _OtherPlanError(dataclasses.replace(plan, fine=True, marked=True))
+                other = dataclasses.replace(plan, fine=True, marked=True, pieces=())
+                raise _OtherPlanError(other)
             for piece in timeline.lay_out(frames):
                 if isinstance(piece, Hole) and run.said.undecodable > undecodable:
                     undecodable = run.said.undecodable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from parakeet_api import pieces
 from parakeet_api.audio import AudioStream, FfmpegDecoder
 from parakeet_api.errors import ServiceUnavailableError
+from parakeet_api.ffmpeg import FfmpegRun, Input
 from parakeet_api.pieces import Piece, plan_pieces
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
 
@@ -177,7 +179,7 @@ def test_pieces_of_mp3_files_tile_them_and_begin_with_a_frame(name: str, tmp_pat
     assert all(
         data[extent.start] == 0xFF and data[extent.start + 1] >> 5 == 7 for extent in extents
     )
-    assert all(one.stop > after.start for one, after in zip(extents, extents[1:], strict=False))
+    assert all(one.stop > after.start for one, after in itertools.pairwise(extents))
     assert extents[-1].stop == len(data)
 
 
@@ -210,17 +212,16 @@ def test_damaged_frames_are_heard_as_by_one_ffmpeg(
     assert_the_same(either, file)
 
 
-@pytest.mark.parametrize("piece", [1, 3, 5])
-@pytest.mark.parametrize("name", ["vbr 44.1", "wav 44.1 stereo"])
+@pytest.mark.parametrize("case", itertools.product(["vbr 44.1", "wav 44.1 stereo"], [1, 3, 5]))
 def test_a_piece_that_is_not_what_one_ffmpeg_gives_is_not_used(
-    piece: int,
-    name: str,
+    case: tuple[str, int],
     together: FfmpegDecoder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
+    name, piece = case
     file = make(tmp_path, name)
 
     def wrong(path: Path, *, workers: int) -> tuple[Piece, ...]:
@@ -325,7 +326,7 @@ def test_closing_early_leaves_no_process_and_no_thread(
         assert ffmpegs()
 
     assert (ffmpegs(), decoder_threads()) == ([], [])
-    with together.pieces(pieces.Input(file)) as planned:
+    with together.pieces(Input(file)) as planned:
         assert len(planned) == 6
 
 
@@ -334,7 +335,7 @@ def test_one_recording_at_a_time_is_decoded_in_pieces(
 ) -> None:
     file = make(tmp_path, "vbr 44.1")
 
-    with begun(together, file), together.pieces(pieces.Input(file)) as planned:
+    with begun(together, file), together.pieces(Input(file)) as planned:
         assert planned == ()
 
 
@@ -344,7 +345,7 @@ def test_an_ffmpeg_that_is_ended_from_outside_is_not_the_files_fault(
     file = make(tmp_path, "vbr 44.1")
 
     @contextlib.contextmanager
-    def killed(run: pieces.FfmpegRun) -> Iterator[None]:
+    def killed(run: FfmpegRun) -> Iterator[None]:
         run.kill()
         yield
 
