@@ -613,7 +613,9 @@ class _PartDecoding:
                     given += len(block)
                     yield block
             except _OtherPlanError as other:
-                plan = other.plan
+                # A file that changes its format is not plain.
+                pieces = () if other.plan.marked else other.plan.pieces
+                plan = dataclasses.replace(other.plan, pieces=pieces)
             else:
                 return
 
@@ -690,8 +692,7 @@ class _PartDecoding:
         for frames in _frames(run, blocks, fine=plan.fine):
             if run.said.graphs > 1 and not plan.marked and plan.mix != "loose":
                 # The track has changed its format somewhere in here.
-                other = dataclasses.replace(plan, fine=True, marked=True, pieces=())
-                raise _OtherPlanError(other)
+                raise _OtherPlanError(dataclasses.replace(plan, fine=True, marked=True))
             for piece in timeline.lay_out(frames):
                 if isinstance(piece, Hole) and run.said.undecodable > undecodable:
                     undecodable = run.said.undecodable
