@@ -2,7 +2,7 @@
 # make test   lint, types, tests
 # make bench  time the whole service beside the bare model, as ratios
 # make cpu    time fp32, bf16 and int8 on this processor, with random weights as large as the real ones
-# make gpu    the same on a CUDA card: correctness, speed and memory beside the plan's formula
+# make gpu    a GPU in 8 minutes: correctness, speed, memory, HTTP; DRY_RUN=1 walks through it on a CPU
 # make connections  healthy clients beside 300 slow ones
 # make fuzz   100,000 damaged recordings and as many damaged requests
 # make fire   an hour of mixed load while the server is killed, starved and lied to
@@ -47,7 +47,7 @@ cpu: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.cpu
 
 gpu: $(VENV)/.development
-	@$(BIN)/python -m benchmarks.gpu
+	@$(BIN)/python -m benchmarks.gpu $(if $(DRY_RUN),--dry-run) $(if $(OUTPUT),--output "$(OUTPUT)")
 
 screenshots: $(VENV)/.development
 	@$(BIN)/python -m pytest tests/test_page_journey.py --screenshots

@@ -27,7 +27,8 @@ from benchmarks.fidelity import SPEECH
 from benchmarks.full_size import FULL, write_checkpoint
 from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
 from parakeet_api.devices import available_cores
-from parakeet_api.nemo_model import EncoderPrecision, LoadedModel, ModelOptions, encode, load_model
+from parakeet_api.encoder import encode
+from parakeet_api.nemo_model import EncoderPrecision, LoadedModel, ModelOptions, load_model
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 
@@ -112,7 +113,7 @@ def errors(
     waveform = torch.from_numpy(chunk.samples.astype(np.float32) / 32768.0)[None]
     with torch.inference_mode():
         outputs = {
-            precision: encode(model.network, waveform, [waveform.shape[1]])[0].cpu()
+            precision: encode(model.network, waveform, torch.tensor([waveform.shape[1]]))[0].cpu()
             for precision, model in loaded.items()
         }
     reference = outputs["fp32"]

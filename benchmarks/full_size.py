@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fidelity import DEMO_MODEL
-from parakeet_api.nemo_model import encode, import_libraries
+from parakeet_api.encoder import encode
+from parakeet_api.nemo_model import import_libraries
 from parakeet_api.transcript import SAMPLE_RATE
 
 _CONFIG = "model_config.yaml"
@@ -119,7 +120,7 @@ def _let_it_speak(model: Any, blank: int) -> None:
 
     noise = 0.1 * torch.randn(1, 4 * SAMPLE_RATE)
     with torch.inference_mode():
-        encoded, _ = encode(model, noise, [noise.shape[1]])
+        encoded, _ = encode(model, noise, torch.tensor([noise.shape[1]]))
         mean, deviation = encoded[0].mean(-1), encoded[0].std(-1).mean()
         projection, output = model.joint.enc, model.joint.joint_net[-1]
         projection.weight /= deviation

@@ -39,8 +39,10 @@ class Peak:
 class Service:
     """A running server; may be asked from several threads."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], url: str, log: list[str]) -> None:
         self.url = httpx.URL(url)
+        self.log = log
+        """Its lines so far."""
         self._process = psutil.Process(process.pid)
         self._client = httpx.Client(
             base_url=url, timeout=3600, limits=httpx.Limits(max_connections=None)
@@ -91,15 +93,17 @@ class Service:
 
 
 @contextmanager
-def running_service() -> Iterator[Service]:
-    """Serve with the demo model on a free port."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _running(
-            "app.py", HOST="127.0.0.1", PORT="0", DEMO_MODEL="always", TEMP_UPLOADS_DIR=folder
-        ) as service,
-    ):
-        yield service
+def running_service(**environment: str) -> Iterator[Service]:
+    """Serve on a free port, with the demo model unless `MODEL_PATH` is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "HOST": "127.0.0.1",
+            "PORT": "0",
+            "DEMO_MODEL": "always",
+            "TEMP_UPLOADS_DIR": folder,
+        }
+        with _running("app.py", **(settings | environment)) as service:
+            yield service
 
 
 @contextmanager
@@ -120,17 +124,23 @@ def _running(*arguments: str, **environment: str) -> Iterator[Service]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stderr is not None
-    url = next(
-        match[1]
-        for line in process.stderr
-        if (match := re.search(r"listening on (http://\S+)", line))
-    )
+    log: list[str] = []
     drain = ThreadPoolExecutor(1)
-    drain.submit(process.stderr.read)
     try:
-        yield Service(process, url)
+        url = _listening_url(process, log)
+        drain.submit(log.extend, process.stderr or ())
+        yield Service(process, url, log)
     finally:
         process.terminate()
         process.wait()
         drain.shutdown()
+
+
+def _listening_url(process: subprocess.Popen[str], log: list[str]) -> str:
+    """Read the log until the server listens. Raises `RuntimeError` if it ends before."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        log.append(line)
+        if match := re.search(r"listening on (http://\S+)", line):
+            return match[1]
+    raise RuntimeError(f"the server did not start: {''.join(log[-5:])}")

@@ -301,7 +301,10 @@ class _Plan:
         # fmt: on
 
     def _filters(self) -> str:
-        layouts = _LAYOUTS[self.mix]
+        # ffmpeg 5 cannot choose between two layouts where there is a mark.
+        layouts = (
+            ":channel_layouts=stereo" if self.marked and self.mix == "pair" else _LAYOUTS[self.mix]
+        )
         if not self.fine:
             return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
         # 16-bit sound is converted as such, whatever it is passed on as.
@@ -324,11 +327,18 @@ class _OtherPlanError(Exception):
         self.plan = plan
 
 
-class _NothingDecodedError(AudioDecodeError):
+class _NothingDecodedError(Exception):
     """A track gave no sound at all, but another one may."""
 
-    is_empty = False
-    """Whether it is a whole track that has none."""
+    def __init__(self, message: str, *, is_empty: bool = False) -> None:
+        super().__init__(message)
+        self.is_empty = is_empty
+        """Whether it is a whole track that has none."""
+
+    @property
+    def told(self) -> AudioDecodeError:
+        """What the client is told, if there is no other track."""
+        return AudioDecodeError(str(self))
 
 
 class _Decoding:
@@ -429,7 +439,10 @@ class _Decoding:
         return self._first_heard()
 
     def _only(self, number: int) -> Generator[Mono]:
-        yield from self._decode(number)
+        try:
+            yield from self._decode(number)
+        except _NothingDecodedError as error:
+            raise error.told from error
         self._note_tracks({number})
 
     def _first_heard(self) -> Generator[Mono]:
@@ -454,7 +467,11 @@ class _Decoding:
                 silent_samples = silent_samples or silent
                 passed.append(_passed("track_silent", self.track, "was silent"))
         if not silent_samples:
-            raise failure or AudioDecodeError(f"The file holds no sound. {supported()}")
+            raise (
+                failure.told
+                if failure
+                else AudioDecodeError(f"The file holds no sound. {supported()}")
+            )
         self._note_tracks({1})
         yield from silence(silent_samples)
 
@@ -542,7 +559,7 @@ class _Decoding:
                 if not error.is_empty:
                     break
         if failure is not None and not (offset and failure.is_empty):
-            raise failure if not offset else AudioDecodeError(failure.message)
+            raise failure if not offset else failure.told
         self._check_whole(offset / SAMPLE_RATE)
 
     def _check_whole(self, decoded_s: float) -> None:
@@ -689,11 +706,11 @@ class _PartDecoding:
         notes: list[Caveat],
     ) -> Iterator[Frames | Hole]:
         undecodable = 0
-        for frames in _frames(run, blocks, fine=plan.fine):
+        for frames, at_end in _with_end(_frames(run, blocks, fine=plan.fine)):
             if run.said.graphs > 1 and not plan.marked and plan.mix != "loose":
                 # The track has changed its format somewhere in here.
                 raise _OtherPlanError(dataclasses.replace(plan, fine=True, marked=True))
-            for piece in timeline.lay_out(frames):
+            for piece in timeline.lay_out(frames, at_end=at_end):
                 if isinstance(piece, Hole) and run.said.undecodable > undecodable:
                     undecodable = run.said.undecodable
                     if piece.samples >= _LEAST_LOSS:
@@ -738,13 +755,13 @@ class _PartDecoding:
             return info.duration_s - (info.start_s or 0.0)
         return info.duration_s
 
-    def _why_nothing(self, run: FfmpegRun) -> AudioDecodeError:
+    def _why_nothing(self, run: FfmpegRun) -> Exception:
         """Tell why there is no sound, as far as ffmpeg tells."""
         info, track = run.info, self._whole.track
-        if info is None and run.said.cut_short:
+        if run.said.lacks_index or (run.said.cut_short and track is not None):
+            missing = "its index, which stands at its end," if info is None else "all of its sound"
             return TruncatedAudioError(
-                "The file is cut short: its index, which stands at its end, is missing. Send it"
-                " again."
+                f"The file is cut short: {missing} is missing. Send it again."
             )
         if info is not None and info.has_other_streams:
             return NoAudioTrackError("The file has no sound track.")
@@ -762,18 +779,18 @@ def _nothing_of(track: Track, said: Said) -> _NothingDecodedError:
             f"The sound has {said.unmixable_channels} channels ({track.layout}), which cannot be"
             " mixed. Convert the file first, for example to a mono flac."
         )
-    if not track.sample_format:
+    if said.lacks_decoder:
         return _NothingDecodedError(
             f"The sound is of a kind that cannot be decoded: {track.codec}. {supported()}"
         )
-    if said.undecodable:
+    if said.undecodable or not track.sample_format:
         return _NothingDecodedError(
-            f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged or"
-            " encrypted."
+            f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged,"
+            " encrypted or cut short."
         )
-    nothing = _NothingDecodedError(f"The file holds no sound that can be decoded. {supported()}")
-    nothing.is_empty = True
-    return nothing
+    return _NothingDecodedError(
+        f"The file holds no sound that can be decoded. {supported()}", is_empty=True
+    )
 
 
 def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, fine: bool) -> Iterator[Frames]:
@@ -791,6 +808,19 @@ def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, fine: bool) -> Iterator[
         if whole:
             frames = np.frombuffer(joined[:whole], kind)
             yield frames.reshape(-1, frame_bytes // kind.itemsize)
+
+
+def _with_end(blocks: Iterator[Frames]) -> Iterator[tuple[Frames, bool]]:
+    """Tell of each block whether it is the last; none but the last is shorter than 0.1 s."""
+    held: Frames | None = None
+    for block in blocks:
+        if held is not None and len(held) >= SAMPLE_RATE // 10 <= len(block):
+            yield held, False
+            held = block
+        else:
+            held = block if held is None else np.concatenate([held, block])
+    if held is not None:
+        yield held, True
 
 
 def _beyond(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:

@@ -73,7 +73,15 @@ seconds: max(3.3 MB x B x S, 19 kB x B x S^2). The first term is the subsampling
 _WEIGHTS_GB = 1.25
 """The 0.6 B model with its encoder in half precision."""
 _RESERVE_GB = 0.7
-"""CUDA's context, the decoder, its graphs, and what torch's allocator cannot use."""
+"""CUDA's context, the decoder, and what torch's allocator cannot use."""
+_DECODER_GB_PER_S = 34e-6
+"""What the token decoder's graphs hold for each second of the largest batch of longest chunks: 12.5
+frames of 640 floats, and ten tokens with their frames for each."""
+_GRAPHED_S = ((22.0, 246.0), (15.0, 123.0), (8.0, 31.0))
+"""From how many GB on, how many seconds of audio a batch may have whose encoder pass is a graph:
+4 chunks of a minute, 2, or one of half a minute. Smaller GPUs have no memory to spare for it."""
+_GRAPHS_GB = 0.25
+"""The encoder's graphs themselves: up to 54 of 2,000 kernels each."""
 _SHARE_OF_FREE = 0.8
 """The rest is for what other programs take later, and what the formula above does not know."""
 _MOST_DECODERS = 4
@@ -93,6 +101,8 @@ class Gpu:
     free_gb: float | None = None
     """When it was tried, beside a CUDA context; `None` = all of it."""
     device: str = "cuda:0"
+    driver: str | None = None
+    """NVIDIA's number of it, where the system tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,8 @@ class InferencePlan:
     """Megabytes of the card that a pass may take, from which the rest follows; `None` on a CPU."""
     memory_limit: str | None = None
     """What leaves it no more."""
+    graphed_s: float = 0.0
+    """Seconds of audio that a batch may have, padding included, whose encoder pass is a graph."""
 
 
 class CardError(Exception):
@@ -169,7 +181,7 @@ def _try_card(device: str) -> Gpu:
     report = _run_check(device)
     if report.error is not None:
         raise CardError(advice(report))
-    gpu = Gpu(report.name, report.total_bytes / 1e9, report.free_bytes / 1e9, device)
+    gpu = Gpu(report.name, report.total_bytes / 1e9, report.free_bytes / 1e9, device, report.driver)
     logger.info(
         "a kernel ran on %s: %s (%s), %.1f of %.1f GB free, driver %s",
         device,
@@ -271,6 +283,7 @@ def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
         batch_s=batch_s,
         memory_mb=memory_mb,
         memory_limit=limit,
+        graphed_s=_graphed_s(settings, gpu),
     )
 
 
@@ -281,14 +294,13 @@ def activations_mb(rows: int, seconds: float) -> float:
 
 def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
     """Derive what one forward pass may take of the card, megabytes, and what leaves it no more."""
-    resident_gb = _WEIGHTS_GB * _bytes_scale(settings) + _RESERVE_GB
+    resident_gb = _resident_gb(settings, gpu)
     free_gb = gpu.total_gb if gpu.free_gb is None else gpu.free_gb
-    share = 1000 / settings.max_concurrent_inferences
     limits_mb = {
         "MAX_CHUNK_MEMORY_MB": settings.max_chunk_memory_mb,
-        "GPU_MEMORY_FRACTION of the card, less the model": share
+        "GPU_MEMORY_FRACTION of the GPU, less the model": 1000
         * (settings.gpu_memory_fraction * gpu.total_gb - resident_gb),
-        f"{_SHARE_OF_FREE:.0%} of what is free, less the model": share
+        f"{_SHARE_OF_FREE:.0%} of what is free, less the model": 1000
         * (_SHARE_OF_FREE * (free_gb - resident_gb)),
     }
     reason = min(limits_mb, key=limits_mb.__getitem__)
@@ -302,6 +314,22 @@ def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
             _LEAST_PASS_MB,
         )
     return max(limits_mb[reason], _LEAST_PASS_MB), reason
+
+
+def _resident_gb(settings: Settings, gpu: Gpu) -> float:
+    """Give what stays on the GPU between passes: weights, and what graphs hold."""
+    resident_gb = _WEIGHTS_GB * _bytes_scale(settings) + _RESERVE_GB
+    if settings.enable_cuda_graphs:
+        resident_gb += _DECODER_GB_PER_S * settings.transcribe_batch_size * _CUDA_CHUNK_S
+    if graphed_s := _graphed_s(settings, gpu):
+        resident_gb += _GRAPHS_GB + _LINEAR_MB_PER_S * graphed_s / 1000
+    return resident_gb
+
+
+def _graphed_s(settings: Settings, gpu: Gpu) -> float:
+    if not settings.enable_cuda_graphs:
+        return 0.0
+    return next((seconds for from_gb, seconds in _GRAPHED_S if gpu.total_gb >= from_gb), 0.0)
 
 
 def _bytes_scale(settings: Settings) -> int:

@@ -23,8 +23,12 @@ _CANCELLED = 0.25
 """Power that the mix has, beside what channels that have nothing to do with each other leave in it.
 Equal channels have twice that power, and one alone has it once. Channels in antiphase that differ
 by 1 dB leave 0.006 of it, by 6 dB 0.2, and by one sample of 48 kHz less than 0.02."""
+_BAND_RATE = 4000
+"""Samples a second that the band of speech is judged by."""
 _FADE_S = 0.01
 """From one way to mix to another."""
+_FULL_SCALE = np.float32(32768)
+_WILD = 2.0**40
 _SILENT = 1e-10
 """Mean square, -100 dB: nothing to judge by."""
 
@@ -52,9 +56,9 @@ class Downmix:
                 self._position += piece.samples
             elif piece.shape[1] == 1:
                 self._position += len(piece)
-                yield piece[:, 0]
+                yield _tame(piece)[:, 0]
             else:
-                self._held.append(piece)
+                self._held.append(_tame(piece))
                 self._length += len(piece)
                 if self._length >= self._rate:
                     yield from self._whole_windows()
@@ -103,33 +107,42 @@ class Downmix:
         if before != self._channel:
             fading = mix if before is None else channels[before]
             _fade_in(mixed, fading, round(_FADE_S * self._rate))
-        return mixed
+        return mixed if frames.dtype != np.int16 else np.rint(mixed * _FULL_SCALE).astype(np.int16)
 
     def _better_channel(self, channels: Floats, mix: Floats) -> int | None:
         """Choose a channel where the mix loses what is in it; `None` where the mix is as good."""
-        powers = [_power(channel) for channel in channels]
+        powers = [_power(channel, self._rate) for channel in channels]
         loudest = int(np.argmax(powers))
         if not powers[loudest] > _SILENT:
             return self._channel
         unrelated = sum(powers) / len(powers) ** 2
-        return None if _power(mix) > _CANCELLED * unrelated else loudest
+        return None if _power(mix, self._rate) > _CANCELLED * unrelated else loudest
+
+
+def _tame(frames: Frames) -> Frames:
+    """Bound floats: in a file they can be anything, and their squares are taken."""
+    if frames.dtype == np.int16 or (frames.max() <= _WILD and frames.min() >= -_WILD):
+        return frames
+    finite = np.nan_to_num(frames, nan=0.0, posinf=1.0, neginf=-1.0)
+    bounded: Frames = np.clip(finite, -_WILD, _WILD)
+    return bounded
 
 
 def _channels(frames: Frames) -> Floats:
     """Give frames as floats, one row a channel, shape `(channels, samples)`."""
     channels = np.ascontiguousarray(frames.T, dtype=np.float32)
-    return channels * np.float32(1 / 32768) if frames.dtype == np.int16 else channels
+    return channels / _FULL_SCALE if frames.dtype == np.int16 else channels
 
 
-def _power(sound: Floats) -> float:
-    """Give the mean square of what is louder than rumble and hum.
+def _power(sound: Floats, rate: int) -> float:
+    """Give the mean square of what speech has most of, some 300 to 2000 Hz.
 
-    These may be in phase where the speech is not.
+    Rumble and hum may be in phase where the speech is not, and lossy codecs make high tones so.
     """
-    if len(sound) < 2:  # noqa: PLR2004
-        return 0.0
-    steps = sound[1:] - sound[:-1]
-    return float(np.dot(steps, steps)) / len(steps)
+    group = max(1, rate // _BAND_RATE)
+    low = sound[: len(sound) // group * group].reshape(-1, group).mean(axis=1)
+    steps = low[1:] - low[:-1]
+    return float(np.dot(steps, steps)) / max(1, len(steps))
 
 
 def _fade_in(mixed: Floats, before: Floats, length: int) -> None:

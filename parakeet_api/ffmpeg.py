@@ -74,14 +74,16 @@ _FILTER_CHECK_S = 30.0
 
 _NUMBER = re.compile(rb"(?:\[Eval @ 0x[0-9a-f]+\] )?(-?\d+\.\d+|-?nan|-?inf)")
 _CUT_SHORT = re.compile(
-    rb": partial file|File ended prematurely|moov atom not found"
+    rb": partial file|File ended prematurely"
     rb"|Error during demuxing: (?!End of file)"
 )
+_NO_INDEX = b"moov atom not found"
 _CORRUPT = re.compile(rb"corrupt (?:input packet|decoded frame)")
 _UNDECODABLE = re.compile(
     rb"Error while decoding|Error submitting packet to decoder|Decoding error"
 )
 _NO_MEMORY = b"Cannot allocate memory"
+_NO_DECODER = re.compile(rb"no decoder found|Decoder \(codec \w+\) not found|: unknown codec")
 _UNMIXABLE = re.compile(rb"Rematrix is needed between (\d+) channels")
 
 
@@ -97,10 +99,13 @@ class Said:
     """How often the track's filters were built: more than once where its format changes."""
     cut_short: bool = False
     """Whether it says that the file ends too early, or cannot be read on."""
+    lacks_index: bool = False
+    """Whether what should stand at the file's end, and says where its sound is, is missing."""
     ends_corrupt: bool = False
     """Whether it met a packet that is not whole."""
     undecodable: int = 0
     """Packets that the decoder refused."""
+    lacks_decoder: bool = False
     unmixable_channels: int | None = None
     last_words: bytes = b""
     head: bytearray = field(default_factory=bytearray)
@@ -136,8 +141,12 @@ class Said:
             self.ends_corrupt = True
         elif _UNDECODABLE.search(line):
             self.undecodable += 1
+        elif _NO_INDEX in line:
+            self.lacks_index = True
         elif _CUT_SHORT.search(line) or self._is_read_error(line):
             self.cut_short = True
+        elif _NO_DECODER.search(line):
+            self.lacks_decoder = True
         elif unmixable := _UNMIXABLE.search(line):
             self.unmixable_channels = int(unmixable[1])
 

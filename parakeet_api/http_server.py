@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -12,9 +13,10 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
@@ -129,8 +131,7 @@ def create_server(
         clear_untrusted_proxy_headers=False,
         ident=None,
     )
-    dispatcher = ThreadedTaskDispatcher()
-    dispatcher.set_thread_count(settings.threads)
+    dispatcher = Dispatcher(settings.threads)
     server = Server(
         application,
         map={},
@@ -158,16 +159,36 @@ def _allow_files(wanted: int) -> int:
     return allowed
 
 
+class Elsewhere(Protocol):
+    """Requests that are received by other processes."""
+
+    def under_way(self) -> int:
+        """Count them."""
+        ...
+
+    def cancel(self) -> None:
+        """Let them see that nobody waits for them any more."""
+        ...
+
+
 class GracefulStop:
     """What SIGTERM and Ctrl-C do: the first lets the requests under way end, the second does not.
 
     New transcriptions are refused meanwhile, and connections close with their answer.
     """
 
-    def __init__(self, server: BaseWSGIServer, admission: Admission, *, grace_s: float) -> None:
+    def __init__(
+        self,
+        server: BaseWSGIServer,
+        admission: Admission,
+        *,
+        grace_s: float,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         self._server = server
         self._admission = admission
         self._grace_s = grace_s
+        self._elsewhere = elsewhere
         self._drained = threading.Event()
 
     def install(self) -> None:
@@ -196,21 +217,26 @@ class GracefulStop:
             self._cancel()
         self._drained.set()
         signal.raise_signal(signal.SIGTERM)
-        # The main thread sleeps until something happens on a connection.
-        self._server.pull_trigger()
+        # The main thread sleeps until something happens on a connection, unless the signal has
+        # ended that already.
+        with contextlib.suppress(OSError):
+            self._server.pull_trigger()
 
     def _under_way(self) -> int:
         """Count the connections whose request or answer is under way.
 
         A request that still arrives is one: its client is to hear why it is refused.
         """
-        return sum(
+        here = sum(
             bool(channel.request or channel.requests or channel.total_outbufs_len)
             for channel in self._channels()
         )
+        return here + (self._elsewhere.under_way() if self._elsewhere else 0)
 
     def _cancel(self) -> None:
         """Let the requests see that nobody waits for them any more, and end."""
+        if self._elsewhere:
+            self._elsewhere.cancel()
         for channel in self._channels():
             channel.cancel()
         self._admission.wait_until_empty(_CANCEL_S)
@@ -218,6 +244,27 @@ class GracefulStop:
     def _channels(self) -> list[Any]:
         channels: Any = self._server.active_channels  # A dictionary, whatever the stubs say.
         return list(channels.values())
+
+
+class Dispatcher(ThreadedTaskDispatcher):
+    """Threads for requests, each started when all before it are at work."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def add_task(self, task: Any) -> None:
+        """Let a request be worked on as soon as a thread is free."""
+        with self.lock:
+            self.queue.append(task)
+            idle = len(self.threads) - self.stop_count - self.active_count
+            if len(self.queue) <= idle or len(self.threads) >= self._most:
+                self.queue_cv.notify()
+                return
+            number = len(self.threads)
+            self.threads.add(number)
+            self.active_count += 1
+        self.start_new_thread(self.handler_thread, number)
 
 
 class DiskFullError(Error):
@@ -404,6 +451,20 @@ class Server(TcpWSGIServer):
     next_channel_cleanup: float = math.inf  # type: ignore[assignment]
     """waitress' own, by the wall clock: never."""
     _next_look = 0.0
+    accepts_elsewhere: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether other processes take the connections, and pass on those that are for this one."""
+
+    def adopt(self, sock: socket.socket, address: tuple[str, int], received: bytes) -> None:
+        """Take over a connection that another process accepted, with what it has read from it."""
+
+        def begin() -> None:
+            channel = Channel(self, sock, address, self.adj, map=self._map)  # type: ignore[attr-defined]
+            if received:
+                channel.received(received)
+
+        # In the server's own thread, which is the only one that may touch its map.
+        trigger: Any = self.trigger  # The stubs call it a number.
+        trigger.pull_trigger(begin)
 
     def readable(self) -> bool:
         """Tell whether connections can be accepted; once a minute, look after those there are."""
@@ -411,7 +472,7 @@ class Server(TcpWSGIServer):
         if now >= self._next_look:
             self._next_look = now + _WINDOW_S
             self.maintenance(now)
-        return bool(super().readable())
+        return bool(super().readable()) and not self.accepts_elsewhere()
 
     def maintenance(self, now: float) -> None:
         """Close what is idle for too long, as waitress does, and what hardly moves.

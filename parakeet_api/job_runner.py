@@ -29,9 +29,6 @@ from parakeet_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_WORKERS = 2
-"""Jobs that are worked on at a time. Their chunks take turns with those of requests: more would
-only make each of them later."""
 _POLL_S = 1.0
 """How often a job that is to be tried again is looked at."""
 _LONGEST_PAUSE_S = 300.0
@@ -114,9 +111,12 @@ class JobRunner:
     """Run the jobs of a store."""
 
     def __init__(
-        self, store: JobStore, *, transcribe: Transcribe, on_end: Callable[[], None]
+        self, store: JobStore, *, transcribe: Transcribe, on_end: Callable[[], None], workers: int
     ) -> None:
-        """Begin with what is queued; `on_end` is called after each job's end."""
+        """Begin with what is queued, `workers` jobs at a time.
+
+        `on_end` is called after each job's end.
+        """
         self._store = store
         self._transcribe = transcribe
         self._on_end = on_end
@@ -128,7 +128,7 @@ class JobRunner:
         """By job that the server could not do for now."""
         self._threads = [
             threading.Thread(target=self._work, name=f"job-{n}", daemon=True)
-            for n in range(_WORKERS)
+            for n in range(workers)
         ]
         for thread in self._threads:
             thread.start()

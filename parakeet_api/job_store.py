@@ -35,7 +35,7 @@ from parakeet_api.request_params import TranscriptionParams
 
 _MOST_INTERRUPTIONS = 3
 """A recording that ends the process as often is not tried again."""
-_VERSION = 2
+_VERSION = 1
 """Of the tables; in SQLite's `user_version`."""
 
 _TABLES = f"""
@@ -72,12 +72,8 @@ PRAGMA user_version = {_VERSION};
 COMMIT;
 """
 
-_FROM_VERSION_1 = """
-BEGIN;
-ALTER TABLE results ADD COLUMN caveats TEXT NOT NULL DEFAULT '[]';
-PRAGMA user_version = 2;
-COMMIT;
-"""
+_ADD_CAVEATS = "ALTER TABLE results ADD COLUMN caveats TEXT NOT NULL DEFAULT '[]'"
+"""For tables of before; a server of before can read and write those with it."""
 
 _PRAGMAS = (
     # Held until it is closed. Also lets WAL do without shared memory, which network drives lack.
@@ -352,10 +348,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             db.executescript(_TABLES)
-        elif version == 1:
-            db.executescript(_FROM_VERSION_1)
         elif version != _VERSION:
             raise sqlite3.DatabaseError(f"{path.name} was written by another version")
+        if "caveats" not in {row["name"] for row in db.execute("PRAGMA table_info(results)")}:
+            db.execute(_ADD_CAVEATS)
     except BaseException:
         db.close()
         raise

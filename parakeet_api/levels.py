@@ -83,7 +83,7 @@ def round_to_pcm(sound: Mono) -> Pcm:
     """Round samples to 16 bits; what is beyond full scale is clipped."""
     if sound.dtype == np.int16:
         return sound
-    steps = _finite(sound) * np.float32(_FULL_SCALE)
+    steps = sound * np.float32(_FULL_SCALE)
     np.rint(steps, out=steps)
     np.clip(steps, -_FULL_SCALE, _FULL_SCALE - 1, out=steps)
     pcm: Pcm = steps.astype(np.int16)
@@ -95,7 +95,9 @@ def _windows(blocks: Iterable[Mono]) -> Iterator[Mono]:
     held: list[Mono] = []
     length = 0
     for block in blocks:
-        held.append(block)
+        # A part of the recording, or silence, may be of 16 bits.
+        is_coarse = block.dtype == np.int16
+        held.append(block / np.float32(_FULL_SCALE) if is_coarse else block)
         length += len(block)
         while length >= _WINDOW:
             joined = np.concatenate(held)
@@ -114,17 +116,9 @@ def _scaled(window: Mono, gain: float, before: float) -> Mono:
     return window * gains
 
 
-def _finite(sound: Mono) -> Mono:
-    """Floats in a file can be anything."""
-    if np.isfinite(sound.sum()):
-        return sound
-    return np.nan_to_num(sound, nan=0.0, posinf=1.0, neginf=-1.0)
-
-
 def peak(sound: Mono) -> float:
     """Give the largest sample, full scale = 1."""
-    finite = _finite(sound)
-    largest = max(float(finite.max(initial=0)), -float(finite.min(initial=0)))
+    largest = max(float(sound.max(initial=0)), -float(sound.min(initial=0)))
     return largest / _FULL_SCALE if sound.dtype == np.int16 else largest
 
 
@@ -136,6 +130,6 @@ def is_quiet(sound: Mono) -> bool:
 def _frame_peaks(sound: Mono) -> NDArray[np.float32]:
     """Give the largest sample of each 10 ms, shape `(frames,)`."""
     whole = len(sound) // _FRAME * _FRAME
-    framed = np.abs(_finite(sound[:whole] if whole else sound)).reshape(-1, _FRAME if whole else 1)
+    framed = np.abs(sound[:whole] if whole else sound).reshape(-1, _FRAME if whole else 1)
     peaks: NDArray[np.float32] = framed.max(axis=1)
     return peaks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from parakeet_api.nemo_model import device_memory
+from parakeet_api.cuda import device_memory
 from parakeet_api.settings import Settings
 
 _PROC = Path("/proc/meminfo")
@@ -42,8 +42,8 @@ def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
         # While they are loaded, the file's weights are there twice.
         return memory is None or memory.available >= 2 * size + _RESERVE_BYTES
     weights = size if settings.precision == "fp32" else size / 2
-    batches = settings.max_concurrent_inferences * settings.max_chunk_memory_mb * 1e6
-    return _free_on_card(device, settings) >= weights + batches + _RESERVE_BYTES
+    one_pass = settings.max_chunk_memory_mb * 1e6
+    return _free_on_card(device, settings) >= weights + one_pass + _RESERVE_BYTES
 
 
 def _free_on_card(device: str, settings: Settings) -> float:

@@ -63,6 +63,8 @@ class ModelManager:
         self.failed_at: float | None = None
         """When it did, by the manager's clock."""
         self.info: ModelInfo | None = None
+        self.progress: float | None = None
+        """Share of the load under way that is done, where it tells; it may be set by the load."""
 
     @contextmanager
     def lease(self) -> Iterator[Recognizer]:
@@ -193,6 +195,7 @@ class ModelManager:
     def _enter(self, state: LoadState) -> None:
         """Change the state; called with the lock held."""
         self.state = state
+        self.progress = None
         self._metrics.model_state.labels(self._name).state(state)
 
     def _watch_idleness(self) -> None:

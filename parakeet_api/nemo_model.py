@@ -9,6 +9,7 @@ import contextlib
 import copy
 import errno
 import fcntl
+import gc
 import logging
 import logging.handlers
 import os
@@ -17,16 +18,26 @@ import tarfile
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from parakeet_api.cuda import GraphVerdict, current
+from parakeet_api.encoder import Encoder, encode
 from parakeet_api.errors import DISK_FULL, CheckpointError, SettingsError
+from parakeet_api.nemo_internals import (
+    avoid_convolution_plans,
+    extend_positions,
+    float_dtype,
+    mend_kernel_compilation,
+    no_random_init,
+    use_fused_attention,
+)
 from parakeet_api.settings import DecodingStrategy, MatmulPrecision, Precision
-from parakeet_api.token_decoder import GraphShape, TokenDecoder, forget_all_graphs
+from parakeet_api.token_decoder import GraphShape, TokenDecoder
 from parakeet_api.transcript import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -45,11 +56,8 @@ _MOST_TOKENS_A_FRAME = 10
 _LARGE_ENCODER = 100_000_000
 """Parameters. On a CPU smaller encoders gain nothing from bf16 or a second thread: with 2.8 M, 60
 clips took 1.0 s either way, and up to 47 s with two threads on cores that others use too."""
-_RANDOM_INITS = (
-    *("uniform_", "normal_", "trunc_normal_", "orthogonal_", "sparse_"),
-    *("xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"),
-)
-"""The functions of torch.nn.init whose values a checkpoint overwrites."""
+_SELF_TEST_FRAMES = 100
+"""Encoder frames: more than the 4 s of the self-test have."""
 _SELF_TEST_MAX_ERROR = 0.05
 """Relative encoder error against fp32. Half precision measures 0.004 on the demo model; with random
 weights in full size bf16 measures 0.015 and int8 0.030. An overflow measures far more."""
@@ -83,29 +91,24 @@ class ModelOptions:
     largest_batch: int = 1
     """Chunks that one forward pass may have."""
     cuda_graphs: bool = True
-    """Whether a card's token decoder captures graphs, for the largest batch of longest chunks."""
+    """Whether a GPU's passes are captured as graphs: the token decoder's for the largest batch of
+    longest chunks, the encoder's for small batches."""
+    graphed_s: float = 0.0
+    """Seconds of audio, padding included, that a batch may have whose encoder pass is a graph."""
+    graph_verdict: GraphVerdict | None = None
+    """Where it is remembered that graphs ended in a lost GPU."""
     cpu_threads: int = 1
     """Threads that one forward pass may use on a CPU."""
     keep_cached_mb: float | None = None
-    """Megabytes of a card's memory that torch may keep cached but unused; `None` = any amount."""
+    """Megabytes of a GPU's memory that torch may keep cached but unused; `None` = any amount."""
     cleanup_above: float = 1.0
-    """Share of the card in use above which unused memory is given back before a batch."""
+    """Share of the GPU's memory in use above which unused memory is given back before a batch."""
     allow_tf32: bool = True
-    cudnn_benchmark: bool = True
+    cudnn_benchmark: bool = False
+    """Whether cuDNN convolves, and times its algorithms anew for each new shape."""
     matmul_precision: MatmulPrecision = "highest"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceMemory:
-    """A card's memory, bytes."""
-
-    used: int
-    """By all programs."""
-    total: int
-    allocated: int
-    """By this process' tensors."""
-    reserved: int
-    """By this process, tensors and what torch keeps for the next ones."""
+    on_warm_up: Callable[[float], None] = lambda _: None
+    """Told the share of the warm-up that is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +117,8 @@ class LoadedModel:
 
     network: Any
     """NeMo's `EncDecRNNTBPEModel`: preprocessor, encoder, decoder, joint and tokenizer."""
+    encoder: Encoder
     decoder: TokenDecoder
-    """Over that network."""
     info: ModelInfo
 
 
@@ -129,69 +132,47 @@ def load_model(path: Path, options: ModelOptions) -> LoadedModel:
     `SettingsError` for a precision that the device does not have; `OSError` or `MemoryError` where
     the disk or the memory does not suffice.
     """
-    forget_all_graphs()
     model = _restore(path)
-    _prepare_for_inference(model, longest_s=options.longest_s)
+    _prepare_for_inference(model)
     _set_backend_flags(model, options)
+    with current(options.device):
+        return _on_its_device(model, options)
+
+
+def _on_its_device(model: Any, options: ModelOptions) -> LoadedModel:
     precision, reason = _place(model, options)
     info = ModelInfo(
-        device=str(device_of(model)),
+        device=options.device,
         precision=precision,
         precision_reason=reason,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         decoding="greedy" if options.strategy == "greedy" else f"beam of {options.beam_size}",
     )
-    return LoadedModel(model, _build_decoder(model, options), info)
+    graphs = _graphs_are_allowed(options)
+    encoder = Encoder(
+        model,
+        device=options.device,
+        longest_s=options.longest_s,
+        graphed_s=options.graphed_s if graphs else 0.0,
+    )
+    shape = GraphShape(
+        rows=options.largest_batch,
+        frames=encoder.longest_frames,
+        width=int(model.cfg.encoder.d_model),
+    )
+    decoder = _build_decoder(model, options, graphs=shape if graphs else None)
+    decoder.capture()
+    encoder.warm_up(options.on_warm_up)
+    return LoadedModel(model, encoder, decoder, info)
 
 
-def context_is_lost(device: str) -> bool:
-    """Tell whether the card refuses all further work of this process.
-
-    After an illegal memory access, a failed assertion in a kernel or an error of the memory, every
-    later call reports it again; after any other error the card goes on.
-    """
-    import torch
-
-    if device == "cpu":
+def _graphs_are_allowed(options: ModelOptions) -> bool:
+    if not options.cuda_graphs or options.device == "cpu":
         return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return True
-    return False
-
-
-def is_memory_shortage(error: Exception) -> bool:
-    """Tell whether an error says that the card's memory does not suffice.
-
-    torch has a type for it; libraries that it calls, and CUDA itself, say it in words.
-    """
-    import torch
-
-    return isinstance(error, torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(part in str(error) for part in ("CUDA error: out of memory", "ALLOC_FAILED"))
-    )
-
-
-def limit_device_memory(device: str, fraction: float) -> None:
-    """Let this process take at most a share of the card."""
-    import torch
-
-    torch.cuda.set_per_process_memory_fraction(fraction, device)
-
-
-def device_memory(device: str) -> DeviceMemory:
-    """Look at a card's memory."""
-    import torch
-
-    free, total = torch.cuda.mem_get_info(device)
-    return DeviceMemory(
-        used=total - free,
-        total=total,
-        allocated=torch.cuda.memory_allocated(device),
-        reserved=torch.cuda.memory_reserved(device),
-    )
+    reason = options.graph_verdict.reason_against() if options.graph_verdict else None
+    if reason is not None:
+        logger.warning("no CUDA graphs, recognition is slower: %s", reason)
+    return reason is None
 
 
 def _restore(path: Path) -> Any:
@@ -202,7 +183,7 @@ def _restore(path: Path) -> Any:
     try:
         with (
             _folder_to_unpack() as folder,
-            _no_random_init(),
+            no_random_init(),
             warnings.catch_warnings(),
         ):
             _unpack(path, folder)
@@ -300,6 +281,7 @@ def _import_nemo_quietly() -> None:
         import nemo.collections.asr  # noqa: F401
         from nemo.utils import logging as nemo_logging
 
+    mend_kernel_compilation()
     nemo_logging.captureWarnings(False)
     nemo_logger = logging.getLogger("nemo_logger")
     # It prints the checkpoint's whole configuration as warnings.
@@ -310,36 +292,12 @@ def _import_nemo_quietly() -> None:
             nemo_logger.removeHandler(handler)
 
 
-@contextlib.contextmanager
-def _no_random_init() -> Iterator[None]:
-    """Skip random initial weights: 10 s for 0.6 B parameters that the checkpoint overwrites."""
-    from torch.nn import init
-
-    originals = {name: getattr(init, name) for name in _RANDOM_INITS}
-    try:
-        for name in originals:
-            setattr(init, name, lambda tensor, *_args, **_kwargs: tensor)
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(init, name, original)
-
-
-def _prepare_for_inference(model: Any, *, longest_s: float) -> None:
+def _prepare_for_inference(model: Any) -> None:
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for layer in model.encoder.layers:
-        if hasattr(layer.self_attn, "use_pytorch_sdpa"):
-            layer.self_attn.use_pytorch_sdpa = True
-    extend_positions(model.encoder, frames_of(model, longest_s))
-    # NeMo would size the table by mel frames, eight times too many: 1.1 GB for 24 minutes.
-    model.encoder.max_audio_length = 2**40
-
-
-def extend_positions(encoder: Any, frames: int) -> None:
-    parameter = next(encoder.pre_encode.parameters())
-    encoder.pos_enc.extend_pe(frames, parameter.device, float_dtype(encoder))
+    use_fused_attention(model.encoder)
+    extend_positions(model.encoder, _SELF_TEST_FRAMES, float_dtype(model.encoder))
 
 
 def _set_backend_flags(model: Any, options: ModelOptions) -> None:
@@ -354,13 +312,15 @@ def _set_backend_flags(model: Any, options: ModelOptions) -> None:
     torch.backends.cudnn.allow_tf32 = options.allow_tf32
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     torch.backends.cudnn.deterministic = not options.cudnn_benchmark
+    # It makes a plan for every new shape, 16 ms a layer; torch's other kernels take none.
+    torch.backends.cuda.enable_cudnn_sdp(options.cudnn_benchmark)
 
 
 def _place(model: Any, options: ModelOptions) -> tuple[EncoderPrecision, str]:
     """Cast the encoder and move the model; give the precision in use and why."""
     if options.precision != "auto":
         _cast_encoder(model, options.precision, device=options.device)
-        model.to(options.device)
+        _send(model, options)
         return options.precision, "PRECISION"
     candidates = _precision_candidates(model, options.device)
     original = model.encoder
@@ -369,15 +329,24 @@ def _place(model: Any, options: ModelOptions) -> tuple[EncoderPrecision, str]:
     for precision in candidates:
         model.encoder = copy.deepcopy(original)
         _cast_encoder(model, precision, device=options.device)
-        model.to(options.device)
+        _send(model, options)
         error = _relative_error(_self_test_output(model), reference)
         if error <= _SELF_TEST_MAX_ERROR:
             return precision, f"self-test passed: encoder error {error:.4f} against fp32"
         reason = f"{precision} failed its self-test: encoder error {error:.4f} against fp32"
         logger.warning("%s", reason)
-    model.encoder = original
-    model.to(options.device)
+        model.encoder = original
+        # Its layers refer to each other: else it would stay in the GPU's memory beside the next.
+        gc.collect()
+    _send(model, options)
     return "fp32", reason
+
+
+def _send(model: Any, options: ModelOptions) -> None:
+    """Send the model to its device."""
+    if options.device != "cpu" and not options.cudnn_benchmark:
+        avoid_convolution_plans(model.encoder)
+    model.to(options.device)
 
 
 def _precision_candidates(model: Any, device: str) -> tuple[EncoderPrecision, ...]:
@@ -439,7 +408,7 @@ def _self_test_output(model: Any) -> Tensor:
     noise = torch.randn(SAMPLE_RATE, generator=generator)
     waveform = torch.cat([0.1 * sweep, sweep.clamp(-1, 1), 0.1 * noise, 1e-4 * noise])[None]
     with torch.inference_mode():
-        encoded, _ = encode(model, waveform, [waveform.shape[1]])
+        encoded, _ = encode(model, waveform, torch.tensor([waveform.shape[1]]))
     return encoded.cpu()
 
 
@@ -449,20 +418,22 @@ def _relative_error(output: Tensor, reference: Tensor | None) -> float:
     return error if np.isfinite(error) else float("inf")
 
 
-def _build_decoder(model: Any, options: ModelOptions) -> TokenDecoder:
+def _build_decoder(model: Any, options: ModelOptions, *, graphs: GraphShape | None) -> TokenDecoder:
     """Make the token decoder, once: changing it later would throw its CUDA graphs away."""
     from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
     from omegaconf import open_dict
 
-    graphs = options.cuda_graphs and options.device != "cpu"
+    beam = options.strategy == "beam"
     config = copy.deepcopy(model.cfg.decoding)
     with open_dict(config):
-        config.strategy = "greedy_batch" if options.strategy == "greedy" else "malsd_batch"
+        config.strategy = "malsd_batch" if beam else "greedy_batch"
         config.greedy.max_symbols = _MOST_TOKENS_A_FRAME
-        config.greedy.use_cuda_graph_decoder = config.beam.allow_cuda_graphs = graphs
+        config.greedy.use_cuda_graph_decoder = graphs is not None
+        config.beam.allow_cuda_graphs = graphs is not None
         config.beam.beam_size = options.beam_size
         config.beam.return_best_hypothesis = True
-        config.tdt_include_token_duration = True
+        # Greedy takes the most probable, which the joint network tells again; a beam may not.
+        config.tdt_include_token_duration = beam
         # NeMo's own timestamps take a hundred times longer than grouping tokens into words.
         config.compute_timestamps = False
     decoding = RNNTBPEDecoding(
@@ -471,73 +442,8 @@ def _build_decoder(model: Any, options: ModelOptions) -> TokenDecoder:
         joint=model.joint,
         tokenizer=model.tokenizer,
     )
-    shape = GraphShape(
-        rows=options.largest_batch,
-        frames=frames_of(model, options.longest_s),
-        width=int(model.cfg.encoder.d_model),
-    )
-    decoder = TokenDecoder(decoding, device=options.device, graphs=shape if graphs else None)
-    decoder.capture()
-    return decoder
-
-
-def encode(model: Any, waveforms: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Run features and encoder over padded waveforms: fp32, shape (B, samples), in main memory.
-
-    Gives the encoder's output on the model's device, fp32, shape (B, D, T), and lengths (B,).
-    """
-    import torch
-
-    device = device_of(model)
-    # From pinned memory the copy does not hold the thread up. A stream of its own for it would win
-    # next to nothing: 8 x 60 s are 31 MB, 1 to 3 ms over PCIe, beside a pass of 100 ms and more.
-    features, feature_lengths = model.preprocessor(
-        input_signal=waveforms.to(device, non_blocking=True),
-        length=torch.tensor(lengths, device=device),
-    )
-    encoded, encoded_lengths = model.encoder(
-        audio_signal=features.to(float_dtype(model.encoder)), length=feature_lengths
-    )
-    return encoded.float(), encoded_lengths
-
-
-def device_of(model: Any) -> torch.device:
-    """Tell where the model is."""
-    device: torch.device = next(model.joint.parameters()).device
-    return device
-
-
-def frame_samples(model: Any) -> int:
-    """Samples that one encoder frame stands for: 1,280 (80 ms)."""
-    stride = float(model.cfg.preprocessor.window_stride) * SAMPLE_RATE
-    return round(stride) * int(model.cfg.encoder.subsampling_factor)
-
-
-def padded_width(model: Any, samples: int) -> int:
-    """Give the samples that a batch is padded to whose longest waveform has so many.
-
-    A multiple of four encoder frames, 0.32 s, so that few shapes come again and again. oneDNN
-    keeps a plan for each of up to 1,024, in the heap among a pass' tensors: with a shape of its own
-    for nearly every pass the heap grew by 750 MB in ten hours of audio, so by 100 MB. cuDNN times
-    its algorithms anew for each. The padding is 0.6 % of a chunk of 30 s and changes nothing.
-    """
-    step = 4 * frame_samples(model)
-    return -(-samples // step) * step
-
-
-def frames_of(model: Any, seconds: float) -> int:
-    """Give the most encoder frames that so much audio can have."""
-    return padded_width(model, round(seconds * SAMPLE_RATE)) // frame_samples(model) + 2
+    return TokenDecoder(decoding, device=options.device, graphs=graphs, beam=beam)
 
 
 def blank_id(model: Any) -> int:
     return int(model.decoder.blank_idx)
-
-
-def float_dtype(module: Any) -> torch.dtype:
-    import torch
-
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            return parameter.dtype  # type: ignore[no-any-return]
-    return torch.float32

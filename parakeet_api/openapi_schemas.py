@@ -425,7 +425,13 @@ _MODEL_STATUS = record(
             "Where it stands.",
             enum=sorted({*get_args(StoreState), *get_args(LoadState)}),
         ),
-        "progress": or_null(number("Share of the download that is done.", minimum=0, maximum=1)),
+        "progress": or_null(
+            number(
+                "Share of the download, or of a GPU's warm-up while loading, that is done.",
+                minimum=0,
+                maximum=1,
+            )
+        ),
         "error": or_null(text("Why there is none.")),
         "languages": array(text("An ISO 639-1 code."), "What it speaks."),
     },
@@ -476,9 +482,10 @@ _START_REPORT = record(
                 "batch_size": whole("Most stretches in a forward pass."),
                 "batch_s": _seconds("Most audio in a forward pass"),
                 "memory_mb": or_null(
-                    number("Card memory that a pass may take, from which this is derived.")
+                    number("GPU memory that a pass may take, MB, from which this is derived.")
                 ),
                 "memory_limit": or_null(text("What leaves it no more.")),
+                "graphed_s": _seconds("Most audio in a pass of the encoder that is a CUDA graph"),
                 "permits": whole("Forward passes at a time."),
             },
         ),

@@ -9,10 +9,10 @@ from flask import Blueprint, Response, render_template, request
 
 from parakeet_api import __version__
 from parakeet_api.audio import FILE_EXTENSIONS
+from parakeet_api.cuda import device_memory
 from parakeet_api.errors import ApiError, ModelLoadError
 from parakeet_api.metrics import MEDIA_TYPE
 from parakeet_api.models import Model
-from parakeet_api.nemo_model import device_memory
 from parakeet_api.request_params import read_boolean
 from parakeet_api.start_report import report_start
 from parakeet_api.web import Services, require_api_key, services
@@ -121,7 +121,7 @@ def _model_status(model: Model) -> dict[str, Any]:
         "name": model.name,
         "demo": known.is_demo if known else False,
         "state": manager.state if known else store.state,
-        "progress": store.progress,
+        "progress": manager.progress if known else store.progress,
         "error": manager.error if known else store.error,
         "languages": sorted(model.languages),
     }

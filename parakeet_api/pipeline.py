@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from parakeet_api.audio import FfmpegDecoder, TrackChoice
-from parakeet_api.batching import Batcher
 from parakeet_api.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.language_detection import detect_language
 from parakeet_api.metrics import Metrics
@@ -55,6 +55,16 @@ class Progress:
     tracks: tuple[SoundTrack, ...] = ()
 
 
+class ChunkRecognizer(Protocol):
+    """What a pipeline needs of a `Batcher`."""
+
+    def recognize(
+        self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool]
+    ) -> Generator[tuple[Chunk, list[Word]]]:
+        """Yield each chunk of one recording with its words, in order."""
+        ...
+
+
 class Pipeline:
     """Turn recordings into transcripts; safe to use from many threads."""
 
@@ -62,7 +72,7 @@ class Pipeline:
         self,
         *,
         decoder: FfmpegDecoder,
-        batcher: Batcher,
+        batcher: ChunkRecognizer,
         policy: ChunkPolicy,
         settings: Settings,
         metrics: Metrics | None = None,
@@ -145,7 +155,7 @@ class Pipeline:
         )
         done_s = decoding_s = 0.0
         with (
-            self._counted(),
+            self.counted(),
             closing(
                 self._decoder.stream(
                     path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial
@@ -165,7 +175,8 @@ class Pipeline:
         )
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
+        """Count as a recording that is being transcribed."""
         with self._counting:
             self.recordings += 1
         try:

@@ -9,29 +9,16 @@ from __future__ import annotations
 
 import gc
 import itertools
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import numpy as np
-
+from parakeet_api.cuda import CacheTrimmer, context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.encoder import frame_samples
 from parakeet_api.errors import DeviceLostError, ModelLoadError
 from parakeet_api.heap import HeapTrimmer
-from parakeet_api.nemo_model import (
-    LoadedModel,
-    ModelInfo,
-    ModelOptions,
-    blank_id,
-    context_is_lost,
-    encode,
-    extend_positions,
-    frame_samples,
-    is_memory_shortage,
-    load_model,
-    padded_width,
-)
+from parakeet_api.nemo_model import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.token_decoder import Tokens
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 
 if TYPE_CHECKING:
@@ -41,10 +28,14 @@ if TYPE_CHECKING:
 
 WORD_START = "\u2581"
 """SentencePiece's mark of a space before a piece."""
+_TRIAL_PASSES = 100
+"""Passes after a load in which a lost GPU is laid to the CUDA graphs' charge."""
+_SCORED_TOKENS = 8192
+"""Tokens whose probabilities are computed at once: 270 MB with a vocabulary of 8,192."""
 
 
 class OutOfDeviceMemoryError(Exception):
-    """The batch needs more of the card's memory than is free."""
+    """The batch needs more of the GPU's memory than is free."""
 
 
 class Recognizer(Protocol):
@@ -71,22 +62,32 @@ class NemoRecognizer:
         self.info = loaded.info
         self._options = options
         self._model = loaded.network
+        self._encoder = loaded.encoder
         self._decoder = loaded.decoder
         self._heap = HeapTrimmer()
+        self._cache = None if self.info.device == "cpu" else _cache_trimmer(options)
+        self._passes = 0
+        """Forward passes that came to their end."""
         self._lost = False
-        """Whether the card refuses further work."""
+        """Whether the GPU refuses further work."""
         pieces = self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
         # A text each, shared by all its tokens: ten hours have 200,000.
         self._texts: list[str] = [piece.replace(WORD_START, " ") for piece in pieces]
+        self._begins_word = [text.startswith(" ") for text in self._texts]
+        self._is_spoken = [any(map(str.isalnum, text)) for text in self._texts]
         self._frame_samples = frame_samples(self._model)
-        self._positions_lock = threading.Lock()
+        import torch
+
+        self._durations = torch.tensor(
+            list(self._model.cfg.decoding.durations), device=self.info.device
+        )
 
     @classmethod
     def load(cls, path: Path, options: ModelOptions) -> NemoRecognizer:
         """Restore a `.nemo` file for inference.
 
         Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
-        `SettingsError` for a precision that the device does not have; `ModelLoadError` if the card
+        `SettingsError` for a precision that the device does not have; `ModelLoadError` if the GPU
         has not enough free memory, `DeviceLostError` if it refuses all work.
         """
         try:
@@ -94,6 +95,7 @@ class NemoRecognizer:
         except Exception as error:
             if not is_memory_shortage(error):
                 if context_is_lost(options.device):
+                    _condemn_graphs(options, error)
                     raise DeviceLostError from error
                 raise
             shortage = str(error).partition("\n")[0]
@@ -102,7 +104,7 @@ class NemoRecognizer:
 
         gc.collect()
         torch.cuda.empty_cache()
-        raise ModelLoadError(f"The card has not enough free memory for the model: {shortage}")
+        raise ModelLoadError(f"The GPU has not enough free memory for the model: {shortage}")
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         """Give each chunk's words, in order, with times in the recording.
@@ -110,92 +112,77 @@ class NemoRecognizer:
         One forward pass for all: the result is the same as one by one, up to the encoder's
         rounding (2e-6 in fp32). Digital silence has no words, and costs no pass: 12 hours of it
         are a file of half a megabyte. Raises `OutOfDeviceMemoryError`, or `DeviceLostError` if the
-        card refuses all further work of this process.
+        GPU refuses all further work of this process.
         """
         audible = [chunk for chunk in chunks if chunk.samples.any()]
         words = iter(self._recognize(audible) if audible else [])
         return [next(words) if chunk.samples.any() else [] for chunk in chunks]
 
     def _recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
-        import torch
-
         shortage: str | None = None
         try:
-            self._make_room()
-            with torch.inference_mode():
-                encoded, lengths = self._encode(chunks)
-                emissions = self._emissions(encoded, self._decoder.decode(encoded, lengths))
-            self._give_back()
+            emissions = self._pass(chunks)
         except Exception as error:
             if is_memory_shortage(error):
                 shortage = str(error)
             elif context_is_lost(self.info.device):
                 self._lost = True
+                if self._passes < _TRIAL_PASSES:
+                    _condemn_graphs(self._options, error)
                 raise DeviceLostError from error
             else:
                 raise
         if shortage is not None:
             # Only now: the error held the failed pass, its tensors and so the memory.
+            import torch
+
             torch.cuda.empty_cache()
             raise OutOfDeviceMemoryError(shortage)
         return [
             self._words(chunk, emission) for chunk, emission in zip(chunks, emissions, strict=True)
         ]
 
-    def close(self) -> None:
-        """Drop the model; what torch cached of the card's memory goes back to it."""
+    def _pass(self, chunks: Sequence[Chunk]) -> list[list[_Emission]]:
+        """Make a forward pass; other threads stage the next batch and build words meanwhile."""
         import torch
 
-        if not self._lost:
-            self._decoder.forget_graphs()
-        del self._decoder, self._model
-        # NeMo's modules refer to each other in cycles: without it their memory is still in use.
-        gc.collect()
-        if torch.cuda.is_available() and not self._lost:
-            torch.cuda.empty_cache()
-
-    def _make_room(self) -> None:
-        """Before a batch: give unused memory back if the card is nearly full, whoever fills it."""
-        import torch
-
-        if self.info.device != "cpu":
-            free, total = torch.cuda.mem_get_info(self.info.device)
-            if 1 - free / total > self._options.cleanup_above:
-                torch.cuda.empty_cache()
-
-    def _give_back(self) -> None:
-        """After a batch: give memory back that is kept but not used, beyond a limit.
-
-        On a card torch keeps it, on a CPU the C library.
-        """
-        import torch
-
-        device, limit_mb = self.info.device, self._options.keep_cached_mb
-        if limit_mb is None:
-            return
-        if device == "cpu":
+        staged = self._encoder.stage([chunk.samples for chunk in chunks])
+        with turn_on(self.info.device), torch.inference_mode():
+            if self._cache is not None:
+                self._cache.before_pass()
+            encoded, lengths = self._encoder.encode(staged)
+            emissions = self._emissions(encoded, self._decoder.decode(encoded, lengths))
+            # The caches' keepers look at what nobody uses any more.
+            del encoded, lengths
+            if self._cache is not None:
+                self._cache.after_pass()
+            self._passes += 1
+        if self._cache is None and self._options.keep_cached_mb is not None:
             self._heap.trim_if_grown()
-        else:
-            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            if unused > limit_mb * 1e6:
-                torch.cuda.empty_cache()
+        return emissions
+
+    def close(self) -> None:
+        """Drop the model; what torch cached of the GPU's memory goes back to it."""
+        import torch
+
+        if self._cache is not None:
+            self._cache.close()
+        if not self._lost:
+            with turn_on(self.info.device):
+                self._decoder.forget_graphs()
+                self._encoder.forget_graphs()
+        del self._decoder, self._encoder, self._model
+        # NeMo's modules refer to each other in cycles: else their memory is still in use.
+        gc.collect()
+        if self.info.device != "cpu" and not self._lost:
+            torch.cuda.empty_cache()
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""
-        import torch
+        return self._encoder.encode(self._encoder.stage([chunk.samples for chunk in chunks]))
 
-        lengths = [len(chunk.samples) for chunk in chunks]
-        width = padded_width(self._model, max(lengths))
-        waveforms = torch.zeros(
-            (len(chunks), width), pin_memory=self.info.device != "cpu", dtype=torch.float32
-        )
-        for row, chunk in zip(waveforms.numpy(), chunks, strict=True):
-            np.divide(chunk.samples, 32768.0, out=row[: len(chunk.samples)], dtype=np.float32)
-        self._size_positions(width)
-        return encode(self._model, waveforms, lengths)
-
-    def _emissions(self, encoded: Tensor, hypotheses: Sequence[Any]) -> list[list[_Emission]]:
-        """Read each hypothesis' tokens, with the model's own probability and duration for each.
+    def _emissions(self, encoded: Tensor, tokens: Tokens) -> list[list[_Emission]]:
+        """Give each token the model's own probability and duration, row by row.
 
         The decoder reports neither reliably: its confidences cost time in its inner loop and are
         missing from beams, and its batched torch path overwrites durations of other rows (NeMo
@@ -204,44 +191,56 @@ class NemoRecognizer:
         """
         import torch
 
-        model = self._model
-        paths = [_Path(_integers(h.y_sequence), _integers(h.timestamp)) for h in hypotheses]
-        sizes = [len(path.tokens) for path in paths]
-        if not any(sizes):
-            return [[] for _ in paths]
+        counts = tokens.counts
+        if not any(counts):
+            return [[] for _ in counts]
         device = encoded.device
-        tokens = torch.full((len(paths), max(sizes)), blank_id(model), device=device)
-        for row, path in zip(tokens, paths, strict=True):
-            row[: len(path.tokens)] = torch.tensor(path.tokens, device=device)
-        predicted, _ = model.decoder.predict(tokens, state=None, add_sos=True)
-        # Every token of every path, one after the other: its row, its place there, its frame.
-        rows = torch.tensor([r for r, size in enumerate(sizes) for _ in range(size)], device=device)
-        places = torch.tensor([place for size in sizes for place in range(size)], device=device)
-        frames = torch.tensor([frame for path in paths for frame in path.frames], device=device)
-        scores = model.joint.joint_after_projection(
-            model.joint.project_encoder(encoded[rows, :, frames].unsqueeze(1)),
-            model.joint.project_prednet(predicted[rows, places].unsqueeze(1)),
-        )[:, 0, 0]
-        vocabulary = blank_id(model) + 1
-        chosen = tokens[rows, places]
-        logprobs = scores[:, :vocabulary].log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-        durations = self._durations(scores[:, vocabulary:].argmax(-1), hypotheses)
-        columns = (chosen.tolist(), frames.tolist(), durations, logprobs.tolist())
-        emissions = iter([_Emission(*values) for values in zip(*columns, strict=True)])
-        return [list(itertools.islice(emissions, size)) for size in sizes]
+        sizes = torch.tensor(counts, device=device)
+        is_token = torch.arange(max(counts), device=device) < sizes[:, None]
+        # Every token of every row, one after the other: its row and its place there.
+        rows, places = is_token.nonzero(as_tuple=True)
+        blank = blank_id(self._model)
+        ids = tokens.ids.to(device)
+        predicted, _ = self._model.decoder.predict(
+            torch.where(is_token, ids, blank), state=None, add_sos=True
+        )
+        chosen, frames = ids[rows, places], tokens.frames.to(device)[rows, places]
+        parts = [
+            slice(begin, begin + _SCORED_TOKENS) for begin in range(0, len(rows), _SCORED_TOKENS)
+        ]
+        scored = [
+            self._scores(
+                encoded[rows[part], :, frames[part]],
+                predicted[rows[part], places[part]],
+                chosen[part],
+            )
+            for part in parts
+        ]
+        logprobs, durations = (torch.cat(column) for column in zip(*scored, strict=True))
+        if tokens.durations is not None:
+            durations = tokens.durations.to(device)[rows, places]
+        # One copy to the host; float64 holds every one of these numbers exactly.
+        columns = torch.stack([c.double() for c in (chosen, frames, durations, logprobs)]).cpu()
+        integers = columns[:3].long().tolist()
+        emissions = map(_Emission, *integers, columns[3].tolist())
+        return [list(itertools.islice(emissions, count)) for count in counts]
 
-    def _durations(self, most_probable: Tensor, hypotheses: Sequence[Any]) -> list[int]:
-        """Give each token's frames: greedy takes the most probable, a beam remembers its own."""
-        if self.info.decoding == "greedy":
-            table = self._model.cfg.decoding.durations
-            return [int(table[index]) for index in most_probable.tolist()]
-        return [frames for h in hypotheses for frames in _integers(h.token_duration)]
+    def _scores(self, encoded: Tensor, predicted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the log-probability of tokens, (N,), and their most probable durations, (N,)."""
+        joint = self._model.joint
+        scores = joint.joint_after_projection(
+            joint.project_encoder(encoded[:, None]), joint.project_prednet(predicted[:, None])
+        )[:, 0, 0]
+        vocabulary = blank_id(self._model) + 1
+        labels, durations = scores[:, :vocabulary], scores[:, vocabulary:]
+        logprobs = labels.gather(1, ids[:, None])[:, 0] - labels.logsumexp(1)
+        return logprobs, self._durations[durations.argmax(1)]
 
     def _words(self, chunk: Chunk, emissions: Sequence[_Emission]) -> list[Word]:
         """Group tokens into words at the pieces that begin with a space."""
         groups: list[list[_Emission]] = []
         for emission in emissions:
-            if not groups or self._texts[emission.token_id].startswith(" "):
+            if not groups or self._begins_word[emission.token_id]:
                 groups.append([])
             groups[-1].append(emission)
         return [word for group in groups if (word := self._word(chunk, group)).text]
@@ -249,11 +248,7 @@ class NemoRecognizer:
     def _word(self, chunk: Chunk, group: Sequence[_Emission]) -> Word:
         tokens = tuple(Token(e.token_id, self._texts[e.token_id], e.logprob) for e in group)
         # Punctuation is emitted whenever the model is sure of it, often in the pause after.
-        spoken = [
-            emission
-            for emission, token in zip(group, tokens, strict=True)
-            if any(character.isalnum() for character in token.text)
-        ] or group
+        spoken = [emission for emission in group if self._is_spoken[emission.token_id]] or group
         start = chunk.start + spoken[0].frame * self._frame_samples
         end = chunk.start + (spoken[-1].frame + spoken[-1].frames) * self._frame_samples
         return Word(
@@ -263,23 +258,8 @@ class NemoRecognizer:
             tokens=tokens,
         )
 
-    def _size_positions(self, samples: int) -> None:
-        """Extend the encoder's position table under a lock: NeMo's own way races."""
-        frames = samples // self._frame_samples + 2
-        with self._positions_lock:
-            extend_positions(self._model.encoder, frames)
 
-
-@dataclass(frozen=True, slots=True)
-class _Path:
-    """What a hypothesis emitted, and at which encoder frames."""
-
-    tokens: list[int]
-    frames: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Emission:
+class _Emission(NamedTuple):
     """A token as the decoder emitted it."""
 
     token_id: int
@@ -290,6 +270,13 @@ class _Emission:
     logprob: float
 
 
-def _integers(values: Any) -> list[int]:
-    """Read a hypothesis' field: a tensor, an array or, when empty, a list."""
-    return [int(value) for value in values]
+def _cache_trimmer(options: ModelOptions) -> CacheTrimmer:
+    return CacheTrimmer(
+        options.device, keep_mb=options.keep_cached_mb, full_above=options.cleanup_above
+    )
+
+
+def _condemn_graphs(options: ModelOptions, error: Exception) -> None:
+    """Remember that the GPU was lost while graphs were new: the restarted process does without."""
+    if options.cuda_graphs and options.graph_verdict is not None:
+        options.graph_verdict.condemn(str(error).strip().partition("\n")[0])

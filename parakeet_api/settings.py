@@ -252,9 +252,15 @@ class Settings:
     port: int = _setting("PORT", 5092, _integer(low=0, high=65535))
     """Listening port; 0 = any free one."""
     app_threads: int = _setting("APP_THREADS", 16, _integer(low=1, high=512))
-    """Transcription requests worked on at the same time; the ones beyond it wait."""
+    """Transcription requests worked on at the same time; the ones beyond it wait. For a GPU those
+    of two full batches."""
     max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
-    """Transcription requests that may wait; one more is answered 503 with Retry-After."""
+    """Transcription requests that may wait; one more is answered 503 with Retry-After. For a GPU
+    those of two full batches, if these are more."""
+
+    clip_processes: int = _setting("CLIP_PROCESSES", 0, _integer(low=0, high=32))
+    """Processes that receive clips, decode them and write their transcripts, so that a fast GPU is
+    kept busy; 0 = the one with the model does it all."""
 
     rate_limit: str | None = _setting("RATE_LIMIT", None, _rates)
     """How often a key, or without keys an address, may ask for a transcription, such as
@@ -337,23 +343,23 @@ class Settings:
     max_chunk_memory_mb: float = _setting(
         "MAX_CHUNK_MEMORY_MB", 1500.0, _number("megabytes", low=64)
     )
-    """Activation memory that a forward pass on a card may need; chunks and batches obey it."""
+    """Activation memory that a forward pass on a GPU may need; chunks and batches obey it."""
     aggressive_memory_cleanup: bool = _setting("AGGRESSIVE_MEMORY_CLEANUP", True, parse_boolean)
-    """Give memory back that is kept but not used: a card's, or the heap's."""
+    """Give memory back that is kept but not used: a GPU's, or the heap's."""
     force_cleanup_threshold: float = _setting(
         "FORCE_CLEANUP_THRESHOLD", 0.8, _number("", low=0.1, high=1.0)
     )
-    """Share of the card in use above which memory is given back before the next batch."""
+    """Share of the GPU's memory in use above which some is given back before the next batch."""
     enable_gradient_checkpointing: bool = _setting(
         "ENABLE_GRADIENT_CHECKPOINTING", True, parse_boolean
     )
     """Accepted for old compose files; inference keeps no gradients, so it has no effect."""
     enable_tensor_core: bool = _setting("ENABLE_TENSOR_CORE", True, parse_boolean)
     """Allow TF32 on CUDA cards."""
-    enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", True, parse_boolean)
-    """Let cuDNN time its algorithms; false = deterministic ones."""
+    enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", False, parse_boolean)
+    """Let cuDNN convolve, and time its algorithms for each new shape, 0.9 to 1.2 s every time."""
     enable_cuda_graphs: bool = _setting("ENABLE_CUDA_GRAPHS", True, parse_boolean)
-    """Let a card's token decoder run as CUDA graphs."""
+    """Let a GPU's token decoder, and its encoder on few chunks, run as CUDA graphs."""
     tensor_core_precision: MatmulPrecision = _setting(
         "TENSOR_CORE_PRECISION", "highest", _choice(*get_args(MatmulPrecision))
     )
@@ -442,9 +448,15 @@ class Settings:
 
     @classmethod
     def from_env(
-        cls, environ: Mapping[str, str], *, detected_vram_gb: float | None = None
+        cls,
+        environ: Mapping[str, str],
+        *,
+        detected_vram_gb: float | None = None,
+        cores: int = 1,
     ) -> Settings:
         """Read every variable, derive what a preset decides, and let explicit values win.
+
+        `cores` are the processor's that this process may use.
 
         Raises `SettingsError` naming the variable and its value.
         """
@@ -455,7 +467,10 @@ class Settings:
         }
         _refuse_contradictions(explicit)
         preset = explicit.get("preset", cls.preset)
-        derived = _derive(preset, explicit.get("gpu_vram_gb", detected_vram_gb))
+        vram_gb = explicit.get("gpu_vram_gb", detected_vram_gb)
+        derived = _derive(preset, vram_gb)
+        if vram_gb is not None:
+            derived |= _derive_http(derived | explicit, vram_gb=vram_gb, cores=cores)
         origins: dict[str, Origin] = {
             setting.name: "environment"
             if setting.name in explicit
@@ -470,6 +485,18 @@ class Settings:
         """Give the same settings with this model alone. Raises `SettingsError`."""
         models = _parse("--model", name, _models)
         return dataclasses.replace(self, models=models, model_path=None, demo_model="never")
+
+    def with_absolute_paths(self) -> Settings:
+        """Give the same settings with the paths that these mean in the working directory of now.
+
+        NeMo changes it while it restores a checkpoint, for all threads of the process.
+        """
+        paths: dict[str, Any] = {
+            setting.name: path.absolute()
+            for setting in _fields()
+            if isinstance(path := getattr(self, setting.name), Path)
+        }
+        return dataclasses.replace(self, **paths)
 
     @property
     def max_upload_bytes(self) -> int:
@@ -499,20 +526,22 @@ class Settings:
 
 
 def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
-    """Raise `SettingsError` where `MODELS` stands beside what names one model for everything."""
-    others = [
-        name
-        for name, given in {
-            "MODEL_PATH": "model_path" in explicit,
-            "DEMO_MODEL=always": explicit.get("demo_model") == "always",
-        }.items()
-        if given
-    ]
-    if "models" in explicit and others:
-        raise SettingsError(
-            f"MODELS={','.join(explicit['models'])!r} and {others[0]} contradict each other:"
-            " keep one"
-        )
+    """Raise `SettingsError` where two settings cannot both be meant."""
+    names = f"MODELS={','.join(explicit.get('models', ()))!r}"
+    contradictions = {
+        # What names one model for everything, beside what names several.
+        f"{names} and MODEL_PATH": {"models", "model_path"} <= explicit.keys(),
+        f"{names} and DEMO_MODEL=always": (
+            "models" in explicit and explicit.get("demo_model") == "always"
+        ),
+        # Several processes would each count for themselves.
+        f"RATE_LIMIT={explicit.get('rate_limit')!r} and CLIP_PROCESSES": (
+            "rate_limit" in explicit and explicit.get("clip_processes", 0) > 0
+        ),
+    }
+    for both, contradict in contradictions.items():
+        if contradict:
+            raise SettingsError(f"{both} contradict each other: keep one")
 
 
 _ABSENT = object()
@@ -566,11 +595,37 @@ def _shown(name: str, value: Any) -> str:
     return "" if value is None else without_passwords(str(value))
 
 
-_SMALL_CARD_GB = 6.5
-"""Cards up to here hold the 0.6B model in half precision (1.3 GB) and little beside it. One that
+_SMALL_GPU_GB = 6.5
+"""GPUs up to here hold the 0.6B model in half precision (1.3 GB) and little beside it. One that
 is sold as 6 GB reports up to 6.44."""
-_MEDIUM_CARD_GB = 8.0
+_MEDIUM_GPU_GB = 8.0
 """One that is sold as 8 GB reports 8.2 to 8.59."""
+
+
+@dataclass(frozen=True, slots=True)
+class _GpuTier:
+    """What suits GPUs from a size on."""
+
+    from_gb: float
+    batch_size: int
+    """Of the preset `balanced`."""
+    pass_mb: float
+    permits: int
+    """Beside the one whose batch is in the GPU others read the next one and build words."""
+
+
+_GPU_TIERS = (
+    _GpuTier(75.0, batch_size=256, pass_mb=16_000, permits=2),
+    _GpuTier(39.0, batch_size=128, pass_mb=10_000, permits=2),
+    _GpuTier(22.0, batch_size=64, pass_mb=6_000, permits=2),
+    _GpuTier(15.0, batch_size=32, pass_mb=4_000, permits=2),
+    _GpuTier(_SMALL_GPU_GB, batch_size=8, pass_mb=1_500, permits=1),
+    _GpuTier(0.0, batch_size=4, pass_mb=1_500, permits=1),
+)
+"""Large first. On an H200 batches of 8 chunks of 30 s ran at 2,743 times real time, of 32 at 5,824,
+and 256 chunks of 10 s at 6,997; 128 of 30 s took 11.6 GB beside the weights. Sizes are those that
+GPUs report: one that is sold as 16 GB has 15.6 to 17.2 GB, one of 24 GB 22.5 to 25.8."""
+_LARGEST_BATCH = 256
 
 
 _CPU_PERMITS = 3
@@ -580,24 +635,61 @@ while both are at long chunks: `devices.main_permits`."""
 
 
 def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
-    """Decide what a preset decides, for a card of `vram_gb` (or none)."""
-    small = vram_gb is not None and vram_gb <= _SMALL_CARD_GB
-    below_medium = vram_gb is not None and vram_gb < _MEDIUM_CARD_GB
-    chunk_minutes = 3.0 if small else 10.0
-    fraction = 0.90 if small else 0.95
+    """Decide what a preset decides, for a GPU of `vram_gb` GB (or none)."""
+    small = vram_gb is not None and vram_gb <= _SMALL_GPU_GB
+    below_medium = vram_gb is not None and vram_gb < _MEDIUM_GPU_GB
+    tier = _tier(vram_gb)
     by_preset: dict[Preset, dict[str, Any]] = {
-        "speed": {"transcribe_batch_size": 8 if small else 16},
-        "balanced": {"transcribe_batch_size": 4 if small else 8},
+        "speed": {"transcribe_batch_size": min(2 * tier.batch_size, _LARGEST_BATCH)},
+        "balanced": {"transcribe_batch_size": tier.batch_size},
         "quality": {
-            "transcribe_batch_size": 2 if small else 4,
+            "transcribe_batch_size": tier.batch_size // 2,
             "decoding_strategy": "beam",
             "beam_size": 2 if below_medium else 4,
         },
     }
     return {
-        "chunk_minutes": chunk_minutes,
-        "gpu_memory_fraction": fraction,
-        "max_concurrent_inferences": _CPU_PERMITS if vram_gb is None else 1,
+        "chunk_minutes": 3.0 if small else 10.0,
+        "gpu_memory_fraction": 0.90 if small else 0.95,
+        "max_concurrent_inferences": _CPU_PERMITS if vram_gb is None else tier.permits,
+        "max_chunk_memory_mb": tier.pass_mb,
         "decoding_strategy": "greedy",
         **by_preset[preset],
+    }
+
+
+def _tier(vram_gb: float | None) -> _GpuTier:
+    """Give what suits a GPU; without one the batch of a medium one suits a CPU too."""
+    size_gb = _MEDIUM_GPU_GB if vram_gb is None else vram_gb
+    return next(tier for tier in _GPU_TIERS if size_gb > tier.from_gb)
+
+
+_FAST_GPU_GB = 15.0
+"""GPUs from here on recognise more clips than one process can receive."""
+_CORES_A_PROCESS = 4
+"""A process that receives clips works 2.5 ms for each; the rest is for the model's and ffmpeg."""
+_MOST_CLIP_PROCESSES = 4
+"""They receive some 1,500 clips a second: twice of what an H200 recognises."""
+_FEWEST_ACTIVE, _MOST_ACTIVE = 16, 512
+_FEWEST_WAITING = 64
+
+
+def _derive_http(values: Mapping[str, Any], *, vram_gb: float, cores: int) -> dict[str, Any]:
+    """Decide how many requests are worked on and wait, so that a GPU's batches are full.
+
+    While one batch is in the model, the requests of the next one are read, and those of the last
+    one answered.
+    """
+    two_batches = 2 * values["transcribe_batch_size"]
+    is_fast = vram_gb >= _FAST_GPU_GB
+    # Rates are counted in one process.
+    is_counted = values.get("rate_limit") is not None
+    return {
+        "app_threads": min(max(two_batches, _FEWEST_ACTIVE), _MOST_ACTIVE),
+        "max_queued_requests": max(two_batches, _FEWEST_WAITING),
+        "clip_processes": (
+            min(cores // _CORES_A_PROCESS, _MOST_CLIP_PROCESSES)
+            if is_fast and not is_counted
+            else 0
+        ),
     }

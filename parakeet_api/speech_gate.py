@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
 
@@ -17,6 +18,8 @@ _DIGITAL_SILENCE = 2
 """Peak in int16 units, -84 dB: below the dither of any recorder."""
 _MARGIN = SAMPLE_RATE // 4
 """Words are timed to 80 ms, and a plosive may precede its token."""
+_PROBES = np.arange(-200, 200, 50)
+"""Samples, 3 ms apart: within the margin, and not all at a wave's crossing of zero."""
 _LEVEL_FRAME = SAMPLE_RATE * 30 // 1000
 _STEADY_DB = 3.0
 """5th to 95th percentile of the level. White noise measures 1 dB, a hum 0.5; speech 20 or more,
@@ -28,10 +31,26 @@ worst)."""
 
 def heard_words(chunk: Chunk, words: Sequence[Word]) -> list[Word]:
     """Keep the words that something in the chunk's sound can account for."""
-    audible = [word for word in words if not _in_digital_silence(chunk, word)]
+    audible = [
+        word
+        for word, is_loud in zip(words, _are_loud_in_the_middle(chunk, words), strict=True)
+        if is_loud or not _in_digital_silence(chunk, word)
+    ]
     if audible and _mean_logprob(audible) < _DOUBT and _is_steady(chunk.samples):
         return []
     return audible
+
+
+def _are_loud_in_the_middle(chunk: Chunk, words: Sequence[Word]) -> NDArray[np.bool_]:
+    """Probe the sound of all words at once, shape `(words,)`.
+
+    Nearly always that tells, and looking at the whole of each takes five times as long.
+    """
+    middles = np.array([round(word.middle * SAMPLE_RATE) - chunk.start for word in words], np.int64)
+    probes = middles[:, np.newaxis] + _PROBES
+    inside = (probes >= 0) & (probes < len(chunk.samples))
+    sound = chunk.samples[np.where(inside, probes, 0)] if len(chunk.samples) else np.int16(0)
+    return np.asarray((inside & ((sound > _DIGITAL_SILENCE) | (sound < -_DIGITAL_SILENCE))).any(1))
 
 
 def _in_digital_silence(chunk: Chunk, word: Word) -> bool:

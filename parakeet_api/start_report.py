@@ -53,6 +53,7 @@ class StartReport:
                 f"  precision  {self.settings.precision} wanted, {self._decoding()} decoding",
                 *(f"  model      {_told(model)}" for model in self.models),
                 f"  plan       {self._plan()}",
+                f"  requests   {self._requests()}",
                 "  settings",
                 *(
                     f"    {name}={value or '(empty)'}  [{origin}]"
@@ -114,6 +115,18 @@ class StartReport:
             f"chunks of at most {plan.longest_chunk_s:.0f} s, batches of at most"
             f" {plan.batch_size} chunks and {plan.batch_s:.0f} s, {reason};"
             f" {permits} at a time{for_clips}"
+        )
+
+    def _requests(self) -> str:
+        settings = self.settings
+        processes = (
+            f"; {settings.clip_processes} processes receive clips"
+            if settings.clip_processes
+            else ""
+        )
+        return (
+            f"{settings.app_threads} at a time, {settings.max_queued_requests} more may wait"
+            f"{processes}"
         )
 
 

@@ -112,13 +112,23 @@ def hand_over(
     if seam.window == 0:
         # No shared audio: each chunk is the only witness of what it heard.
         return list(earlier), list(later)
+    later, rest = _part_behind(later, seam.at + seam.window + _CLEAR_S)
     middles = sorted(
         word.middle for word in (*earlier, *later) if abs(word.middle - seam.at) < seam.window
     )
     edges = [seam.at - seam.window, *middles, seam.at + seam.window]
     cuts = [_Cut.between(left, right, earlier, later, seam) for left, right in pairwise(edges)]
     best = min(cuts, key=lambda cut: cut.reluctance(seam))
-    return best.before_earlier, best.from_later
+    return best.before_earlier, [*best.from_later, *rest]
+
+
+def _part_behind(words: Sequence[Word], moment: float) -> tuple[Sequence[Word], Sequence[Word]]:
+    """Part words behind the first one whose successors all lie after a moment.
+
+    These are kept wherever the hand-over lies, and looking at them for each cut takes long.
+    """
+    last = max((n for n, word in enumerate(words) if word.middle < moment), default=-1)
+    return words[: last + 2], words[last + 2 :]
 
 
 @dataclass(frozen=True, slots=True)

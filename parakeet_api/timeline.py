@@ -41,6 +41,12 @@ _SPLICED = frozenset({"mpegts", "mpeg", "ogg"})
 _RESTART_S = 1.0
 """Timestamps that fall behind by less are late packets of a live stream: they come again."""
 _TOLERANCE_S = 0.1
+_COUNTED = frozenset(
+    {"aac", "ac3", "amr", "dts", "eac3", "flac", "loas", "mlp", "mp3", "truehd", "wav"}
+)
+"""Formats without timestamps: ffmpeg counts frames, wrongly so once the rate has changed."""
+_TAIL = SAMPLE_RATE // 100
+"""What a resampler holds, and gives at its end, at most."""
 _ABSOLUTE = frozenset({"mov", "matroska", "nut"})
 """Containers whose times count from the recording's start. In the others, the first timestamp is
 anyone's: a broadcast's clock, the granule position of a web radio."""
@@ -79,10 +85,11 @@ class Timeline:
     """Samples of the current filter graph so far."""
     _rate: int = 0
 
-    def lay_out(self, frames: Frames) -> Iterator[Frames | Hole]:
+    def lay_out(self, frames: Frames, *, at_end: bool = False) -> Iterator[Frames | Hole]:
         """Give the frames again, without marks, and with holes where the timestamps have them.
 
-        Raises `AudioDecodeError` for a hole that is longer than anyone's.
+        `at_end` says that no more frames come. Raises `AudioDecodeError` for a hole that is longer
+        than anyone's.
         """
         if not self.marked and self._shift_s is None:
             yield from self._begin_graph()
@@ -91,10 +98,10 @@ class Timeline:
         marks = np.flatnonzero((left > MARK / 2) & (left <= MARK)) if self.marked else _NO_MARKS
         start = 0
         for mark in marks.tolist():
-            yield from self._go_on(frames[start:mark])
+            yield from self._go_on(frames[start:mark], ends=True)
             yield from self._begin_graph()
             start = mark + 1
-        yield from self._go_on(frames[start:])
+        yield from self._go_on(frames[start:], ends=at_end)
 
     def _begin_graph(self) -> Iterator[Hole]:
         """Take the first reading of a new graph; what is left of the one before is outdated."""
@@ -106,9 +113,11 @@ class Timeline:
             self._rate = reading.rate
         self._graph_position = 0
 
-    def _go_on(self, frames: Frames) -> Iterator[Frames | Hole]:
-        """Split frames of one graph where a reading tells of a hole."""
+    def _go_on(self, frames: Frames, *, ends: bool) -> Iterator[Frames | Hole]:
+        """Split frames of one graph where a reading tells of a hole; `ends` = the graph's last."""
         while len(frames):
+            if ends:
+                self._forget_readings_after(self._graph_position + len(frames) - _TAIL)
             cut = self._next_reading()
             if cut is not None and cut <= 0:
                 yield from self._fill(self.readings.popleft(), previous_rate=self._rate)
@@ -118,6 +127,11 @@ class Timeline:
             self._graph_position += len(part)
             yield part
             frames = frames[len(part) :]
+
+    def _forget_readings_after(self, position: int) -> None:
+        """Forget what is read where a graph ends: ffmpeg 5 reads any number there."""
+        while self.readings and self.readings[0].offset_s * SAMPLE_RATE > max(0, position):
+            self.readings.popleft()
 
     def _next_reading(self) -> int | None:
         """Give in how many samples the next reading of this graph applies."""
@@ -155,5 +169,6 @@ class Timeline:
 
     def _is_no_hole(self, gap_s: float) -> bool:
         container = self.info.container if self.info else ""
+        is_miscounted = container in _COUNTED and self.marked
         is_splice = container in _SPLICED and self.position > 0 and gap_s > _SPLICE_S
-        return is_splice or gap_s > _MEANINGLESS_S
+        return is_miscounted or is_splice or gap_s > _MEANINGLESS_S

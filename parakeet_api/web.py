@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import re
 import time
@@ -19,6 +18,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from parakeet_api.admission import Admission
+from parakeet_api.api_keys import is_accepted, sent_key
 from parakeet_api.audio import FfmpegDecoder, TrackChoice
 from parakeet_api.batching import RequestCancelled
 from parakeet_api.devices import Gpu, InferencePlan
@@ -277,15 +277,14 @@ def _is_foreign_page() -> bool:
 
 def accepted_key_hash() -> str | None:
     """Hash the valid key of a request; `None` without one, and where no keys are set."""
-    given = _sent_key().encode()
-    # All are compared, and in constant time: the answer's delay tells nothing of a key.
-    matches = [hmac.compare_digest(given, key.encode()) for key in services().settings.api_keys]
-    return hashlib.sha256(given).hexdigest() if any(matches) else None
+    given = _sent_key()
+    if not is_accepted(given, services().settings.api_keys):
+        return None
+    return hashlib.sha256(given.encode()).hexdigest()
 
 
 def _sent_key() -> str:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else ""
+    return sent_key(request.headers.get("Authorization", ""))
 
 
 def answer_error(error: Exception) -> Response:

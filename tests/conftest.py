@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_gpu import gpu
 from hypothesis import settings as hypothesis_settings
 
 from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
@@ -27,6 +28,8 @@ from parakeet_api.transcript import Chunk, Pcm
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "samples" / "speech"
 DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
+
+__all__ = ["gpu"]
 
 # A busy machine makes single examples slow; how many there are bounds the time.
 hypothesis_settings.register_profile("service", deadline=None)

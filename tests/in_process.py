@@ -77,7 +77,7 @@ class Echoes:
         with self._lock:
             return self.counts.setdefault(name, Models())
 
-    def _load(self, store: ModelStore, *_: object) -> Model:
+    def _load(self, store: ModelStore, *_: object, **__: object) -> Model:
         count = self.count_of(store.name)
         count.load()
         return Echo(store.name, count)

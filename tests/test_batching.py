@@ -3,10 +3,11 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api import batching
-from parakeet_api.batching import Batcher, RequestCancelled, _Job, halve, padded_s, take_batch
+from parakeet_api.batching import Batcher, RequestCancelled, halve, padded_s
 from parakeet_api.devices import InferencePlan
 from parakeet_api.errors import (
     AudioDecodeError,
@@ -180,86 +181,6 @@ def test_a_clip_too_short_for_the_next_batch_is_in_the_one_after_it() -> None:
     assert model.batches[:3] == [["9.0"], ["1.0", "1.1", "1.2", "1.3"], ["2.0"]]
 
 
-def queue_of(lengths: dict[int, list[float]]) -> OrderedDict[int, deque[_Job]]:
-    """Make a queue: seconds of the chunks that wait, by request."""
-    return OrderedDict(
-        (request, deque(_Job(chunk(request, index, s)) for index, s in enumerate(seconds)))
-        for request, seconds in lengths.items()
-    )
-
-
-def taken(queue: OrderedDict[int, deque[_Job]], plan: InferencePlan = PLAN) -> list[str]:
-    return [name(job.chunk) for job in take_batch(queue, plan)]
-
-
-def test_requests_take_turns() -> None:
-    queue = queue_of({1: [1] * 6, 2: [1] * 2, 3: [1]})
-
-    assert taken(queue) == ["1.0", "2.0", "3.0", "1.1"]
-    assert taken(queue) == ["2.1", "1.2", "1.3", "1.4"]
-    assert taken(queue) == ["1.5"]
-    assert not queue
-
-
-def test_a_batch_takes_chunks_of_similar_length_alone() -> None:
-    queue = queue_of({1: [10], 2: [4.9], 3: [20], 4: [20.1], 5: [5.0]})
-
-    assert taken(queue) == ["1.0", "3.0"]
-    assert taken(queue) == ["2.0", "5.0"]
-    assert taken(queue) == ["4.0"]
-
-
-def test_a_batch_is_bounded_in_padded_seconds() -> None:
-    # Three of 25 s would be 75 s, and with one of 15 s at its side the second is padded to 25.
-    queue = queue_of({1: [15], 2: [25], 3: [15], 4: [25]})
-
-    assert taken(queue) == ["1.0", "2.0"]
-    assert taken(queue) == ["3.0", "4.0"]
-
-
-def test_one_chunk_always_fits() -> None:
-    queue = queue_of({1: [600, 600]})
-
-    assert taken(queue) == ["1.0"]
-    assert taken(queue) == ["1.1"]
-
-
-recordings = st.dictionaries(
-    st.integers(0, 50), st.lists(st.floats(0.05, 40), min_size=1, max_size=8), max_size=6
-)
-
-
-@given(recordings, st.integers(1, 8), st.floats(1, 100))
-def test_batches_keep_within_the_plan_and_lose_nothing(
-    lengths: dict[int, list[float]], size: int, batch_s: float
-) -> None:
-    plan = InferencePlan(longest_chunk_s=40, batch_size=size, batch_s=batch_s)
-    queue = queue_of(lengths)
-    done: dict[int, list[int]] = {request: [] for request in lengths}
-
-    while queue:
-        batch = [job.chunk for job in take_batch(queue, plan)]
-        samples = [len(piece.samples) for piece in batch]
-        assert 1 <= len(batch) <= size
-        assert max(samples) <= 2 * min(samples)
-        assert len(batch) == 1 or len(batch) * max(samples) <= batch_s * SAMPLE_RATE
-        for piece in batch:
-            done[piece.owned_start].append(piece.index)
-
-    assert done == {request: list(range(len(seconds))) for request, seconds in lengths.items()}
-
-
-@given(recordings)
-def test_nobody_waits_for_more_batches_than_there_are_others(
-    lengths: dict[int, list[float]],
-) -> None:
-    queue = queue_of(lengths)
-    batches = [taken(queue) for _ in lengths]
-    served = {int(piece.split(".")[0]) for batch in batches for piece in batch}
-
-    assert served == set(lengths)
-
-
 @contextmanager
 def busy(
     batcher: Batcher, requests: ThreadPoolExecutor, model: Model, *seconds: float
@@ -323,6 +244,32 @@ def test_of_two_permits_both_are_for_everything() -> None:
 
     with running(model, permits=2) as (batcher, requests), busy(batcher, requests, model, 30):
         assert requests.submit(heard, batcher, chunks_of(LONG, 1, 30)).result(10) == ["1.0"]
+
+
+GPU_PLAN = replace(PLAN, memory_mb=1500.0)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "seconds", "taken"), [(1, 1.0, False), (3, 1.0, False), (4, 1.0, True)]
+)
+def test_on_a_gpu_a_second_batch_is_prepared_once_it_is_full(
+    waiting: int, seconds: float, taken: bool
+) -> None:
+    assert GPU_PLAN.batch_size == 4
+    model = Model()
+    with running(model, GPU_PLAN, permits=2) as (batcher, requests):
+        with held(model, batcher, requests):
+            asked = [
+                requests.submit(heard, batcher, chunks_of(number, 1, seconds))
+                for number in range(waiting)
+            ]
+            wait_for(lambda: len(model.batches) == 2 or batcher.waiting() == waiting)
+            if not taken:
+                assert batcher.waiting() == waiting
+        answers = [answer.result(10) for answer in asked]
+
+    assert answers == [[f"{number}.0"] for number in range(waiting)]
+    assert sorted(map(len, model.batches)) == sorted([1, waiting]), "together, and in one pass"
 
 
 def test_a_clip_that_came_while_no_permit_was_free_is_taken_as_soon_as_one_is() -> None:

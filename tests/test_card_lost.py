@@ -21,7 +21,7 @@ def broken(self, chunks):
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 # All that is played: a kernel that fails, and a card that goes on refusing.
-recognizer.NemoRecognizer._encode = broken
+recognizer.NemoRecognizer._pass = broken
 recognizer.context_is_lost = lambda device: True
 status = app.main()
 os._exit(status)
@@ -64,7 +64,7 @@ def test_requests_get_503_and_the_process_ends_with_its_own_status(
 
 def test_a_card_lost_before_serving_ends_the_start_with_that_status(tmp_path: Path) -> None:
     program = PROGRAM.replace(
-        "recognizer.NemoRecognizer._encode = broken", "recognizer.load_model = broken"
+        "recognizer.NemoRecognizer._pass = broken", "recognizer.load_model = broken"
     )
     with (
         pytest.raises(RuntimeError, match=r"The graphics card has failed"),

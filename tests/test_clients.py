@@ -282,7 +282,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "response_format": ({"response_format": "diarized_json"}, "response_format"),
     "include": ({"include": ["thoughts"]}, "include[]"),
     "chunking_strategy": (
-        {"chunking_strategy": {"type": "none"}},
+        {"chunking_strategy": {"type": "manual"}},
         "chunking_strategy[type]",
     ),
 }

@@ -41,6 +41,12 @@ RESERVE_GB = 0.7
 """What CUDA and the decoder take beside it."""
 
 
+def graphs_gb(plan: InferencePlan) -> float:
+    """Give what graphs hold: buffers of the decoder's largest batch, and the encoder's passes."""
+    of_decoder = 34e-6 * plan.batch_size * 60
+    return of_decoder + (0.25 + 3.3e-3 * plan.graphed_s if plan.graphed_s else 0)
+
+
 def planned(vram_gb: float | None, **environ: str) -> tuple[Settings, InferencePlan]:
     settings = Settings.from_env(environ, detected_vram_gb=vram_gb)
     return settings, plan_inference(settings, Gpu("a card", vram_gb) if vram_gb else None)
@@ -66,8 +72,11 @@ def memory_mb(batch: int, seconds: float) -> float:
         (8, "balanced", (60, 8, 454.5)),
         (12, "balanced", (60, 8, 454.5)),
         (12, "quality", (60, 4, 454.5)),
-        (24, "speed", (60, 16, 454.5)),
-        (24, "balanced", (60, 8, 454.5)),
+        (16, "balanced", (60, 32, 1212.1)),
+        (24, "speed", (60, 128, 1818.2)),
+        (24, "balanced", (60, 64, 1818.2)),
+        (80, "balanced", (60, 256, 4848.5)),
+        (141, "balanced", (60, 256, 4848.5)),
     ],
 )
 def test_the_plan_suits_the_card(
@@ -79,12 +88,13 @@ def test_the_plan_suits_the_card(
     assert planned_values == pytest.approx(expected, abs=0.1)
 
 
-@pytest.mark.parametrize("vram_gb", [4, 6, 8, 12, 24])
+@pytest.mark.parametrize("vram_gb", [4, 6, 8, 12, 16, 24, 48, 80, 141])
 def test_the_largest_batch_fits_beside_the_weights(vram_gb: float) -> None:
     settings, plan = planned(vram_gb)
     largest = min(plan.batch_size, int(plan.batch_s / plan.longest_chunk_s))
 
-    needed_gb = WEIGHTS_GB + RESERVE_GB + memory_mb(largest, plan.longest_chunk_s) / 1000
+    resident_gb = WEIGHTS_GB + RESERVE_GB + graphs_gb(plan)
+    needed_gb = resident_gb + memory_mb(largest, plan.longest_chunk_s) / 1000
 
     assert largest >= 4
     assert needed_gb <= settings.gpu_memory_fraction * vram_gb
@@ -116,7 +126,7 @@ def test_the_recommended_rows_fit_their_cards(
 
     assert largest >= 3
     assert plan.longest_chunk_s == 60
-    needed_gb = scale * WEIGHTS_GB + RESERVE_GB + batch_gb
+    needed_gb = scale * WEIGHTS_GB + RESERVE_GB + graphs_gb(plan) + batch_gb
     assert needed_gb <= settings.gpu_memory_fraction * sold_as_gb
 
 
@@ -125,25 +135,36 @@ def test_a_card_that_others_use_is_given_less_at_once() -> None:
 
     plan = plan_inference(settings, Gpu("a card", 24.0, free_gb=3.0))
 
-    assert plan.batch_s == pytest.approx(0.8 * (3.0 - WEIGHTS_GB - RESERVE_GB) * 1000 / 3.3)
-    assert plan.memory_mb == pytest.approx(840)
+    resident_gb = WEIGHTS_GB + RESERVE_GB + graphs_gb(plan)
+    assert plan.batch_s == pytest.approx(max(64, 0.8 * (3.0 - resident_gb) * 1000) / 3.3), (
+        "and the encoder's graphs are planned for"
+    )
     assert plan.memory_limit == "80% of what is free, less the model"
 
 
 def test_a_small_share_of_the_card_bounds_the_batch() -> None:
-    _, plan = planned(12, GPU_MEMORY_FRACTION="0.2")
+    _, plan = planned(12, GPU_MEMORY_FRACTION="0.25")
 
-    assert plan.batch_s == pytest.approx((0.2 * 12 - WEIGHTS_GB - RESERVE_GB) * 1000 / 3.3)
-    assert plan.memory_mb == pytest.approx(450)
-    assert plan.memory_limit == "GPU_MEMORY_FRACTION of the card, less the model"
+    resident_gb = WEIGHTS_GB + RESERVE_GB + graphs_gb(plan)
+    assert plan.batch_s == pytest.approx((0.25 * 12 - resident_gb) * 1000 / 3.3)
+    assert plan.memory_limit == "GPU_MEMORY_FRACTION of the GPU, less the model"
 
 
-def test_passes_side_by_side_share_what_is_free() -> None:
+def test_passes_follow_each_other_and_so_do_not_share_what_is_free() -> None:
     _, alone = planned(5)
     _, beside = planned(5, MAX_CONCURRENT_INFERENCES="2")
 
-    assert alone.batch_s * 3.3 == pytest.approx(1500)
-    assert beside.batch_s * 3.3 == pytest.approx(0.8 * (5 - 1.95) * 1000 / 2)
+    assert alone.batch_s * 3.3 == beside.batch_s * 3.3 == pytest.approx(1500)
+
+
+@pytest.mark.parametrize(
+    ("vram_gb", "graphed_s"), [(4, 0), (6.44, 0), (8.36, 31), (12, 31), (16, 123), (24, 246)]
+)
+def test_small_gpus_have_no_memory_for_graphs_of_the_encoder(
+    vram_gb: float, graphed_s: float
+) -> None:
+    assert planned(vram_gb)[1].graphed_s == graphed_s
+    assert planned(vram_gb, ENABLE_CUDA_GRAPHS="false")[1].graphed_s == 0
 
 
 def test_a_card_without_room_for_the_model_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -266,7 +287,7 @@ def test_a_card_on_which_a_kernel_ran_is_used(
 ) -> None:
     check(printing(REPORT))
 
-    assert find_gpu(device) == Gpu("NVIDIA A10", 24.0, 20.0, used)
+    assert find_gpu(device) == Gpu("NVIDIA A10", 24.0, 20.0, used, "580.65.06")
 
 
 def test_the_card_that_was_asked_for_is_the_one_that_is_tried(check: Callable[[str], None]) -> None:

@@ -4,6 +4,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from parakeet_api.job import Failure, Job
 from parakeet_api.job_store import JobStore
 from parakeet_api.rendering import Rendered
 from parakeet_api.request_params import TranscriptionParams
+from parakeet_api.transcript import Caveat
 
 PARAMS = TranscriptionParams(
     response_format="verbose_json", granularities=frozenset({"word", "segment"})
@@ -394,3 +396,33 @@ TestLife.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def test_a_results_warnings_are_kept(store: JobStore, upload: Path) -> None:
+    caveats = (Caveat("truncated_audio", "The file is cut short.", 3.5), Caveat("other", "Else."))
+    job = start(store, add(store, upload))
+
+    store.succeed(job, replace(RESULT, caveats=caveats))
+
+    assert store.result(job) == replace(RESULT, caveats=caveats)
+
+
+def test_tables_of_before_results_had_warnings_are_read_and_written(
+    folder: Path, upload: Path
+) -> None:
+    before = JobStore(folder)
+    done = start(before, add(before, upload))
+    before.succeed(done, RESULT)
+    before.close()
+    file = folder / "jobs.sqlite3"
+    with sqlite3.connect(file) as db:
+        db.execute("ALTER TABLE results DROP COLUMN caveats")
+    db.close()
+
+    store = JobStore(folder)
+    upload.write_bytes(b"sound")
+    job = start(store, add(store, upload))
+    store.succeed(job, RESULT)
+
+    assert store.result(done) == store.result(job) == RESULT
+    store.close()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SPEECH, Clip, wait_for
@@ -27,7 +28,7 @@ from parakeet_api.errors import (
 from parakeet_api.job import Job, job_object
 from parakeet_api.job_runner import Transcribe, transcriber
 from parakeet_api.job_store import JobStore
-from parakeet_api.jobs import Jobs
+from parakeet_api.jobs import Jobs, workers_for
 from parakeet_api.pipeline import Progress
 from parakeet_api.recognizer import NemoRecognizer
 from parakeet_api.rendering import Rendered, render
@@ -134,6 +135,16 @@ def recordings(folder: Path) -> list[Path]:
 # With the model
 
 
+@pytest.mark.parametrize(
+    ("cores", "batch_size", "workers"),
+    [(2, 8, 2), (64, 8, 2), (1, 4, 2), (4, 128, 2), (16, 32, 2), (16, 64, 4), (16, 256, 8)],
+)
+def test_a_large_gpu_is_given_more_jobs_at_a_time(
+    cores: int, batch_size: int, workers: int
+) -> None:
+    assert workers_for(cores=cores, batch_size=batch_size) == workers
+
+
 def test_a_jobs_result_is_what_a_request_is_answered(
     recognizer: NemoRecognizer, clips: list[Clip], folder: Path
 ) -> None:
@@ -194,7 +205,8 @@ def test_a_cancelled_job_ends_its_work_within_2_s(folder: Path) -> None:
 
             assert remaining is not None
             assert remaining.status == status(started, job) == "cancelled"
-            wait_for(lambda: not ffmpegs() and not pipeline._batcher.waiting())
+            batcher: Any = pipeline._batcher
+            wait_for(lambda: not ffmpegs() and not batcher.waiting())
             assert time.monotonic() - since < 2
             assert recordings(folder) == []
             assert started.delete(remaining) is None

@@ -160,3 +160,28 @@ def test_any_text_is_a_spoken_language_or_refused(text: str) -> None:
         code = "en"
 
     assert code is None or code in ALL
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        # ISO 639-2, of libraries and for short, and 639-3.
+        *(("ger", "de"), ("deu", "de"), ("fre", "fr"), ("fra", "fr"), ("eng", "en")),
+        *(("dut", "nl"), ("nld", "nl"), ("rum", "ro"), ("slo", "sk"), ("cze", "cs")),
+        *(("gsw", "de"), ("Swiss German", "de"), ("ekk", "et"), ("lvs", "lv"), ("pob", "pt")),
+        *(("gre", "el"), ("ell", "el"), ("ger-AT", "de"), ("DEU", "de")),
+    ],
+)
+def test_codes_of_three_letters_are_those_of_players(sent: str, code: str) -> None:
+    assert normalize_language(sent, supported=ALL) == code
+
+
+@pytest.mark.parametrize("sent", ["und", "mul", "undetermined", "auto", "unknown", ""])
+def test_an_unknown_language_says_nothing(sent: str) -> None:
+    assert normalize_language(sent, supported=ALL) is None
+
+
+@pytest.mark.parametrize("sent", ["jpn", "chi", "xxx", "zz"])
+def test_codes_of_languages_that_the_model_does_not_speak_are_refused(sent: str) -> None:
+    with pytest.raises(UnsupportedLanguageError):
+        normalize_language(sent, supported=ALL)

@@ -214,6 +214,21 @@ class TestCrossOrigin:
         assert answer.headers["access-control-allow-origin"] == ORIGIN
         assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
 
+    def test_a_page_of_the_internet_may_ask_a_server_of_the_home_network(
+        self, shared: Server
+    ) -> None:
+        headers = {
+            "Origin": ORIGIN,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Private-Network": "true",
+        }
+        asked = request(shared, "OPTIONS", ENDPOINT, headers=headers)
+        others = request(shared, "OPTIONS", ENDPOINT, headers=headers | {"Origin": "https://x.org"})
+
+        assert asked.headers["access-control-allow-private-network"] == "true"
+        assert "access-control-allow-private-network" not in others.headers
+        assert "access-control-allow-private-network" not in self.preflight(shared, ORIGIN).headers
+
     def test_an_error_can_be_read_too(self, shared: Server) -> None:
         answer = request(shared, "POST", ENDPOINT, headers={"Origin": ORIGIN})
 

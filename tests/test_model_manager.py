@@ -105,6 +105,22 @@ def run_all(*tasks: Callable[[], None], patience_s: float = 30) -> list[BaseExce
 # Loading
 
 
+def test_a_load_can_tell_how_far_it_is_while_it_goes_on() -> None:
+    seen: list[float | None] = []
+
+    def load() -> Recognizer:
+        manager.progress = 0.4
+        seen.append(manager.progress)
+        return Models().load()
+
+    manager = ModelManager(load, idle_timeout_s=0)
+    assert manager.progress is None
+    with manager.lease():
+        seen.append(manager.progress)
+
+    assert seen == [0.4, None]
+
+
 def test_what_a_load_needs_is_prepared_once_and_in_the_background() -> None:
     prepared: list[str] = []
     hold = threading.Event()

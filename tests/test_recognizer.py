@@ -5,7 +5,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEMO_MODEL, Clip, decode, demo_options, whole
+from fake_gpu import FakeGpu
 
 from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.cuda import GraphVerdict
+from parakeet_api.encoder import encode
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.heap import HeapTrimmer
-from parakeet_api.nemo_model import _UNPACKED, LoadedModel, _locked, encode
+from parakeet_api.nemo_model import _UNPACKED, _locked, load_model
 from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
 
@@ -79,7 +82,7 @@ def test_a_waveform_padded_to_the_grid_is_encoded_alike(
     for samples in waveforms:
         waveform = torch.from_numpy(samples.astype(np.float32) / 32768)[None]
         with torch.inference_mode():
-            exact, frames = encode(recognizer._model, waveform, [len(samples)])
+            exact, frames = encode(recognizer._model, waveform, torch.tensor([len(samples)]))
             padded, padded_frames = recognizer._encode([whole(samples)])
         assert torch.equal(frames, padded_frames)
         count = int(frames)
@@ -99,27 +102,34 @@ def test_words_and_their_tokens_say_the_same(
             assert "".join(token.text for token in word.tokens).strip() == word.text
 
 
+def nemo_decoding(model: Any, **config: Any) -> Any:
+    """Make NeMo's greedy decoding as its users do."""
+    import copy
+
+    from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
+    from omegaconf import open_dict
+
+    changed = copy.deepcopy(model.cfg.decoding)
+    with open_dict(changed):
+        changed.update(config)
+    return RNNTBPEDecoding(
+        decoding_cfg=changed, decoder=model.decoder, joint=model.joint, tokenizer=model.tokenizer
+    )
+
+
 def test_log_probabilities_are_those_that_the_decoder_computes(
     recognizer: NemoRecognizer, waveforms: list[Pcm]
 ) -> None:
     """NeMo's own token confidence, inverted: c = (pV - 1) / (V - 1)."""
-    import copy
-
-    from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import OmegaConf
 
     model = recognizer._model
-    config = copy.deepcopy(model.cfg.decoding)
-    with open_dict(config):
-        config.confidence_cfg = OmegaConf.create(
-            {
-                "preserve_token_confidence": True,
-                "exclude_blank": True,
-                "method_cfg": {"name": "max_prob", "alpha": 1.0},
-            }
-        )
-    decoding = RNNTBPEDecoding(
-        decoding_cfg=config, decoder=model.decoder, joint=model.joint, tokenizer=model.tokenizer
+    method = {"name": "max_prob", "alpha": 1.0}
+    decoding = nemo_decoding(
+        model,
+        confidence_cfg=OmegaConf.create(
+            {"preserve_token_confidence": True, "exclude_blank": True, "method_cfg": method}
+        ),
     )
     chunk = whole(waveforms[6])
     with torch.inference_mode():
@@ -141,10 +151,10 @@ def test_durations_are_those_of_unbatched_decoding(
     """NeMo's batched torch path overwrites them for other rows of the batch (its issue 16097)."""
     chunks = [whole(samples) for samples in waveforms[:12]]
     ours = recognizer.recognize(chunks)
+    decoding = nemo_decoding(recognizer._model, tdt_include_token_duration=True)
     for chunk, words in zip(chunks, ours, strict=True):
         with torch.inference_mode():
             encoded, lengths = recognizer._encode([chunk])
-            decoding = recognizer._decoder.nemo
             alone = decoding.decoding(encoder_output=encoded, encoded_lengths=lengths)[0][0]
         ends = (alone.timestamp + alone.token_duration) * FRAME / SAMPLE_RATE
         lasts = np.cumsum([len(word.tokens) for word in words]) - 1
@@ -358,49 +368,12 @@ def test_int8_on_a_card_is_refused_by_name() -> None:
         _cast_encoder(None, "int8", device="cuda:0")
 
 
-@pytest.mark.parametrize(
-    ("keep_mb", "used", "unused_mb", "emptied"),
-    [
-        (1500, 0.5, 1600, 1),  # more unused than one chunk needs: given back after the batch
-        (1500, 0.5, 1400, 0),
-        (None, 0.5, 9999, 0),  # AGGRESSIVE_MEMORY_CLEANUP=false keeps it for speed
-        (None, 0.9, 0, 1),  # the card is nearly full: given back before the batch
-    ],
-)
-def test_a_cards_memory_is_given_back(  # noqa: PLR0917 - a row of the table each
-    recognizer: NemoRecognizer,
-    monkeypatch: pytest.MonkeyPatch,
-    keep_mb: float | None,
-    used: float,
-    unused_mb: int,
-    emptied: int,
-) -> None:
-    """The border to the card is played here: no machine of the tests has one."""
-    options = demo_options(keep_cached_mb=keep_mb, cleanup_above=0.8)
-    loaded = LoadedModel(
-        recognizer._model, recognizer._decoder, replace(recognizer.info, device="cuda:0")
-    )
-    on_card = NemoRecognizer(loaded, options)
-    emptyings: list[None] = []
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(1e10 * (1 - used)), int(1e10)))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: int(2e9 + unused_mb * 1e6))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: int(2e9))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptyings.append(None))
-
-    on_card._make_room()
-    on_card._give_back()
-
-    assert len(emptyings) == emptied
-
-
 @pytest.mark.parametrize(("keep_mb", "trims"), [(1500, 1), (None, 0)])
 def test_on_a_cpu_the_heap_is_given_back_after_a_batch(
     recognizer: NemoRecognizer, keep_mb: float | None, trims: int
 ) -> None:
-    on_cpu = NemoRecognizer(
-        LoadedModel(recognizer._model, recognizer._decoder, recognizer.info),
-        demo_options(keep_cached_mb=keep_mb),
-    )
+    options = demo_options(keep_cached_mb=keep_mb)
+    on_cpu = NemoRecognizer(load_model(DEMO_MODEL, options), options)
     trimmed: list[None] = []
     on_cpu._heap = HeapTrimmer(trim=lambda: trimmed.append(None))
 
@@ -409,46 +382,28 @@ def test_on_a_cpu_the_heap_is_given_back_after_a_batch(
     assert len(trimmed) == trims
 
 
-class Card:
-    """Stands for torch.cuda: a card of 10 GB, healthy until `lost` is set."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.lost = False
-        self.emptied = 0
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: self._answer((5e9, 1e10)))
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda _: self._answer(None))
-        monkeypatch.setattr(torch.cuda, "empty_cache", self._empty)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-
-    def _answer(self, value: Any) -> Any:
-        if self.lost:
-            raise ILLEGAL_ACCESS
-        return value
-
-    def _empty(self) -> None:
-        self._answer(None)
-        self.emptied += 1
-
-
 ILLEGAL_ACCESS = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Card:
-    return Card(monkeypatch)
+def verdict(tmp_path: Path) -> GraphVerdict:
+    return GraphVerdict(tmp_path / "cuda-graphs.json", setup="this GPU, this driver")
 
 
 @pytest.fixture
-def on_card(recognizer: NemoRecognizer, monkeypatch: pytest.MonkeyPatch) -> NemoRecognizer:
-    """Give the demo model as if it were on a card; encoding there fails."""
-    loaded = LoadedModel(
-        recognizer._model, recognizer._decoder, replace(recognizer.info, device="cuda:0")
-    )
-    return NemoRecognizer(loaded, demo_options())
+def on_gpu(gpu: FakeGpu, verdict: GraphVerdict) -> NemoRecognizer:
+    """Give the demo model on a GPU, with graphs."""
+    return load_on_gpu(verdict)
 
 
-def failing(error: Exception) -> Callable[[object], None]:
-    def fail(_: object) -> None:
+def load_on_gpu(verdict: GraphVerdict, **changes: Any) -> NemoRecognizer:
+    wanted = {"device": "cuda:0", "largest_batch": 4, "longest_s": 10.0, "graphed_s": 6.0}
+    options = demo_options(**(wanted | changes), graph_verdict=verdict)
+    return NemoRecognizer.load(DEMO_MODEL, options)
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
         raise error
 
     return fail
@@ -458,77 +413,176 @@ SHORTAGES = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     torch.AcceleratorError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
 ]
 
 
 @pytest.mark.parametrize("error", SHORTAGES)
-def test_a_full_card_is_a_batch_too_large(
-    on_card: NemoRecognizer, card: Card, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_a_full_gpu_is_a_batch_too_large(
+    on_gpu: NemoRecognizer, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(on_card, "_encode", failing(error))
+    emptied = gpu.emptied
+    with monkeypatch.context() as patch:
+        patch.setattr(on_gpu._encoder, "encode", failing(error))
+        with pytest.raises(OutOfDeviceMemoryError):
+            on_gpu.recognize([NOISE])
 
-    with pytest.raises(OutOfDeviceMemoryError):
-        on_card.recognize([NOISE])
-    assert card.emptied == 1, "what the failed pass held is given back"
+    assert gpu.emptied == emptied + 1, "what the failed pass held is given back"
+    assert on_gpu.recognize([NOISE]) is not None
 
 
-def test_a_card_that_refuses_all_work_is_lost(
-    on_card: NemoRecognizer, card: Card, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_that_refuses_all_work_is_lost(
+    on_gpu: NemoRecognizer, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object) -> None:
-        card.lost = True
+        gpu.lost = True
         raise ILLEGAL_ACCESS
 
-    monkeypatch.setattr(on_card, "_encode", fail)
+    monkeypatch.setattr(on_gpu._encoder, "encode", fail)
 
     with pytest.raises(DeviceLostError) as caught:
-        on_card.recognize([NOISE])
+        on_gpu.recognize([NOISE])
     assert caught.value.__cause__ is ILLEGAL_ACCESS
     with pytest.raises(DeviceLostError):
-        on_card.recognize([NOISE])
-    # The card would refuse this too.
-    on_card.close()
+        on_gpu.recognize([NOISE])
+    # The GPU would refuse this too.
+    on_gpu.close()
 
 
-def test_a_card_lost_to_another_thread_is_seen_before_the_batch(
-    on_card: NemoRecognizer, card: Card
+def test_a_gpu_lost_to_another_thread_is_seen_before_the_batch(
+    on_gpu: NemoRecognizer, gpu: FakeGpu
 ) -> None:
-    card.lost = True
+    gpu.lost = True
 
     with pytest.raises(DeviceLostError):
-        on_card.recognize([NOISE])
+        on_gpu.recognize([NOISE])
 
 
-def test_an_error_after_which_the_card_goes_on_stays_what_it_is(
-    on_card: NemoRecognizer, card: Card, monkeypatch: pytest.MonkeyPatch
+def test_an_error_after_which_the_gpu_goes_on_stays_what_it_is(
+    on_gpu: NemoRecognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = torch.AcceleratorError("CUDA error: invalid configuration argument")
-    monkeypatch.setattr(on_card, "_encode", failing(error))
+    monkeypatch.setattr(on_gpu._encoder, "encode", failing(error))
 
     with pytest.raises(torch.AcceleratorError, match="invalid configuration"):
-        on_card.recognize([NOISE])
+        on_gpu.recognize([NOISE])
 
 
 @pytest.mark.parametrize("error", SHORTAGES)
-def test_a_model_that_does_not_fit_the_card_is_told_and_leaves_nothing_there(
-    card: Card, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_a_model_that_does_not_fit_the_gpu_is_told_and_leaves_nothing_there(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("parakeet_api.recognizer.load_model", lambda *_: failing(error)(None))
+    monkeypatch.setattr("parakeet_api.recognizer.load_model", failing(error))
 
-    with pytest.raises(ModelLoadError, match=r"not enough free memory for the model: .*CUD"):
+    with pytest.raises(ModelLoadError, match=r"not enough free memory for the model: .*CU"):
         NemoRecognizer.load(DEMO_MODEL, demo_options(device="cuda:0"))
-    assert card.emptied == 1
+    assert gpu.emptied == 1
 
 
-def test_a_card_lost_while_loading_is_lost(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    card.lost = True
-    monkeypatch.setattr(
-        "parakeet_api.recognizer.load_model", lambda *_: failing(ILLEGAL_ACCESS)(None)
-    )
+def test_a_gpu_lost_while_loading_is_lost(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.lost = True
+    monkeypatch.setattr("parakeet_api.recognizer.load_model", failing(ILLEGAL_ACCESS))
 
     with pytest.raises(DeviceLostError):
         NemoRecognizer.load(DEMO_MODEL, demo_options(device="cuda:0"))
+
+
+def test_after_graphs_that_lost_the_gpu_the_next_process_does_without(
+    gpu: FakeGpu,
+    verdict: GraphVerdict,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as patch:
+        # As a driver, a torch or a NeMo could make them.
+        patch.setattr("parakeet_api.token_decoder.TokenDecoder._own_pool", lambda _: nullcontext())
+        with pytest.raises(DeviceLostError):
+            load_on_gpu(verdict)
+    # A new process, a GPU that answers again.
+    gpu.lost = False
+
+    restarted = load_on_gpu(verdict)
+
+    assert not restarted._decoder.uses_graphs
+    assert len(restarted.recognize([NOISE])) == 1
+    assert "no CUDA graphs, recognition is slower: CUDA error: an illegal" in caplog.text
+    assert "to try them again" in caplog.text
+
+
+def test_what_condemned_graphs_counts_for_that_gpu_and_driver_alone(
+    gpu: FakeGpu, verdict: GraphVerdict, tmp_path: Path
+) -> None:
+    verdict.condemn("an illegal memory access")
+    other = GraphVerdict(tmp_path / "cuda-graphs.json", setup="this GPU, a newer driver")
+
+    assert load_on_gpu(other)._decoder.uses_graphs
+
+
+@pytest.mark.parametrize(("passes", "condemned"), [(0, True), (99, True), (100, False)])
+def test_a_gpu_lost_long_after_the_load_is_not_laid_to_the_graphs(
+    on_gpu: NemoRecognizer,
+    gpu: FakeGpu,
+    verdict: GraphVerdict,
+    passes: int,
+    condemned: bool,
+) -> None:
+    on_gpu._passes = passes
+    gpu.lost = True
+
+    with pytest.raises(DeviceLostError):
+        on_gpu.recognize([NOISE])
+
+    assert (verdict.reason_against() is not None) is condemned
+
+
+def test_a_gpu_gives_the_words_of_a_cpu_in_half_precision_too(
+    gpu: FakeGpu, verdict: GraphVerdict, recognizer: NemoRecognizer, waveforms: list[Pcm]
+) -> None:
+    chunks = [whole(samples) for samples in waveforms[:6]]
+    expected = [[w.text for w in words] for words in recognizer.recognize(chunks)]
+
+    on_gpu = load_on_gpu(verdict, precision="auto")
+    alone = [on_gpu.recognize([chunk])[0] for chunk in chunks]
+
+    assert on_gpu.info.precision == "fp16"
+    assert [[w.text for w in words] for words in on_gpu.recognize(chunks)] == expected
+    assert [[w.text for w in words] for words in alone] == expected
+
+
+def test_cycles_of_loading_working_and_unloading_leave_nothing(
+    gpu: FakeGpu, verdict: GraphVerdict
+) -> None:
+    for _ in range(5):
+        on_gpu = load_on_gpu(verdict)
+        assert on_gpu._decoder.uses_graphs
+        assert len(on_gpu.recognize([NOISE])) == 1
+        decoder = on_gpu._decoder
+        on_gpu.close()
+        assert not decoder.uses_graphs
+
+
+def test_a_rejected_precision_leaves_its_encoder_before_the_next_is_tried(
+    gpu: FakeGpu, verdict: GraphVerdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import weakref
+
+    from parakeet_api import nemo_model as module
+
+    rejected: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    def cast(model: Any, precision: str, *, device: str) -> None:
+        alive.extend(reference() is not None for reference in rejected)
+        overflowing_fp16(model, precision, device=device)
+        rejected.append(weakref.ref(model.encoder))
+
+    monkeypatch.setattr(module, "_cast_encoder", cast)
+
+    assert load_on_gpu(verdict, precision="auto").info.precision == "bf16"
+    assert alive == [False]
 
 
 def test_a_broken_checkpoint_is_one_error_that_names_the_file(tmp_path: Path) -> None:

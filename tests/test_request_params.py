@@ -281,3 +281,40 @@ def test_any_form_is_taken_or_refused_by_name(fields: dict[str, list[str]]) -> N
         assert params.response_format in get_args(ResponseFormat)
         assert params.granularities <= BOTH
         assert params.granularities
+
+
+# What programs make of values that are not set, and of lists
+
+
+@pytest.mark.parametrize("text", ["null", "undefined", "None", "NULL", " none ", ""])
+def test_what_stands_for_nothing_is_as_not_sent(text: str) -> None:
+    fields = dict.fromkeys(
+        ["language", "prompt", "response_format", "temperature", "stream", "audio_track"], text
+    )
+
+    assert parse(**fields) == parse()
+
+
+@pytest.mark.parametrize("text", ["auto", "und", "detect", "Unknown", "mul"])
+def test_a_language_that_is_not_known_is_as_not_sent(text: str) -> None:
+    assert parse(["en", "de"], language=text) == parse(["en", "de"])
+
+
+def test_lists_may_be_numbered() -> None:
+    numbered = {"timestamp_granularities[1]": "segment", "timestamp_granularities[0]": "word"}
+
+    assert granularities(**numbered) == BOTH
+    assert granularities(**{"timestamp_granularities[0]": "word"}) == WORD
+    assert refusal(**{"include[0]": "everything"}).param == "include[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "track"), [("", None), ("1", 1), ("12", 12), ("all", "all"), ("ALL", "all")]
+)
+def test_a_track_is_a_number_or_all(text: str, track: int | str | None) -> None:
+    assert parse(audio_track=text).audio_track == track
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "first", "12345", "\u0661"])
+def test_what_is_no_track_is_named(text: str) -> None:
+    assert refusal(audio_track=text).param == "audio_track"

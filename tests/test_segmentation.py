@@ -122,8 +122,8 @@ def test_no_words_make_no_segments() -> None:
 def test_ten_hours_of_speech_take_less_than_two_seconds(text: str) -> None:
     words = spoken(*[text] * 100_000)
 
-    began = time.perf_counter()
+    began = time.thread_time()
     segments = split_into_segments(words)
 
-    assert time.perf_counter() - began < 2.0
+    assert time.thread_time() - began < 2.0
     assert sum(len(segment.words) for segment in segments) == 100_000

@@ -37,6 +37,7 @@ PROMISE: dict[str, object] = {
     "MAX_UPLOAD_MB": 2000,
     "MAX_AUDIO_HOURS": 12,
     "MAX_QUEUED_REQUESTS": 64,
+    "CLIP_PROCESSES": 0,
     "RATE_LIMIT": None,
     "RATE_LIMIT_STORAGE": "memory://",
     "TRUSTED_PROXY": (),
@@ -78,7 +79,7 @@ PROMISE: dict[str, object] = {
     "MAX_CHUNK_MEMORY_MB": 1500,
     "ENABLE_GRADIENT_CHECKPOINTING": True,
     "ENABLE_TENSOR_CORE": True,
-    "ENABLE_CUDNN_BENCHMARK": True,
+    "ENABLE_CUDNN_BENCHMARK": False,
     "ENABLE_CUDA_GRAPHS": True,
     "TENSOR_CORE_PRECISION": "highest",
     "LOG_LEVEL": "info",
@@ -92,7 +93,7 @@ OF_THE_IMAGE = {"PUID", "PGID", "PYTORCH_CUDA_ALLOC_CONF"}
 
 FIELDS = {variable_name(f): f for f in dataclasses.fields(Settings) if f.metadata}
 ALL_NAMES = [name for f in FIELDS.values() for name in f.metadata["names"]]
-DEFAULTS = Settings.from_env({}, detected_vram_gb=25.4)
+DEFAULTS = Settings.from_env({}, detected_vram_gb=12.6)
 DERIVED = {name for name, _, origin in DEFAULTS.describe() if origin == "preset"}
 
 NASTY = [
@@ -168,7 +169,11 @@ def test_settings_without_an_environment_are_the_defaults_but_for_what_a_preset_
         "MAX_CONCURRENT_INFERENCES",
         "TRANSCRIBE_BATCH_SIZE",
         "GPU_MEMORY_FRACTION",
+        "MAX_CHUNK_MEMORY_MB",
         "DECODING_STRATEGY",
+        "APP_THREADS",
+        "MAX_QUEUED_REQUESTS",
+        "CLIP_PROCESSES",
     } == DERIVED
 
 
@@ -181,7 +186,7 @@ def test_a_default_written_out_means_the_default(variable: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n"])
 def test_an_empty_variable_is_not_set(text: str) -> None:
-    empty = Settings.from_env(dict.fromkeys(ALL_NAMES, text), detected_vram_gb=25.4)
+    empty = Settings.from_env(dict.fromkeys(ALL_NAMES, text), detected_vram_gb=12.6)
 
     assert empty == DEFAULTS
     assert empty.origins == DEFAULTS.origins
@@ -320,6 +325,7 @@ def test_a_home_folder_is_found() -> None:
         ("PORT", "\uff18\uff10", "a whole number, 0 to 65535"),
         ("PORT", "9" * 5000, "a whole number, 0 to 65535"),
         ("APP_THREADS", "0", "a whole number, 1 to 512"),
+        ("CLIP_PROCESSES", "33", "a whole number, 0 to 32"),
         ("TRANSCRIBE_BATCH_SIZE", "0", "a whole number, 1 to 256"),
         ("CHUNK_MINITE", "abc", "a number of minutes, 0.05 to 1440"),
         ("CHUNK_MINITE", "0", "a number of minutes, 0.05 to 1440"),
@@ -497,8 +503,12 @@ def accepted(variable: str) -> dict[str, Any]:
 
 ACCEPTED = {variable: accepted(variable) for variable in FIELDS}
 
-ONE_MODEL = {"MODEL_PATH", "DEMO_MODEL"}
-"""What MODELS cannot stand beside: DEMO_MODEL where it is `always`."""
+CONTRADICTIONS = (
+    {"MODELS", "MODEL_PATH"},
+    {"MODELS", "DEMO_MODEL"},
+    {"RATE_LIMIT", "CLIP_PROCESSES"},
+)
+"""What cannot stand side by side, at least with some values."""
 
 
 @pytest.mark.parametrize("variable", FIELDS)
@@ -512,7 +522,7 @@ def test_every_variable_takes_another_value_than_its_default(variable: str) -> N
 @given(
     st.fixed_dictionaries(
         {}, optional={name: st.sampled_from([*values]) for name, values in ACCEPTED.items()}
-    ).filter(lambda environ: "MODELS" not in environ or not ONE_MODEL & environ.keys())
+    ).filter(lambda environ: not any(both <= environ.keys() for both in CONTRADICTIONS))
 )
 def test_variables_do_not_change_each_others_values(environ: dict[str, str]) -> None:
     settings = Settings.from_env(environ, detected_vram_gb=5)
@@ -606,7 +616,9 @@ def test_jobs_are_kept_among_the_uploads_unless_told_otherwise() -> None:
         ("speed", None, (10, 16, 0.95, "greedy", 4)),
         ("speed", 4.2, (3, 8, 0.90, "greedy", 4)),
         ("speed", 6.44, (3, 8, 0.90, "greedy", 4)),  # sold as 6 GB
-        ("speed", 25.4, (10, 16, 0.95, "greedy", 4)),
+        ("speed", 15.8, (10, 64, 0.95, "greedy", 4)),  # sold as 16 GB
+        ("speed", 25.4, (10, 128, 0.95, "greedy", 4)),
+        ("speed", 151.0, (10, 256, 0.95, "greedy", 4)),
         ("balanced", None, (10, 8, 0.95, "greedy", 4)),
         ("balanced", 6.0, (3, 4, 0.90, "greedy", 4)),
         ("balanced", 8.36, (10, 8, 0.95, "greedy", 4)),  # sold as 8 GB
@@ -615,7 +627,11 @@ def test_jobs_are_kept_among_the_uploads_unless_told_otherwise() -> None:
         ("quality", 6.2, (3, 2, 0.90, "beam", 2)),
         ("quality", 7.5, (10, 4, 0.95, "beam", 2)),
         ("quality", 8.36, (10, 4, 0.95, "beam", 4)),
-        ("quality", 25.4, (10, 4, 0.95, "beam", 4)),
+        ("quality", 25.4, (10, 32, 0.95, "beam", 4)),
+        ("balanced", 16.9, (10, 32, 0.95, "greedy", 4)),
+        ("balanced", 22.5, (10, 64, 0.95, "greedy", 4)),
+        ("balanced", 42.4, (10, 128, 0.95, "greedy", 4)),
+        ("balanced", 85.0, (10, 256, 0.95, "greedy", 4)),
     ],
 )
 def test_presets_derive_from_the_card(
@@ -630,7 +646,58 @@ def test_presets_derive_from_the_card(
         settings.decoding_strategy,
         settings.beam_size,
     )
-    assert settings.max_concurrent_inferences == (3 if vram_gb is None else 1)
+    permits = 1 if (vram_gb or 0) < 15 else 2
+    assert settings.max_concurrent_inferences == (3 if vram_gb is None else permits)
+
+
+@pytest.mark.parametrize(
+    ("vram_gb", "pass_mb"),
+    [(None, 1500), (4, 1500), (12, 1500), (16, 4000), (24, 6000), (48, 10_000), (141, 16_000)],
+)
+def test_a_large_gpu_is_given_more_memory_for_a_pass(vram_gb: float | None, pass_mb: float) -> None:
+    assert Settings.from_env({}, detected_vram_gb=vram_gb).max_chunk_memory_mb == pass_mb
+
+
+@pytest.mark.parametrize(
+    ("vram_gb", "batch_size", "cores", "derived"),
+    [
+        (None, "128", 16, (16, 64, 0)),
+        (8.36, "8", 16, (16, 64, 0)),
+        (25.4, "64", 16, (128, 128, 4)),
+        (80, "128", 8, (256, 256, 2)),
+        (141, "256", 3, (512, 512, 0)),
+        (141, "200", 64, (400, 400, 4)),
+    ],
+)
+def test_as_many_requests_are_taken_as_fill_two_batches_of_a_gpu(
+    vram_gb: float | None, batch_size: str, cores: int, derived: tuple[int, int, int]
+) -> None:
+    environ = {"TRANSCRIBE_BATCH_SIZE": batch_size}
+    settings = Settings.from_env(environ, detected_vram_gb=vram_gb, cores=cores)
+
+    assert derived == (
+        settings.app_threads,
+        settings.max_queued_requests,
+        settings.clip_processes,
+    )
+
+
+def test_what_is_said_of_requests_binds_with_a_gpu_too() -> None:
+    environ = {"APP_THREADS": "7", "MAX_QUEUED_REQUESTS": "0", "CLIP_PROCESSES": "1"}
+    settings = Settings.from_env(environ, detected_vram_gb=141, cores=16)
+
+    assert (settings.app_threads, settings.max_queued_requests) == (7, 0)
+    assert settings.clip_processes == 1
+
+
+def test_requests_that_are_counted_are_received_by_one_process() -> None:
+    limited = {"RATE_LIMIT": "60/minute"}
+
+    assert Settings.from_env(limited, detected_vram_gb=141, cores=16).clip_processes == 0
+    assert refusal(limited | {"CLIP_PROCESSES": "2"}) == (
+        "RATE_LIMIT='60/minute' and CLIP_PROCESSES contradict each other: keep one"
+    )
+    assert Settings.from_env(limited | {"CLIP_PROCESSES": "0"}).clip_processes == 0
 
 
 def test_the_given_memory_beats_the_detected_one() -> None:
@@ -658,17 +725,30 @@ def test_explicit_values_beat_the_preset() -> None:
         assert settings.origins[FIELDS[variable].name] == "environment"
 
 
-ON_EVERY_CARD = {
+ON_EVERY_GPU = {
     "speed": ("greedy", 16),
     "balanced": ("greedy", 8),
     "simple": ("greedy", 8),
     "quality": ("beam", 4),
 }
-"""Decoding, and chunks in a forward pass: half as many on a card that is small."""
+"""Decoding, and chunks in a forward pass of a GPU of 8 GB."""
+TIMES_AS_MANY: dict[float, float] = {
+    2: 0.5,
+    4: 0.5,
+    6: 0.5,
+    6.44: 0.5,
+    16: 4,
+    24: 8,
+    48: 16,
+    80: 32,
+}
+"""Chunks in a forward pass, by GB; 256 at most."""
+PASS_MB: dict[float, float] = {16: 4000, 24: 6000, 48: 10_000, 80: 16_000}
 EXPLICIT = {
     "CHUNK_MINITE": ["2", "10"],
     "TRANSCRIBE_BATCH_SIZE": ["1", "8"],
     "GPU_MEMORY_FRACTION": ["0.5", "0.95"],
+    "MAX_CHUNK_MEMORY_MB": ["900", "1500"],
     "MAX_CONCURRENT_INFERENCES": ["1", "2"],
     "DECODING_STRATEGY": ["greedy", "beam"],
     "RNNT_BEAM_SIZE": ["2", "6"],
@@ -683,16 +763,17 @@ GIVEN: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("preset", ON_EVERY_CARD)
+@pytest.mark.parametrize("preset", ON_EVERY_GPU)
 @pytest.mark.parametrize("vram_gb", [2, 4, 6, 6.44, 7.9, 8, 8.59, 12, 16, 24, 48, 80])
 def test_a_preset_decides_what_is_not_given(preset: str, vram_gb: float) -> None:
     small = vram_gb < 7
-    decoding, batch_size = ON_EVERY_CARD[preset]
+    decoding, batch_size = ON_EVERY_GPU[preset]
     decided = {
         "CHUNK_MINITE": 3 if small else 10,
-        "TRANSCRIBE_BATCH_SIZE": batch_size // 2 if small else batch_size,
+        "TRANSCRIBE_BATCH_SIZE": min(256, int(batch_size * TIMES_AS_MANY.get(vram_gb, 1))),
         "GPU_MEMORY_FRACTION": 0.9 if small else 0.95,
-        "MAX_CONCURRENT_INFERENCES": 1,
+        "MAX_CHUNK_MEMORY_MB": PASS_MB.get(vram_gb, 1500),
+        "MAX_CONCURRENT_INFERENCES": 2 if vram_gb > 15 else 1,
         "DECODING_STRATEGY": decoding,
     }
     if preset == "quality":

@@ -135,8 +135,10 @@ def backends() -> Iterator[None]:
     """Put torch's switches, which are the process', back."""
     cudnn = torch.backends.cudnn
     before = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    attention = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     precision = torch.get_float32_matmul_precision()
     yield
+    torch.backends.cuda.enable_cudnn_sdp(attention)
     cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
     torch.set_float32_matmul_precision(precision)
 
@@ -145,10 +147,10 @@ def backends() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("environ", "tf32", "benchmark", "matmul"),
     [
-        ({}, True, True, "highest"),
-        ({"TENSOR_CORE_PRECISION": "medium"}, True, True, "medium"),
-        ({"TENSOR_CORE_PRECISION": "high", "ENABLE_TENSOR_CORE": "no"}, False, True, "highest"),
-        ({"ENABLE_CUDNN_BENCHMARK": "no"}, True, False, "highest"),
+        ({}, True, False, "highest"),
+        ({"TENSOR_CORE_PRECISION": "medium"}, True, False, "medium"),
+        ({"TENSOR_CORE_PRECISION": "high", "ENABLE_TENSOR_CORE": "no"}, False, False, "highest"),
+        ({"ENABLE_CUDNN_BENCHMARK": "yes"}, True, True, "highest"),
     ],
     ids=str,
 )
@@ -159,6 +161,7 @@ def test_torch_is_told_what_it_may_do_on_a_card(
         cudnn = torch.backends.cudnn
         assert cudnn.allow_tf32 is tf32
         assert (cudnn.benchmark, cudnn.deterministic) == (benchmark, not benchmark)
+        assert torch.backends.cuda.cudnn_sdp_enabled() is benchmark  # type: ignore[no-untyped-call]
         assert torch.get_float32_matmul_precision() == matmul
 
 
@@ -283,6 +286,7 @@ EFFECTS = {
     "PORT": "test_settings_effects.py::test_the_port_is_the_one_that_was_asked_for",
     "APP_THREADS": "test_operations.py::TestReadiness::test_a_full_server_is_not",
     "MAX_QUEUED_REQUESTS": "test_operations.py::TestReadiness::test_a_full_server_is_not",
+    "CLIP_PROCESSES": "test_clip_desk.py::test_many_clients_get_their_own_words",
     "RATE_LIMIT": (
         "test_limits.py::TestRateLimit"
         "::test_a_key_is_refused_above_its_limit_wherever_it_comes_from"
@@ -334,7 +338,7 @@ EFFECTS = {
         "::test_what_cannot_be_used_stops_the_start_with_one_line_that_names_it"
     ),
     "PRECISION": "test_settings_effects.py::test_the_precision_is_the_one_that_was_asked_for",
-    "ENABLE_CUDA_GRAPHS": "test_token_decoder.py::test_the_switch_turns_graphs_off_on_a_card",
+    "ENABLE_CUDA_GRAPHS": "test_token_decoder.py::test_the_switch_turns_all_graphs_off",
     "GPU_MEMORY_FRACTION": "test_devices.py::test_what_is_set_for_a_card_reaches_the_model",
     "CHUNK_MINITE": "test_devices.py::test_chunks_are_never_longer_than_was_asked_for",
     "MAX_CONCURRENT_INFERENCES": (

@@ -187,7 +187,7 @@ class TestJobs:
     ) -> None:
         stopping = threading.Event()
 
-        def stuck(*_: object) -> Any:
+        def stuck(*_: object, **__: object) -> Any:
             assert stopping.wait(60)
             raise StoppingError
 

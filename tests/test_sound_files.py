@@ -161,4 +161,8 @@ def test_floats_can_be_anything(tmp_path: Path) -> None:
     wild = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 0.5] * 1000, np.float32)
     soundfile.write(tmp_path / "a.wav", wild, SAMPLE_RATE, subtype="FLOAT")
 
-    assert read(tmp_path / "a.wav")[:6].tolist() == [0, 32767, -32768, 32767, -32768, 16384]
+    samples = read(tmp_path / "a.wav")[:6].tolist()
+
+    # Not a number is silence, and the rest is scaled to what is loudest.
+    assert samples[0] == 0
+    assert samples[3] == -samples[4] > 5000

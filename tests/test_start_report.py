@@ -11,9 +11,9 @@ from http_helpers import error_of, request
 
 from app import build_services
 from parakeet_api import pages
+from parakeet_api.cuda import DeviceMemory
 from parakeet_api.devices import Gpu, InferencePlan
 from parakeet_api.memory import HostMemory
-from parakeet_api.nemo_model import DeviceMemory
 from parakeet_api.settings import Settings
 from parakeet_api.start_report import ModelFile, StartReport, report_start
 
@@ -45,16 +45,24 @@ def report(gpu: Gpu | None = None, **environ: str) -> StartReport:
     )
 
 
+def test_processes_that_receive_clips_are_told() -> None:
+    assert (
+        "  requests   16 at a time, 64 more may wait; 2 processes receive clips"
+        in report(CLIP_PROCESSES="2").text().splitlines()
+    )
+
+
 def test_it_is_one_block_that_begins_with_what_matters() -> None:
     lines = report(Gpu("NVIDIA L4", 23.6), API_KEY="s3cret", PRECISION="fp16").text().splitlines()
 
-    assert lines[:7] == [
+    assert lines[:8] == [
         "started with:",
         "  device     NVIDIA L4, 23.6 GB; 4 processor cores; DEVICE=auto",
         "  memory     3.0 of 8.0 GiB available",
         "  precision  fp16 wanted, greedy decoding",
         "  model      mine: /home/someone/models/mine.nemo, 2,400 MB, speaks de, en",
         PLAN_LINE,
+        "  requests   16 at a time, 64 more may wait",
         "  settings",
     ]
     assert "    API_KEY=1 set  [environment]" in lines

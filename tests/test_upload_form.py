@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from conftest import wait_for
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from test_limits import running
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -48,6 +53,41 @@ def test_a_form_may_come_in_pieces_of_any_size(form: UploadForm, tmp_path: Path,
     (upload,) = tmp_path.iterdir()
     assert upload.read_bytes() == SOUND
     assert files["file"].read() == b""
+
+
+PIECES = [
+    b"--sep",
+    b"--sep--",
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b"-",
+    b"--se",
+    b"--sepp",
+    b"x" * 40,
+    b"y" * 9000,
+]
+
+
+@given(
+    content=st.lists(st.sampled_from(PIECES), max_size=12), splits=st.sets(st.integers(0, 30_000))
+)
+def test_a_file_is_the_same_wherever_its_body_is_parted(
+    content: list[bytes], splits: set[int]
+) -> None:
+    # With an "x" before it: a boundary right behind the head ends the part, or not.
+    file = b"x" + b"".join(content)
+    assume(not re.search(rb"[\r\n]--sep", file))
+    body = part("file", file, file="a.wav") + b"--sep--\r\n"
+    with tempfile.TemporaryDirectory() as folder:
+        form = UploadForm.for_body(Path(folder), TYPE)
+        assert form is not None
+        for start, end in pairwise([0, *sorted(splits), len(body)]):
+            form.append(body[start:end])
+        form.result()
+        (stored,) = Path(folder).iterdir()
+        assert stored.read_bytes() == file
+        form.close()
 
 
 def test_a_file_is_on_disk_while_it_comes(form: UploadForm, tmp_path: Path) -> None:

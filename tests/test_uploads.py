@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+import httpx
+from conftest import ROOT, SPEECH, running_server
 
 from parakeet_api.uploads import create_upload, hold_upload, sweep_uploads
 
@@ -54,3 +56,35 @@ def test_other_files_are_not_touched(tmp_path: Path) -> None:
     sweep_uploads(tmp_path)
 
     assert len(list(tmp_path.iterdir())) == 3
+
+
+ELSEWHERE = """
+import os
+import app
+
+load = app._load
+
+def moved(*args, **kwargs):
+    # As NeMo does while it restores a checkpoint, for longer than any load takes.
+    os.chdir(os.path.dirname(os.__file__))
+    return load(*args, **kwargs)
+
+app._load = moved
+os._exit(app.main())
+"""
+
+
+def test_uploads_and_jobs_go_on_where_a_load_changes_the_working_directory(tmp_path: Path) -> None:
+    relative = os.path.relpath(tmp_path / "here", ROOT)
+    clip = (SPEECH / "clip-001.flac").read_bytes()
+
+    with running_server(tmp_path, ("-c", ELSEWHERE), TEMP_UPLOADS_DIR=relative) as server:
+        for _ in range(2):
+            answer = httpx.post(
+                f"{server.url}/v1/audio/transcriptions",
+                files={"file": ("clip.ogg", clip)},
+                timeout=120,
+            )
+            assert answer.status_code == 200, answer.text
+        job = httpx.post(f"{server.url}/v1/jobs", files={"file": ("clip.flac", clip)}, timeout=60)
+        assert job.status_code < 300, job.text
