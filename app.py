@@ -40,6 +40,7 @@ from parakeet_api.devices import (
     Gpu,
     InferencePlan,
     available_cores,
+    decoding_workers,
     find_gpu,
     main_permits,
     plan_inference,
@@ -109,6 +110,7 @@ def build_services(
         executable=ffmpeg,
         max_seconds=settings.max_audio_hours * 3600,
         audio_filter=settings.denoise_filter if settings.enable_ffmpeg_denoise else None,
+        workers=decoding_workers(gpu, available_cores()),
     )
     models = _build_models(
         settings,

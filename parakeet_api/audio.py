@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +54,7 @@ from parakeet_api.media_files import (
     unreadable_kind,
 )
 from parakeet_api.media_info import MediaInfo, Track
+from parakeet_api.pieces import Piece, SideBySide, UnevenError, plan_pieces
 from parakeet_api.sound_files import Sound, open_sound
 from parakeet_api.timeline import MARK, Frames, Hole, Timeline
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm, SoundTrack
@@ -169,7 +172,13 @@ class FfmpegDecoder:
     """Longest recording that is decoded; one more sample is an `AudioTooLongError`."""
     audio_filter: str | None = None
     """An ffmpeg filter chain to run before recognition."""
+    workers: int = 1
+    """How many ffmpegs may decode one long mp3 or wav file side by side; one file at a time."""
     executables: Executables = field(init=False, compare=False, repr=False)
+    _side_by_side: threading.Lock = field(
+        default_factory=threading.Lock, init=False, compare=False, repr=False
+    )
+    """Held while a recording is decoded in pieces: they take memory, and cores that others use."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "executables", Executables(self.executable))
@@ -215,6 +224,18 @@ class FfmpegDecoder:
                     )
                 yield block
 
+    @contextlib.contextmanager
+    def pieces(self, source: Input) -> Iterator[tuple[Piece, ...]]:
+        """Give the pieces that may be decoded side by side; none where one ffmpeg is to do it."""
+        is_file = not (source.head or source.ranges)
+        if self.workers < 2 or not is_file or not self._side_by_side.acquire(blocking=False):  # noqa: PLR2004
+            yield ()
+            return
+        try:
+            yield plan_pieces(source.path, workers=self.workers)
+        finally:
+            self._side_by_side.release()
+
     def _cpu_s(self) -> int:
         """Give ffmpeg's time on a core: the slowest codecs decode ten times as fast as this."""
         return 60 + math.ceil(self.max_seconds / 4)
@@ -256,15 +277,22 @@ class _Plan:
     """Whether samples are passed on as floats, and not as 16 bits."""
     marked: bool = False
     """Whether the first sample of each filter graph is a mark: it costs a fifth of the decoding."""
+    pieces: tuple[Piece, ...] = ()
+    """What is decoded side by side; none = one ffmpeg decodes all."""
 
-    def options(self, source: Input) -> list[str]:
+    def options(self, piece: Piece) -> list[str]:
+        source = piece.source
         samples = "f32le" if self.fine else "s16le"
+        demuxers, format_options = DEMUXERS, list(piece.options)
+        if piece.demuxer is not None:
+            demuxers, format_options = piece.demuxer, ["-f", piece.demuxer, *piece.options]
         # fmt: off
         return [
             "-loglevel", "repeat+info", "-copyts",
-            "-protocol_whitelist", source.protocols, "-format_whitelist", DEMUXERS,
-            "-guess_layout_max", "2", "-threads", "1", "-i", source.url,
-            "-map", f"0:a:{self.track - 1}", "-vn", "-sn", "-dn", "-af", self._filters(),
+            "-protocol_whitelist", source.protocols, "-format_whitelist", demuxers,
+            "-guess_layout_max", "2", "-threads", "1", *format_options, "-i", source.url,
+            "-map", f"0:a:{self.track - 1}", "-vn", "-sn", "-dn",
+            "-af", piece.filters() + self._filters(),
             # A mix is never louder than full scale, as if it were made of 16-bit samples.
             "-rematrix_maxval", "1",
             # A wake-up of the reader for each frame would cost more than decoding it.
@@ -591,36 +619,62 @@ class _PartDecoding:
 
     def sound(self) -> Generator[Mono]:
         """Decode to the end, or raise."""
-        plan, given = _Plan(self._number or 1), 0
+        with self._whole.decoder.pieces(self._source) as pieces:
+            yield from self._sound(_Plan(self._number or 1, pieces=pieces))
+
+    def _sound(self, plan: _Plan) -> Generator[Mono]:
+        given = 0
         while True:
             try:
                 for block in _beyond(given, self._run(plan)):
                     given += len(block)
                     yield block
             except _OtherPlanError as other:
-                plan = other.plan
+                # A file that changes its format is not plain.
+                pieces = () if other.plan.marked else other.plan.pieces
+                plan = dataclasses.replace(other.plan, pieces=pieces)
             else:
                 return
 
     def _run(self, plan: _Plan) -> Generator[Mono]:
         """Decode by a plan. Raises `_OtherPlanError` where another one is better."""
-        with self._whole.decoder.running(
-            plan.options(self._source), url=self._source.url, fed=self._fed()
-        ) as run:
+        with self._start(plan, plan.pieces[0] if plan.pieces else Piece(self._source)) as run:
             blocks = run.blocks()
             first = next(blocks, b"")
             # What it found is described before the first block: now it is known what to ask.
             better = self._plan(run.info, plan)
             if better != plan:
                 raise _OtherPlanError(better)
+            output = self._joined(run, itertools.chain([first], blocks), plan)
             try:
-                yield from self._laid_out(run, itertools.chain([first], blocks), plan)
+                with contextlib.closing(output):
+                    yield from self._laid_out(run, output, plan)
+            except UnevenError as error:
+                logger.info("decoded by one ffmpeg: %s", error)
+                raise _OtherPlanError(dataclasses.replace(plan, pieces=())) from error
             except DecoderBrokenError as error:
                 self._whole.decoder.executables.note_broken(run.executable, str(error))
                 raise _OtherPlanError(plan) from error
 
-    def _fed(self) -> Callable[[], Iterator[bytes]] | None:
-        return self._source.chunks if self._source.is_sent else None
+    def _start(self, plan: _Plan, piece: Piece) -> contextlib.AbstractContextManager[FfmpegRun]:
+        source = piece.source
+        return self._whole.decoder.running(
+            plan.options(piece), url=source.url, fed=source.chunks if source.is_sent else None
+        )
+
+    def _joined(self, run: FfmpegRun, output: Iterable[bytes], plan: _Plan) -> Generator[bytes]:
+        """Give what a run writes, and then what those beside it write."""
+        if not plan.pieces:
+            yield from output
+            return
+        workers = self._whole.decoder.workers
+        together = SideBySide(
+            plan.pieces,
+            functools.partial(self._start, plan),
+            workers=workers,
+            sample_bytes=4 if plan.fine else 2,
+        )
+        yield from together.blocks(run, output)
 
     def _plan(self, info: MediaInfo | None, plan: _Plan) -> _Plan:
         """Choose the track and how it is passed on."""

@@ -84,6 +84,9 @@ _GRAPHS_GB = 0.25
 """The encoder's graphs themselves: up to 54 of 2,000 kernels each."""
 _SHARE_OF_FREE = 0.8
 """The rest is for what other programs take later, and what the formula above does not know."""
+_MOST_DECODERS = 4
+"""Of one recording: they decode an hour in some 1.5 s."""
+_MANY_CORES = 4
 _LEAST_PASS_MB = 64.0
 """19 s of audio: below it chunks would be too short to be understood."""
 
@@ -245,6 +248,15 @@ def available_cores() -> int:
         # No cgroup v2, or "max": no quota.
         share = cores or 1
     return max(1, min(cores or 1, share))
+
+
+def decoding_workers(gpu: Gpu | None, cores: int) -> int:
+    """Tell how many ffmpegs may decode one recording: half the cores, where that is the limit.
+
+    A GPU recognises an hour faster than one core decodes it; a CPU does not, and needs its cores.
+    """
+    is_worth_it = gpu is not None or cores >= _MANY_CORES
+    return max(1, min(_MOST_DECODERS, cores // 2)) if is_worth_it else 1
 
 
 def main_permits(permits: int) -> int:

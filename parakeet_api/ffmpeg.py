@@ -294,6 +294,10 @@ class FfmpegRun:
         with contextlib.suppress(OSError):
             pipe.close()
 
+    def kill(self) -> None:
+        """End it at once; whoever reads its blocks is at their end."""
+        self._process.kill()
+
     def check_end(self) -> int:
         """Wait for its end; give its status.
 

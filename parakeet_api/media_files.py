@@ -154,7 +154,7 @@ def _refuse_archive(data: mmap.mmap) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wav:
+class Wav:
     """One RIFF or RF64 file of WAVE form, perhaps among others in the same bytes."""
 
     fmt: bytes
@@ -174,7 +174,7 @@ class _Wav:
 
 
 def _inspect_wav(data: mmap.mmap) -> MediaFile:
-    first = _read_wav(data, 0)
+    first = read_wav(data, 0)
     if first is None or not 0 < first.declared < _UNKNOWN_SIZE:
         return _WHOLE
     end = first.start + first.declared
@@ -186,28 +186,28 @@ def _inspect_wav(data: mmap.mmap) -> MediaFile:
     return _WHOLE if _is_plain(parts, first) else MediaFile(parts=parts)
 
 
-def _is_plain(parts: tuple[Part, ...], first: _Wav) -> bool:
+def _is_plain(parts: tuple[Part, ...], first: Wav) -> bool:
     samples = range(first.start, first.start + first.declared)
     return len(parts) == 1 and parts[0].ranges == (samples,)
 
 
-def _wavs(data: mmap.mmap, first: _Wav) -> Iterator[tuple[_Wav, range]]:
+def _wavs(data: mmap.mmap, first: Wav) -> Iterator[tuple[Wav, range]]:
     """List the wav files that stand one behind the other, each with where its samples are."""
-    wav: _Wav | None = first
+    wav: Wav | None = first
     while wav is not None:
         end = min(len(data), wav.start + wav.declared)
         after = _skip_chunks(data, end)
-        following = _read_wav(data, after)
+        following = read_wav(data, after)
         if following is None and _is_sound(data[after : after + 8], len(data) - after, wav):
             # What stands here are no chunks: the sound goes on.
             again = data.find(b"RIFF", end)
-            following = _read_wav(data, again) if again >= 0 else None
+            following = read_wav(data, again) if again >= 0 else None
             end = again if following is not None else len(data)
         yield wav, range(wav.start, end)
         wav = following
 
 
-def _is_sound(head: bytes, length: int, wav: _Wav) -> bool:
+def _is_sound(head: bytes, length: int, wav: Wav) -> bool:
     return length >= _MIN_SURPLUS_S * wav.bytes_per_second and not head.startswith(_TAGS)
 
 
@@ -227,7 +227,7 @@ def _skip_chunks(data: mmap.mmap, position: int) -> int:
     return position
 
 
-def _group(wavs: Iterator[tuple[_Wav, range]]) -> tuple[Part, ...]:
+def _group(wavs: Iterator[tuple[Wav, range]]) -> tuple[Part, ...]:
     """Make neighbours of one format one part."""
     heads: list[bytes] = []
     ranges: list[list[range]] = []
@@ -253,7 +253,7 @@ def _too_many(number: int) -> AudioDecodeError:
     )
 
 
-def _read_wav(data: mmap.mmap, position: int) -> _Wav | None:
+def read_wav(data: mmap.mmap, position: int) -> Wav | None:
     """Read one file's chunks up to its samples; `None` if there is no wav file here."""
     if data[position : position + 4] not in _RIFF:
         return None
@@ -266,7 +266,7 @@ def _read_wav(data: mmap.mmap, position: int) -> _Wav | None:
         name, size = struct.unpack_from("<4sI", data, at)
         if name == b"data":
             declared = size if size != _SIZE_IN_DS64 or long_size is None else long_size
-            return _Wav(fmt, at + 8, declared) if len(fmt) >= _SHORTEST_FMT else None
+            return Wav(fmt, at + 8, declared) if len(fmt) >= _SHORTEST_FMT else None
         if name == b"fmt ":
             fmt = data[at + 8 : at + 8 + min(size, 1024)]
         if name == b"ds64" and at + 24 <= len(data):
@@ -416,13 +416,13 @@ def _mp3_file_start(data: mmap.mmap, info: int) -> int | None:
     """Give where the mp3 file begins whose first frame has its Xing or Info header here."""
     for header_bytes in (36, 21, 13):
         frame = info - header_bytes
-        if frame >= 0 and _mp3_side_info_end(data[frame : frame + 4]) == header_bytes:
+        if frame >= 0 and mp3_side_info_end(data[frame : frame + 4]) == header_bytes:
             tag = data.rfind(b"ID3", max(0, frame - _MP3_LARGEST_TAG), frame)
-            return tag if tag >= 0 and _id3_end(data, tag) == frame else frame
+            return tag if tag >= 0 and id3_end(data, tag) == frame else frame
     return None
 
 
-def _mp3_side_info_end(header: bytes) -> int | None:
+def mp3_side_info_end(header: bytes) -> int | None:
     """Give where a frame's samples would begin; `None` if this is no frame of layer III."""
     if not _MP3_FRAME.match(header):
         return None
@@ -432,7 +432,7 @@ def _mp3_side_info_end(header: bytes) -> int | None:
     return 13 if is_mono else 21
 
 
-def _id3_end(data: mmap.mmap, start: int) -> int:
+def id3_end(data: mmap.mmap, start: int) -> int:
     """Give where an ID3v2 tag ends."""
     size = data[start + 6 : start + 10]
     return start + 10 + sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=True))

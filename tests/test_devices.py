@@ -23,6 +23,7 @@ from parakeet_api.devices import (
     Gpu,
     InferencePlan,
     available_cores,
+    decoding_workers,
     find_gpu,
     main_permits,
     plan_inference,
@@ -550,3 +551,20 @@ def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatc
     assert options.cleanup_above == 0.7
     assert not options.cuda_graphs
     assert (options.largest_batch, options.longest_s) == (plan.batch_size, plan.longest_chunk_s)
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "cores", "workers"),
+    [
+        (False, 1, 1),
+        (False, 2, 1),
+        (False, 4, 2),
+        (False, 32, 4),
+        (True, 1, 1),
+        (True, 2, 1),
+        (True, 6, 3),
+        (True, 64, 4),
+    ],
+)
+def test_a_recording_is_decoded_by_half_the_cores(has_gpu: bool, cores: int, workers: int) -> None:
+    assert decoding_workers(Gpu("a card", 24) if has_gpu else None, cores) == workers

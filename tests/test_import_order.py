@@ -32,6 +32,7 @@ ORDER = (
     "media_files",
     "sound_files",
     "ffmpeg",
+    "pieces",
     "audio",
     "chunking",
     "cuda",
