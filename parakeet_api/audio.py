@@ -50,6 +50,7 @@ from parakeet_api.levels import is_quiet, level_of, peak, to_pcm
 from parakeet_api.media_files import (
     MediaFile,
     flac_ends_with_a_frame,
+    flv_ends_with_a_tag,
     inspect,
     unreadable_kind,
 )
@@ -89,10 +90,11 @@ _SILENT = 2.0**-16
 """Half a step of 16 bits."""
 
 _DECLARED_LENGTH_IS_EXACT = frozenset(
-    {"aiff", "ape", "au", "dsf", "flac", "mp3", "mpc", "mpc8", "tak", "tta", "wv"}
+    {"aiff", "ape", "au", "dsf", "flac", "flv", "mp3", "mpc", "mpc8", "tak", "tta", "wv"}
 )
-"""ffmpeg's demuxers whose duration is the sound's own and comes from a frame or sample count. Not
-wav: recorders that write to a pipe leave a made-up size in its header."""
+"""ffmpeg's demuxers whose duration is the sound's own and comes from a frame or sample count, or
+can be checked (flac, flv). Not wav: recorders that write to a pipe leave a made-up size in its
+header."""
 _LAST_PACKET_IS_WHOLE = frozenset(
     {"caf", "flv", "gxf", "mov", "mxf", "nistsphere", "rm", "sox", "tta", "voc", "w64"}
 )
@@ -753,6 +755,9 @@ class _PartDecoding:
             if flac_ends_with_a_frame(self._source.path):
                 return None
             return info.duration_s - (info.start_s or 0.0)
+        if info.container == "flv" and flv_ends_with_a_tag(self._source.path):
+            # What its writer noted may be of another recording's length.
+            return None
         return info.duration_s
 
     def _why_nothing(self, run: FfmpegRun) -> Exception:

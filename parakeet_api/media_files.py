@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -83,6 +84,7 @@ _MAX_CANDIDATES = 10_000
 
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_FLV_TAG_HEAD = 11
 _FLAC_LARGEST_FRAME = 1 << 17
 """What encoders write: 8 channels of 24 bits in blocks of 4608 samples take 110 KB."""
 _FLAC_TRIES = 16
@@ -138,6 +140,21 @@ def flac_ends_with_a_frame(path: Path) -> bool:
     starts = [match.start() for match in re.finditer(rb"\xff[\xf8\xf9]", tail)]
     # A frame's checksum, taken over the frame and its own checksum, is 0.
     return any(_crc16(tail[start:]) == 0 for start in reversed(starts[-_FLAC_TRIES:]))
+
+
+def flv_ends_with_a_tag(path: Path) -> bool:
+    """Tell whether an FLV file's last tag is whole: each is followed by its own size.
+
+    ffmpeg says nothing of a file that ends inside the head of a tag.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4))
+        tag_bytes = int.from_bytes(file.read(4))
+        if not _FLV_TAG_HEAD <= tag_bytes <= size - 4:
+            return False
+        file.seek(size - 4 - tag_bytes + 1)
+        return int.from_bytes(file.read(3)) + _FLV_TAG_HEAD == tag_bytes
 
 
 def _mapped(descriptor: int, size: int) -> mmap.mmap:

@@ -535,3 +535,29 @@ def test_what_is_known_and_cannot_be_read_is_named(
 
     with pytest.raises(ApiError, match=r"is a (dictation in DSS|MIDI file)"):
         heard(either, tmp_path / "a")
+
+
+@pytest.mark.parametrize("into_the_tag", [1, 5, 11, 12, 40])
+def test_an_flv_file_cut_anywhere_in_a_tag_is_noticed(
+    either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, into_the_tag: int
+) -> None:
+    file = encode(clips[0].path, tmp_path / "a.flv", "-c:a", "aac", "-ar", "44100")
+    content = file.read_bytes()
+    position = 13
+    while position < len(content) // 2:
+        position += 15 + int.from_bytes(content[position + 1 : position + 4])
+    file.write_bytes(content[: position + into_the_tag])
+
+    with pytest.raises(TruncatedAudioError):
+        heard(either, file)
+
+
+def test_an_flv_file_whose_writer_noted_another_length_is_whole(
+    either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = encode(clips[0].path, tmp_path / "a.flv", "-c:a", "aac", "-ar", "44100")
+    content = file.read_bytes()
+    noted = content.index(b"duration") + len(b"duration") + 1
+    file.write_bytes(content[:noted] + struct.pack(">d", 3600.0) + content[noted + 8 :])
+
+    assert heard(either, file).seconds == pytest.approx(clips[0].duration_s, abs=0.2)
