@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from parakeet_api.batching import Batcher
 from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.languages import languages_of
-from parakeet_api.model_manager import ModelManager, Unloading
-from parakeet_api.model_pool import ModelPool, Resident
-from parakeet_api.model_store import ModelStore
+from parakeet_api.model.batching import Batcher
+from parakeet_api.model.checkpoints import ModelStore
+from parakeet_api.model.model_manager import ModelManager, Unloading
+from parakeet_api.model.model_pool import ModelPool, Resident
 from parakeet_api.pipeline import Pipeline
 
 ALIASES = frozenset(

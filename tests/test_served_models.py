@@ -9,10 +9,10 @@ import pytest
 from conftest import DEMO_MODEL
 
 from parakeet_api.errors import ModelNotFoundError
-from parakeet_api.model_manager import ModelManager
-from parakeet_api.model_pool import ModelPool, Resident
-from parakeet_api.model_store import ModelStore
-from parakeet_api.models import Model, Models
+from parakeet_api.model.checkpoints import ModelStore
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.model_pool import ModelPool, Resident
+from parakeet_api.served_models import Model, Models
 from parakeet_api.settings import Settings
 
 

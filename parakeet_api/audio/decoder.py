@@ -24,16 +24,8 @@ from typing import Literal
 
 import numpy as np
 
-from parakeet_api.downmix import Downmix, Mono, silence
-from parakeet_api.errors import (
-    AudioDecodeError,
-    AudioTooLongError,
-    InvalidRequestError,
-    NoAudioTrackError,
-    ServiceUnavailableError,
-    TruncatedAudioError,
-)
-from parakeet_api.ffmpeg import (
+from parakeet_api.audio.downmix import Downmix, Mono, silence
+from parakeet_api.audio.ffmpeg import (
     CLOCK,
     DEMUXERS,
     DecoderBrokenError,
@@ -46,18 +38,26 @@ from parakeet_api.ffmpeg import (
     running_ffmpeg,
     supported,
 )
-from parakeet_api.levels import is_quiet, level_of, peak, to_pcm
-from parakeet_api.media_files import (
+from parakeet_api.audio.levels import is_quiet, level_of, peak, to_pcm
+from parakeet_api.audio.media_files import (
     MediaFile,
     flac_ends_with_a_frame,
     flv_ends_with_a_tag,
     inspect,
     unreadable_kind,
 )
-from parakeet_api.media_info import MediaInfo, Track
-from parakeet_api.pieces import Piece, SideBySide, UnevenError, plan_pieces
-from parakeet_api.sound_files import Sound, open_sound
-from parakeet_api.timeline import MARK, Frames, Hole, Timeline
+from parakeet_api.audio.media_info import MediaInfo, Track
+from parakeet_api.audio.pieces import Piece, SideBySide, UnevenError, plan_pieces
+from parakeet_api.audio.sound_files import Sound, open_sound
+from parakeet_api.audio.timeline import MARK, Frames, Hole, Timeline
+from parakeet_api.errors import (
+    AudioDecodeError,
+    AudioTooLongError,
+    InvalidRequestError,
+    NoAudioTrackError,
+    ServiceUnavailableError,
+    TruncatedAudioError,
+)
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm, SoundTrack
 
 __all__ = ["FILE_EXTENSIONS", "AudioStream", "FfmpegDecoder", "check_filter", "find_ffmpeg"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parakeet_api.timeline import Frames, Hole
+from parakeet_api.audio.timeline import Frames, Hole
 from parakeet_api.transcript import SAMPLE_RATE, Caveat
 
 Mono = NDArray[Any]

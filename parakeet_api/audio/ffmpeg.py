@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from parakeet_api.audio.media_info import ClockReading, MediaInfo, parse_media_info
 from parakeet_api.errors import (
     AudioDecodeError,
     ServiceUnavailableError,
     SettingsError,
 )
-from parakeet_api.media_info import ClockReading, MediaInfo, parse_media_info
 from parakeet_api.transcript import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from parakeet_api.downmix import Mono
+from parakeet_api.audio.downmix import Mono
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 _FULL_SCALE = 32768.0

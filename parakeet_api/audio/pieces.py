@@ -21,9 +21,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from parakeet_api.audio.ffmpeg import DecoderBrokenError, FfmpegRun, Input, Said
+from parakeet_api.audio.media_files import id3_end, mp3_side_info_end, read_wav
 from parakeet_api.errors import AudioDecodeError
-from parakeet_api.ffmpeg import DecoderBrokenError, FfmpegRun, Input, Said
-from parakeet_api.media_files import id3_end, mp3_side_info_end, read_wav
 from parakeet_api.transcript import SAMPLE_RATE
 
 _SHORTEST_S = 300

@@ -14,8 +14,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from parakeet_api.downmix import Downmix, Mono
-from parakeet_api.levels import level_of, round_to_pcm, to_pcm
+from parakeet_api.audio.downmix import Downmix, Mono
+from parakeet_api.audio.levels import level_of, round_to_pcm, to_pcm
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
 
 _MOST_FRAMES = 60 * 48_000

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parakeet_api.audio.media_info import ClockReading, MediaInfo
 from parakeet_api.errors import AudioDecodeError
-from parakeet_api.media_info import ClockReading, MediaInfo
 from parakeet_api.transcript import SAMPLE_RATE
 
 Frames = NDArray[Any]

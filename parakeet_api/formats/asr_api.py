@@ -11,15 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from parakeet_api.language_detection import rank_languages
-from parakeet_api.languages import english_name
-from parakeet_api.rendering import (
+from parakeet_api.formats.rendering import (
     Rendered,
     render,
     to_json,
     verbose_json_body,
 )
-from parakeet_api.request_params import (
+from parakeet_api.formats.request_params import (
     Form,
     ResponseFormat,
     Task,
@@ -29,7 +27,9 @@ from parakeet_api.request_params import (
     read_languages,
     read_track,
 )
+from parakeet_api.languages import english_name
 from parakeet_api.settings import Settings
+from parakeet_api.speech.language_detection import rank_languages
 from parakeet_api.transcript import Transcript, Word, join_words
 
 Output = Literal["txt", "vtt", "srt", "tsv", "json"]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
+from parakeet_api.formats.subtitles import make_cues, to_srt, to_vtt
 from parakeet_api.languages import english_name
-from parakeet_api.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.settings import Settings
-from parakeet_api.subtitles import make_cues, to_srt, to_vtt
 from parakeet_api.transcript import Caveat, Segment, Transcript, Word
 
 WARNINGS_HEADER = "X-Transcript-Warnings"

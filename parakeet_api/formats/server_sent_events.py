@@ -17,8 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from parakeet_api.errors import ApiError
-from parakeet_api.pipeline import Progress
-from parakeet_api.rendering import (
+from parakeet_api.formats.rendering import (
     json_body,
     render,
     to_json,
@@ -26,7 +25,8 @@ from parakeet_api.rendering import (
     verbose_json_body,
     warnings_list,
 )
-from parakeet_api.request_params import TranscriptionParams
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.pipeline import Progress
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Pcm, Transcript, join_words
 

@@ -13,9 +13,9 @@ from parakeet_api.errors import (
     ModelNotReadyError,
     StoppingError,
 )
-from parakeet_api.models import Model
-from parakeet_api.request_params import read_field
-from parakeet_api.web import require_operator, services
+from parakeet_api.formats.request_params import read_field
+from parakeet_api.http.web import require_operator, services
+from parakeet_api.served_models import Model
 
 admin_api = Blueprint("admin", __name__)
 admin_api.before_request(require_operator)

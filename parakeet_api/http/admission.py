@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from parakeet_api.batching import RequestCancelled
 from parakeet_api.errors import QueueFullError, StoppingError
 from parakeet_api.metrics import Metrics
+from parakeet_api.model.batching import RequestCancelled
 
 _POLL_S = 0.5
 """How often a waiting request looks whether its client is still there."""

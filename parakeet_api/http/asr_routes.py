@@ -10,11 +10,9 @@ from typing import Any
 from flask import Blueprint, Response, request
 from werkzeug.datastructures import CombinedMultiDict
 
-from parakeet_api.asr_api import AsrParams, describe_language, parse_asr_params, render_asr
 from parakeet_api.errors import AudioDecodeError
-from parakeet_api.models import Model
-from parakeet_api.transcript import Word
-from parakeet_api.web import (
+from parakeet_api.formats.asr_api import AsrParams, describe_language, parse_asr_params, render_asr
+from parakeet_api.http.web import (
     answer,
     answer_error,
     chosen_model,
@@ -24,6 +22,8 @@ from parakeet_api.web import (
     services,
     transcribe_upload,
 )
+from parakeet_api.served_models import Model
+from parakeet_api.transcript import Word
 
 asr_api = Blueprint("asr", __name__)
 asr_api.before_request(require_api_key)

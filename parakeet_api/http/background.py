@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
-from parakeet_api.batching import RequestCancelled
+from parakeet_api.model.batching import RequestCancelled
 
 Item = TypeVar("Item")
 Emit = Callable[[Item], None]

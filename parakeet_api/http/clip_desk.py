@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from parakeet_api.batching import RequestCancelled
-from parakeet_api.clip_front import FrontOptions, Wanted
-from parakeet_api.clip_link import (
+from parakeet_api.http.clip_front import FrontOptions, Wanted
+from parakeet_api.http.clip_link import (
     LinkClosedError,
     Values,
     pack_words,
@@ -25,13 +24,14 @@ from parakeet_api.clip_link import (
     receive_socket,
     send,
 )
-from parakeet_api.http_server import Server
+from parakeet_api.http.server import Server
+from parakeet_api.http.web import CLIENT_CLOSED_REQUEST, RequestRecord, Services
+from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
-from parakeet_api.web import CLIENT_CLOSED_REQUEST, RequestRecord, Services
 
 logger = logging.getLogger(__name__)
 
-_PROGRAM = (sys.executable, "-m", "parakeet_api.clip_front")
+_PROGRAM = (sys.executable, "-m", "parakeet_api.http.clip_front")
 _ENDING_S = 5.0
 """How long a process may take to end once it has lost its control."""
 _PAUSE_S = 1.0
@@ -121,7 +121,7 @@ class ClipDesk:
         return subprocess.Popen(
             [*_PROGRAM, *map(str, passed)],
             # Where `-m` finds the package, wherever the service was started.
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.DEVNULL,
             pass_fds=passed,
         )

@@ -6,7 +6,7 @@ parameters that are right. Its sound goes to the process with the model, and its
 All else, and whatever goes wrong, goes there too, connection and all, with what was read of it:
 that process answers as if it had accepted the connection itself.
 
-    python -m parakeet_api.clip_front LISTENER CONTROL      two file descriptors; `clip_desk` does
+    python -m parakeet_api.http.clip_front LISTENER CONTROL      two file descriptors; `clip_desk`
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import NamedTuple
 
-from parakeet_api.api_keys import is_accepted, sent_key
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.chunking import ChunkPolicy
-from parakeet_api.clip_link import (
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.formats.rendering import Rendered, render
+from parakeet_api.formats.request_params import parse_params, read_field
+from parakeet_api.http.api_keys import is_accepted, sent_key
+from parakeet_api.http.clip_link import (
     LinkClosedError,
     receive,
     send,
     send_socket,
     unpack_words,
 )
+from parakeet_api.http.proxies import TrustedProxies
+from parakeet_api.http.upload_form import MULTIPART, UploadForm
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
 from parakeet_api.pipeline import Pipeline
-from parakeet_api.proxies import TrustedProxies
-from parakeet_api.rendering import Rendered, render
-from parakeet_api.request_params import parse_params, read_field
 from parakeet_api.settings import Settings
+from parakeet_api.speech.chunking import ChunkPolicy
 from parakeet_api.transcript import Chunk, Word
-from parakeet_api.upload_form import MULTIPART, UploadForm
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 from flask import Blueprint, Response, render_template
 
 from parakeet_api import __version__
-from parakeet_api.openapi import Facts, describe
-from parakeet_api.web import services
+from parakeet_api.http.web import services
+from parakeet_api.openapi.document import Facts, describe
 
 docs = Blueprint("docs", __name__)
 

@@ -13,9 +13,8 @@ from parakeet_api.errors import (
     JobNotFinishedError,
     StoppingError,
 )
-from parakeet_api.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
-from parakeet_api.request_params import parse_params, read_field
-from parakeet_api.web import (
+from parakeet_api.formats.request_params import parse_params, read_field
+from parakeet_api.http.web import (
     accepted_key_hash,
     answer,
     chosen_model,
@@ -24,6 +23,7 @@ from parakeet_api.web import (
     require_api_key,
     services,
 )
+from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
 
 job_api = Blueprint("jobs", __name__)
 job_api.before_request(require_api_key)

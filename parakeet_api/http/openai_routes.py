@@ -9,14 +9,12 @@ from typing import IO, Any
 
 from flask import Blueprint, Response, request
 
-from parakeet_api.admission import Admission
-from parakeet_api.background import Cancelled, Emit, in_background
-from parakeet_api.batching import RequestCancelled
-from parakeet_api.models import Model
-from parakeet_api.rendering import render
-from parakeet_api.request_params import Task, TranscriptionParams, parse_params
-from parakeet_api.server_sent_events import MEDIA_TYPE, EventWriter
-from parakeet_api.web import (
+from parakeet_api.formats.rendering import render
+from parakeet_api.formats.request_params import Task, TranscriptionParams, parse_params
+from parakeet_api.formats.server_sent_events import MEDIA_TYPE, EventWriter
+from parakeet_api.http.admission import Admission
+from parakeet_api.http.background import Cancelled, Emit, in_background
+from parakeet_api.http.web import (
     CLIENT_GONE,
     RequestRecord,
     answer,
@@ -31,6 +29,8 @@ from parakeet_api.web import (
     take_over,
     transcribe_upload,
 )
+from parakeet_api.model.batching import RequestCancelled
+from parakeet_api.served_models import Model
 
 openai_api = Blueprint("openai", __name__)
 openai_api.before_request(require_api_key)

@@ -12,8 +12,8 @@ from flask_limiter.errors import RateLimitExceeded
 from limits.errors import ConfigurationError
 
 from parakeet_api.errors import RateLimitError, SettingsError
+from parakeet_api.http.web import accepted_key_hash, answer_error
 from parakeet_api.settings import Settings
-from parakeet_api.web import accepted_key_hash, answer_error
 
 _IPV6_CLIENT_BITS = 64
 """A client with IPv6 has so many addresses to itself as the other half of them counts."""

@@ -7,17 +7,17 @@ from pathlib import Path
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
-from parakeet_api.admin_routes import admin_api
-from parakeet_api.asr_routes import asr_api
-from parakeet_api.cross_origin import allow_origins
-from parakeet_api.docs_routes import docs
-from parakeet_api.job_routes import job_api
-from parakeet_api.openai_routes import openai_api
-from parakeet_api.pages import pages
-from parakeet_api.proxies import TrustedProxies
-from parakeet_api.rate_limits import limit_rates
-from parakeet_api.url_spellings import SpellingOfPaths
-from parakeet_api.web import (
+from parakeet_api.http.admin_routes import admin_api
+from parakeet_api.http.asr_routes import asr_api
+from parakeet_api.http.cross_origin import allow_origins
+from parakeet_api.http.docs_routes import docs
+from parakeet_api.http.job_routes import job_api
+from parakeet_api.http.openai_routes import openai_api
+from parakeet_api.http.pages import pages
+from parakeet_api.http.proxies import TrustedProxies
+from parakeet_api.http.rate_limits import limit_rates
+from parakeet_api.http.url_spellings import SpellingOfPaths
+from parakeet_api.http.web import (
     MULTIPART_OVERHEAD,
     Services,
     UploadRequest,

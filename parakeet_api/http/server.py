@@ -25,7 +25,6 @@ from waitress.server import BaseWSGIServer, TcpWSGIServer
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import Error
 
-from parakeet_api.admission import Admission
 from parakeet_api.errors import (
     DISK_FULL,
     ApiError,
@@ -35,7 +34,8 @@ from parakeet_api.errors import (
     SettingsError,
     UploadTooLargeError,
 )
-from parakeet_api.upload_form import UploadForm
+from parakeet_api.http.admission import Admission
+from parakeet_api.http.upload_form import UploadForm
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parakeet_api.devices import Gpu, InferencePlan, available_cores, main_permits
-from parakeet_api.memory import HostMemory, host_memory
-from parakeet_api.models import Model, Models
+from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main_permits
+from parakeet_api.model.memory import HostMemory, host_memory
+from parakeet_api.served_models import Model, Models
 from parakeet_api.settings import Settings
 
 _GIB = 1024**3

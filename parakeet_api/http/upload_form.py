@@ -24,7 +24,7 @@ from werkzeug.sansio.multipart import (
 )
 
 from parakeet_api.errors import DISK_FULL
-from parakeet_api.uploads import create_upload, hold_upload
+from parakeet_api.http.uploads import create_upload, hold_upload
 
 MULTIPART = "multipart/form-data"
 _MOST_PARTS = 100

@@ -17,11 +17,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
-from parakeet_api.admission import Admission
-from parakeet_api.api_keys import is_accepted, sent_key
-from parakeet_api.audio import FfmpegDecoder, TrackChoice
-from parakeet_api.batching import RequestCancelled
-from parakeet_api.devices import Gpu, InferencePlan
+from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
 from parakeet_api.errors import (
     DISK_FULL,
     ApiError,
@@ -35,16 +31,20 @@ from parakeet_api.errors import (
     UnsupportedLanguageError,
     UploadTooLargeError,
 )
-from parakeet_api.jobs import Jobs
+from parakeet_api.formats.rendering import Rendered
+from parakeet_api.formats.request_params import Form, Task, read_field
+from parakeet_api.http.admission import Admission
+from parakeet_api.http.api_keys import is_accepted, sent_key
+from parakeet_api.http.proxies import is_local
+from parakeet_api.http.upload_form import MULTIPART, ParsedForm, TextTooLongError, UploadForm
+from parakeet_api.jobs.service import Jobs
 from parakeet_api.languages import english_name
 from parakeet_api.metrics import Metrics
-from parakeet_api.models import Model, Models
-from parakeet_api.proxies import is_local
-from parakeet_api.rendering import Rendered
-from parakeet_api.request_params import Form, Task, read_field
+from parakeet_api.model.batching import RequestCancelled
+from parakeet_api.model.devices import Gpu, InferencePlan
+from parakeet_api.served_models import Model, Models
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript
-from parakeet_api.upload_form import MULTIPART, ParsedForm, TextTooLongError, UploadForm
 
 logger = logging.getLogger(__name__)
 

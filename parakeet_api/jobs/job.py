@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from parakeet_api.errors import ApiError
-from parakeet_api.rendering import Rendered, warnings_list
-from parakeet_api.request_params import TranscriptionParams
+from parakeet_api.formats.rendering import Rendered, warnings_list
+from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.transcript import Caveat
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]

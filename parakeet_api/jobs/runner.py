@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from parakeet_api.batching import RequestCancelled
 from parakeet_api.errors import (
     ApiError,
     JobsUnavailableError,
@@ -20,11 +19,12 @@ from parakeet_api.errors import (
     ServerError,
     ServiceUnavailableError,
 )
-from parakeet_api.job import Failure, Job
-from parakeet_api.job_store import JobStore
+from parakeet_api.formats.rendering import Rendered, render
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.jobs.job import Failure, Job
+from parakeet_api.jobs.store import JobStore
+from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.pipeline import Pipeline, Progress
-from parakeet_api.rendering import Rendered, render
-from parakeet_api.request_params import TranscriptionParams
 from parakeet_api.settings import Settings
 
 logger = logging.getLogger(__name__)

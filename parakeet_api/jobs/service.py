@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parakeet_api.errors import JobsUnavailableError, NotFoundError
-from parakeet_api.job import Job, JobCounts, job_object
-from parakeet_api.job_runner import JobRunner, Transcribe
-from parakeet_api.job_store import JobStore
-from parakeet_api.rendering import Rendered
-from parakeet_api.request_params import TranscriptionParams
+from parakeet_api.formats.rendering import Rendered
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.jobs.job import Job, JobCounts, job_object
+from parakeet_api.jobs.runner import JobRunner, Transcribe
+from parakeet_api.jobs.store import JobStore
+from parakeet_api.jobs.webhooks import AllowedHosts, Courier
 from parakeet_api.settings import Settings
-from parakeet_api.webhooks import AllowedHosts, Courier
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parakeet_api.errors import JobsUnavailableError, QueueFullError, ServerError
-from parakeet_api.job import (
+from parakeet_api.formats.rendering import Rendered
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.jobs.job import (
     Failure,
     Job,
     JobCounts,
@@ -30,8 +32,6 @@ from parakeet_api.job import (
     params_from_json,
     params_to_json,
 )
-from parakeet_api.rendering import Rendered
-from parakeet_api.request_params import TranscriptionParams
 
 _MOST_INTERRUPTIONS = 3
 """A recording that ends the process as often is not tried again."""

@@ -15,8 +15,8 @@ import httpx
 
 from parakeet_api import __version__
 from parakeet_api.errors import InvalidRequestError
-from parakeet_api.job import Job
-from parakeet_api.job_store import JobStore
+from parakeet_api.jobs.job import Job
+from parakeet_api.jobs.store import JobStore
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence, Set
 from itertools import accumulate, islice
 from typing import Generic, Protocol, TypeVar
 
-from parakeet_api.devices import InferencePlan
+from parakeet_api.model.devices import InferencePlan
 from parakeet_api.transcript import SAMPLE_RATE, Chunk
 
 _CPU_SPANS = (2.0, 1.5, 1.25)

@@ -19,13 +19,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
-from parakeet_api.batch_queue import BatchQueue
-from parakeet_api.chunking import quietest_moment
-from parakeet_api.devices import InferencePlan, main_permits
 from parakeet_api.errors import DeviceLostError, ServiceUnavailableError, StoppingError
 from parakeet_api.metrics import Metrics
-from parakeet_api.recognizer import OutOfDeviceMemoryError, Recognizer
-from parakeet_api.stitching import Stitcher
+from parakeet_api.model.batch_queue import BatchQueue
+from parakeet_api.model.devices import InferencePlan, main_permits
+from parakeet_api.model.recognizer import OutOfDeviceMemoryError, Recognizer
+from parakeet_api.speech.chunking import quietest_moment
+from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 
 logger = logging.getLogger(__name__)

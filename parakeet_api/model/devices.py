@@ -14,15 +14,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from parakeet_api.card_check import CardReport
 from parakeet_api.errors import SettingsError
+from parakeet_api.model.gpu_check import CardReport
 from parakeet_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _NO_DEVICE = 100
 """The driver's CUDA_ERROR_NO_DEVICE."""
-_CHECK = (sys.executable, "-m", "parakeet_api.card_check")
+_CHECK = (sys.executable, "-m", "parakeet_api.model.gpu_check")
 _CHECK_LIMIT_S = 90.0
 """Importing torch takes 2 s, and from a slow disk a minute."""
 _ADVICE = {
@@ -199,7 +199,7 @@ def _run_check(device: str) -> CardReport:
         done = subprocess.run(
             [*_CHECK, device],
             # Where `-m` finds the package, wherever the service was started.
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

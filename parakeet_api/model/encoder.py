@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parakeet_api.cuda import context_is_lost, is_memory_shortage, turn_on
-from parakeet_api.nemo_internals import extend_positions, float_dtype
+from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.nemo_internals import extend_positions, float_dtype
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Try a CUDA card: `python -m parakeet_api.card_check cuda:0` prints what it found, as JSON.
+"""Try a CUDA card: `python -m parakeet_api.model.gpu_check cuda:0` prints what it found, as JSON.
 
 It runs in a process of its own, so that the one that serves holds nothing of the card while no
 model is loaded.
@@ -42,7 +42,7 @@ class CardReport:
 
     @classmethod
     def from_json(cls, text: str) -> CardReport:
-        """Read what `python -m parakeet_api.card_check` printed.
+        """Read what `python -m parakeet_api.model.gpu_check` printed.
 
         Raises `ValueError` or `TypeError` if it is something else.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from parakeet_api.cuda import device_memory
+from parakeet_api.model.cuda import device_memory
 from parakeet_api.settings import Settings
 
 _PROC = Path("/proc/meminfo")

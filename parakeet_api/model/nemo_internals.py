@@ -1,8 +1,8 @@
 """The private interfaces of torch and NeMo that the service relies on, each with its reason.
 
 All of them stand here, so that an update of either package is one file to look through
-(`tests/test_nemo_internals.py` says which names must still be there). torch and NeMo are imported
-inside functions.
+(`tests/model/test_nemo_internals.py` says which names must still be there). torch and NeMo are
+imported inside functions.
 """
 
 from __future__ import annotations

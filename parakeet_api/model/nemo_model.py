@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from parakeet_api.cuda import GraphVerdict, current
-from parakeet_api.encoder import Encoder, encode
 from parakeet_api.errors import DISK_FULL, CheckpointError, SettingsError
-from parakeet_api.nemo_internals import (
+from parakeet_api.model.cuda import GraphVerdict, current
+from parakeet_api.model.encoder import Encoder, encode
+from parakeet_api.model.nemo_internals import (
     avoid_convolution_plans,
     extend_positions,
     float_dtype,
@@ -36,8 +36,8 @@ from parakeet_api.nemo_internals import (
     no_random_init,
     use_fused_attention,
 )
+from parakeet_api.model.token_decoder import GraphShape, TokenDecoder
 from parakeet_api.settings import DecodingStrategy, MatmulPrecision, Precision
-from parakeet_api.token_decoder import GraphShape, TokenDecoder
 from parakeet_api.transcript import SAMPLE_RATE
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from parakeet_api.cuda import CacheTrimmer, context_is_lost, is_memory_shortage, turn_on
-from parakeet_api.encoder import frame_samples
 from parakeet_api.errors import DeviceLostError, ModelLoadError
-from parakeet_api.heap import HeapTrimmer
-from parakeet_api.nemo_model import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
-from parakeet_api.token_decoder import Tokens
+from parakeet_api.model.cuda import CacheTrimmer, context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.encoder import frame_samples
+from parakeet_api.model.heap import HeapTrimmer
+from parakeet_api.model.nemo_model import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.model.token_decoder import Tokens
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parakeet_api.cuda import context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
 
 if TYPE_CHECKING:
     import torch

@@ -1,8 +1,8 @@
 """What the running server does, as an OpenAPI 3.1 document.
 
 Built from the tables that the server itself works with: formats, parameters' values, errors,
-settings. `tests/test_openapi.py` holds it beside the routes, `tests/test_contract.py` and
-`tests/test_schemathesis.py` beside the answers.
+settings. `tests/openapi/test_openapi.py` holds it beside the routes,
+`tests/http/test_contract.py` and `tests/openapi/test_schemathesis.py` beside the answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from parakeet_api.asr_api import AsrParams, Output, render_asr
+from parakeet_api.audio.ffmpeg import SUPPORTED_FORMATS
 from parakeet_api.errors import (
     ApiError,
     AudioDecodeError,
@@ -37,11 +37,18 @@ from parakeet_api.errors import (
     UnsupportedLanguageError,
     UploadTooLargeError,
 )
-from parakeet_api.ffmpeg import SUPPORTED_FORMATS
-from parakeet_api.job import MOST_LISTED, USUALLY_LISTED
-from parakeet_api.openapi_examples import EXAMPLE, example_of, example_stream
-from parakeet_api.openapi_parts import HEADERS, MEANINGS, json_answer, operation
-from parakeet_api.openapi_schemas import (
+from parakeet_api.formats.asr_api import AsrParams, Output, render_asr
+from parakeet_api.formats.request_params import (
+    Granularity,
+    Include,
+    ResponseFormat,
+    Task,
+    TranscriptionParams,
+)
+from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED
+from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream
+from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_answer, operation
+from parakeet_api.openapi.schemas import (
     SCHEMAS,
     Json,
     array,
@@ -53,13 +60,6 @@ from parakeet_api.openapi_schemas import (
     record,
     ref,
     text,
-)
-from parakeet_api.request_params import (
-    Granularity,
-    Include,
-    ResponseFormat,
-    Task,
-    TranscriptionParams,
 )
 from parakeet_api.settings import Settings, model_basename
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from parakeet_api.formats.rendering import render
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.formats.server_sent_events import EventWriter
 from parakeet_api.pipeline import Progress
-from parakeet_api.rendering import render
-from parakeet_api.request_params import TranscriptionParams
-from parakeet_api.server_sent_events import EventWriter
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Segment, Token, Transcript, Word
 

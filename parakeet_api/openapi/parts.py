@@ -32,7 +32,7 @@ from parakeet_api.errors import (
     UnsupportedLanguageError,
     UploadTooLargeError,
 )
-from parakeet_api.openapi_schemas import Json, error_body, error_details
+from parakeet_api.openapi.schemas import Json, error_body, error_details
 
 MEANINGS: Mapping[type[ApiError], str] = {
     InvalidRequestError: "the request is wrong: `message` says how, `param` where",

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from parakeet_api.errors import ApiError
-from parakeet_api.job import JobStatus
-from parakeet_api.model_manager import LoadState
-from parakeet_api.model_store import StoreState
-from parakeet_api.request_params import ResponseFormat, Task
-from parakeet_api.server_sent_events import PEAKS_PER_SECOND, WaitingState
+from parakeet_api.formats.request_params import ResponseFormat, Task
+from parakeet_api.formats.server_sent_events import PEAKS_PER_SECOND, WaitingState
+from parakeet_api.jobs.job import JobStatus
+from parakeet_api.model.checkpoints import StoreState
+from parakeet_api.model.model_manager import LoadState
 from parakeet_api.settings import Origin
 
 Json = dict[str, Any]

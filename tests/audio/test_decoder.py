@@ -10,10 +10,10 @@ import numpy as np
 import psutil
 import pytest
 from conftest import Clip, decode, encode
-from test_pipeline import ffmpegs
+from pipeline_helpers import ffmpegs
 
-from parakeet_api import ffmpeg
-from parakeet_api.audio import AudioStream, FfmpegDecoder, check_filter, find_ffmpeg
+from parakeet_api.audio import ffmpeg
+from parakeet_api.audio.decoder import AudioStream, FfmpegDecoder, check_filter, find_ffmpeg
 from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from conftest import ROOT, Clip, decode, encode
 
-from parakeet_api.audio import FfmpegDecoder, TrackChoice, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice, find_ffmpeg
 from parakeet_api.errors import (
     ApiError,
     AudioDecodeError,
@@ -505,8 +505,8 @@ def test_an_ffmpeg_that_goes_away_is_replaced(
     assert heard(decoder, file).seconds > 1
     assert decoder.is_usable
 
-    monkeypatch.setattr("parakeet_api.ffmpeg.shutil.which", lambda _: None)
-    monkeypatch.setattr("parakeet_api.ffmpeg._bundled_ffmpeg", lambda: None)
+    monkeypatch.setattr("parakeet_api.audio.ffmpeg.shutil.which", lambda _: None)
+    monkeypatch.setattr("parakeet_api.audio.ffmpeg._bundled_ffmpeg", lambda: None)
     gone.unlink()
     assert not decoder.is_usable
     with pytest.raises(ServiceUnavailableError, match="no decoder at the moment"):

@@ -18,11 +18,11 @@ from conftest import SPEECH, encode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api import pieces
-from parakeet_api.audio import AudioStream, FfmpegDecoder
+from parakeet_api.audio import pieces
+from parakeet_api.audio.decoder import AudioStream, FfmpegDecoder
+from parakeet_api.audio.ffmpeg import FfmpegRun, Input
+from parakeet_api.audio.pieces import Piece, plan_pieces
 from parakeet_api.errors import ServiceUnavailableError
-from parakeet_api.ffmpeg import FfmpegRun, Input
-from parakeet_api.pieces import Piece, plan_pieces
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
 
 FFMPEGS = {"bundled": imageio_ffmpeg.get_ffmpeg_exe(), "system": shutil.which("ffmpeg")}
@@ -62,7 +62,7 @@ FORMATS = {
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut half a minute as if it were an hour, which libsndfile is not given."""
-    monkeypatch.setattr("parakeet_api.audio.open_sound", lambda path: None)
+    monkeypatch.setattr("parakeet_api.audio.decoder.open_sound", lambda path: None)
     monkeypatch.setattr(pieces, "_SHORTEST_S", 20)
     monkeypatch.setattr(pieces, "_LONGEST_PIECE_S", 6)
     monkeypatch.setattr(pieces, "_SHORTEST_PIECE_S", 2)
@@ -232,7 +232,7 @@ def test_a_piece_that_is_not_what_one_ffmpeg_gives_is_not_used(
         planned[piece] = dataclasses.replace(planned[piece], trim=(start + 1, end))
         return tuple(planned)
 
-    monkeypatch.setattr("parakeet_api.audio.plan_pieces", wrong)
+    monkeypatch.setattr("parakeet_api.audio.decoder.plan_pieces", wrong)
 
     assert_the_same(together, file)
     assert FALLS_BACK in caplog.text
@@ -253,7 +253,7 @@ def test_a_piece_that_ends_too_early_is_not_used(
         assert end is not None
         return (*planned, dataclasses.replace(last, trim=(start, end - 1000)))
 
-    monkeypatch.setattr("parakeet_api.audio.plan_pieces", short)
+    monkeypatch.setattr("parakeet_api.audio.decoder.plan_pieces", short)
 
     assert_the_same(together, file)
     assert FALLS_BACK in caplog.text

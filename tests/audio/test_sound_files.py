@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import Clip, encode
-from test_pipeline import ffmpegs
+from pipeline_helpers import ffmpegs
 
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.sound_files import open_sound
 from parakeet_api.errors import AudioTooLongError, TruncatedAudioError
-from parakeet_api.sound_files import open_sound
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 PLAIN = {

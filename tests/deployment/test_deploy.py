@@ -19,12 +19,12 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from conftest import ROOT, Server
 from http_helpers import request
-from test_settings import ALL_NAMES
+from settings_tables import ALL_NAMES
 
 from parakeet_api import errors
+from parakeet_api.http.web import MULTIPART_OVERHEAD
 from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
-from parakeet_api.web import MULTIPART_OVERHEAD
 
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"

@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 from werkzeug.datastructures import MultiDict
 
-from parakeet_api.asr_api import AsrParams, Output, describe_language, parse_asr_params, render_asr
 from parakeet_api.errors import InvalidRequestError
+from parakeet_api.formats.asr_api import (
+    AsrParams,
+    Output,
+    describe_language,
+    parse_asr_params,
+    render_asr,
+)
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Segment, Token, Transcript, Word
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
-from parakeet_api.request_params import ResponseFormat, TranscriptionParams, parse_params
+from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_params
 
 SEGMENT = frozenset({"segment"})
 WORD = frozenset({"word"})

@@ -13,8 +13,8 @@ import webvtt
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parakeet_api.formats.subtitles import Cue, make_cues, to_srt, to_vtt
 from parakeet_api.settings import Settings
-from parakeet_api.subtitles import Cue, make_cues, to_srt, to_vtt
 from parakeet_api.transcript import Segment, Word, join_words
 
 DEFAULTS = Settings()

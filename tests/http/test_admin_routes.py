@@ -13,7 +13,7 @@ from conftest import SPEECH, running_server
 from http_helpers import error_of, request, transcribe, wait_until
 from in_process import Echoes, Served, served
 
-from parakeet_api import admin_routes
+from parakeet_api.http import admin_routes
 
 CLIP = SPEECH / "clip-001.flac"
 

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import wait_for
 
-import parakeet_api.admission
-from parakeet_api.admission import Admission
-from parakeet_api.batching import RequestCancelled
+import parakeet_api.http.admission
 from parakeet_api.errors import AudioDecodeError, QueueFullError
+from parakeet_api.http.admission import Admission
+from parakeet_api.model.batching import RequestCancelled
 
 
 @pytest.fixture
 def quick_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parakeet_api.admission, "_POLL_S", 0.01)
+    monkeypatch.setattr(parakeet_api.http.admission, "_POLL_S", 0.01)
 
 
 def enter(admission: Admission, leave: threading.Event, order: list[int], number: int) -> None:

@@ -12,7 +12,7 @@ import srt  # type: ignore[import-untyped]
 from conftest import Clip, Server, decode, running_server
 from http_helpers import error_of, request, transcribe, uploads
 
-from parakeet_api.audio import FfmpegDecoder
+from parakeet_api.audio.decoder import FfmpegDecoder
 
 
 @pytest.fixture(scope="module")

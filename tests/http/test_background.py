@@ -7,9 +7,9 @@ from itertools import count
 import pytest
 from conftest import wait_for
 
-import parakeet_api.background
-from parakeet_api.background import Cancelled, Emit, in_background
-from parakeet_api.batching import RequestCancelled
+import parakeet_api.http.background
+from parakeet_api.http.background import Cancelled, Emit, in_background
+from parakeet_api.model.batching import RequestCancelled
 
 
 def never() -> bool:
@@ -18,7 +18,7 @@ def never() -> bool:
 
 @pytest.fixture(autouse=True)
 def quick_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parakeet_api.background, "_POLL_S", 0.01)
+    monkeypatch.setattr(parakeet_api.http.background, "_POLL_S", 0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_a_slow_reader_holds_the_work_back() -> None:
 
     items = in_background(work, gone=never, silence_s=60)
     assert next(items) == 0
-    wait_for(lambda: emitted > parakeet_api.background._MOST_WAITING)
+    wait_for(lambda: emitted > parakeet_api.http.background._MOST_WAITING)
 
-    assert emitted <= parakeet_api.background._MOST_WAITING + 2
+    assert emitted <= parakeet_api.http.background._MOST_WAITING + 2
     assert list(items) == list(range(1, 1000))

@@ -24,7 +24,7 @@ def fronts(server: Server) -> list[psutil.Process]:
 def is_front(process: psutil.Process) -> bool:
     # One that has just ended has no command line.
     with suppress(psutil.NoSuchProcess):
-        return "parakeet_api.clip_front" in process.cmdline()
+        return "parakeet_api.http.clip_front" in process.cmdline()
     return False
 
 

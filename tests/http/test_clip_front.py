@@ -15,10 +15,10 @@ import pytest
 from conftest import wait_for
 from http_helpers import multipart, wav
 
-from parakeet_api import clip_front
-from parakeet_api.audio import find_ffmpeg
-from parakeet_api.clip_front import Front, FrontOptions
-from parakeet_api.clip_link import (
+from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.http import clip_front
+from parakeet_api.http.clip_front import Front, FrontOptions
+from parakeet_api.http.clip_link import (
     LinkClosedError,
     Values,
     pack_words,

@@ -3,7 +3,7 @@
 Each file holds a request in readable form and the whole answer to it. A new one needs only its
 request; this writes the answers that differ:
 
-    python -m pytest tests/test_contract.py --record
+    python -m pytest tests/http/test_contract.py --record
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from conftest import ROOT, Server, running_server
 from http_helpers import request as send
 from http_helpers import wait_until, wav
 
-from parakeet_api.openapi import Facts, describe
+from parakeet_api.openapi.document import Facts, describe
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE
 
-FOLDER = Path(__file__).resolve().parent / "contract"
+FOLDER = ROOT / "tests" / "contract"
 RECORDINGS = sorted(FOLDER.glob("*.json"))
 HEADERS = ("Content-Type", "X-Parakeet-Model", "Retry-After", "Allow", "Cache-Control")
 """The ones that clients act on and that are the same each time."""

@@ -26,9 +26,9 @@ from http_helpers import (
     wait_until,
     waiting_chunks,
 )
-from test_webhooks import Receiver
+from webhook_receiver import Receiver
 
-from parakeet_api.audio import find_ffmpeg
+from parakeet_api.audio.decoder import find_ffmpeg
 
 JOBS = "/v1/jobs"
 UNFINISHED = {"queued", "running"}

@@ -19,12 +19,12 @@ from http_helpers import ENDPOINT, error_of, request, transcribe, uploads, wait_
 from waitress import wasyncore
 from waitress.buffers import TempfileBasedBuffer
 
-from parakeet_api import http_server
-from parakeet_api.admission import Admission
 from parakeet_api.errors import SettingsError
-from parakeet_api.http_server import bind, create_server
-from parakeet_api.proxies import TrustedProxies, is_local
-from parakeet_api.rate_limits import limit_rates
+from parakeet_api.http import server as http_server
+from parakeet_api.http.admission import Admission
+from parakeet_api.http.proxies import TrustedProxies, is_local
+from parakeet_api.http.rate_limits import limit_rates
+from parakeet_api.http.server import bind, create_server
 from parakeet_api.settings import Settings
 
 LOCAL = "127.0.0.1"

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
-from conftest import SPEECH, Clip, Server, encode, running_server
+from conftest import ROOT, SPEECH, Clip, Server, encode, running_server
 from http_helpers import is_idle, wait_until
 
-NODE = Path(__file__).parent / "node"
+NODE = ROOT / "tests" / "node"
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("node") is None, reason="no node on the PATH"),

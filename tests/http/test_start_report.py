@@ -10,12 +10,12 @@ from conftest import Server, running_server
 from http_helpers import error_of, request
 
 from app import build_services
-from parakeet_api import pages
-from parakeet_api.cuda import DeviceMemory
-from parakeet_api.devices import Gpu, InferencePlan
-from parakeet_api.memory import HostMemory
+from parakeet_api.http import pages
+from parakeet_api.http.start_report import ModelFile, StartReport, report_start
+from parakeet_api.model.cuda import DeviceMemory
+from parakeet_api.model.devices import Gpu, InferencePlan
+from parakeet_api.model.memory import HostMemory
 from parakeet_api.settings import Settings
-from parakeet_api.start_report import ModelFile, StartReport, report_start
 
 CPU_PLAN = InferencePlan(longest_chunk_s=30, batch_size=8, batch_s=60)
 CARD_PLAN = InferencePlan(60, 8, 454.5, memory_mb=1500, memory_limit="MAX_CHUNK_MEMORY_MB")

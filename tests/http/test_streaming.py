@@ -23,7 +23,7 @@ from http_helpers import (
     wait_until,
 )
 
-from parakeet_api.server_sent_events import PEAKS_PER_SECOND
+from parakeet_api.formats.server_sent_events import PEAKS_PER_SECOND
 
 
 @dataclass

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from test_limits import running
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from parakeet_api import upload_form
-from parakeet_api.upload_form import UploadForm
+from parakeet_api.http import upload_form
+from parakeet_api.http.upload_form import UploadForm
 
 TYPE = "multipart/form-data; boundary=sep"
 SOUND = bytes(range(256)) * 1500 + b"\r\n--se\r\n"

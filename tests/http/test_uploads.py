@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 from conftest import ROOT, SPEECH, running_server
 
-from parakeet_api.uploads import create_upload, hold_upload, sweep_uploads
+from parakeet_api.http.uploads import create_upload, hold_upload, sweep_uploads
 
 
 def test_uploads_of_this_process_stay(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_an_upload_that_is_held_stays_when_its_first_handle_closes(tmp_path: Pat
 
 def test_uploads_of_a_killed_process_go(tmp_path: Path) -> None:
     script = (
-        "import os, pathlib, sys; from parakeet_api.uploads import create_upload;"
+        "import os, pathlib, sys; from parakeet_api.http.uploads import create_upload;"
         " create_upload(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from parakeet_api.url_spellings import usual_spelling
+from parakeet_api.http.url_spellings import usual_spelling
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 

@@ -20,10 +20,10 @@ from hypothesis.stateful import (
 )
 
 from parakeet_api.errors import AudioDecodeError, JobsUnavailableError, QueueFullError
-from parakeet_api.job import Failure, Job
-from parakeet_api.job_store import JobStore
-from parakeet_api.rendering import Rendered
-from parakeet_api.request_params import TranscriptionParams
+from parakeet_api.formats.rendering import Rendered
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.jobs.job import Failure, Job
+from parakeet_api.jobs.store import JobStore
 from parakeet_api.transcript import Caveat
 
 PARAMS = TranscriptionParams(

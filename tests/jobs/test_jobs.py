@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import SPEECH, Clip, wait_for
-from test_pipeline import Counting, ffmpegs, pipeline_of
+from pipeline_helpers import Counting, ffmpegs, pipeline_of
 
-from parakeet_api import job_runner, jobs
-from parakeet_api.batching import RequestCancelled
 from parakeet_api.errors import (
     AudioDecodeError,
     JobsUnavailableError,
@@ -25,14 +23,17 @@ from parakeet_api.errors import (
     QueueFullError,
     ServiceUnavailableError,
 )
-from parakeet_api.job import Job, job_object
-from parakeet_api.job_runner import Transcribe, transcriber
-from parakeet_api.job_store import JobStore
-from parakeet_api.jobs import Jobs, workers_for
+from parakeet_api.formats.rendering import Rendered, render
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.jobs import runner as job_runner
+from parakeet_api.jobs import service as jobs
+from parakeet_api.jobs.job import Job, job_object
+from parakeet_api.jobs.runner import Transcribe, transcriber
+from parakeet_api.jobs.service import Jobs, workers_for
+from parakeet_api.jobs.store import JobStore
+from parakeet_api.model.batching import RequestCancelled
+from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.pipeline import Progress
-from parakeet_api.recognizer import NemoRecognizer
-from parakeet_api.rendering import Rendered, render
-from parakeet_api.request_params import TranscriptionParams
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Chunk, Word
 

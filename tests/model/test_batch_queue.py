@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api.batch_queue import BatchQueue
-from parakeet_api.devices import InferencePlan
+from parakeet_api.model.batch_queue import BatchQueue
+from parakeet_api.model.devices import InferencePlan
 from parakeet_api.transcript import SAMPLE_RATE, Chunk
 
 PLAN = InferencePlan(longest_chunk_s=30, batch_size=4, batch_s=60)

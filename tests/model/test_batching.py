@@ -16,17 +16,17 @@ from conftest import Clock, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api import batching
-from parakeet_api.batching import Batcher, RequestCancelled, halve, padded_s
-from parakeet_api.devices import InferencePlan
 from parakeet_api.errors import (
     AudioDecodeError,
     DeviceLostError,
     ModelNotReadyError,
     ServiceUnavailableError,
 )
-from parakeet_api.nemo_model import ModelInfo
-from parakeet_api.recognizer import OutOfDeviceMemoryError
+from parakeet_api.model import batching
+from parakeet_api.model.batching import Batcher, RequestCancelled, halve, padded_s
+from parakeet_api.model.devices import InferencePlan
+from parakeet_api.model.nemo_model import ModelInfo
+from parakeet_api.model.recognizer import OutOfDeviceMemoryError
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 
 PLAN = InferencePlan(longest_chunk_s=30, batch_size=4, batch_s=60)

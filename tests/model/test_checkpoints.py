@@ -25,9 +25,9 @@ from hub import FILE, MODEL_ID, CutError, Fault, Hub
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api import model_store
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
-from parakeet_api.model_store import (
+from parakeet_api.model import checkpoints as model_store
+from parakeet_api.model.checkpoints import (
     Checkpoint,
     ModelStore,
     check_checkpoint,
@@ -798,7 +798,8 @@ def test_a_missing_demo_model_is_a_failure_not_a_promise(models: Path, hub: Hub)
 
 def test_hf_hub_offline_asks_nobody(models: Path, hub: Hub, tmp_path: Path) -> None:
     program = (
-        "import os; from pathlib import Path; from parakeet_api.model_store import ModelStore;"
+        "import os; from pathlib import Path;"
+        "from parakeet_api.model.checkpoints import ModelStore;"
         "from parakeet_api.settings import Settings;"
         f"store = ModelStore(Settings.from_env(os.environ), demo_path=Path({str(DEMO_MODEL)!r}));"
         "store.start(); store.wait_until_decided(20); print(store.checkpoint().is_demo)"

@@ -9,8 +9,8 @@ import torch
 from conftest import Clock, wait_for
 from fake_gpu import FakeGpu
 
-from parakeet_api import cuda
-from parakeet_api.cuda import CacheTrimmer, is_memory_shortage, turn_on
+from parakeet_api.model import cuda
+from parakeet_api.model.cuda import CacheTrimmer, is_memory_shortage, turn_on
 
 
 def trimmer(clock: Clock, *, keep_mb: float | None = 1500) -> CacheTrimmer:

@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import app
-from parakeet_api import card_check, devices
-from parakeet_api.card_check import CardReport, check_card
-from parakeet_api.devices import (
+from parakeet_api.errors import SettingsError
+from parakeet_api.model import devices
+from parakeet_api.model import gpu_check as card_check
+from parakeet_api.model.devices import (
     Gpu,
     InferencePlan,
     available_cores,
@@ -28,9 +29,9 @@ from parakeet_api.devices import (
     main_permits,
     plan_inference,
 )
-from parakeet_api.errors import SettingsError
-from parakeet_api.nemo_model import ModelOptions
-from parakeet_api.recognizer import NemoRecognizer
+from parakeet_api.model.gpu_check import CardReport, check_card
+from parakeet_api.model.nemo_model import ModelOptions
+from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.settings import Settings
 
 OK, NO_DEVICE, INVALID_DEVICE = 0, 100, 101

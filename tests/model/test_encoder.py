@@ -12,9 +12,9 @@ from fake_gpu import FakeGpu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.encoder import Encoder, Shapes
-from parakeet_api.nemo_model import LoadedModel, load_model
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.model.encoder import Encoder, Shapes
+from parakeet_api.model.nemo_model import LoadedModel, load_model
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 FRAME = 1280
@@ -75,7 +75,7 @@ def test_on_a_cpu_nothing_is_a_graph_and_no_row_is_added() -> None:
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a warm-up take as long as it does here."""
-    monkeypatch.setattr("parakeet_api.encoder._WARM_UP_S", 3600.0)
+    monkeypatch.setattr("parakeet_api.model.encoder._WARM_UP_S", 3600.0)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_the_warm_up_tells_how_far_it_is(gpu: FakeGpu) -> None:
 def test_a_long_warm_up_is_ended_and_the_rest_is_captured_when_needed(
     loaded: LoadedModel, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parakeet_api.encoder._WARM_UP_S", 8.0)
+    monkeypatch.setattr("parakeet_api.model.encoder._WARM_UP_S", 8.0)
     clock = Clock()
     encoder = Encoder(loaded.network, device="cuda:0", longest_s=5.0, graphed_s=11.0, clock=clock)
     del gpu.captures[:]
@@ -195,7 +195,7 @@ def test_a_graph_whose_output_is_wrong_is_not_used(
 
     monkeypatch.setattr(_Graph, "replay", lambda _: None)
     monkeypatch.setattr(
-        "parakeet_api.encoder._AGREEMENT", -1.0
+        "parakeet_api.model.encoder._AGREEMENT", -1.0
     )  # What was captured is as exact here as what ran before it.
 
     output, frames = encoded(encoder, [wave])

@@ -15,7 +15,7 @@ from app import EXIT_DEVICE_LOST
 PROGRAM = """
 import os
 import app, torch
-from parakeet_api import recognizer
+from parakeet_api.model import recognizer
 
 def broken(self, chunks):
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")

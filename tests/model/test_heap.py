@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from parakeet_api import heap
-from parakeet_api.heap import HeapTrimmer, resident_bytes
+from parakeet_api.model import heap
+from parakeet_api.model.heap import HeapTrimmer, resident_bytes
 
 MB = 1_000_000
 
@@ -113,7 +113,7 @@ def test_a_trim_gives_freed_memory_back_that_the_library_kept() -> None:
     # the size that has a mapping of its own; the small one after them keeps the heap's end.
     script = """
 import numpy as np
-from parakeet_api.heap import resident_bytes, trim_heap
+from parakeet_api.model.heap import resident_bytes, trim_heap
 blocks = [np.ones(100_000, np.uint8) for _ in range(2000)]
 end = np.ones(100_000, np.uint8)
 del blocks

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from parakeet_api import memory
-from parakeet_api.cuda import DeviceMemory
-from parakeet_api.memory import HostMemory, has_room, host_memory
+from parakeet_api.model import memory
+from parakeet_api.model.cuda import DeviceMemory
+from parakeet_api.model.memory import HostMemory, has_room, host_memory
 from parakeet_api.settings import Settings
 
 MEMINFO = "MemTotal:       8000000 kB\nMemFree:  1 kB\nMemAvailable:   5000000 kB\nHuge: 0\n"

@@ -19,9 +19,9 @@ import pytest
 from conftest import DEMO_MODEL, ROOT, SPEECH, Clip, Server, running_server
 from http_helpers import ENDPOINT, error_of, request, transcribe, wait_until, wav
 from in_process import Echoes, served
-from test_model_manager import run_all
+from model_helpers import run_all
 
-from parakeet_api import model_manager
+from parakeet_api.model import model_manager
 from parakeet_api.transcript import SAMPLE_RATE
 
 CLIP = SPEECH / "clip-001.flac"
@@ -174,10 +174,10 @@ from pathlib import Path
 
 import numpy, psutil
 
-from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
-from parakeet_api.model_manager import ModelManager
-from parakeet_api.nemo_model import ModelOptions, import_libraries
-from parakeet_api.recognizer import NemoRecognizer
+from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.nemo_model import ModelOptions, import_libraries
+from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk
 
 checkpoint, clip = map(Path, sys.argv[1:])

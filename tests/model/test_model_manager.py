@@ -5,101 +5,32 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from conftest import Clock, wait_for
+from model_helpers import INFO, Model, Models, assert_true, run_all
 
-from parakeet_api import model_manager
 from parakeet_api.errors import (
     CheckpointError,
     ModelLoadError,
     ModelNotReadyError,
     ServiceUnavailableError,
 )
-from parakeet_api.model_manager import ModelManager
-from parakeet_api.nemo_model import ModelInfo
-from parakeet_api.recognizer import Recognizer
-from parakeet_api.transcript import Chunk, Word
+from parakeet_api.model import model_manager
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.recognizer import Recognizer
 
-INFO = ModelInfo(
-    device="cpu", precision="fp32", precision_reason="a test", parameters=3, decoding="greedy"
-)
 IDLE_S = 100.0
-
-
-class Models:
-    """Loads models that do nothing, and counts them."""
-
-    def __init__(self) -> None:
-        self.loads = 0
-        self.alive = 0
-        self.most_alive = 0
-        self.before: Callable[[], None] = lambda: None
-        """Called in the middle of a load."""
-        self._lock = threading.Lock()
-
-    def load(self) -> Model:
-        with self._lock:
-            self.loads += 1
-        self.before()
-        with self._lock:
-            self.alive += 1
-            self.most_alive = max(self.most_alive, self.alive)
-        return Model(self)
-
-    def unload(self) -> None:
-        with self._lock:
-            self.alive -= 1
-
-
-class Model:
-    """A recogniser that fails when it is used after its end."""
-
-    info = INFO
-
-    def __init__(self, models: Models) -> None:
-        self._models = models
-        self._closed = False
-
-    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
-        assert not self._closed, "used after it was unloaded"
-        return [[] for _ in chunks]
-
-    def close(self) -> None:
-        assert not self._closed, "unloaded twice"
-        self._closed = True
-        self._models.unload()
 
 
 def new_manager(
     models: Models, *, clock: Callable[[], float] = time.monotonic, idle_s: float = IDLE_S
 ) -> ModelManager:
     return ModelManager(models.load, idle_timeout_s=idle_s, clock=clock)
-
-
-def run_all(*tasks: Callable[[], None], patience_s: float = 30) -> list[BaseException]:
-    """Run tasks at the same time; give what they raised."""
-    ready = threading.Barrier(len(tasks))
-    raised: list[BaseException] = []
-
-    def run(task: Callable[[], None]) -> None:
-        ready.wait(10)
-        try:
-            task()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=(task,)) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(patience_s)
-        assert not thread.is_alive(), "hangs"
-    return raised
 
 
 # Loading
@@ -252,10 +183,6 @@ def test_health_reads_the_state_during_a_load_without_waiting() -> None:
 
     assert run_all(use, look) == []
     assert manager.state == "ready"
-
-
-def assert_true(value: bool) -> None:
-    assert value
 
 
 # Unloading

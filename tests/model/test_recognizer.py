@@ -16,13 +16,13 @@ import torch
 from conftest import DEMO_MODEL, Clip, decode, demo_options, whole
 from fake_gpu import FakeGpu
 
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.cuda import GraphVerdict
-from parakeet_api.encoder import encode
+from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
-from parakeet_api.heap import HeapTrimmer
-from parakeet_api.nemo_model import _UNPACKED, _locked, load_model
-from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
+from parakeet_api.model.cuda import GraphVerdict
+from parakeet_api.model.encoder import encode
+from parakeet_api.model.heap import HeapTrimmer
+from parakeet_api.model.nemo_model import _UNPACKED, _locked, load_model
+from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
 
 NOISE = whole(np.random.default_rng(1).integers(-900, 900, SAMPLE_RATE).astype(np.int16))
@@ -279,7 +279,7 @@ def test_precision_auto_stays_exact_for_a_small_model_on_a_cpu(recognizer: NemoR
 def test_precision_auto_falls_back_when_the_self_test_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from parakeet_api import nemo_model as module
+    from parakeet_api.model import nemo_model as module
 
     monkeypatch.setattr(module, "_precision_candidates", lambda *_: ("fp16", "bf16"))
     monkeypatch.setattr(module, "_cast_encoder", overflowing_fp16)
@@ -301,7 +301,7 @@ def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
     recognizer: NemoRecognizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A card with bf16, on which neither half precision computes anything of use."""
-    from parakeet_api import nemo_model as module
+    from parakeet_api.model import nemo_model as module
 
     def broken(model: Any, precision: str, *, device: str) -> None:
         model.encoder.to(torch.bfloat16)
@@ -330,7 +330,7 @@ def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
 def test_a_card_is_tried_with_the_half_precisions_that_it_has(
     monkeypatch: pytest.MonkeyPatch, bf16: bool, candidates: tuple[str, ...]
 ) -> None:
-    from parakeet_api.nemo_model import _precision_candidates
+    from parakeet_api.model.nemo_model import _precision_candidates
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
 
@@ -350,7 +350,7 @@ def test_a_card_is_tried_with_the_half_precisions_that_it_has(
 def test_a_large_model_on_a_cpu_is_tried_with_what_the_cpu_is_fast_at(
     monkeypatch: pytest.MonkeyPatch, flags: str, candidates: tuple[str, ...]
 ) -> None:
-    from parakeet_api import nemo_model as module
+    from parakeet_api.model import nemo_model as module
 
     cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
@@ -362,7 +362,7 @@ def test_a_large_model_on_a_cpu_is_tried_with_what_the_cpu_is_fast_at(
 
 
 def test_int8_on_a_card_is_refused_by_name() -> None:
-    from parakeet_api.nemo_model import _cast_encoder
+    from parakeet_api.model.nemo_model import _cast_encoder
 
     with pytest.raises(SettingsError, match="PRECISION='int8'"):
         _cast_encoder(None, "int8", device="cuda:0")
@@ -475,7 +475,7 @@ def test_an_error_after_which_the_gpu_goes_on_stays_what_it_is(
 def test_a_model_that_does_not_fit_the_gpu_is_told_and_leaves_nothing_there(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("parakeet_api.recognizer.load_model", failing(error))
+    monkeypatch.setattr("parakeet_api.model.recognizer.load_model", failing(error))
 
     with pytest.raises(ModelLoadError, match=r"not enough free memory for the model: .*CU"):
         NemoRecognizer.load(DEMO_MODEL, demo_options(device="cuda:0"))
@@ -484,7 +484,7 @@ def test_a_model_that_does_not_fit_the_gpu_is_told_and_leaves_nothing_there(
 
 def test_a_gpu_lost_while_loading_is_lost(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.lost = True
-    monkeypatch.setattr("parakeet_api.recognizer.load_model", failing(ILLEGAL_ACCESS))
+    monkeypatch.setattr("parakeet_api.model.recognizer.load_model", failing(ILLEGAL_ACCESS))
 
     with pytest.raises(DeviceLostError):
         NemoRecognizer.load(DEMO_MODEL, demo_options(device="cuda:0"))
@@ -498,7 +498,9 @@ def test_after_graphs_that_lost_the_gpu_the_next_process_does_without(
 ) -> None:
     with monkeypatch.context() as patch:
         # As a driver, a torch or a NeMo could make them.
-        patch.setattr("parakeet_api.token_decoder.TokenDecoder._own_pool", lambda _: nullcontext())
+        patch.setattr(
+            "parakeet_api.model.token_decoder.TokenDecoder._own_pool", lambda _: nullcontext()
+        )
         with pytest.raises(DeviceLostError):
             load_on_gpu(verdict)
     # A new process, a GPU that answers again.
@@ -569,7 +571,7 @@ def test_a_rejected_precision_leaves_its_encoder_before_the_next_is_tried(
 ) -> None:
     import weakref
 
-    from parakeet_api import nemo_model as module
+    from parakeet_api.model import nemo_model as module
 
     rejected: list[weakref.ref[Any]] = []
     alive: list[bool] = []

@@ -23,12 +23,12 @@ from browser import Proxy, choose, chromium, transcript_of, visit
 from conftest import DEMO_MODEL, ROOT, SPEECH, Clip, Server, running_server
 from http_helpers import error_of, request, transcribe, wait_until
 from in_process import Echoes, Served, served
+from model_helpers import run_all
 from playwright.sync_api import expect
-from test_model_manager import run_all
 
 import app
-from parakeet_api import model_manager
 from parakeet_api.errors import StoppingError
+from parakeet_api.model import model_manager
 
 CLIP = SPEECH / "clip-001.flac"
 

@@ -10,11 +10,11 @@ import torch
 from conftest import DEMO_MODEL, Clip, Clock, decode, demo_options, whole
 from fake_gpu import FakeGpu
 
-from parakeet_api import nemo_model
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.nemo_model import load_model
-from parakeet_api.recognizer import NemoRecognizer
-from parakeet_api.token_decoder import GraphShape, TokenDecoder, Tokens
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.model import nemo_model
+from parakeet_api.model.nemo_model import load_model
+from parakeet_api.model.recognizer import NemoRecognizer
+from parakeet_api.model.token_decoder import GraphShape, TokenDecoder, Tokens
 
 LARGEST = GraphShape(rows=4, frames=130, width=128)
 SHORTAGE = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

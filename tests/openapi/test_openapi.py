@@ -21,20 +21,20 @@ from playwright.sync_api import Page
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from parakeet_api import __version__
-from parakeet_api.asr_api import Output, parse_asr_params
 from parakeet_api.errors import ApiError
-from parakeet_api.openapi import Facts, describe
-from parakeet_api.openapi_parts import MEANINGS
-from parakeet_api.request_params import (
+from parakeet_api.formats.asr_api import Output, parse_asr_params
+from parakeet_api.formats.request_params import (
     Granularity,
     Include,
     ResponseFormat,
     Task,
     parse_params,
 )
-from parakeet_api.routes import create_app
+from parakeet_api.http.routes import create_app
+from parakeet_api.http.web import Services
+from parakeet_api.openapi.document import Facts, describe
+from parakeet_api.openapi.parts import MEANINGS
 from parakeet_api.settings import Settings
-from parakeet_api.web import Services
 
 VENDOR = ROOT / "static" / "vendor" / "swagger-ui"
 OPEN_PATHS = {"/", "/docs", "/openapi.json", "/health/simple", "/ready"}

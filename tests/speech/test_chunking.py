@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.settings import Settings
+from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 
 LOUD = 8000

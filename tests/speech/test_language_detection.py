@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from language_samples import SENTENCES, UTTERANCES
 
-from parakeet_api import language_detection
-from parakeet_api.language_detection import CONFIDENCE_FLOOR, detect_language, rank_languages
 from parakeet_api.languages import ENGLISH_NAMES
+from parakeet_api.speech import language_detection
+from parakeet_api.speech.language_detection import CONFIDENCE_FLOOR, detect_language, rank_languages
 
 ALL = frozenset(ENGLISH_NAMES)
 ANY_TEXT = st.text() | st.text(st.characters(categories=["L", "M", "Cs"]))
@@ -164,7 +164,7 @@ def test_threads_that_come_first_together_load_once_and_agree() -> None:
 def test_a_model_of_one_language_loads_no_detector() -> None:
     program = (
         "import sys\n"
-        "from parakeet_api.language_detection import detect_language\n"
+        "from parakeet_api.speech.language_detection import detect_language\n"
         "assert detect_language('Hello.', candidates=frozenset({'en'})) == 'en'\n"
         "assert 'py3langid' not in sys.modules\n"
     )

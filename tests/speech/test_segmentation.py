@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api.segmentation import LONG_PAUSE_S, split_into_segments
+from parakeet_api.speech.segmentation import LONG_PAUSE_S, split_into_segments
 from parakeet_api.transcript import Word
 
 NASTY = [

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import Clip, decode, whole
 
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.recognizer import NemoRecognizer
-from parakeet_api.speech_gate import heard_words
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.model.recognizer import NemoRecognizer
+from parakeet_api.speech.speech_gate import heard_words
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Token, Word
 
 SECONDS = 6

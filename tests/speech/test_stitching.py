@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api.stitching import Stitcher
+from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 
 
