@@ -14,6 +14,7 @@ from parakeet_api.errors import JobsUnavailableError, NotFoundError
 from parakeet_api.formats.rendering import Rendered
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, JobCounts, job_object
+from parakeet_api.jobs.live import LiveJobs
 from parakeet_api.jobs.runner import JobRunner, Transcribe
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.jobs.webhooks import AllowedHosts, Courier
@@ -62,7 +63,9 @@ class Jobs:
     ) -> None:
         """Work on `workers` jobs at a time, once started."""
         self._settings = settings
-        self._transcribe = transcribe
+        self.live = LiveJobs(settings)
+        """The words of running jobs."""
+        self._transcribe = self.live.watching(transcribe)
         self._workers = workers
         self._hosts = AllowedHosts(settings.allow_webhooks)
         self._closing = threading.Event()
@@ -137,6 +140,13 @@ class Jobs:
         return [
             works.runner.latest(job) for job in works.store.newest(owner, limit=limit, after=after)
         ]
+
+    def queue_position(self, job: Job) -> int | None:
+        """Give a waiting job's place among all that wait, from 1; `None` where it does not."""
+        if job.status != "queued":
+            return None
+        waiting = [queued.id for queued in self._opened().store.queued()]
+        return waiting.index(job.id) + 1 if job.id in waiting else None
 
     def result(self, job: Job) -> Rendered | None:
         """Give what the job's request would have been answered, once it succeeded."""

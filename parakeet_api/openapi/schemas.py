@@ -586,6 +586,18 @@ _JOB_LIST = record(
     },
 )
 
+_JOB_EVENTS = record(
+    "What came of a job since the client asked last.",
+    {
+        "object": constant("transcription.job.events"),
+        "job": ref("Job"),
+        "queue_position": or_null(whole("Its place among the jobs that wait, from 1.")),
+        "run": text("Changes when the job is started anew. Empty = not begun, or forgotten."),
+        "following": whole("What to ask with next, as `after`."),
+        "events": array({"anyOf": [ref("TextDelta"), ref("Peaks")]}, "In order."),
+    },
+)
+
 _DELETED_JOB = record(
     "A job that is forgotten.",
     {
@@ -623,6 +635,7 @@ SCHEMAS: Json = {
     "Readiness": _READINESS,
     "Job": _JOB,
     "JobList": _JOB_LIST,
+    "JobEvents": _JOB_EVENTS,
     "DeletedJob": _DELETED_JOB,
     "Webhook": _WEBHOOK,
 }
