@@ -77,6 +77,7 @@ export class Waveform {
 
   #listen() {
     new ResizeObserver(() => this.redraw()).observe(this.#slider);
+    new MutationObserver(() => this.redraw()).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     for (const canvas of [this.#whole, this.#close]) {
       canvas.addEventListener("pointerdown", (event) => this.#drag(canvas, event));
