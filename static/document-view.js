@@ -113,6 +113,7 @@ export class DocumentView {
     byId("sentences").hidden = !transcript || isEmpty;
     byId("result-empty").hidden = !isEmpty;
     byId("partial").hidden = !isPartial;
+    byId("live-wait").hidden = !opened || transcript !== null || opened.isOver || opened.deltas.length > 0;
     byId("reattach").hidden = !opened || this.#player.isLoaded;
     for (const id of ["copy", "download-first", "export-open"]) byId(id).hidden = !transcript || isEmpty;
     byId("follow").hidden = !transcript || isEmpty || !this.#player.isLoaded;

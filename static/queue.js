@@ -241,9 +241,9 @@ export class Queue {
 
   /** Send the next one: two uploads at once would only make the first words come later. */
   async #send() {
-    const job = this.jobs.find((waiting) => waiting.phase === "waiting");
-    if (!job || this.#isSending) return;
-    // In the order in which they were chosen, except for those that take long to check.
+    // In the order in which they were chosen.
+    const job = this.jobs.find(({ phase }) => phase === "waiting" || phase === "checking");
+    if (job?.phase !== "waiting" || this.#isSending) return;
     this.#isSending = true;
     try {
       await this.#sendOne(job);

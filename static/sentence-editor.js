@@ -111,8 +111,7 @@ export class SentenceEditor {
   }
 
   #offerNames(transcript) {
-    const known = byId("speaker-names") ?? document.body.appendChild(element("datalist", { id: "speaker-names" }));
-    known.replaceChildren(...transcript.speakers.map((value) => element("option", { value })));
+    byId("speaker-names").replaceChildren(...transcript.speakers.map((value) => element("option", { value })));
   }
 
   #key(event) {

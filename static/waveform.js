@@ -21,7 +21,7 @@ const BAR_GAP = 1;
 const LABEL_HEIGHT = 24;
 const RIBBON_HEIGHT = 4;
 /** A narrower sentence would show no more than a letter. */
-const NARROWEST_LABEL = 44;
+const NARROWEST_LABEL = 72;
 
 const STEPS_S = { ArrowLeft: -5, ArrowDown: -5, ArrowRight: 5, ArrowUp: 5, PageDown: -30, PageUp: 30 };
 

@@ -186,13 +186,14 @@ def _with_files(page: Page, paths: list[Path], kind: str) -> None:
 
 def transcript_of(page: Page) -> str:
     """Wait for the transcript; give its text."""
-    page.locator("#result-head").wait_for()
+    page.locator("#download-first").wait_for()
     return " ".join(page.locator("#sentences .words").all_text_contents())
 
 
 def saved(page: Page, name: str) -> tuple[str, str]:
     """Press a download button; give the file's name and text."""
     with page.expect_download() as download:
+        page.locator("#export-open").click()
         page.locator(f"#download-{name}").click()
     return download.value.suggested_filename, download.value.path().read_text(encoding="utf-8")
 
@@ -200,7 +201,11 @@ def saved(page: Page, name: str) -> tuple[str, str]:
 def edit_word(page: Page, word: Locator, text: str) -> None:
     """Write another word in a word's place."""
     word.dblclick()
-    page.locator(".word-field").fill(text)
+    page.locator(".sentence-field").wait_for()
+    if text:
+        page.keyboard.insert_text(text)
+    else:
+        page.keyboard.press("Backspace")
     page.keyboard.press("Enter")
 
 
@@ -208,7 +213,12 @@ def count_uploads(page: Page) -> list[str]:
     """Give a list that grows with each transcription that the page asks for."""
     asked: list[str] = []
     page.on(
-        "request", lambda request: asked.append(request.url) if ENDPOINT in request.url else None
+        "request",
+        lambda request: (
+            asked.append(request.url)
+            if request.method == "POST" and request.url.endswith((ENDPOINT, "/v1/jobs"))
+            else None
+        ),
     )
     return asked
 
