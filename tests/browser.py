@@ -223,6 +223,12 @@ def count_uploads(page: Page) -> list[str]:
     return asked
 
 
+def without_jobs(page: Page) -> None:
+    """Have the server seem to take no jobs: the page then asks for a stream."""
+    refused = {"message": "", "type": "server_error", "param": None, "code": "jobs_unavailable"}
+    page.route("**/v1/jobs", lambda route: route.fulfill(status=503, json={"error": refused}))
+
+
 def serious_faults(page: Page) -> list[str]:
     """Ask axe; give what it finds serious or critical."""
     found: list[dict[str, Any]] = Axe().run(page).response["violations"]

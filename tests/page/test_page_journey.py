@@ -101,13 +101,13 @@ def test_the_five_states(
         # 3. Working: words are there while most of the recording is still to come.
         choose(page, files / "lecture.ogg")
         expect(page.locator("#live")).to_contain_text("stones in the bridge")
-        state = page.locator("[data-part=state]")
+        state = page.locator(".queue-item [data-part=state]")
         expect(state).to_contain_text(re.compile(r"\b[1-9]\d?\s?%"))
         expect(page.locator("[data-part=detail]")).to_contain_text(
             re.compile("real time" if look.language == "en" else "倍速")
         )
         look_at(page, "working")
-        expect(page.locator("progress")).to_be_visible()
+        expect(page.locator(".queue-item progress")).to_be_visible()
         page.locator("[data-part=stop]").click()
         expect(page.locator("[data-phase=cancelled]")).to_be_visible()
         page.locator("[data-part=stop]").click()

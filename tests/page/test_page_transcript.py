@@ -20,6 +20,7 @@ from browser import (
     saved,
     transcript_of,
     visit,
+    without_jobs,
 )
 from conftest import SPEECH, Server
 from http_helpers import ENDPOINT, Fields, transcribe, uploads, wait_until
@@ -445,6 +446,5 @@ def _play_answer(page: Page, words: list[str]) -> None:
     def answer(route: Route) -> None:
         route.fulfill(content_type="text/event-stream", body=f"data: {json.dumps(event)}\n\n")
 
-    refused = {"message": "", "type": "server_error", "param": None, "code": "jobs_unavailable"}
-    page.route("**/v1/jobs", lambda route: route.fulfill(status=503, json={"error": refused}))
+    without_jobs(page)
     page.route(f"**{ENDPOINT}", answer)
