@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from browser import (
@@ -185,7 +188,106 @@ class TestReading:
             expect(page.locator("#result-empty")).to_contain_text("No speech was recognised")
 
 
+class TestKeys:
+    def test_space_and_letters_move_the_sound_wherever_one_is(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, TALK)
+            transcript_of(page)
+            page.evaluate("document.activeElement.blur()")
+            page.keyboard.press("l")
+            page.keyboard.press("l")
+            page.keyboard.press("j")
+            assert page.evaluate(SECONDS) == pytest.approx(5, abs=0.1)
+            page.keyboard.press(" ")
+            expect(page.get_by_role("button", name="Pause", exact=True)).to_be_visible()
+            page.keyboard.press("k")
+            expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()
+            page.keyboard.press("?")
+            expect(page.get_by_role("heading", name="Keyboard shortcuts")).to_be_visible()
+            page.get_by_label("Use single letters as shortcuts").uncheck()
+            page.keyboard.press("Escape")
+            at = page.evaluate(SECONDS)
+            page.keyboard.press("l")
+            assert page.evaluate(SECONDS) == at
+
+    def test_scrolling_away_ends_following_until_it_is_switched_on(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, TALK)
+            transcript_of(page)
+            page.locator('[data-word="3"]').click()
+            expect(page.locator(".speaking")).to_be_attached()
+            follow = page.get_by_role("button", name="Follow")
+            expect(follow).to_have_attribute("aria-pressed", "true")
+            page.mouse.move(640, 400)
+            page.mouse.wheel(0, 4000)
+            expect(follow).to_have_attribute("aria-pressed", "false")
+            page.evaluate(RESTING)
+            scrolled = page.evaluate("scrollY")
+            spoken = page.evaluate(SECONDS)
+            wait_until(
+                lambda: page.evaluate(SECONDS) > spoken + 5, within_s=PATIENCE_S, what="words"
+            )
+            assert page.evaluate("scrollY") == scrolled
+            follow.click()
+            expect(page.locator(".speaking")).to_be_in_viewport()
+
+
+class TestWarnings:
+    def test_speech_without_words_is_named_where_it_is_and_leads_there(
+        self, browser: Browser, server: Server
+    ) -> None:
+        words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 500
+        hole = {"code": "unrecognized_speech", "message": "m", "start": 1200.0, "end": 1207.5}
+        with visit(browser, server.url) as page:
+            _play_answer(page, words, warnings=[hole])
+            choose(page, CLIP)
+            page.get_by_role("button", name="From 20:00 to 20:07, somebody may speak").click()
+            expect(page.locator(".target")).to_be_in_viewport()
+            expect(page.locator(".target .time")).to_have_text(re.compile("19:5.|20:0."))
+
+
 class TestTakingAway:
+    def test_a_word_processor_opens_the_docx(self, browser: Browser, server: Server) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, CLIP)
+            said = transcript_of(page)
+            with page.expect_download() as download:
+                page.get_by_role("button", name="Export").click()
+                page.locator("#download-docx").click()
+            assert download.value.suggested_filename == "clip-001.docx"
+            with zipfile.ZipFile(download.value.path()) as archive:
+                assert archive.testzip() is None
+                assert archive.namelist()[0] == "[Content_Types].xml"
+                body = ET.fromstring(archive.read("word/document.xml"))
+            texts = [part.text for part in body.iter() if part.tag.endswith("}t")]
+            assert texts == ["clip-001", said]
+
+    def test_all_transcripts_are_one_archive_in_chosen_formats(
+        self, browser: Browser, server: Server, tmp_path: Path
+    ) -> None:
+        twin = tmp_path / CLIP.name
+        twin.write_bytes((SPEECH / "clip-002.flac").read_bytes())
+        with visit(browser, server.url) as page:
+            choose(page, CLIP, twin)
+            expect(page.locator(".history-item")).to_have_count(2)
+            page.get_by_role("button", name="Download all").click()
+            page.get_by_role("checkbox", name="CSV").check()
+            with page.expect_download() as download:
+                page.get_by_role("button", name="Download ZIP").click()
+            with zipfile.ZipFile(download.value.path()) as archive:
+                assert archive.testzip() is None
+                assert sorted(archive.namelist()) == sorted(
+                    f"{name}.{kind}"
+                    for name in ("clip-001", "clip-001 (2)")
+                    for kind in ("txt", "srt", "csv")
+                )
+                texts = {archive.read(f"{name}.txt") for name in ("clip-001", "clip-001 (2)")}
+            assert len(texts) == 2
+
     def test_every_format_has_the_recordings_name_and_what_the_server_writes(
         self, talk: Page, server: Server, answer: dict[str, Any]
     ) -> None:
@@ -283,9 +385,7 @@ class TestSettings:
             page.locator("#settings-open").click()
             expect(page.get_by_label("Characters in a line")).to_have_value("20")
 
-    def test_the_preferred_format_is_one_click_away(
-        self, browser: Browser, server: Server
-    ) -> None:
+    def test_the_preferred_format_is_one_click_away(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             page.locator("#settings-open").click()
             page.get_by_label("Format of the download button").select_option("txt")
@@ -381,6 +481,46 @@ class TestHostileAnswers:
 
 
 class TestThreeHours:
+    def test_a_jump_lands_on_its_sentence_at_the_first_try_and_marks_it(
+        self, browser: Browser, server: Server
+    ) -> None:
+        # Sentences of one line and of several, so that no estimate of their heights holds.
+        words = ["short.", *["long"] * 7, "end."] * 3000
+        with visit(browser, server.url) as page:
+            _play_answer(page, words)
+            choose(page, CLIP)
+            page.locator("#download-first").wait_for()
+            whole = page.locator("#waveform-whole").bounding_box()
+            assert whole is not None
+            for percent in (1, 20, 50, 80, 95, 99):
+                page.mouse.click(whole["x"] + whole["width"] * percent / 100, whole["y"] + 4)
+                place, top, bottom = page.evaluate(
+                    """() => {
+                        const target = document.querySelector(".sentence.target");
+                        const { top, bottom } = target.getBoundingClientRect();
+                        return [Number(target.dataset.index), top, bottom];
+                    }"""
+                )
+                assert place == pytest.approx(3000 * percent / 100, abs=3000 / whole["width"] + 1)
+                assert 100 < top < bottom < 720, "in the window, between the tools and the player"
+                page.evaluate(RESTING)
+                later = page.locator(".sentence.target").evaluate(
+                    "(target) => target.getBoundingClientRect().top"
+                )
+                assert later == pytest.approx(top, abs=1), "nothing moves afterwards"
+
+    def test_the_last_place_of_a_search_is_in_the_window(
+        self, browser: Browser, server: Server
+    ) -> None:
+        words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 2999
+        with visit(browser, server.url) as page:
+            _play_answer(page, [*words, "zebra."])
+            choose(page, CLIP)
+            page.locator("#download-first").wait_for()
+            page.get_by_role("searchbox").fill("zebra")
+            expect(page.locator("#search-count")).to_have_text("1 of 1")
+            expect(page.locator(".current")).to_be_in_viewport()
+
     def test_only_what_is_near_has_an_element_for_each_word(
         self, browser: Browser, server: Server
     ) -> None:
@@ -418,7 +558,9 @@ def _stored(page: Page) -> str:
     return held
 
 
-def _play_answer(page: Page, words: list[str]) -> None:
+def _play_answer(
+    page: Page, words: list[str], *, warnings: list[dict[str, Any]] | None = None
+) -> None:
     """Answer the next transcription with these words: no recording makes a model say them."""
     timed = [
         {"word": word, "start": index * 0.4, "end": index * 0.4 + 0.3, "logprob": -0.01}
@@ -440,6 +582,7 @@ def _play_answer(page: Page, words: list[str]) -> None:
         "text": " ".join(words),
         "words": timed,
         "segments": segments,
+        **({"warnings": warnings} if warnings else {}),
     }
     event = {"type": "transcript.text.done", "text": body["text"], "verbose_json": body}
 
