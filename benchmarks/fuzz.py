@@ -33,7 +33,8 @@ from typing import Any, cast
 
 from app import build_services
 from benchmarks.fidelity import ROOT, SPEECH
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.errors import ApiError, AudioDecodeError, ServiceUnavailableError
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.server import Channel, Server, bind, create_server

@@ -668,9 +668,9 @@ _FAST_GPU_GB = 15.0
 """GPUs from here on recognise more clips than one process can receive."""
 _CORES_A_PROCESS = 4
 """A process that receives clips works 2.5 ms for each; the rest is for the model's and ffmpeg."""
-_MOST_CLIP_PROCESSES = 4
+_MAX_CLIP_PROCESSES = 4
 """They receive some 1,500 clips a second: twice of what an H200 recognises."""
-_FEWEST_ACTIVE, _MOST_ACTIVE = 16, 512
+_FEWEST_ACTIVE, _MAX_ACTIVE = 16, 512
 _FEWEST_WAITING = 64
 
 
@@ -685,11 +685,9 @@ def _derive_http(values: Mapping[str, Any], *, vram_gb: float, cores: int) -> di
     # Rates are counted in one process.
     is_counted = values.get("rate_limit") is not None
     return {
-        "app_threads": min(max(two_batches, _FEWEST_ACTIVE), _MOST_ACTIVE),
+        "app_threads": min(max(two_batches, _FEWEST_ACTIVE), _MAX_ACTIVE),
         "max_queued_requests": max(two_batches, _FEWEST_WAITING),
         "clip_processes": (
-            min(cores // _CORES_A_PROCESS, _MOST_CLIP_PROCESSES)
-            if is_fast and not is_counted
-            else 0
+            min(cores // _CORES_A_PROCESS, _MAX_CLIP_PROCESSES) if is_fast and not is_counted else 0
         ),
     }

@@ -29,7 +29,7 @@ from parakeet_api.model.restore import import_libraries
 
 LIMIT_S = 460.0
 """Of the whole program on a GPU; what is not done then is not measured."""
-_MOST_WORKERS = 6
+_MAX_WORKERS = 6
 """Processes at the same time, of those that may be."""
 _WORKER_GB = 3.0
 """GPU memory that each of them may need."""
@@ -184,8 +184,8 @@ def _look_at(device: str) -> CardReport:
 
 
 def _workers(gpu: CardReport) -> int:
-    by_memory = _MOST_WORKERS if not gpu.free_bytes else int(gpu.free_bytes / 1e9 / _WORKER_GB)
-    return max(1, min(_MOST_WORKERS, by_memory, available_cores() // 2))
+    by_memory = _MAX_WORKERS if not gpu.free_bytes else int(gpu.free_bytes / 1e9 / _WORKER_GB)
+    return max(1, min(_MAX_WORKERS, by_memory, available_cores() // 2))
 
 
 def _version(package: str) -> str:

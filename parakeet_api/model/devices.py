@@ -84,10 +84,10 @@ _GRAPHS_GB = 0.25
 """The encoder's graphs themselves: up to 54 of 2,000 kernels each."""
 _SHARE_OF_FREE = 0.8
 """The rest is for what other programs take later, and what the formula above does not know."""
-_MOST_DECODERS = 4
+_MAX_DECODERS = 4
 """Of one recording: they decode an hour in some 1.5 s."""
 _MANY_CORES = 4
-_LEAST_PASS_MB = 64.0
+_MIN_PASS_MB = 64.0
 """19 s of audio: below it chunks would be too short to be understood."""
 
 
@@ -256,7 +256,7 @@ def decoding_workers(gpu: Gpu | None, cores: int) -> int:
     A GPU recognises an hour faster than one core decodes it; a CPU does not, and needs its cores.
     """
     is_worth_it = gpu is not None or cores >= _MANY_CORES
-    return max(1, min(_MOST_DECODERS, cores // 2)) if is_worth_it else 1
+    return max(1, min(_MAX_DECODERS, cores // 2)) if is_worth_it else 1
 
 
 def main_permits(permits: int) -> int:
@@ -304,16 +304,16 @@ def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
         * (_SHARE_OF_FREE * (free_gb - resident_gb)),
     }
     reason = min(limits_mb, key=limits_mb.__getitem__)
-    if limits_mb[reason] < _LEAST_PASS_MB:
+    if limits_mb[reason] < _MIN_PASS_MB:
         logger.warning(
             "%s has %.1f of %.1f GB free; a 0.6 B model takes %.1f GB, and %.0f MB for a pass",
             gpu.name,
             free_gb,
             gpu.total_gb,
             resident_gb,
-            _LEAST_PASS_MB,
+            _MIN_PASS_MB,
         )
-    return max(limits_mb[reason], _LEAST_PASS_MB), reason
+    return max(limits_mb[reason], _MIN_PASS_MB), reason
 
 
 def _resident_gb(settings: Settings, gpu: Gpu) -> float:

@@ -15,7 +15,7 @@ import pytest
 from conftest import wait_for
 from http_helpers import multipart, wav
 
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.http import clip_front
 from parakeet_api.http.clip_front import Front, FrontOptions
 from parakeet_api.http.clip_link import (

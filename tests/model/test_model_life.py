@@ -174,7 +174,8 @@ from pathlib import Path
 
 import numpy, psutil
 
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.checkpoints import CheckpointStore
 from parakeet_api.model.slot import ModelSlot
 from parakeet_api.model.loading import ModelOptions
