@@ -22,7 +22,7 @@
     │   ├── QueueFullError           503
     │   ├── StoppingError            503  the server is about to stop
     │   ├── ModelLoadError           503  the checkpoint cannot be loaded
-    │   ├── DeviceLostError          503  the card refuses all work; the process ends
+    │   ├── DeviceLostError          503  the GPU refuses all work; the process ends
     │   └── JobsUnavailableError     503  DATA_DIR cannot be used
     └── ServerError                  500  a fault of ours
 

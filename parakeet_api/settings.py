@@ -228,7 +228,7 @@ def _decibels(text: str) -> float:
 
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", text.lower()):
-        raise ValueError("auto, cpu, cuda or a card such as cuda:1")
+        raise ValueError("auto, cpu, cuda or a GPU such as cuda:1")
     return text.lower()
 
 
@@ -317,13 +317,13 @@ class Settings:
     gpu_vram_gb: float | None = _setting("GPU_VRAM_GB", None, _number("gigabytes", low=0.5))
     """What presets derive from; detected where not given."""
     device: str = _setting("DEVICE", "auto", _device)
-    """`auto`, `cpu`, `cuda` or `cuda:1`; an explicit card that cannot be used is an error."""
+    """`auto`, `cpu`, `cuda` or `cuda:1`; an explicit GPU that cannot be used is an error."""
     precision: Precision = _setting("PRECISION", "auto", _choice(*get_args(Precision)))
     """The encoder's number format: `auto`, `fp16`, `bf16`, `int8` or `fp32`."""
     gpu_memory_fraction: float = _setting(
         "GPU_MEMORY_FRACTION", 0.90, _number("", low=0.05, high=1.0)
     )
-    """Share of the card's memory that this process may take."""
+    """Share of the GPU's memory that this process may take."""
     chunk_minutes: float = _setting(
         "CHUNK_MINITE",
         10.0,
@@ -355,7 +355,7 @@ class Settings:
     )
     """Accepted for old compose files; inference keeps no gradients, so it has no effect."""
     enable_tensor_core: bool = _setting("ENABLE_TENSOR_CORE", True, parse_boolean)
-    """Allow TF32 on CUDA cards."""
+    """Allow TF32 on CUDA GPUs."""
     enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", False, parse_boolean)
     """Let cuDNN convolve, and time its algorithms for each new shape, 0.9 to 1.2 s every time."""
     enable_cuda_graphs: bool = _setting("ENABLE_CUDA_GRAPHS", True, parse_boolean)
@@ -629,7 +629,7 @@ _LARGEST_BATCH = 256
 
 
 _CPU_PERMITS = 3
-"""Without a card. Two for everything: while one works on the encoder another emits tokens, which is
+"""Without a GPU. Two for everything: while one works on the encoder another emits tokens, which is
 Python's work (12 minutes took 2.1 s with two and 3.2 s with one). The third is for clips that come
 while both are at long chunks: `devices.main_permits`."""
 

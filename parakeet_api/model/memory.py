@@ -43,11 +43,11 @@ def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
         return memory is None or memory.available >= 2 * size + _RESERVE_BYTES
     weights = size if settings.precision == "fp32" else size / 2
     one_pass = settings.max_chunk_memory_mb * 1e6
-    return _free_on_card(device, settings) >= weights + one_pass + _RESERVE_BYTES
+    return _free_on_gpu(device, settings) >= weights + one_pass + _RESERVE_BYTES
 
 
-def _free_on_card(device: str, settings: Settings) -> float:
-    """Give what this process may still take of the card, bytes; torch's own cache is free too."""
+def _free_on_gpu(device: str, settings: Settings) -> float:
+    """Give what this process may still take of the GPU, bytes; torch's own cache is free too."""
     memory = device_memory(device)
     free = memory.total - memory.used + memory.reserved - memory.allocated
     return min(free, settings.gpu_memory_fraction * memory.total - memory.allocated)

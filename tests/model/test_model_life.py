@@ -72,7 +72,7 @@ class TestColdStart:
 
         def fail() -> None:
             assert failing.wait(60)
-            raise RuntimeError("the card fell out")
+            raise RuntimeError("the GPU fell out")
 
         count.before = fail
         answers: list[httpx.Response] = []
@@ -97,7 +97,7 @@ class TestColdStart:
             status = here.server.health()["model"]
             assert request(here.server, "GET", "/ready").status_code == 503
 
-        assert told == {"The model could not be loaded: the card fell out"}
+        assert told == {"The model could not be loaded: the GPU fell out"}
         assert (status["state"], status["error"]) == ("failed", told.pop())
 
 
