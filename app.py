@@ -146,7 +146,7 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
     if gpu is not None:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
-        # Bound before anything slow: a port in use is told at once.
+        # Bound before anything slow: a port in use is reported at once.
         with (
             bind(settings.host, settings.port) as listener,
             build_services(settings, gpu, on_device_lost=stop) as services,

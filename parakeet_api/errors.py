@@ -37,7 +37,7 @@ from __future__ import annotations
 import errno
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Numbers of the `OSError`s for which a client is told `ServiceUnavailableError.disk_full`."""
+"""Numbers of the `OSError`s that clients see as `ServiceUnavailableError.disk_full`."""
 
 
 class ApiError(Exception):
@@ -154,9 +154,9 @@ class UploadTooLargeError(ApiError):
     @classmethod
     def above(cls, limit: int, *, sent: int | None) -> UploadTooLargeError:
         """Tell the limit and, where it is known, what was sent; both in bytes."""
-        told = f" ({sent} bytes sent)" if sent is not None else ""
+        size = f" ({sent} bytes sent)" if sent is not None else ""
         return cls(
-            f"Maximum content size limit ({limit}) exceeded{told}. Send a compressed format, such"
+            f"Maximum content size limit ({limit}) exceeded{size}. Send a compressed format, such"
             " as mp3 or opus, or raise MAX_UPLOAD_MB."
         )
 

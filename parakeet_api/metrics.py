@@ -44,7 +44,7 @@ class Metrics:
         )
         self.errors = Counter(
             "parakeet_errors",
-            "Errors told to clients, by their code.",
+            "Errors that clients got, by their code.",
             ["code"],
             registry=self.registry,
         )

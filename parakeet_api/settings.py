@@ -292,7 +292,7 @@ class Settings:
     enable_lazy_load: bool = _setting("ENABLE_LAZY_LOAD", True, parse_boolean)
     """Load the model at the first request; false = before serving."""
     idle_timeout_minutes: float = _setting("IDLE_TIMEOUT_MINUTES", 30.0, _number("minutes", low=0))
-    """Unload a model that nobody used for so long; 0 = never."""
+    """Unload a model that was not used for so long; 0 = never."""
 
     temp_uploads_dir: Path = _setting("TEMP_UPLOADS_DIR", Path("temp_uploads"), _path)
     """Uploads while they are worked on."""
@@ -550,7 +550,7 @@ _PASSWORD = re.compile(r"//[^/\s]+@")
 
 
 def without_passwords(text: str) -> str:
-    """Take out of addresses who they are asked as, for logs and messages."""
+    """Remove user names and passwords from URLs, for logs and messages."""
     return _PASSWORD.sub("//***@", text)
 
 
@@ -574,8 +574,8 @@ def _read(setting: dataclasses.Field[Any], environ: Mapping[str, str]) -> Any:
         return _ABSENT
     values = {name: _parse(name, text, setting.metadata["parse"]) for name, text in given.items()}
     if len(set(values.values())) > 1:
-        told = " and ".join(f"{name}={text!r}" for name, text in given.items())
-        raise SettingsError(f"{told} are spellings of one setting and differ: keep one")
+        spellings = " and ".join(f"{name}={text!r}" for name, text in given.items())
+        raise SettingsError(f"{spellings} are spellings of one setting and differ: keep one")
     return next(iter(values.values()))
 
 
@@ -583,8 +583,8 @@ def _parse(name: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        told = "***" if name in _SECRETS else without_passwords(text)
-        raise SettingsError(f"{name}={told!r} is not {error}") from None
+        shown = "***" if name in _SECRETS else without_passwords(text)
+        raise SettingsError(f"{name}={shown!r} is not {error}") from None
 
 
 def _shown(name: str, value: Any) -> str:

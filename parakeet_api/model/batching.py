@@ -113,7 +113,7 @@ class Batcher:
         metrics: Metrics | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the workers; `on_device_lost` is told, once, that the GPU refuses all work."""
+        """Start the workers; `on_device_lost` is called once if the GPU refuses all work."""
         self._lease = lease
         self._on_device_lost = on_device_lost
         self._metrics = metrics or Metrics()

@@ -329,7 +329,7 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
     if isinstance(cached, str):
         return Path(cached)
     url = hf_hub_url(settings.model_id, name, endpoint=endpoint)
-    # The download asks the same, but retries for minutes where nobody answers.
+    # The download sends the same request, but retries for minutes if the hub does not answer.
     _within(_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, endpoint=endpoint))
     logger.info("downloading %s from %s", settings.model_id, without_passwords(endpoint))
     report(0, None)
@@ -345,7 +345,7 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
 
 
 def _within(timeout_s: float, ask: Callable[[], Any]) -> Any:
-    """Ask in a thread of its own: the hub's client retries and may wait far longer than told."""
+    """Run in a thread: the hub's client retries and may exceed its timeout by far."""
     answer: Future[Any] = Future()
 
     def run() -> None:

@@ -55,7 +55,7 @@ _ADVICE = {
         "{name} is taken by another program alone: `nvidia-smi -c DEFAULT` lets programs share it"
     ),
 }
-"""What torch says, in part, and what to tell a person; the first that fits."""
+"""Parts of torch's error messages, each with advice; the first match is used."""
 
 _CPU_CHUNK_S = 30.0
 """Measured on two cores with the demo model: an hour takes 12.9 s in 30 s windows, 13.3 s in 20 s,
@@ -102,7 +102,7 @@ class Gpu:
     """When it was tried, beside a CUDA context; `None` = all of it."""
     device: str = "cuda:0"
     driver: str | None = None
-    """NVIDIA's number of it, where the system tells."""
+    """The NVIDIA driver's version, where the system reports it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def find_gpu(device: str) -> Gpu | None:
     """Find the GPU that `DEVICE` means and run a kernel on it; `None` = use the CPU.
 
     Takes seconds where there is a GPU, and no time where there is none. Raises `SettingsError`
-    if a GPU was asked for by name and cannot be used.
+    if `DEVICE` names a GPU that cannot be used.
     """
     if device == "cpu":
         return None
@@ -225,9 +225,9 @@ def advice(report: GpuReport) -> str:
     said = report.error or ""
     if report.cuda is None:
         return "this torch was built for CPUs: install the one of requirements.txt from PyPI"
-    for part, told in _ADVICE.items():
+    for part, text in _ADVICE.items():
         if part in said:
-            return told.format(
+            return text.format(
                 said=said,
                 name=report.name,
                 cuda=report.cuda,

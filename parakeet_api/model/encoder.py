@@ -203,7 +203,7 @@ class Encoder:
             return encoded[: staged.chunks], frames[: staged.chunks]
 
     def warm_up(self, on_progress: Callable[[float], None] = lambda _: None) -> None:
-        """Capture graphs, small ones first, for some seconds; tells the share that is done."""
+        """Capture graphs, small ones first, for some seconds; reports the share that is done."""
         shapes = self.shapes.graphed
         deadline = self._clock() + _WARM_UP_S
         for done, shape in enumerate(shapes):

@@ -38,7 +38,7 @@ class GpuReport:
     cuda: str | None = None
     """CUDA that this torch was built with: `13.0`."""
     driver: str | None = None
-    """`580.65.06`, where the system tells."""
+    """`580.65.06`, where the system reports it."""
 
     @classmethod
     def from_json(cls, text: str) -> GpuReport:

@@ -11,7 +11,7 @@ from parakeet_api.settings import Settings
 _PROC = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _RESERVE_BYTES = 300_000_000
-"""What nobody counts: CUDA's workspaces, decoders, uploads on their way."""
+"""Not counted elsewhere: CUDA's workspaces, decoders, uploads in progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def host_memory(*, meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> HostMemory 
 def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
     """Tell whether a checkpoint can be loaded beside what is in the memory of `device` already.
 
-    Where the file or the memory cannot be looked at, there is room: the load tells what is wrong.
+    Where the file or the memory cannot be read, there is room: the load then reports the fault.
     """
     try:
         size = checkpoint.stat().st_size
