@@ -61,7 +61,7 @@ from parakeet_api.memory import has_room
 from parakeet_api.metrics import Metrics
 from parakeet_api.model_manager import ModelManager
 from parakeet_api.model_pool import ModelPool, Resident
-from parakeet_api.model_store import ModelStore
+from parakeet_api.model_store import ENGLISH_MODEL, GRAMMAR_MODEL, BundledModels, ModelStore
 from parakeet_api.models import Model, Models
 from parakeet_api.nemo_model import ModelOptions, import_libraries
 from parakeet_api.pipeline import Pipeline
@@ -87,7 +87,10 @@ operations, each of which gives it away: beside four busy threads that takes 255
 ms, and 23 ms at this. At 0.2 ms it is no better, and threads that wait wake up in vain."""
 EXIT_DEVICE_LOST = 70
 """The card refused all further work, which only a new process cures; sysexits.h's EX_SOFTWARE."""
-DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
+BUNDLED_MODELS = BundledModels(
+    english=ROOT / "samples" / "english-model" / ENGLISH_MODEL,
+    grammar=ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL,
+)
 
 
 @contextmanager
@@ -204,7 +207,7 @@ def _resident(
     plan: InferencePlan,
     metrics: Metrics,
 ) -> Resident:
-    store = ModelStore(settings, demo_path=DEMO_MODEL, only=only)
+    store = ModelStore(settings, bundled=BUNDLED_MODELS, only=only)
 
     def show(progress: float) -> None:
         manager.progress = progress

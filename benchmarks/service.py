@@ -99,7 +99,7 @@ def running_service(**environment: str) -> Iterator[Service]:
         settings = {
             "HOST": "127.0.0.1",
             "PORT": "0",
-            "DEMO_MODEL": "always",
+            "DEMO_MODEL": "grammar",
             "TEMP_UPLOADS_DIR": folder,
         }
         with _running("app.py", **(settings | environment)) as service:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import DEMO_MODEL
+from conftest import BUNDLED_MODELS
 
 from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.model_manager import ModelManager
@@ -23,7 +23,7 @@ def models_of(folder: Path, *names: str, **environ: str) -> Models:
     members = tuple(
         Model(
             resident=Resident(
-                store=ModelStore(settings, demo_path=DEMO_MODEL, only=only),
+                store=ModelStore(settings, bundled=BUNDLED_MODELS, only=only),
                 manager=ModelManager(lambda: unused, idle_timeout_s=0),
             ),
             batcher=unused,
