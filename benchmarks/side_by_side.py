@@ -14,8 +14,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.ffmpeg import find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.transcript import SAMPLE_RATE
 
 

@@ -20,18 +20,18 @@ import pytest
 from fake_gpu import gpu
 from hypothesis import settings as hypothesis_settings
 
-from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
-from parakeet_api import model_store
-from parakeet_api.model_store import GRAMMAR_MODEL, BundledModels
-from parakeet_api.nemo_model import ModelOptions
-from parakeet_api.recognizer import NemoRecognizer
+from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.model import checkpoints
+from parakeet_api.model.checkpoints import GRAMMAR_MODEL, BundledModels
+from parakeet_api.model.nemo_model import ModelOptions
+from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk, Pcm
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "samples" / "speech"
 DEMO_MODEL = ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL
 """The tests' own model: small, fast, and every word that it should find is known."""
-ENGLISH_MODEL = ROOT / "samples" / "english-model" / model_store.ENGLISH_MODEL
+ENGLISH_MODEL = ROOT / "samples" / "english-model" / checkpoints.ENGLISH_MODEL
 """For tests with recordings of people."""
 BUNDLED_MODELS = BundledModels(english=ENGLISH_MODEL, grammar=DEMO_MODEL)
 
