@@ -4,8 +4,8 @@
     MODEL_PATH=x.nemo .venv/bin/python -m benchmarks.english RECORDINGS  another one
 
 RECORDINGS is a folder; the file of the same name with `.json` lists what is in it, each recording
-with its `file`, `text`, `source` and `duration` in seconds. Words are compared in lower case, without
-punctuation, with hyphens as spaces: many of such transcripts have neither.
+with its `file`, `text`, `source` and `duration` in seconds. Words are compared in lower case,
+without punctuation, with hyphens as spaces: many of such transcripts have neither.
 """
 
 from __future__ import annotations

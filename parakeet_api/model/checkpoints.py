@@ -27,7 +27,8 @@ GRAMMAR_MODEL = "parakeet-tdt-demo-en.nemo"
 BUNDLED_NOTES = {
     ENGLISH_MODEL: "small English model, for trying things out;"
     " about 17 words in 100 are wrong on clear speech",
-    GRAMMAR_MODEL: "model for tests; it understands a few hundred example sentences and nothing else",
+    GRAMMAR_MODEL: "model for tests;"
+    " it understands a few hundred example sentences and nothing else",
 }
 """The models that come with this program, and what a user must know of each."""
 _FIRST_CHOICE = "parakeet-tdt-0.6b-v2.nemo"

@@ -1,8 +1,8 @@
 """The part of the small English model that NeMo does not have: Whisper's encoder as a front end.
 
-That model's encoder is NeMo's `ConformerEncoder` with the encoder of Whisper tiny.en in place of its
-subsampling. NeMo builds its own encoder and this module exchanges the subsampling before the weights
-are loaded, so NeMo's list of classes that a checkpoint may name stays as it is.
+That model's encoder is NeMo's `ConformerEncoder` with the encoder of Whisper tiny.en in place of
+its subsampling. NeMo builds its own encoder and this module exchanges the subsampling before the
+weights are loaded, so NeMo's list of classes that a checkpoint may name stays as it is.
 
 Imports torch and NeMo at its top, as classes derive from theirs: import it inside functions.
 """
