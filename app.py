@@ -68,11 +68,11 @@ from parakeet_api.model.devices import (
     main_permits,
     plan_inference,
 )
-from parakeet_api.model.loading import ModelOptions, import_libraries
 from parakeet_api.model.memory import has_room
-from parakeet_api.model.pool import ModelPool, Resident
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.model_pool import ModelPool, Resident
+from parakeet_api.model.nemo_model import ModelOptions, import_libraries
 from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
-from parakeet_api.model.slot import ModelManager
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.served_models import Model, Models
 from parakeet_api.settings import Settings, model_basename

@@ -12,8 +12,8 @@ from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.languages import languages_of
 from parakeet_api.model.batching import Batcher
 from parakeet_api.model.checkpoints import ModelStore
-from parakeet_api.model.pool import ModelPool, Resident
-from parakeet_api.model.slot import ModelManager, Unloading
+from parakeet_api.model.model_manager import ModelManager, Unloading
+from parakeet_api.model.model_pool import ModelPool, Resident
 from parakeet_api.pipeline import Pipeline
 
 ALIASES = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from parakeet_api.model.loading import ModelInfo
+from parakeet_api.model.nemo_model import ModelInfo
 from parakeet_api.transcript import Chunk, Word
 
 INFO = ModelInfo(

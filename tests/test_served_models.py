@@ -10,8 +10,8 @@ from conftest import BUNDLED_MODELS
 
 from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.model.checkpoints import ModelStore
-from parakeet_api.model.pool import ModelPool, Resident
-from parakeet_api.model.slot import ModelManager
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.model_pool import ModelPool, Resident
 from parakeet_api.served_models import Model, Models
 from parakeet_api.settings import Settings
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from parakeet_api.errors import ServiceUnavailableError, StoppingError
 from parakeet_api.model.checkpoints import ModelStore
+from parakeet_api.model.model_manager import ModelManager, Unloading
 from parakeet_api.model.recognizer import Recognizer
-from parakeet_api.model.slot import ModelManager, Unloading
 
 _SHORTEST_TURN_S = 1.0
 _QUIET_S = 0.25

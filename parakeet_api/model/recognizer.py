@@ -17,7 +17,7 @@ from parakeet_api.errors import DeviceLostError, ModelLoadError
 from parakeet_api.model.cuda import CacheTrimmer, context_is_lost, is_memory_shortage, turn_on
 from parakeet_api.model.encoder import frame_samples
 from parakeet_api.model.heap import HeapTrimmer
-from parakeet_api.model.loading import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.model.nemo_model import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
 from parakeet_api.model.token_decoder import Tokens
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 

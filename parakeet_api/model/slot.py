@@ -14,7 +14,7 @@ from typing import Literal
 from parakeet_api.errors import ApiError, ModelLoadError, StoppingError
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.heap import trim_heap
-from parakeet_api.model.loading import ModelInfo
+from parakeet_api.model.nemo_model import ModelInfo
 from parakeet_api.model.recognizer import Recognizer
 
 logger = logging.getLogger(__name__)

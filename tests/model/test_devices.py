@@ -30,7 +30,7 @@ from parakeet_api.model.devices import (
     plan_inference,
 )
 from parakeet_api.model.gpu_check import CardReport, check_card
-from parakeet_api.model.loading import ModelOptions
+from parakeet_api.model.nemo_model import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.settings import Settings
 

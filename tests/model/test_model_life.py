@@ -175,8 +175,8 @@ from pathlib import Path
 import numpy, psutil
 
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
-from parakeet_api.model.slot import ModelManager
-from parakeet_api.model.loading import ModelOptions, import_libraries
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.nemo_model import ModelOptions, import_libraries
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk
 

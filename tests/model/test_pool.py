@@ -17,8 +17,8 @@ from model_helpers import Models, assert_true, run_all
 from parakeet_api.errors import ModelLoadError, ServiceUnavailableError, StoppingError
 from parakeet_api.model import model_manager
 from parakeet_api.model.checkpoints import Checkpoint, ModelStore
-from parakeet_api.model.pool import ModelPool, Resident
-from parakeet_api.model.slot import ModelManager
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.model_pool import ModelPool, Resident
 
 BIT_S = 0.02
 """A forward pass."""
@@ -377,9 +377,9 @@ def test_many_threads_and_models_never_exceed_the_memory_nor_meet_a_closed_model
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Short turns make many swaps.
-    monkeypatch.setattr("parakeet_api.model.pool._SHORTEST_TURN_S", 0.02)
-    monkeypatch.setattr("parakeet_api.model.pool._QUIET_S", 0.005)
-    monkeypatch.setattr("parakeet_api.model.pool._POLL_S", 0.002)
+    monkeypatch.setattr("parakeet_api.model.model_pool._SHORTEST_TURN_S", 0.02)
+    monkeypatch.setattr("parakeet_api.model.model_pool._QUIET_S", 0.005)
+    monkeypatch.setattr("parakeet_api.model.model_pool._POLL_S", 0.002)
     tight = memory(2, "abcd", permits=3)
     unloads: list[str] = []
 

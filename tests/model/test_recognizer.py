@@ -21,7 +21,7 @@ from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError
 from parakeet_api.model.cuda import GraphVerdict
 from parakeet_api.model.encoder import encode
 from parakeet_api.model.heap import HeapTrimmer
-from parakeet_api.model.loading import _UNPACKED, _locked, load_model
+from parakeet_api.model.nemo_model import _UNPACKED, _locked, load_model
 from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
 
@@ -330,7 +330,7 @@ def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
 def test_a_card_is_tried_with_the_half_precisions_that_it_has(
     monkeypatch: pytest.MonkeyPatch, bf16: bool, candidates: tuple[str, ...]
 ) -> None:
-    from parakeet_api.model.loading import _precision_candidates
+    from parakeet_api.model.nemo_model import _precision_candidates
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
 
@@ -362,7 +362,7 @@ def test_a_large_model_on_a_cpu_is_tried_with_what_the_cpu_is_fast_at(
 
 
 def test_int8_on_a_card_is_refused_by_name() -> None:
-    from parakeet_api.model.loading import _cast_encoder
+    from parakeet_api.model.nemo_model import _cast_encoder
 
     with pytest.raises(SettingsError, match="PRECISION='int8'"):
         _cast_encoder(None, "int8", device="cuda:0")

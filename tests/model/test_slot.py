@@ -21,8 +21,8 @@ from parakeet_api.errors import (
     ServiceUnavailableError,
 )
 from parakeet_api.model import model_manager
+from parakeet_api.model.model_manager import ModelManager
 from parakeet_api.model.recognizer import Recognizer
-from parakeet_api.model.slot import ModelManager
 
 IDLE_S = 100.0
 

@@ -12,7 +12,7 @@ from fake_gpu import FakeGpu
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.model import nemo_model
-from parakeet_api.model.loading import load_model
+from parakeet_api.model.nemo_model import load_model
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.model.token_decoder import GraphShape, TokenDecoder, Tokens
 
