@@ -23,7 +23,7 @@ from hypothesis import settings as hypothesis_settings
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.model import checkpoints
 from parakeet_api.model.checkpoints import GRAMMAR_MODEL, BundledModels
-from parakeet_api.model.nemo_model import ModelOptions
+from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk, Pcm
 
@@ -33,6 +33,8 @@ DEMO_MODEL = ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL
 """The tests' own model: small, fast, and every word that it should find is known."""
 ENGLISH_MODEL = ROOT / "samples" / "english-model" / checkpoints.ENGLISH_MODEL
 """For tests with recordings of people."""
+PEOPLE = ROOT / "samples" / "people"
+"""Recordings of people; the file of the same name with `.json` tells what they say."""
 BUNDLED_MODELS = BundledModels(english=ENGLISH_MODEL, grammar=DEMO_MODEL)
 
 __all__ = ["gpu"]

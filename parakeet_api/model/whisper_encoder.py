@@ -116,9 +116,8 @@ class WhisperFrontEnd(nn.Module):
 
     def _window(self, frames: Tensor, counts: Tensor) -> Tensor:
         """Run the transformer over (B, T, D), of which `counts` (B,) frames are present."""
-        mask = _is_present(frames, counts)
         # A window behind a row's end attends to its first frame: to none, it would be NaN.
-        mask[:, 0] = True
+        mask = _is_present(frames, counts.clamp(min=1))
         frames = frames + self.pos[: frames.shape[1]]
         for block in self.blocks:
             frames = block(frames, mask[:, None, None])

@@ -26,11 +26,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
-from parakeet_api.model import checkpoints as model_store
+from parakeet_api.model import checkpoints
 from parakeet_api.model.checkpoints import (
     BundledModels,
     Checkpoint,
-    ModelStore,
+    CheckpointStore,
     check_checkpoint,
     download_checkpoint,
     find_checkpoint,
@@ -126,9 +126,11 @@ def settings_for(models: Path, hub: Hub | None = None, **environ: str) -> Settin
     return Settings.from_env(defaults | environ)
 
 
-def start_store(settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> ModelStore:
+def start_store(
+    settings: Settings, *, clock: Callable[[], float] = time.monotonic
+) -> CheckpointStore:
     """Start a store and wait for its decision."""
-    store = ModelStore(settings, bundled=BUNDLED_MODELS, clock=clock)
+    store = CheckpointStore(settings, bundled=BUNDLED_MODELS, clock=clock)
     store.start()
     assert store.wait_until_decided(20)
     return store
@@ -164,7 +166,7 @@ def test_model_path_is_used_and_nothing_else(models: Path, tmp_path: Path) -> No
 def test_a_model_path_that_leads_nowhere_stops_the_start(models: Path, tmp_path: Path) -> None:
     (models / "parakeet-tdt-0.6b-v2.nemo").write_bytes(nemo())
     missing = tmp_path / "missing.nemo"
-    store = ModelStore(settings_for(models, MODEL_PATH=str(missing)), bundled=BUNDLED_MODELS)
+    store = CheckpointStore(settings_for(models, MODEL_PATH=str(missing)), bundled=BUNDLED_MODELS)
 
     with pytest.raises(CheckpointError, match=re.escape(f"{missing} does not exist")):
         store.start()
@@ -177,7 +179,9 @@ def test_a_model_path_that_may_not_be_read_stops_the_start(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "is_file", refuse)
-    store = ModelStore(settings_for(models, MODEL_PATH="/secret/mine.nemo"), bundled=BUNDLED_MODELS)
+    store = CheckpointStore(
+        settings_for(models, MODEL_PATH="/secret/mine.nemo"), bundled=BUNDLED_MODELS
+    )
 
     with pytest.raises(CheckpointError, match=r"/secret/mine\.nemo .*Permission denied"):
         store.start()
@@ -190,7 +194,7 @@ def test_a_bundled_model_is_known_as_such_when_model_path_names_it(
     store = start_store(settings_for(models, MODEL_PATH=str(path)))
 
     assert store.checkpoint().is_demo
-    assert store.checkpoint().note == model_store.BUNDLED_NOTES[path.name]
+    assert store.checkpoint().note == checkpoints.BUNDLED_NOTES[path.name]
 
 
 def test_only_a_bundled_model_has_a_note(models: Path) -> None:
@@ -199,9 +203,9 @@ def test_only_a_bundled_model_has_a_note(models: Path) -> None:
     assert start_store(settings_for(models)).checkpoint().note is None
 
 
-def store_of(settings: Settings, name: str) -> ModelStore:
+def store_of(settings: Settings, name: str) -> CheckpointStore:
     """Start the store of one of `MODELS` and wait for its decision."""
-    store = ModelStore(settings, bundled=BUNDLED_MODELS, only=name)
+    store = CheckpointStore(settings, bundled=BUNDLED_MODELS, only=name)
     store.start()
     assert store.wait_until_decided(20)
     return store
@@ -250,7 +254,7 @@ def test_a_damaged_file_of_one_of_models_stops_the_start(models: Path) -> None:
     (models / "mine.nemo").write_bytes(nemo()[:1000])
 
     with pytest.raises(CheckpointError, match=r"mine\.nemo"):
-        ModelStore(settings_for(models), bundled=BUNDLED_MODELS, only="mine").start()
+        CheckpointStore(settings_for(models), bundled=BUNDLED_MODELS, only="mine").start()
 
 
 def test_models_on_disk_have_an_order(models: Path) -> None:
@@ -303,7 +307,7 @@ def test_a_bundled_model_can_be_forced(
     store = start_store(settings_for(models, DEMO_MODEL=wanted))
 
     assert store.checkpoint() == Checkpoint(path, is_demo=True)
-    note = model_store.BUNDLED_NOTES[path.name]
+    note = checkpoints.BUNDLED_NOTES[path.name]
     assert f"BUNDLED MODEL {path.stem} in use: {note}." in caplog.text
 
 
@@ -313,7 +317,7 @@ def test_a_forced_bundled_model_that_is_missing_stops_the_start(models: Path, wa
     bundled = BundledModels(english=missing, grammar=missing)
 
     with pytest.raises(CheckpointError, match=r"nowhere/model\.nemo does not exist"):
-        ModelStore(settings_for(models, DEMO_MODEL=wanted), bundled=bundled).start()
+        CheckpointStore(settings_for(models, DEMO_MODEL=wanted), bundled=bundled).start()
 
 
 # What a file must be
@@ -373,7 +377,7 @@ def test_a_file_that_is_no_parakeet_tdt_model_stops_the_start(models: Path, kind
     path.write_bytes(BROKEN[kind])
 
     with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
-        ModelStore(settings_for(models), bundled=BUNDLED_MODELS).start()
+        CheckpointStore(settings_for(models), bundled=BUNDLED_MODELS).start()
 
     assert "another file in MODEL_PATH" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 1
@@ -383,7 +387,7 @@ def test_a_folder_named_like_a_model_stops_the_start(models: Path) -> None:
     (models / "x.nemo").mkdir()
 
     with pytest.raises(CheckpointError, match=re.escape(f"{models / 'x.nemo'} does not exist or")):
-        ModelStore(settings_for(models), bundled=BUNDLED_MODELS).start()
+        CheckpointStore(settings_for(models), bundled=BUNDLED_MODELS).start()
 
 
 @pytest.mark.parametrize(
@@ -502,7 +506,7 @@ def test_a_download_over_xet_counts_each_byte_once() -> None:
     from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
     seen: list[tuple[int, int | None]] = []
-    bar = model_store._progress_bar(lambda done, total: seen.append((done, total)))
+    bar = checkpoints._progress_bar(lambda done, total: seen.append((done, total)))
 
     with XetDownloadProgressReporter(
         reconstruction_desc="", total=100, log_level=logging.INFO, tqdm_class=bar
@@ -530,7 +534,7 @@ def test_requests_during_the_download_are_told_how_far_it_is(models: Path, hub: 
             go_on.wait(10)
 
     hub.before_block = pause
-    store = ModelStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
+    store = CheckpointStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
     store.start()
     assert reached.wait(10)
     wait_for(lambda: (store.status.progress or 0) > 0.4)
@@ -551,7 +555,7 @@ def test_requests_during_the_download_are_told_how_far_it_is(models: Path, hub: 
 
 def test_requests_before_the_hub_answered_are_told_to_come_back(models: Path, hub: Hub) -> None:
     hub.fault = "hanging"
-    store = ModelStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
+    store = CheckpointStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
     store.start()
 
     with pytest.raises(ModelNotReadyError, match=r"is being downloaded\. Try again"):
@@ -689,7 +693,7 @@ def test_without_a_download_the_english_model_is_used_and_the_reason_said(
     caplog: pytest.LogCaptureFixture,
     fault: Fault,
 ) -> None:
-    monkeypatch.setattr(model_store, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
+    monkeypatch.setattr(checkpoints, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
     hub.fault = fault
 
     store = start_store(settings_for(models, hub))
@@ -711,7 +715,7 @@ def test_a_mirrors_password_is_in_no_log_and_no_answer(
     caplog: pytest.LogCaptureFixture,
     fault: Fault | None,
 ) -> None:
-    monkeypatch.setattr(model_store, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
+    monkeypatch.setattr(checkpoints, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
     caplog.set_level(logging.INFO, "parakeet_api")
     hub.fault = fault
     address = hub.url.replace("//", "//me:s3cret@")
@@ -743,7 +747,7 @@ def test_a_hub_that_never_answers_is_given_up_within_15_seconds(models: Path, hu
 
     assert store.checkpoint().is_demo
     assert time.monotonic() - started < 15
-    assert model_store._PROBE_TIMEOUT_S < 15
+    assert checkpoints._PROBE_TIMEOUT_S < 15
 
 
 @pytest.mark.parametrize("fault", ["gated", "missing file", "broken"])
@@ -809,7 +813,7 @@ def test_many_requests_after_the_pause_begin_one_download(models: Path, hub: Hub
 def test_a_missing_english_model_is_a_failure_not_a_promise(models: Path, hub: Hub) -> None:
     hub.fault = "missing file"
     bundled = BundledModels(english=models / "none.nemo", grammar=DEMO_MODEL)
-    store = ModelStore(settings_for(models, hub), bundled=bundled)
+    store = CheckpointStore(settings_for(models, hub), bundled=bundled)
     store.start()
     assert store.wait_until_decided(10)
 
@@ -819,9 +823,9 @@ def test_a_missing_english_model_is_a_failure_not_a_promise(models: Path, hub: H
 def test_hf_hub_offline_asks_nobody(models: Path, hub: Hub, tmp_path: Path) -> None:
     program = (
         "import os; from app import BUNDLED_MODELS;"
-        "from parakeet_api.model.checkpoints import ModelStore;"
+        "from parakeet_api.model.checkpoints import CheckpointStore;"
         "from parakeet_api.settings import Settings;"
-        "store = ModelStore(Settings.from_env(os.environ), bundled=BUNDLED_MODELS);"
+        "store = CheckpointStore(Settings.from_env(os.environ), bundled=BUNDLED_MODELS);"
         "store.start(); store.wait_until_decided(20); print(store.checkpoint().is_demo)"
     )
     environ = {
