@@ -12,18 +12,24 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Literal, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from parakeet_api.errors import ApiError
+from parakeet_api.formats.json_types import Count, Keywords, Seconds
 from parakeet_api.formats.rendering import (
-    json_body,
+    HasLogprobs,
+    HasWarnings,
+    TranscriptText,
+    VerboseTranscriptionJson,
     render,
     to_json,
     token_logprobs,
+    transcript_text,
     verbose_json_body,
-    warnings_list,
+    warnings_field,
 )
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.pipeline import Progress
@@ -38,6 +44,79 @@ PEAKS_PER_SECOND = 10
 """A picture of an hour has 36,000 peaks; a wide screen shows 4,000."""
 
 WaitingState = Literal["queued", "loading", "transcribing"]
+
+
+class TextDelta(HasLogprobs):
+    """Words that are final; with the ones before they add up to the text exactly."""
+
+    type: Literal["transcript.text.delta"]
+    delta: str
+    """The words; all but the first begin with a space."""
+
+
+class ProgressEvent(TypedDict):
+    """How far the work is; with `include[]=progress`. Sent at least every second."""
+
+    type: Literal["transcript.progress"]
+    state: WaitingState
+    """What is being done."""
+    queue_position: Count | None
+    """Requests still to be begun, this one included; null once it has begun."""
+    done_s: Seconds
+    """How much of the recording is recognised, seconds."""
+    total_s: Seconds | None
+    """Length of the recording by its header, often an estimate, seconds."""
+
+
+class PeaksEvent(TypedDict):
+    """A picture of the stretch that was recognised; with `include[]=peaks`."""
+
+    type: Literal["transcript.peaks"]
+    start_s: Seconds
+    """Where the stretch starts, seconds."""
+    per_second: Annotated[Count, Keywords(const=PEAKS_PER_SECOND)]
+    """Peaks in a second."""
+    values: Annotated[str, Keywords(contentEncoding="base64")]
+    """One byte a peak, 255 = full scale, in base64."""
+
+
+class TokenDetails(TypedDict):
+    """Of what kind they are."""
+
+    text_tokens: Count
+    """Always 0."""
+    audio_tokens: Count
+    """Frames heard."""
+
+
+class TokenUsage(TypedDict):
+    """What the request used, in tokens: frames of 80 ms heard, pieces of words written."""
+
+    type: Literal["tokens"]
+    input_tokens: Count
+    """Frames heard."""
+    input_token_details: TokenDetails
+    output_tokens: Count
+    """Pieces of words written."""
+    total_tokens: Count
+    """Their sum."""
+
+
+class Renderings(TypedDict):
+    """The formats that are more than text."""
+
+    verbose_json: NotRequired[VerboseTranscriptionJson]
+    srt: NotRequired[str]
+    """Subtitles; with `response_format=srt`."""
+    vtt: NotRequired[str]
+    """Subtitles; with `response_format=vtt`."""
+
+
+class TextDone(TranscriptText, Renderings, HasWarnings):
+    """The end of a stream that went well."""
+
+    type: Literal["transcript.text.done"]
+    usage: TokenUsage
 
 
 class EventWriter:
@@ -74,11 +153,14 @@ class EventWriter:
 
     def done(self, transcript: Transcript) -> str:
         """Tell the whole text and, for the formats that are more than text, the rendering."""
-        body = json_body(transcript, self._params)
-        event = {"type": "transcript.text.done"} | body | {"usage": _usage(transcript)}
-        if transcript.caveats:
-            event["warnings"] = warnings_list(transcript.caveats)
-        return _event(event | self._rendering(transcript))
+        event: TextDone = {
+            "type": "transcript.text.done",
+            **transcript_text(transcript, self._params),
+            "usage": _usage(transcript),
+            **warnings_field(transcript.caveats),
+            **self._rendering(transcript),
+        }
+        return _event(event)
 
     def error(self, failure: ApiError) -> str:
         """Tell that the transcription ends here, in the shape that OpenAI's clients raise."""
@@ -89,7 +171,7 @@ class EventWriter:
         if not words:
             return ""
         lead = "" if self._at_start else " "
-        event: dict[str, object] = {
+        event: TextDelta = {
             "type": "transcript.text.delta",
             "delta": lead + join_words(words),
         }
@@ -103,34 +185,34 @@ class EventWriter:
             return ""
         if self._queue_position is not None:
             state = "queued"
-        return _event(
-            {
-                "type": "transcript.progress",
-                "state": state,
-                "queue_position": self._queue_position,
-                "done_s": round(self._done_s, 3),
-                "total_s": self._total_s and round(self._total_s, 3),
-            }
-        )
+        event: ProgressEvent = {
+            "type": "transcript.progress",
+            "state": state,
+            "queue_position": self._queue_position,
+            "done_s": round(self._done_s, 3),
+            "total_s": self._total_s and round(self._total_s, 3),
+        }
+        return _event(event)
 
     def _peaks(self, start_s: float, samples: Pcm) -> str:
         if "peaks" not in self._params.include or not len(samples):
             return ""
-        return _event(
-            {
-                "type": "transcript.peaks",
-                "start_s": round(start_s, 3),
-                "per_second": PEAKS_PER_SECOND,
-                "values": base64.b64encode(peaks(samples)).decode("ascii"),
-            }
-        )
+        event: PeaksEvent = {
+            "type": "transcript.peaks",
+            "start_s": round(start_s, 3),
+            "per_second": PEAKS_PER_SECOND,
+            "values": base64.b64encode(peaks(samples)).decode("ascii"),
+        }
+        return _event(event)
 
-    def _rendering(self, transcript: Transcript) -> dict[str, object]:
-        chosen = self._params.response_format
-        if chosen == "verbose_json":
-            return {chosen: verbose_json_body(transcript, self._params)}
-        if chosen in ("srt", "vtt"):
-            return {chosen: render(transcript, self._params, settings=self._settings).body}
+    def _rendering(self, transcript: Transcript) -> Renderings:
+        match self._params.response_format:
+            case "verbose_json":
+                return {"verbose_json": verbose_json_body(transcript, self._params)}
+            case "srt":
+                return {"srt": render(transcript, self._params, settings=self._settings).body}
+            case "vtt":
+                return {"vtt": render(transcript, self._params, settings=self._settings).body}
         return {}
 
 
@@ -143,7 +225,7 @@ def peaks(samples: Pcm) -> bytes:
     return bytes((loudest >> 7).clip(max=255).astype(np.uint8))
 
 
-def _usage(transcript: Transcript) -> dict[str, object]:
+def _usage(transcript: Transcript) -> TokenUsage:
     """Count tokens, as the schema of a stream's end asks.
 
     The model hears one frame of 80 ms at a time and writes pieces of words: these are its tokens.
@@ -159,5 +241,5 @@ def _usage(transcript: Transcript) -> dict[str, object]:
     }
 
 
-def _event(body: Mapping[str, Any]) -> str:
+def _event(body: Mapping[str, object]) -> str:
     return f"data: {to_json(body)}\n\n"

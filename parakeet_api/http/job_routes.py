@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from flask import Blueprint, Response, request, url_for
 
@@ -23,14 +22,22 @@ from parakeet_api.http.web import (
     require_api_key,
     services,
 )
-from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
+from parakeet_api.jobs.job import (
+    MOST_LISTED,
+    USUALLY_LISTED,
+    DeletedJob,
+    Job,
+    JobJson,
+    JobList,
+    job_object,
+)
 
 job_api = Blueprint("jobs", __name__)
 job_api.before_request(require_api_key)
 
 
 @job_api.post("/jobs")
-def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
+def submit() -> tuple[JobJson, int, dict[str, str]]:
     """Accept an upload and answer at once."""
     if services().admission.stopping:
         raise StoppingError
@@ -54,7 +61,7 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
 
 
 @job_api.get("/jobs")
-def list_jobs() -> dict[str, Any]:
+def list_jobs() -> JobList:
     """List the caller's jobs, newest first, without their results."""
     limit = _limit(request.args.get("limit") or str(USUALLY_LISTED))
     # One more than asked for tells whether there is another page.
@@ -69,7 +76,7 @@ def list_jobs() -> dict[str, Any]:
 
 
 @job_api.get("/jobs/<job_id>")
-def show(job_id: str) -> dict[str, Any]:
+def show(job_id: str) -> JobJson:
     """Tell how far a job is, with its result once it has one."""
     # A client that asks every second would fill the log.
     record().quiet = True
@@ -92,7 +99,7 @@ def show_result(job_id: str) -> Response:
 
 
 @job_api.delete("/jobs/<job_id>")
-def delete(job_id: str) -> dict[str, Any]:
+def delete(job_id: str) -> JobJson | DeletedJob:
     """Cancel an unfinished job; forget a finished one and its result."""
     remaining = services().jobs.delete(_job(job_id))
     if remaining is None:

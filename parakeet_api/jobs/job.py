@@ -8,9 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from parakeet_api.errors import ApiError
-from parakeet_api.formats.rendering import Rendered, warnings_list
-from parakeet_api.formats.request_params import TranscriptionParams
+from typing_extensions import TypedDict
+
+from parakeet_api.errors import ApiError, ErrorDetails
+from parakeet_api.formats.json_types import Count, Seconds, Share, UnixTime
+from parakeet_api.formats.rendering import (
+    HasWarnings,
+    Rendered,
+    TranscriptionJson,
+    VerboseTranscriptionJson,
+    warnings_field,
+    warnings_list,
+)
+from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.transcript import Caveat
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -18,6 +28,72 @@ JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 MOST_LISTED = 100
 USUALLY_LISTED = 20
 """Jobs on a page of a list, where a client asks for no number."""
+
+
+class ProgressJson(TypedDict):
+    """How much of the recording is recognised."""
+
+    done_s: Seconds
+    """So much, seconds."""
+    total_s: Seconds | None
+    """Of so much, where that is known, seconds."""
+    fraction: Share | None
+    """Their ratio."""
+
+
+class WebhookJson(TypedDict):
+    """Who is told of a job's end."""
+
+    url: str
+    """Where the finished job is sent to."""
+    attempts: Count
+    """How often that was tried."""
+    delivered: bool
+    """It was answered 2xx."""
+    last_error: str | None
+    """Why the last attempt failed."""
+
+
+class JobJson(HasWarnings):
+    """A transcription that is done when its turn comes."""
+
+    id: str
+    """Its name, not to be guessed."""
+    object: Literal["transcription.job"]
+    status: JobStatus
+    """How far it is."""
+    created_at: UnixTime
+    started_at: UnixTime | None
+    finished_at: UnixTime | None
+    progress: ProgressJson
+    model: str | None
+    """The model that does it; null in jobs of older versions."""
+    response_format: ResponseFormat
+    """What the result looks like."""
+    result: TranscriptionJson | VerboseTranscriptionJson | str | None
+    """The transcript, once there is one: an object of the formats that are JSON, else text.
+    Lists leave it out."""
+    error: ErrorDetails | None
+    webhook: WebhookJson | None
+
+
+class JobList(TypedDict):
+    """A page of jobs."""
+
+    object: Literal["list"]
+    data: list[JobJson]
+    """Newest first."""
+    has_more: bool
+    """There are older ones: ask again with `after` = the last one's id."""
+
+
+class DeletedJob(TypedDict):
+    """A job that is forgotten."""
+
+    id: str
+    """Its name."""
+    object: Literal["transcription.job"]
+    deleted: Literal[True]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +157,7 @@ class JobCounts:
     running: int
 
 
-def job_object(job: Job, result: Rendered | None) -> dict[str, object]:
+def job_object(job: Job, result: Rendered | None) -> JobJson:
     """Give a job as clients and webhooks see it; `result` is parsed where it is JSON."""
     return {
         "id": job.id,
@@ -94,13 +170,22 @@ def job_object(job: Job, result: Rendered | None) -> dict[str, object]:
         "model": job.params.model or None,
         "response_format": job.params.response_format,
         "result": result.content if result is not None else None,
-        **({"warnings": warnings_list(result.caveats)} if result and result.caveats else {}),
+        **warnings_field(result.caveats if result is not None else ()),
         "error": json.loads(job.failure.body)["error"] if job.failure is not None else None,
-        "webhook": dataclasses.asdict(job.webhook) if job.webhook is not None else None,
+        "webhook": _webhook(job.webhook) if job.webhook is not None else None,
     }
 
 
-def _progress(job: Job) -> dict[str, float | None]:
+def _webhook(webhook: Webhook) -> WebhookJson:
+    return {
+        "url": webhook.url,
+        "attempts": webhook.attempts,
+        "delivered": webhook.delivered,
+        "last_error": webhook.last_error,
+    }
+
+
+def _progress(job: Job) -> ProgressJson:
     fraction = min(1.0, job.done_s / job.total_s) if job.total_s else None
     return {
         "done_s": round(job.done_s, 3),

@@ -11,32 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from parakeet_api import errors
 from parakeet_api.audio.ffmpeg import SUPPORTED_FORMATS
-from parakeet_api.errors import (
-    ApiError,
-    AudioDecodeError,
-    AudioTooLongError,
-    AuthenticationError,
-    DeviceLostError,
-    ForbiddenError,
-    InvalidRequestError,
-    JobCancelledError,
-    JobNotFinishedError,
-    JobsUnavailableError,
-    ModelInUseError,
-    ModelLoadError,
-    ModelNotFoundError,
-    ModelNotReadyError,
-    NoAudioTrackError,
-    NotFoundError,
-    QueueFullError,
-    RateLimitError,
-    ServiceUnavailableError,
-    StoppingError,
-    TruncatedAudioError,
-    UnsupportedLanguageError,
-    UploadTooLargeError,
-)
+from parakeet_api.errors import ApiError
 from parakeet_api.formats.asr_api import AsrParams, Output, render_asr
 from parakeet_api.formats.request_params import (
     Granularity,
@@ -47,33 +24,41 @@ from parakeet_api.formats.request_params import (
 )
 from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED
 from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream
-from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_answer, operation
-from parakeet_api.openapi.schemas import (
-    SCHEMAS,
+from parakeet_api.openapi.json_schema import (
     Json,
     array,
     constant,
-    error_body,
-    error_details,
     flag,
     number,
     record,
     ref,
     text,
 )
+from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_answer, operation
+from parakeet_api.openapi.schemas import body_schemas, error_details
 from parakeet_api.settings import Settings, model_basename
 
-_BAD_REQUEST = (InvalidRequestError, UnsupportedLanguageError)
-_BAD_AUDIO = (AudioDecodeError, NoAudioTrackError, TruncatedAudioError, AudioTooLongError)
-_NO_MODEL = (ServiceUnavailableError, ModelNotReadyError, ModelLoadError, DeviceLostError)
+_BAD_REQUEST = (errors.InvalidRequestError, errors.UnsupportedLanguageError)
+_BAD_AUDIO = (
+    errors.AudioDecodeError,
+    errors.NoAudioTrackError,
+    errors.TruncatedAudioError,
+    errors.AudioTooLongError,
+)
+_NO_MODEL = (
+    errors.ServiceUnavailableError,
+    errors.ModelNotReadyError,
+    errors.ModelLoadError,
+    errors.DeviceLostError,
+)
 _TRANSCRIPTION_ERRORS = (
     *_BAD_REQUEST,
     *_BAD_AUDIO,
-    UploadTooLargeError,
-    RateLimitError,
+    errors.UploadTooLargeError,
+    errors.RateLimitError,
     *_NO_MODEL,
-    QueueFullError,
-    StoppingError,
+    errors.QueueFullError,
+    errors.StoppingError,
 )
 
 _SUMMARY = """\
@@ -158,11 +143,7 @@ def _components(*, keys: bool) -> Json:
         }
     }
     return {
-        "schemas": SCHEMAS
-        | {
-            "ErrorDetails": error_details(list(MEANINGS)),
-            "Error": error_body(ref("ErrorDetails")),
-        },
+        "schemas": body_schemas() | {"ErrorDetails": error_details(list(MEANINGS))},
         "headers": dict(HEADERS),
         **({"securitySchemes": schemes} if keys else {}),
     }
@@ -179,7 +160,7 @@ def _openai_paths(facts: Facts) -> Json:
                 summary="List the models",
                 description="Usually one; those of `MODELS` where the server was given several.",
                 answers={200: json_answer(ref("ModelList"))},
-                errors=_guarded(facts),
+                refusals=_guarded(facts),
             )
         },
         "/v1/models/{name}": {
@@ -193,7 +174,7 @@ def _openai_paths(facts: Facts) -> Json:
                     _in_path("name", "A model's name, which may hold slashes.", example=facts.model)
                 ],
                 answers={200: json_answer(ref("Model"))},
-                errors=_guarded(facts, NotFoundError, ModelNotFoundError),
+                refusals=_guarded(facts, errors.NotFoundError, errors.ModelNotFoundError),
             )
         },
     }
@@ -202,7 +183,7 @@ def _openai_paths(facts: Facts) -> Json:
 def _job_paths(facts: Facts) -> Json:
     transcripts = _transcripts(facts.settings)
     at_job = [_in_path("job_id", "The job's id.")]
-    unknown = (NotFoundError, JobsUnavailableError)
+    unknown = (errors.NotFoundError, errors.JobsUnavailableError)
     return {
         "/v1/jobs": {
             "post": operation(
@@ -212,15 +193,15 @@ def _job_paths(facts: Facts) -> Json:
                 description="The form is that of a transcription, without `stream`.",
                 form=_job_form(facts),
                 answers={202: json_answer(ref("Job"))},
-                errors=_guarded(
+                refusals=_guarded(
                     facts,
                     *_BAD_REQUEST,
                     *_choice(facts),
-                    UploadTooLargeError,
-                    RateLimitError,
-                    QueueFullError,
-                    StoppingError,
-                    JobsUnavailableError,
+                    errors.UploadTooLargeError,
+                    errors.RateLimitError,
+                    errors.QueueFullError,
+                    errors.StoppingError,
+                    errors.JobsUnavailableError,
                 ),
             ),
             "get": operation(
@@ -242,7 +223,7 @@ def _job_paths(facts: Facts) -> Json:
                     _query("after", text("The id of the last job of the page before.")),
                 ],
                 answers={200: json_answer(ref("JobList"))},
-                errors=_guarded(facts, InvalidRequestError, JobsUnavailableError),
+                refusals=_guarded(facts, errors.InvalidRequestError, errors.JobsUnavailableError),
             ),
         },
         "/v1/jobs/{job_id}": {
@@ -253,7 +234,7 @@ def _job_paths(facts: Facts) -> Json:
                 description="With its result or its error, once it has one.",
                 parameters=at_job,
                 answers={200: json_answer(ref("Job"))},
-                errors=_guarded(facts, *unknown),
+                refusals=_guarded(facts, *unknown),
             ),
             "delete": operation(
                 "deleteJob",
@@ -262,7 +243,7 @@ def _job_paths(facts: Facts) -> Json:
                 description="An unfinished job is cancelled, a finished one forgotten.",
                 parameters=at_job,
                 answers={200: json_answer({"anyOf": [ref("Job"), ref("DeletedJob")]})},
-                errors=_guarded(facts, *unknown),
+                refusals=_guarded(facts, *unknown),
             ),
         },
         "/v1/jobs/{job_id}/result": {
@@ -275,14 +256,14 @@ def _job_paths(facts: Facts) -> Json:
                 parameters=at_job,
                 answers={200: transcripts},
                 has_warnings=True,
-                errors=_guarded(
+                refusals=_guarded(
                     facts,
                     *unknown,
                     *_BAD_AUDIO,
                     *_choice(facts),
                     *_NO_MODEL,
-                    JobNotFinishedError,
-                    JobCancelledError,
+                    errors.JobNotFinishedError,
+                    errors.JobCancelledError,
                 ),
             )
         },
@@ -344,7 +325,7 @@ def _asr_paths(facts: Facts) -> Json:
                 form=recording,
                 answers={200: _asr_transcripts(facts.settings)},
                 has_warnings=True,
-                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+                refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
         },
         "/detect-language": {
@@ -356,7 +337,7 @@ def _asr_paths(facts: Facts) -> Json:
                 parameters=[_query(name, schema) for name, schema in expected.items()],
                 form=recording,
                 answers={200: json_answer(ref("DetectedLanguage"))},
-                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+                refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
         },
     }
@@ -450,7 +431,7 @@ def _health(facts: Facts) -> Json:
             )
         ],
         answers={200: json_answer(ref("Health"))},
-        errors=_guarded(facts, InvalidRequestError),
+        refusals=_guarded(facts, errors.InvalidRequestError),
     ) | {"security": keyless}
 
 
@@ -461,7 +442,10 @@ def _admin_paths(facts: Facts) -> Json:
         else " Without `API_KEY`, from the server's own machine alone."
     )
     meant = text("The model that is meant.", default="")
-    refusals = (*(() if facts.settings.api_keys else (ForbiddenError,)), InvalidRequestError)
+    refusals = (
+        *(() if facts.settings.api_keys else (errors.ForbiddenError,)),
+        errors.InvalidRequestError,
+    )
     return {
         "/admin/unload": {
             "post": operation(
@@ -473,7 +457,7 @@ def _admin_paths(facts: Facts) -> Json:
                 f" the others are unloaded. The next request loads it again.{who}",
                 parameters=[_query("model", meant)],
                 answers={200: json_answer(ref("AdminReport"))},
-                errors=_guarded(facts, *refusals, *_choice(facts), ModelInUseError),
+                refusals=_guarded(facts, *refusals, *_choice(facts), errors.ModelInUseError),
             )
         },
         "/admin/load": {
@@ -485,7 +469,9 @@ def _admin_paths(facts: Facts) -> Json:
                 f" after two minutes with a 503, while the load goes on.{who}",
                 parameters=[_query("model", meant)],
                 answers={200: json_answer(ref("AdminReport"))},
-                errors=_guarded(facts, *refusals, *_choice(facts), *_NO_MODEL, StoppingError),
+                refusals=_guarded(
+                    facts, *refusals, *_choice(facts), *_NO_MODEL, errors.StoppingError
+                ),
             )
         },
     }
@@ -498,7 +484,7 @@ def _metrics(facts: Facts) -> Json:
         summary="Metrics for Prometheus",
         description="Counters, gauges and histograms, in Prometheus' text format.",
         answers={200: {"text/plain": {"schema": text("The metrics.")}}},
-        errors=_guarded(facts),
+        refusals=_guarded(facts),
     )
 
 
@@ -522,7 +508,7 @@ def _transcription(facts: Facts) -> Json:
         form=_transcription_form(facts),
         answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
         has_warnings=True,
-        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+        refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
 
 
@@ -536,7 +522,7 @@ def _translation(facts: Facts) -> Json:
         form=_transcription_form(facts),
         answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
         has_warnings=True,
-        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+        refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
 
 
@@ -701,16 +687,16 @@ def _text(response_format: ResponseFormat, description: str, settings: Settings)
     return {"schema": text(description), "example": example_of(params, settings)}
 
 
-def _guarded(facts: Facts, *errors: type[ApiError]) -> tuple[type[ApiError], ...]:
+def _guarded(facts: Facts, *refusals: type[ApiError]) -> tuple[type[ApiError], ...]:
     """Add the error of a missing key, where keys are set; drop that of a rate without a limit."""
     if facts.settings.rate_limit is None:
-        errors = tuple(error for error in errors if error is not RateLimitError)
-    return (AuthenticationError, *errors) if facts.settings.api_keys else errors
+        refusals = tuple(kind for kind in refusals if kind is not errors.RateLimitError)
+    return (errors.AuthenticationError, *refusals) if facts.settings.api_keys else refusals
 
 
 def _choice(facts: Facts) -> tuple[type[ApiError], ...]:
     """Give the error of a wrong name, where requests choose a model."""
-    return (ModelNotFoundError,) if facts.settings.models else ()
+    return (errors.ModelNotFoundError,) if facts.settings.models else ()
 
 
 def _listed(names: Iterable[str]) -> str:
