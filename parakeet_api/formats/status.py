@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from parakeet_api.formats.json_types import Count, Keywords, LanguageCode, Seconds, Share
 from parakeet_api.model.checkpoints import StoreState
-from parakeet_api.model.model_manager import LoadState
+from parakeet_api.model.slot import LoadState
 from parakeet_api.settings import Origin
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from parakeet_api.errors import AudioDecodeError, InvalidRequestError, ServerError
 from parakeet_api.model.checkpoints import StoreState
-from parakeet_api.model.model_manager import LoadState
+from parakeet_api.model.slot import LoadState
 from parakeet_api.openapi.schemas import BODIES, body_schemas, error_details
 
 
