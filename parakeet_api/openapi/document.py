@@ -22,7 +22,7 @@ from parakeet_api.formats.request_params import (
     Task,
     TranscriptionParams,
 )
-from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED
+from parakeet_api.jobs.job import DEFAULT_LISTED, MAX_LISTED
 from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream
 from parakeet_api.openapi.json_schema import (
     Json,
@@ -215,8 +215,8 @@ def _job_paths(facts: Facts) -> Json:
                         {
                             "type": "integer",
                             "minimum": 1,
-                            "maximum": MOST_LISTED,
-                            "default": USUALLY_LISTED,
+                            "maximum": MAX_LISTED,
+                            "default": DEFAULT_LISTED,
                             "description": "How many at most.",
                         },
                     ),
