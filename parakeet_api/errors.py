@@ -48,7 +48,7 @@ class ErrorDetails(TypedDict):
     message: str
     """For people."""
     type: str
-    """Whose fault it is."""
+    """Kind of the error."""
     param: str | None
     """The parameter that is wrong, where it is one."""
     code: str | None

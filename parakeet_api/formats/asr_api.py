@@ -1,7 +1,7 @@
-"""The parameters and answers of whisper-asr-webservice, which Bazarr and others speak.
+"""The parameters and responses of whisper-asr-webservice, which Bazarr and others use.
 
-https://github.com/ahmetoner/whisper-asr-webservice: parameters come in the query string, answers
-look as openai/whisper's writers write them.
+https://github.com/ahmetoner/whisper-asr-webservice: parameters are in the query string, responses
+like those of openai/whisper's writers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class AsrWordJson(TypedDict):
     end: Seconds
     """Its end, seconds."""
     probability: Share | None
-    """The model's, over its tokens; null where unknown."""
+    """The model's probability of its tokens; null where unknown."""
 
 
 class HasAsrWords(TypedDict):
@@ -76,29 +76,29 @@ class AsrTranscriptionJson(HasWarnings):
 
 
 class DetectedLanguage(TypedDict):
-    """Which of the model's languages was heard."""
+    """The language of a recording, one of the model's."""
 
     detected_language: Annotated[str, Keywords(examples=["english"])]
     """Its English name, or `undetermined`."""
     language_code: Annotated[str, Keywords(examples=["en"])]
     """Its ISO 639-1 code, or `und`."""
     confidence: NotRequired[Share]
-    """How sure; left out where the model speaks one language."""
+    """How certain; absent if the model has only one language."""
 
 
 UNDETERMINED: DetectedLanguage = {"detected_language": "undetermined", "language_code": "und"}
-"""ISO 639-2's name and code for a language that is not known: Bazarr looks up the name where it
-does not know the code, and takes any other name for a failure of the server's."""
+"""The name and code of ISO 639-2 for an unknown language. Bazarr looks up the name if it does not
+know the code, and treats any other name as a server error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsrParams:
-    """What a client asked for."""
+    """The parameters of a request."""
 
     output: Output
     task: Task
     languages: frozenset[str]
-    """ISO 639-1 codes: what the recording may be spoken in."""
+    """ISO 639-1 codes of the languages that may be spoken."""
     word_timestamps: bool
     """List words; for `json`."""
     raw_pcm: bool
@@ -108,7 +108,7 @@ class AsrParams:
 
 
 def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
-    """Read and check the parameters of a request to a model that speaks `languages`.
+    """Parse the parameters of a request to a model with these languages (ISO 639-1 codes).
 
     Raises `InvalidRequestError` naming the parameter.
     """
@@ -124,7 +124,7 @@ def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
 
 
 def render_asr(transcript: Transcript, params: AsrParams, *, settings: Settings) -> Rendered:
-    """Write a transcript as whisper's writer of that name does."""
+    """Write a transcript like openai/whisper's writer of the same name."""
     rendered = _render(transcript, params, settings)
     return dataclasses.replace(rendered, caveats=transcript.caveats)
 
@@ -142,9 +142,9 @@ def _render(transcript: Transcript, params: AsrParams, settings: Settings) -> Re
 
 
 def describe_language(words: list[Word], *, candidates: frozenset[str]) -> DetectedLanguage:
-    """Tell the language of a recording's first words, as `/detect-language` answers.
+    """Detect the language of a recording's first words, for `/detect-language`.
 
-    A model of one language hears every recording in it: then there is no confidence to tell.
+    A model with one language always gives that one, without a confidence.
     """
     ranked = rank_languages(join_words(words), candidates=candidates)
     if not ranked:
@@ -168,7 +168,7 @@ def _lines(transcript: Transcript) -> str:
 
 
 def _tsv(transcript: Transcript) -> str:
-    """Give times in milliseconds."""
+    """Write tab-separated values; times in milliseconds."""
     rows = [
         f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{segment.text}\n"
         for segment in transcript.segments

@@ -30,4 +30,4 @@ Logprob = Annotated[float, Keywords(maximum=0)]
 """Natural logarithm of a probability."""
 UnixTime = Annotated[int, Keywords(minimum=0, description="Seconds since 1970.")]
 LanguageCode = Annotated[str, Keywords(description="An ISO 639-1 code.")]
-SpokenText = Annotated[str, Keywords(description="What was said; empty where nobody speaks.")]
+SpokenText = Annotated[str, Keywords(description="The transcript; empty if there is no speech.")]

@@ -20,15 +20,15 @@ from parakeet_api.settings import Settings
 from parakeet_api.transcript import Caveat, Segment, SoundTrack, Transcript, Word
 
 WARNINGS_HEADER = "X-Transcript-Warnings"
-_LONGEST_HEADER = 4000
-"""Bytes. Proxies refuse heads of more than 8 KB."""
+_MAX_HEADER = 4000
+"""Bytes; many proxies refuse response heads of more than 8 KB."""
 
 UNKNOWN_LANGUAGE = "unknown"
-"""Where a client's schema demands a language and none was said or recognised."""
+"""For a required field: no language was given or recognised."""
 
 
 class WarningJson(TypedDict):
-    """What a reader should know of how the recording was heard."""
+    """A problem of the recording that affects its transcript."""
 
     code: Annotated[
         str,
@@ -40,7 +40,7 @@ class WarningJson(TypedDict):
     message: str
     """For people."""
     start: Seconds | None
-    """Where it begins; null where it is about the whole, seconds."""
+    """Where it begins, seconds; null if it concerns the whole recording."""
     end: Seconds | None
     """Where it ends, seconds."""
 
@@ -57,16 +57,16 @@ class SoundTrackJson(TypedDict):
     title: str | None
     """As the file says it."""
     default: bool
-    """Whether players play it if nobody chooses."""
+    """Whether players choose it by default."""
     used: bool
     """Whether it is in the transcript."""
 
 
 class TokenLogprobJson(TypedDict):
-    """A piece of a word."""
+    """A token: a word or a part of one."""
 
     token: str
-    """Its text; the first piece of a word begins with a space."""
+    """Its text; the first token of a word begins with a space."""
     logprob: Logprob | None
     """Natural logarithm of the model's probability; null where it gives none."""
     bytes: list[Annotated[int, Keywords(minimum=0, maximum=255, description="A byte.")]]
@@ -139,7 +139,7 @@ class HasWarnings(TypedDict):
     """A field that several answers have."""
 
     warnings: NotRequired[list[WarningJson]]
-    """What a reader should know of how it was heard; only where there is something."""
+    """Problems that affect the transcript; absent if there are none."""
 
 
 class TranscriptText(HasLogprobs):
@@ -147,7 +147,7 @@ class TranscriptText(HasLogprobs):
 
     text: SpokenText
     languages: NotRequired[list[LanguageJson]]
-    """The language spoken; left out where it is not known."""
+    """The language spoken; absent if unknown."""
 
 
 class TranscriptionJson(TranscriptText):
@@ -171,7 +171,7 @@ class VerboseTranscriptionJson(TranscriptLists):
     """The answer of `response_format=verbose_json`."""
 
     task: Task
-    """What was asked for."""
+    """The task of the request."""
     language: Annotated[str, Keywords(examples=["english"])]
     """English name of the language spoken, or `unknown`."""
     duration: Seconds
@@ -182,21 +182,21 @@ class VerboseTranscriptionJson(TranscriptLists):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A body and what it is."""
+    """A response body with its media type."""
 
     body: str
     media_type: str
     """For the Content-Type header."""
     caveats: tuple[Caveat, ...] = ()
-    """What else is to be told of the transcript."""
+    """Problems that affect the transcript."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Give the headers that the answer has beside its type."""
+        """Give the headers of the response, besides its media type."""
         if not self.caveats:
             return {}
         listed = warnings_list(self.caveats)
-        while len(json.dumps(listed)) > _LONGEST_HEADER:
+        while len(json.dumps(listed)) > _MAX_HEADER:
             listed.pop()
         return {WARNINGS_HEADER: json.dumps(listed)}
 
@@ -207,7 +207,7 @@ class Rendered:
 
 
 def render(transcript: Transcript, params: TranscriptionParams, *, settings: Settings) -> Rendered:
-    """Write a transcript in the format asked for; all of them have the same words."""
+    """Write a transcript in the requested format; all formats have the same words."""
     chosen = _FORMATS[params.response_format]
     return Rendered(
         chosen.write(transcript, params, settings), chosen.media_type, transcript.caveats
@@ -340,18 +340,17 @@ def _word(word: Word, params: TranscriptionParams) -> WordJson:
 def _segment(number: int, segment: Segment) -> SegmentJson:
     return {
         "id": number,
-        # Whisper's frames are 10 ms, and this is where its window began; here a segment is its
-        # own window.
+        # In Whisper, the start of its window in frames of 10 ms; here a segment is its own window.
         "seek": round(segment.start * 100),
         "start": _seconds(segment.start),
         "end": _seconds(segment.end),
         "text": f" {segment.text}",
         "tokens": [token.id for word in segment.words for token in word.tokens],
-        # Decoding is a search for the likeliest words; nothing is sampled.
+        # Decoding does not sample.
         "temperature": 0.0,
         "avg_logprob": _mean_logprob(segment),
         "compression_ratio": _compression_ratio(segment.text),
-        # A transducer has no such output; a segment exists only because words were found.
+        # A transducer has no such output, and a segment has at least one word.
         "no_speech_prob": 0.0,
     }
 
@@ -359,8 +358,8 @@ def _segment(number: int, segment: Segment) -> SegmentJson:
 def _mean_logprob(segment: Segment) -> float | None:
     """Average over the tokens; `None` where one is unknown.
 
-    The schema asks for a number, but every number would be a claim (0 says certain), and OpenAI's
-    SDK passes null on.
+    OpenAI's schema requires a number, but any number would be wrong (0 means certain), and its SDK
+    accepts null.
     """
     logprobs = [token.logprob for word in segment.words for token in word.tokens]
     known = [logprob for logprob in logprobs if logprob is not None and math.isfinite(logprob)]
@@ -368,7 +367,7 @@ def _mean_logprob(segment: Segment) -> float | None:
 
 
 def _compression_ratio(text: str) -> float:
-    """Tell how repetitive a text is, as openai/whisper does in `utils.compression_ratio`."""
+    """Measure how repetitive a text is, like `utils.compression_ratio` of openai/whisper."""
     encoded = text.encode()
     return len(encoded) / len(zlib.compress(encoded))
 

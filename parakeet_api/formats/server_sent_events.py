@@ -3,8 +3,8 @@
     data: {"type": "transcript.text.delta", "delta": " of the words"}
     data: {"type": "transcript.text.done", "text": "...", "usage": {...}}
 
-The deltas add up to the text of the end exactly. Two kinds of events are this server's own and
-come only if asked for with `include[]`: `transcript.progress` and `transcript.peaks`.
+All deltas together are exactly the final text. `transcript.progress` and `transcript.peaks` are
+this server's own; they are sent only if `include[]` lists them.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from parakeet_api.transcript import FRAME, SAMPLE_RATE, Pcm, Transcript, join_wo
 
 MEDIA_TYPE = "text/event-stream; charset=utf-8"
 KEEP_ALIVE = ": keep-alive\n\n"
-"""A comment, which every client skips: it tells proxies that the connection lives."""
+"""A comment, which clients ignore; it keeps proxies from closing the connection."""
 
 PEAKS_PER_SECOND = 10
-"""A picture of an hour has 36,000 peaks; a wide screen shows 4,000."""
+"""36,000 peaks an hour; a wide screen shows 4,000."""
 
 WaitingState = Literal["queued", "loading", "transcribing"]
 
 
 class TextDelta(HasLogprobs):
-    """Words that are final; with the ones before they add up to the text exactly."""
+    """Final words; all deltas together are exactly the text."""
 
     type: Literal["transcript.text.delta"]
     delta: str
@@ -55,49 +55,49 @@ class TextDelta(HasLogprobs):
 
 
 class ProgressEvent(TypedDict):
-    """How far the work is; with `include[]=progress`. Sent at least every second."""
+    """Progress; with `include[]=progress`. Sent at least every second."""
 
     type: Literal["transcript.progress"]
     state: WaitingState
-    """What is being done."""
+    """The current step."""
     queue_position: Count | None
-    """Requests still to be begun, this one included; null once it has begun."""
+    """Position in the queue, from 1; null once the request has left it."""
     done_s: Seconds
-    """How much of the recording is recognised, seconds."""
+    """Audio recognised so far, seconds."""
     total_s: Seconds | None
     """Length of the recording by its header, often an estimate, seconds."""
 
 
 class PeaksEvent(TypedDict):
-    """A picture of the stretch that was recognised; with `include[]=peaks`."""
+    """Waveform peaks of the audio that was recognised; with `include[]=peaks`."""
 
     type: Literal["transcript.peaks"]
     start_s: Seconds
-    """Where the stretch starts, seconds."""
+    """Where this audio starts, seconds."""
     per_second: Annotated[Count, Keywords(const=PEAKS_PER_SECOND)]
-    """Peaks in a second."""
+    """Peaks per second."""
     values: Annotated[str, Keywords(contentEncoding="base64")]
-    """One byte a peak, 255 = full scale, in base64."""
+    """One byte per peak, 255 = full scale, in base64."""
 
 
 class TokenDetails(TypedDict):
-    """Of what kind they are."""
+    """Input tokens by kind."""
 
     text_tokens: Count
     """Always 0."""
     audio_tokens: Count
-    """Frames heard."""
+    """Frames of audio."""
 
 
 class TokenUsage(TypedDict):
-    """What the request used, in tokens: frames of 80 ms heard, pieces of words written."""
+    """What the request used: frames of 80 ms as input tokens, the transcript's tokens as output."""
 
     type: Literal["tokens"]
     input_tokens: Count
-    """Frames heard."""
+    """Frames of audio."""
     input_token_details: TokenDetails
     output_tokens: Count
-    """Pieces of words written."""
+    """Tokens of the transcript."""
     total_tokens: Count
     """Their sum."""
 
@@ -113,14 +113,14 @@ class Renderings(TypedDict):
 
 
 class TextDone(TranscriptText, Renderings, HasWarnings):
-    """The end of a stream that went well."""
+    """The end of a successful stream."""
 
     type: Literal["transcript.text.done"]
     usage: TokenUsage
 
 
 class EventWriter:
-    """Write one transcription's events; each method gives text to send, perhaps none."""
+    """Write one transcription's events; each method gives the text to send, which may be empty."""
 
     def __init__(self, params: TranscriptionParams, *, settings: Settings) -> None:
         self._params = params
@@ -131,28 +131,28 @@ class EventWriter:
         self._queue_position: int | None = None
 
     def queued(self, position: int) -> str:
-        """Tell how many requests, this one included, are still to be begun."""
+        """Report the position in the queue, from 1."""
         self._queue_position = position
         return self._state("queued")
 
     def begun(self) -> str:
-        """Tell that it is this request's turn."""
+        """Report that the request has left the queue."""
         self._queue_position = None
         return self._state()
 
     def progress(self, progress: Progress) -> str:
-        """Tell the words that became final, and how far the recording is done."""
+        """Report the words that became final, and the progress."""
         start_s, self._done_s, self._total_s = self._done_s, progress.done_s, progress.total_s
         return self._peaks(start_s, progress.samples) + self._delta(progress) + self._state()
 
     def silence(self, *, model_is_loading: bool) -> str:
-        """Keep the connection alive while there is nothing to tell."""
+        """Keep the connection alive while there is nothing to report."""
         if "progress" not in self._params.include:
             return KEEP_ALIVE
         return self._state("loading" if model_is_loading else "transcribing")
 
     def done(self, transcript: Transcript) -> str:
-        """Tell the whole text and, for the formats that are more than text, the rendering."""
+        """Report the whole text and, for verbose_json, srt and vtt, the rendering."""
         event: TextDone = {
             "type": "transcript.text.done",
             **transcript_text(transcript, self._params),
@@ -163,7 +163,7 @@ class EventWriter:
         return _event(event)
 
     def error(self, failure: ApiError) -> str:
-        """Tell that the transcription ends here, in the shape that OpenAI's clients raise."""
+        """Report an error that ends the stream, in the shape that OpenAI's clients raise."""
         return _event(failure.body())
 
     def _delta(self, progress: Progress) -> str:
@@ -226,18 +226,18 @@ def peaks(samples: Pcm) -> bytes:
 
 
 def _usage(transcript: Transcript) -> TokenUsage:
-    """Count tokens, as the schema of a stream's end asks.
+    """Count tokens, as OpenAI's schema of the last event requires.
 
-    The model hears one frame of 80 ms at a time and writes pieces of words: these are its tokens.
+    Input tokens are the encoder's frames of 80 ms.
     """
-    heard = math.ceil(transcript.duration * SAMPLE_RATE / FRAME)
+    frames = math.ceil(transcript.duration * SAMPLE_RATE / FRAME)
     written = sum(len(word.tokens) for word in transcript.words)
     return {
         "type": "tokens",
-        "input_tokens": heard,
-        "input_token_details": {"text_tokens": 0, "audio_tokens": heard},
+        "input_tokens": frames,
+        "input_token_details": {"text_tokens": 0, "audio_tokens": frames},
         "output_tokens": written,
-        "total_tokens": heard + written,
+        "total_tokens": frames + written,
     }
 
 

@@ -19,7 +19,7 @@ class ModelJson(TypedDict):
     """Its name."""
     object: Literal["model"]
     created: Count
-    """Time of its file, seconds since 1970; 0 while there is none."""
+    """Time of its file, seconds since 1970; 0 if there is none."""
     owned_by: Literal["nvidia"]
 
 
@@ -28,28 +28,28 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: Annotated[list[ModelJson], Keywords(minItems=1)]
-    """The first is meant where a request names none."""
+    """The first is the default."""
 
 
 class ModelStatus(TypedDict):
-    """How a model is."""
+    """State of a model."""
 
     name: str
-    """Its name, or that of the one being fetched."""
+    """Its name, or that of the one being downloaded."""
     demo: bool
-    """It is the demo model, which understands a few hundred sentences."""
+    """Whether it is the demo model, which recognises a few hundred sentences."""
     state: Literal[StoreState, LoadState]
-    """Where it stands."""
+    """Its state."""
     progress: Share | None
     """Share of the download, or of a GPU's warm-up while loading, that is done."""
     error: str | None
-    """Why there is none."""
+    """Why the model is unavailable."""
     languages: list[LanguageCode]
-    """What it speaks."""
+    """Its languages."""
 
 
 class DeviceMemoryJson(TypedDict):
-    """The card's memory, bytes; null on a CPU, and before a model was loaded."""
+    """GPU memory, bytes; null on a CPU, and before a model was loaded."""
 
     used: Count
     """By all programs."""
@@ -58,48 +58,48 @@ class DeviceMemoryJson(TypedDict):
     allocated: Count
     """By this server's models and batches."""
     reserved: Count
-    """The same, and what is kept for the next batches."""
+    """The same, with what is cached for the next batches."""
 
 
 class QueueStatus(TypedDict):
-    """Who waits for what."""
+    """Requests and chunks of audio in progress."""
 
     active_requests: Count
-    """Transcription requests being worked on."""
+    """Transcription requests being processed."""
     waiting_requests: Count
-    """Transcription requests that wait for their turn."""
+    """Transcription requests in the queue."""
     waiting_chunks: Count
-    """Stretches of audio that wait for the model."""
+    """Chunks of audio that wait for the model."""
 
 
 class JobsStatus(TypedDict):
     """The unfinished jobs."""
 
     queued: Count
-    """Those that wait."""
+    """Jobs in the queue."""
     running: Count
-    """Those being worked on."""
+    """Jobs being processed."""
     error: str | None
-    """Why no jobs are taken."""
+    """Why no jobs are accepted."""
 
 
 class Limits(TypedDict):
-    """What the operator set."""
+    """Limits of the settings."""
 
     max_upload_mb: float
     """Largest upload; megabytes of 1,048,576 bytes."""
     max_audio_hours: float
     """Longest recording."""
     longest_chunk_s: float
-    """Longest stretch of audio in one forward pass, seconds."""
+    """Longest chunk of audio in one forward pass, seconds."""
     batch_size: Count
-    """Most such stretches in one forward pass."""
+    """Most chunks in one forward pass."""
     extensions: list[Annotated[str, Keywords(description="Without a dot.")]]
-    """Names' endings of the files that a page may offer."""
+    """File extensions that a page may offer."""
 
 
 class SubtitleLimits(TypedDict):
-    """How cues are made."""
+    """Limits of subtitle cues."""
 
     line_length: Count
     """Characters after which a line breaks."""
@@ -110,22 +110,22 @@ class SubtitleLimits(TypedDict):
 
 
 class GpuJson(TypedDict):
-    """The card that would be used."""
+    """The GPU that would be used."""
 
     name: str
     """Its name."""
     total_gb: float
     """Its memory, gigabytes."""
     free_gb: float | None
-    """What of it was free at the start; null where that was not measured."""
+    """Its free memory at the start, gigabytes; null if not measured."""
     device: Annotated[str, Keywords(examples=["cuda:0"])]
     """Its name in PyTorch."""
     driver: str | None
-    """The version of NVIDIA's driver, where the system tells it."""
+    """Version of NVIDIA's driver, where known."""
 
 
 class DeviceReport(TypedDict):
-    """What there is to compute with."""
+    """The hardware."""
 
     wanted: str
     """`DEVICE`."""
@@ -149,30 +149,30 @@ class ModelReport(TypedDict):
     name: str
     """Its name."""
     model_id: str
-    """What is fetched where there is no file."""
+    """The model that is downloaded if there is no file."""
     path: str | None
-    """The file's name; null while it is fetched."""
+    """The file's name; null while it is downloaded."""
     bytes: Count | None
     """The file's size."""
     demo: bool
-    """It is the demo model."""
+    """Whether it is the demo model."""
     languages: list[LanguageCode]
-    """What it speaks."""
+    """Its languages."""
 
 
 class PlanReport(TypedDict):
-    """How much a model is given at once."""
+    """Limits of a forward pass."""
 
     longest_chunk_s: Seconds
-    """Longest stretch of audio, seconds."""
+    """Longest chunk of audio, seconds."""
     batch_size: Count
-    """Most stretches in a forward pass."""
+    """Most chunks in a forward pass."""
     batch_s: Seconds
     """Most audio in a forward pass, seconds."""
     memory_mb: float | None
     """GPU memory that a pass may take, MB, from which this is derived."""
     memory_limit: str | None
-    """What leaves it no more."""
+    """What limits that memory."""
     graphed_s: Seconds
     """Most audio in a pass of the encoder that is a CUDA graph, seconds."""
     permits: Count
@@ -185,7 +185,7 @@ class SettingReport(TypedDict):
     name: str
     """The variable."""
     value: str
-    """Its final value; of keys only how many, of paths the end."""
+    """Its final value; only the number of keys, only the last part of paths."""
     origin: Origin
     """Where it came from."""
 
@@ -198,7 +198,7 @@ class StartReportJson(TypedDict):
     precision: str
     """`PRECISION`."""
     decoding: Annotated[str, Keywords(examples=["greedy", "beam of 4"])]
-    """How tokens are found."""
+    """The decoding strategy."""
     models: list[ModelReport]
     """The models that requests can name."""
     plan: PlanReport
@@ -207,7 +207,7 @@ class StartReportJson(TypedDict):
 
 
 class Health(TypedDict):
-    """How the server is."""
+    """State of the server."""
 
     status: Literal["ok"]
     version: str
@@ -231,24 +231,24 @@ class Readiness(TypedDict):
     """Whether a transcription could be served now."""
 
     ready: bool
-    """It could."""
+    """Whether it could."""
     reason: str | None
-    """Why it could not."""
+    """Why not; null if ready."""
 
 
 class ModelOutcome(TypedDict):
-    """A model that was meant."""
+    """A model of the request."""
 
     name: str
     """Its name."""
     state: LoadState
-    """Where it stands now."""
+    """Its state now."""
     outcome: Literal["unloaded", "not_loaded", "loaded", "already_loaded"]
-    """What was done with it."""
+    """What was done."""
 
 
 class AdminReport(TypedDict):
-    """What was done."""
+    """Outcome of the request."""
 
     models: Annotated[list[ModelOutcome], Keywords(minItems=1)]
-    """All that were meant."""
+    """All models of the request."""

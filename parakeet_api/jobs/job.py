@@ -32,45 +32,45 @@ DEFAULT_LISTED = 20
 
 
 class ProgressJson(TypedDict):
-    """How much of the recording is recognised."""
+    """Progress of a job."""
 
     done_s: Seconds
-    """So much, seconds."""
+    """Audio recognised so far, seconds."""
     total_s: Seconds | None
-    """Of so much, where that is known, seconds."""
+    """Length of the recording, where known, seconds."""
     fraction: Share | None
     """Their ratio."""
 
 
 class WebhookJson(TypedDict):
-    """Who is told of a job's end."""
+    """The webhook that is called when a job ends."""
 
     url: str
-    """Where the finished job is sent to."""
+    """Where the finished job is sent."""
     attempts: Count
-    """How often that was tried."""
+    """Attempts so far."""
     delivered: bool
-    """It was answered 2xx."""
+    """Whether the response was 2xx."""
     last_error: str | None
     """Why the last attempt failed."""
 
 
 class JobJson(HasWarnings):
-    """A transcription that is done when its turn comes."""
+    """A transcription in the background."""
 
     id: str
-    """Its name, not to be guessed."""
+    """Its id, which cannot be guessed."""
     object: Literal["transcription.job"]
     status: JobStatus
-    """How far it is."""
+    """Its status."""
     created_at: UnixTime
     started_at: UnixTime | None
     finished_at: UnixTime | None
     progress: ProgressJson
     model: str | None
-    """The model that does it; null in jobs of older versions."""
+    """Its model; null in jobs of older versions."""
     response_format: ResponseFormat
-    """What the result looks like."""
+    """Format of the result."""
     result: TranscriptionJson | VerboseTranscriptionJson | str | None
     """The transcript, once there is one: an object of the formats that are JSON, else text.
     Lists leave it out."""
@@ -85,14 +85,14 @@ class JobList(TypedDict):
     data: list[JobJson]
     """Newest first."""
     has_more: bool
-    """There are older ones: ask again with `after` = the last one's id."""
+    """Whether there are older ones: request them with `after` = the last one's id."""
 
 
 class DeletedJob(TypedDict):
-    """A job that is forgotten."""
+    """A deleted job."""
 
     id: str
-    """Its name."""
+    """Its id."""
     object: Literal["transcription.job"]
     deleted: Literal[True]
 

@@ -12,31 +12,31 @@ from parakeet_api.openapi.schemas import error_body, error_details
 
 MEANINGS: Mapping[type[ApiError], str] = {
     errors.InvalidRequestError: "the request is wrong: `message` says how, `param` where",
-    errors.UnsupportedLanguageError: "the model does not speak that language",
+    errors.UnsupportedLanguageError: "the model does not support that language",
     errors.AudioDecodeError: "the upload is not audio that can be used",
     errors.NoAudioTrackError: "a video without sound",
-    errors.TruncatedAudioError: "the file is cut short; `allow_partial=true` takes what there is",
+    errors.TruncatedAudioError: "the file is truncated; `allow_partial=true` accepts it",
     errors.AudioTooLongError: "the recording is longer than this server accepts",
     errors.AuthenticationError: "no key, or a wrong one",
     errors.RateLimitError: "more requests than `RATE_LIMIT` allows",
-    errors.ForbiddenError: "not from here without a key",
+    errors.ForbiddenError: "only from the server's own machine, or with a key",
     errors.NotFoundError: "there is no such path",
     errors.ModelNotFoundError: "there is no such model",
     errors.MethodNotAllowedError: "the path exists, with other methods; `Allow` lists them",
     errors.JobNotFinishedError: "the job has no result yet",
     errors.JobCancelledError: "the job was cancelled and will have no result",
-    errors.ModelInUseError: "the model is at work or being loaded, and stays",
+    errors.ModelInUseError: "the model is in use or being loaded, and stays loaded",
     errors.UploadTooLargeError: "the upload is larger than this server accepts",
     errors.ServiceUnavailableError: "the request can't be served now",
     errors.ModelNotReadyError: "the model is still being downloaded or loaded",
-    errors.QueueFullError: "too many requests wait",
+    errors.QueueFullError: "the queue is full",
     errors.StoppingError: "the server is about to stop",
-    errors.JobsUnavailableError: "no jobs are taken: the server can't use their folder",
-    errors.ModelLoadError: "the model can't be had or loaded; `GET /health` tells why",
-    errors.DeviceLostError: "the server's graphics card has failed; it starts again at once",
-    errors.ServerError: "a fault of the server's; its log has the request's id",
+    errors.JobsUnavailableError: "jobs are not accepted: the server can't use their folder",
+    errors.ModelLoadError: "the model can't be downloaded or loaded; `GET /health` says why",
+    errors.DeviceLostError: "the server's GPU has failed; the server restarts",
+    errors.ServerError: "an internal error; the server's log has the request's id",
 }
-"""Each error in half a sentence."""
+"""What each error means."""
 
 HEADERS: Mapping[str, Json] = {
     "X-Request-Id": {
@@ -44,12 +44,12 @@ HEADERS: Mapping[str, Json] = {
         "schema": {"type": "string"},
     },
     "X-Parakeet-Model": {
-        "description": "The model that answers, once it is known which.",
+        "description": "The model of the response, once it is known.",
         "schema": {"type": "string"},
     },
     "X-Transcript-Warnings": {
-        "description": "What a reader should know of how the recording was heard, as a JSON list of"
-        " `Warning`; left out where there is nothing.",
+        "description": "Problems that affect the transcript, as a JSON list of `Warning`; absent if"
+        " there are none.",
         "schema": {"type": "string", "contentMediaType": "application/json"},
     },
     "Retry-After": {
@@ -59,7 +59,7 @@ HEADERS: Mapping[str, Json] = {
 }
 
 
-_PHRASES = {200: "Done.", 202: "Accepted; done later.", 503: "Not now."}
+_PHRASES = {200: "Done.", 202: "Accepted.", 503: "Not ready."}
 
 
 def operation(

@@ -1,7 +1,7 @@
-"""The JSON bodies of this server's answers: the renderers' types as JSON Schemas.
+"""The JSON bodies of this server's responses: the renderers' types as JSON Schemas.
 
-They are open, so that a client generated from them survives a field that a later version adds.
-The tests close them: there, an answer with a field that is not described is a failure.
+They allow additional fields, so that generated clients accept those of later versions. The tests
+forbid them, so that a field that is not described fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BODIES: Mapping[str, type] = {
     "ErrorDetails": ErrorDetails,
     "Error": ErrorBody,
 }
-"""The types that have a schema of their own; others stand where they are used."""
+"""The types that have a schema of their own; others are inlined."""
 
 _STREAMED_EVENT: Json = {
     "description": "One event of a streamed transcription. Lines that begin with a colon are"
@@ -56,7 +56,7 @@ _STREAMED_EVENT: Json = {
 }
 
 _READ_FIRST = ("type", "items", "description", "properties", "required")
-"""Order of keywords, for who reads the document; pydantic has that of the alphabet."""
+"""Order of keywords for readers of the document; pydantic sorts them by name."""
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def body_schemas() -> Json:
 
 
 def error_details(classes: Sequence[type[ApiError]]) -> Json:
-    """Describe what is told of errors, with the types and codes that these have."""
+    """Describe the details of errors, with only the types and codes of these classes."""
     schema: Json = body_schemas()["ErrorDetails"]
     described = schema["properties"]
     codes = sorted({error.code for error in classes if error.code})
@@ -111,7 +111,7 @@ def _with_bases(body: type) -> list[type]:
 
 
 def _inherit(schema: Json, base: Json) -> None:
-    """Describe inherited fields: pydantic reads the docstrings of a class's own fields alone."""
+    """Describe inherited fields: pydantic reads the docstrings of a class's own fields only."""
     for name, described in base["properties"].items():
         schema["properties"][name] = described | schema["properties"][name]
 
@@ -121,7 +121,7 @@ def _key_of(reference: Json) -> str:
 
 
 def _published(schema: Json, definitions: Json, named: Mapping[str, str]) -> Json:
-    """Write a schema as the document does: without titles, types without a name in place."""
+    """Rewrite a schema of pydantic: no titles, types without a name inline, short nulls."""
 
     def publish(inner: Json) -> Json:
         return _published(inner, definitions, named)
