@@ -33,7 +33,6 @@ from parakeet_api.http.server import GracefulStop, bind, create_server
 from parakeet_api.http.start_report import report_start
 from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.http.web import Services
-from parakeet_api.jobs.runner import transcriber
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
@@ -104,7 +103,7 @@ def build_services(
     )
     jobs = Jobs(
         settings=settings,
-        transcribe=transcriber(settings=settings, pipeline_of=models.pipeline_of),
+        pipeline_of=models.pipeline_of,
         workers=workers_for(cores=available_cores(), batch_size=plan.batch_size),
     )
     _export_counts(metrics, admission, jobs)

@@ -36,8 +36,29 @@ from __future__ import annotations
 
 import errno
 
+from typing_extensions import TypedDict
+
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Numbers of the `OSError`s that clients see as `ServiceUnavailableError.disk_full`."""
+
+
+class ErrorDetails(TypedDict):
+    """What went wrong. All four fields are always there."""
+
+    message: str
+    """For people."""
+    type: str
+    """Kind of the error."""
+    param: str | None
+    """The parameter that is wrong, where it is one."""
+    code: str | None
+    """What went wrong, for programs."""
+
+
+class ErrorBody(TypedDict):
+    """An error, in OpenAI's shape."""
+
+    error: ErrorDetails
 
 
 class ApiError(Exception):
@@ -53,7 +74,7 @@ class ApiError(Exception):
         self.message = message
         self.param = param
 
-    def body(self) -> dict[str, dict[str, str | None]]:
+    def body(self) -> ErrorBody:
         """Give the JSON body: all four keys are always there, the last two may be null."""
         return {
             "error": {

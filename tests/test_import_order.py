@@ -36,12 +36,15 @@ PURE = frozenset(
         "speech.stitching",
         "model.batch_queue",
         "formats.asr_api",
+        "formats.json_types",
         "formats.rendering",
         "formats.request_params",
+        "formats.status",
         "formats.subtitles",
         "jobs.job",
         "openapi.document",
         "openapi.examples",
+        "openapi.json_schema",
         "openapi.parts",
         "openapi.schemas",
         "http.api_keys",
@@ -63,6 +66,7 @@ OWNERS = {
     "soxr": ("audio.sound_files",),
     "py3langid": ("speech.language_detection",),
     "sqlite3": ("jobs.store",),
+    "pydantic": ("openapi.schemas",),
     "httpx": ("jobs.webhooks",),
     "flask": ("http",),
     "flask_limiter": ("http.rate_limits",),
@@ -71,7 +75,9 @@ OWNERS = {
 }
 """Packages of others that only these packages or modules import."""
 
-HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid"})
+HEAVY = frozenset(
+    {"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid", "pydantic"}
+)
 """Imported inside functions: they take seconds, or may be absent."""
 
 LAZY = frozenset({"model.whisper_encoder"})

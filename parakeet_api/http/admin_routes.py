@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 from flask import Blueprint, request
 
@@ -14,6 +13,7 @@ from parakeet_api.errors import (
     StoppingError,
 )
 from parakeet_api.formats.request_params import read_field
+from parakeet_api.formats.status import AdminReport
 from parakeet_api.http.web import require_operator, services
 from parakeet_api.served_models import ServedModel
 
@@ -27,25 +27,25 @@ _waiters = threading.BoundedSemaphore(2)
 
 
 @admin_api.post("/admin/unload")
-def unload() -> dict[str, Any]:
+def unload() -> AdminReport:
     """Unload the model that is named, or all, unless they are in use."""
-    wished = _wished()
-    outcomes = {model.name: services().models.unload(model) for model in wished}
-    in_use = [name for name, outcome in outcomes.items() if outcome == "in_use"]
+    outcomes = [(model, services().models.unload(model)) for model in _wished()]
+    in_use = [model.name for model, outcome in outcomes if outcome == "in_use"]
     if in_use:
         raise ModelInUseError(
             f"{', '.join(in_use)}: in use, and not unloaded. Try again when the work is done."
         )
     return {
         "models": [
-            {"name": model.name, "state": model.slot.state, "outcome": outcomes[model.name]}
-            for model in wished
+            {"name": model.name, "state": model.slot.state, "outcome": outcome}
+            for model, outcome in outcomes
+            if outcome != "in_use"
         ]
     }
 
 
 @admin_api.post("/admin/load")
-def load() -> dict[str, Any]:
+def load() -> AdminReport:
     """Load the model that is named, or the first, and answer when it is loaded."""
     if services().admission.stopping:
         raise StoppingError

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from flask import Blueprint, Response, request
 from werkzeug.datastructures import CombinedMultiDict
 
 from parakeet_api.errors import AudioDecodeError
-from parakeet_api.formats.asr_api import AsrParams, describe_language, parse_asr_params, render_asr
+from parakeet_api.formats.asr_api import (
+    AsrParams,
+    DetectedLanguage,
+    describe_language,
+    parse_asr_params,
+    render_asr,
+)
 from parakeet_api.http.web import (
     answer,
     answer_error,
@@ -52,7 +56,7 @@ def asr() -> Response:
 
 
 @asr_api.post("/detect-language")
-def detect_language() -> Mapping[str, Any]:
+def detect_language() -> DetectedLanguage:
     """Tell the language of a recording's first words."""
     upload, model, params = _received()
     model.checkpoints.checkpoint()

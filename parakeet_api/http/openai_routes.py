@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from flask import Blueprint, Response, request
 
 from parakeet_api.formats.rendering import render
 from parakeet_api.formats.request_params import Task, TranscriptionParams, parse_params
 from parakeet_api.formats.server_sent_events import MEDIA_TYPE, EventWriter
+from parakeet_api.formats.status import ModelJson, ModelList
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.background import Cancelled, Emit, in_background
 from parakeet_api.http.web import (
@@ -54,19 +55,19 @@ def translate() -> Response:
 
 
 @openai_api.get("/models")
-def list_models() -> dict[str, Any]:
+def list_models() -> ModelList:
     """List the models that requests can name; usually one."""
     data = [_model(model.name, model) for model in services().models]
     return {"object": "list", "data": data}
 
 
 @openai_api.get("/models/<path:name>")
-def show_model(name: str) -> dict[str, Any]:
+def show_model(name: str) -> ModelJson:
     """Describe a model, the first also under the names of those whose place it takes."""
     return _model(name, services().models.described(name))
 
 
-def _model(name: str, model: ServedModel) -> dict[str, Any]:
+def _model(name: str, model: ServedModel) -> ModelJson:
     return {
         "id": name,
         "object": "model",

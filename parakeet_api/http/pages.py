@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from flask import Blueprint, Response, render_template, request
 
 from parakeet_api import __version__
 from parakeet_api.audio.decoder import FILE_EXTENSIONS
 from parakeet_api.errors import ApiError, ModelLoadError
 from parakeet_api.formats.request_params import read_boolean
+from parakeet_api.formats.status import (
+    DeviceMemoryJson,
+    Health,
+    JobsStatus,
+    ModelStatus,
+    Readiness,
+)
 from parakeet_api.http.start_report import report_start
 from parakeet_api.http.web import Services, require_api_key, services
 from parakeet_api.metrics import MEDIA_TYPE
@@ -42,7 +46,7 @@ def alive() -> Response:
 
 
 @pages.get("/ready")
-def ready() -> tuple[dict[str, Any], int]:
+def ready() -> tuple[Readiness, int]:
     """Tell whether a transcription could be served now, or why not."""
     reason = _why_not_ready(services())
     return {"ready": reason is None, "reason": reason}, 503 if reason else 200
@@ -67,7 +71,7 @@ def metrics() -> Response:
 
 
 @pages.get("/health")
-def health() -> dict[str, Any]:
+def health() -> Health:
     """Tell that the process is alive and how the models are; never waits for inference."""
     wired = services()
     if not _is_verbose():
@@ -81,7 +85,7 @@ def _is_verbose() -> bool:
     return read_boolean(request.args, "verbose", default=False)
 
 
-def _health(wired: Services) -> dict[str, Any]:
+def _health(wired: Services) -> Health:
     settings, plan, models = wired.settings, wired.plan, wired.models
     info, device = models.first.slot.info, models.device()
     active, waiting = wired.admission.counts()
@@ -114,7 +118,7 @@ def _health(wired: Services) -> dict[str, Any]:
     }
 
 
-def _model_status(model: ServedModel) -> dict[str, Any]:
+def _model_status(model: ServedModel) -> ModelStatus:
     store, manager = model.checkpoints.status, model.slot
     known = store.checkpoint
     return {
@@ -128,15 +132,21 @@ def _model_status(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _memory_of(device: str | None) -> dict[str, int] | None:
+def _memory_of(device: str | None) -> DeviceMemoryJson | None:
     """Look at the card, bytes, once a model was loaded on one: before, nobody has opened it."""
     if device is None or device == "cpu":
         return None
     try:
-        return dataclasses.asdict(device_memory(device))
+        memory = device_memory(device)
     except RuntimeError:
         # A card in trouble answers nothing; how the models are is told all the same.
         return None
+    return {
+        "used": memory.used,
+        "total": memory.total,
+        "allocated": memory.allocated,
+        "reserved": memory.reserved,
+    }
 
 
 def _why_not_ready(wired: Services) -> str | None:
@@ -154,7 +164,7 @@ def _why_not_ready(wired: Services) -> str | None:
     return None
 
 
-def _jobs_status(wired: Services) -> dict[str, Any]:
+def _jobs_status(wired: Services) -> JobsStatus:
     counts, fault = wired.jobs.counts, wired.jobs.fault
     return {
         "queued": counts.queued,

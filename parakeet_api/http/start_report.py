@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from parakeet_api.formats.status import (
+    GpuJson,
+    HostMemoryJson,
+    ModelReport,
+    PlanReport,
+    StartReportJson,
+)
 from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main_permits
 from parakeet_api.model.memory import HostMemory, host_memory
 from parakeet_api.served_models import ServedModel, ServedModels
@@ -64,26 +69,20 @@ class StartReport:
             ]
         )
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> StartReportJson:
         """Give the report as JSON: of paths the last part alone."""
         settings = self.settings
         return {
             "device": {
                 "wanted": settings.device,
-                "card": dataclasses.asdict(self.gpu) if self.gpu else None,
+                "card": _gpu_json(self.gpu) if self.gpu else None,
                 "cores": self.cores,
             },
-            "memory": dataclasses.asdict(self.memory) if self.memory else None,
+            "memory": _memory_json(self.memory) if self.memory else None,
             "precision": settings.precision,
             "decoding": self._decoding(),
-            "models": [
-                dataclasses.asdict(model) | {"path": model.path.name if model.path else None}
-                for model in self.models
-            ],
-            "plan": {
-                **dataclasses.asdict(self.plan),
-                "permits": settings.max_concurrent_inferences,
-            },
+            "models": [_model_json(model) for model in self.models],
+            "plan": _plan_json(self.plan, permits=settings.max_concurrent_inferences),
             "settings": [
                 {"name": name, "value": value, "origin": origin}
                 for name, value, origin in settings.describe(whole_paths=False)
@@ -164,6 +163,44 @@ def _size_of(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
+
+
+def _gpu_json(gpu: Gpu) -> GpuJson:
+    return {
+        "name": gpu.name,
+        "total_gb": gpu.total_gb,
+        "free_gb": gpu.free_gb,
+        "device": gpu.device,
+        "driver": gpu.driver,
+    }
+
+
+def _memory_json(memory: HostMemory) -> HostMemoryJson:
+    return {"available": memory.available, "total": memory.total}
+
+
+def _model_json(model: ModelFile) -> ModelReport:
+    return {
+        "name": model.name,
+        "model_id": model.model_id,
+        "path": model.path.name if model.path else None,
+        "bytes": model.bytes,
+        "demo": model.demo,
+        "note": model.note,
+        "languages": list(model.languages),
+    }
+
+
+def _plan_json(plan: InferencePlan, *, permits: int) -> PlanReport:
+    return {
+        "longest_chunk_s": plan.longest_chunk_s,
+        "batch_size": plan.batch_size,
+        "batch_s": plan.batch_s,
+        "memory_mb": plan.memory_mb,
+        "memory_limit": plan.memory_limit,
+        "graphed_s": plan.graphed_s,
+        "permits": permits,
+    }
 
 
 def _told(model: ModelFile) -> str:
