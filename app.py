@@ -42,11 +42,12 @@ from parakeet_api.errors import (
 from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, read_track
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.clip_desk import ClipDesk
+from parakeet_api.http.graceful_stop import GracefulStop
 from parakeet_api.http.routes import create_app
-from parakeet_api.http.server import GracefulStop, bind, create_server
+from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.services import Services
 from parakeet_api.http.start_report import report_start
 from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
-from parakeet_api.http.web import Services
 from parakeet_api.jobs.runner import transcriber
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging

@@ -36,7 +36,8 @@ from benchmarks.fidelity import ROOT, SPEECH
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.errors import ApiError, AudioDecodeError, ServiceUnavailableError
 from parakeet_api.http.routes import create_app
-from parakeet_api.http.server import Channel, Server, bind, create_server
+from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.waitress_internals import Channel, Server
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript

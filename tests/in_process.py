@@ -17,7 +17,7 @@ from waitress import wasyncore
 import app
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.server import bind, create_server
-from parakeet_api.http.web import Services
+from parakeet_api.http.services import Services
 from parakeet_api.model.checkpoints import ModelStore
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word

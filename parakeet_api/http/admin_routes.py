@@ -14,7 +14,8 @@ from parakeet_api.errors import (
     StoppingError,
 )
 from parakeet_api.formats.request_params import read_field
-from parakeet_api.http.web import require_operator, services
+from parakeet_api.http.auth import require_operator
+from parakeet_api.http.services import services
 from parakeet_api.served_models import Model
 
 admin_api = Blueprint("admin", __name__)

@@ -12,16 +12,11 @@ from werkzeug.datastructures import CombinedMultiDict
 
 from parakeet_api.errors import AudioDecodeError
 from parakeet_api.formats.asr_api import AsrParams, describe_language, parse_asr_params, render_asr
-from parakeet_api.http.web import (
-    answer,
-    answer_error,
-    chosen_model,
-    client_gone,
-    received_file,
-    require_api_key,
-    services,
-    transcribe_upload,
-)
+from parakeet_api.http.auth import require_api_key
+from parakeet_api.http.error_answers import answer_error
+from parakeet_api.http.received_form import received_file
+from parakeet_api.http.services import chosen_model, client_gone, services
+from parakeet_api.http.transcription import answer, transcribe_upload
 from parakeet_api.served_models import Model
 from parakeet_api.transcript import Word
 

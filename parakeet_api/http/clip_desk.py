@@ -24,8 +24,9 @@ from parakeet_api.http.clip_link import (
     receive_socket,
     send,
 )
-from parakeet_api.http.server import Server
-from parakeet_api.http.web import CLIENT_CLOSED_REQUEST, RequestRecord, Services
+from parakeet_api.http.request_log import CLIENT_CLOSED_REQUEST, RequestRecord
+from parakeet_api.http.services import Services
+from parakeet_api.http.waitress_internals import Server
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
 

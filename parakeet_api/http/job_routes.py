@@ -14,15 +14,11 @@ from parakeet_api.errors import (
     StoppingError,
 )
 from parakeet_api.formats.request_params import parse_params, read_field
-from parakeet_api.http.web import (
-    accepted_key_hash,
-    answer,
-    chosen_model,
-    received_file,
-    record,
-    require_api_key,
-    services,
-)
+from parakeet_api.http.auth import accepted_key_hash, require_api_key
+from parakeet_api.http.received_form import received_file
+from parakeet_api.http.request_log import record
+from parakeet_api.http.services import chosen_model, services
+from parakeet_api.http.transcription import answer
 from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
 
 job_api = Blueprint("jobs", __name__)

@@ -13,22 +13,13 @@ from parakeet_api.formats.rendering import render
 from parakeet_api.formats.request_params import Task, TranscriptionParams, parse_params
 from parakeet_api.formats.server_sent_events import MEDIA_TYPE, EventWriter
 from parakeet_api.http.admission import Admission
+from parakeet_api.http.auth import require_api_key
 from parakeet_api.http.background import Cancelled, Emit, in_background
-from parakeet_api.http.web import (
-    CLIENT_GONE,
-    RequestRecord,
-    answer,
-    as_api_error,
-    check_translatable,
-    chosen_model,
-    client_gone,
-    received_file,
-    record,
-    require_api_key,
-    services,
-    take_over,
-    transcribe_upload,
-)
+from parakeet_api.http.error_answers import as_api_error
+from parakeet_api.http.received_form import received_file, take_over
+from parakeet_api.http.request_log import CLIENT_GONE, RequestRecord, record
+from parakeet_api.http.services import chosen_model, client_gone, services
+from parakeet_api.http.transcription import answer, check_translatable, transcribe_upload
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.served_models import Model
 

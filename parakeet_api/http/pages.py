@@ -11,8 +11,9 @@ from parakeet_api import __version__
 from parakeet_api.audio.decoder import FILE_EXTENSIONS
 from parakeet_api.errors import ApiError, ModelLoadError
 from parakeet_api.formats.request_params import read_boolean
+from parakeet_api.http.auth import require_api_key
+from parakeet_api.http.services import Services, services
 from parakeet_api.http.start_report import report_start
-from parakeet_api.http.web import Services, require_api_key, services
 from parakeet_api.metrics import MEDIA_TYPE
 from parakeet_api.model.cuda import device_memory
 from parakeet_api.served_models import Model

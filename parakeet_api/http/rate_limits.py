@@ -12,7 +12,8 @@ from flask_limiter.errors import RateLimitExceeded
 from limits.errors import ConfigurationError
 
 from parakeet_api.errors import RateLimitError, SettingsError
-from parakeet_api.http.web import accepted_key_hash, answer_error
+from parakeet_api.http.auth import accepted_key_hash
+from parakeet_api.http.error_answers import answer_error
 from parakeet_api.settings import Settings
 
 _IPV6_CLIENT_BITS = 64

@@ -11,20 +11,16 @@ from parakeet_api.http.admin_routes import admin_api
 from parakeet_api.http.asr_routes import asr_api
 from parakeet_api.http.cross_origin import allow_origins
 from parakeet_api.http.docs_routes import docs
+from parakeet_api.http.error_answers import answer_error
 from parakeet_api.http.job_routes import job_api
 from parakeet_api.http.openai_routes import openai_api
 from parakeet_api.http.pages import pages
 from parakeet_api.http.proxies import TrustedProxies
 from parakeet_api.http.rate_limits import limit_rates
+from parakeet_api.http.received_form import MULTIPART_OVERHEAD, UploadRequest
+from parakeet_api.http.request_log import begin_request, finish_request
+from parakeet_api.http.services import Services
 from parakeet_api.http.url_spellings import SpellingOfPaths
-from parakeet_api.http.web import (
-    MULTIPART_OVERHEAD,
-    Services,
-    UploadRequest,
-    answer_error,
-    begin_request,
-    finish_request,
-)
 
 
 def create_app(services: Services, *, root: Path) -> Flask:

@@ -25,6 +25,8 @@ from parakeet_api.http.admission import Admission
 from parakeet_api.http.proxies import TrustedProxies, is_local
 from parakeet_api.http.rate_limits import limit_rates
 from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.waitress_internals import Channel
+from parakeet_api.http.waitress_internals import Server as HttpServer
 from parakeet_api.settings import Settings
 
 LOCAL = "127.0.0.1"
@@ -256,7 +258,7 @@ class TestCrossOrigin:
 class Running:
     """waitress as we set it up, in this process, so that a test can move its clock."""
 
-    server: http_server.Server
+    server: HttpServer
     address: tuple[str, int]
 
     def connect(self, sent: bytes = b"") -> socket.socket:
@@ -264,7 +266,7 @@ class Running:
         connection.sendall(sent)
         return connection
 
-    def channels(self) -> list[http_server.Channel]:
+    def channels(self) -> list[Channel]:
         return self.server._channels()
 
     def do(self, action: Callable[[], object]) -> None:
@@ -445,5 +447,5 @@ class TestSlowClients:
         return any(channel.request for channel in served.channels())
 
     @staticmethod
-    def unsent(served: Running) -> list[http_server.Channel]:
+    def unsent(served: Running) -> list[Channel]:
         return [c for c in served.channels() if c.total_outbufs_len and not c.requests]
