@@ -326,7 +326,6 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
             server = create_server(
                 application,
                 listener=listener,
-                uploads=settings.temp_uploads_dir,
                 max_upload_bytes=settings.max_upload_bytes,
                 max_requests=settings.app_threads + settings.max_queued_requests,
                 admission=services.admission,

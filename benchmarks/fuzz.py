@@ -246,6 +246,11 @@ class Target:
         with ours, theirs:
             channel = Channel(self.server, theirs, ("127.0.0.1", 0), self.server.adj, map={})
             channel.received(sent)
+            if channel.request is not None and channel.request.error is None:
+                # It waits for more, and so does the application.
+                channel.handle_close()
+                self.tasks.clear()
+                return b""
             while self.tasks:
                 self.tasks.popleft().service()
             while channel.total_outbufs_len:
@@ -296,7 +301,6 @@ def running_target(folder: Path) -> Iterator[Target]:
         server = create_server(
             create_app(replace(services, models=models), root=ROOT),
             listener=listener,
-            uploads=settings.temp_uploads_dir,
             max_upload_bytes=settings.max_upload_bytes,
             max_requests=1,
             admission=services.admission,

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from flask import Blueprint, request
+from werkzeug.datastructures import CombinedMultiDict
 
 from parakeet_api.errors import (
     InvalidRequestError,
@@ -15,6 +16,7 @@ from parakeet_api.errors import (
 )
 from parakeet_api.formats.request_params import read_field
 from parakeet_api.http.auth import require_operator
+from parakeet_api.http.received_form import received_fields
 from parakeet_api.http.services import services
 from parakeet_api.served_models import Model
 
@@ -85,6 +87,7 @@ def _wished() -> list[Model]:
 def _name() -> str:
     """Read `model`, of the query or of a form."""
     try:
-        return read_field(request.values, "model")
+        parameters = CombinedMultiDict([request.args, received_fields()])
+        return read_field(parameters, "model")
     except ValueError as error:
         raise InvalidRequestError(f"The body is malformed ({error}).") from error

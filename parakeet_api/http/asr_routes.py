@@ -14,7 +14,7 @@ from parakeet_api.errors import AudioDecodeError
 from parakeet_api.formats.asr_api import AsrParams, describe_language, parse_asr_params, render_asr
 from parakeet_api.http.auth import require_api_key
 from parakeet_api.http.error_answers import answer_error
-from parakeet_api.http.received_form import received_file
+from parakeet_api.http.received_form import received_form
 from parakeet_api.http.services import chosen_model, client_gone, services
 from parakeet_api.http.transcription import answer, transcribe_upload
 from parakeet_api.served_models import Model
@@ -54,7 +54,7 @@ def detect_language() -> Mapping[str, Any]:
     words: list[Word] = []
     gone = client_gone()
     with (
-        services().admission.place(cancelled=gone),
+        services().admission.slot(cancelled=gone),
         closing(
             model.pipeline.stream(
                 upload,
@@ -82,7 +82,7 @@ def name_the_field(error: AudioDecodeError) -> Response:
 def _received() -> tuple[Path, Model, AsrParams]:
     """Take the upload, its model and the parameters: the query's, or of some clients the form's."""
     services().admission.refuse_if_full()
-    upload = received_file(_FILE)
-    parameters = CombinedMultiDict([request.args, request.form])
+    form = received_form(_FILE)
+    parameters = CombinedMultiDict([request.args, form.fields])
     model = chosen_model(parameters)
-    return upload, model, parse_asr_params(parameters, languages=model.languages)
+    return form.upload, model, parse_asr_params(parameters, languages=model.languages)

@@ -205,7 +205,7 @@ class ClipDesk:
         model.store.checkpoint()
         chunk = Chunk(0, 0, samples, 0, len(samples))
         with (
-            self._services.admission.place(cancelled=cancelled),
+            self._services.admission.slot(cancelled=cancelled),
             # An operator who wants to unload the model is told that it is in use.
             model.pipeline.counted(),
         ):

@@ -30,7 +30,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
-from pathlib import Path
 from typing import NamedTuple
 
 from parakeet_api.audio.decoder import FfmpegDecoder
@@ -408,14 +407,13 @@ class Front:
     def _transcribe(
         self, form: UploadForm, connection: _Connection, head: _Head, request_id: str
     ) -> tuple[_Description, Rendered]:
-        fields, files = form.result()
-        upload = files.get("file")
-        if upload is None:
+        parsed = form.result()
+        path = parsed.files.get("file")
+        if path is None:
             raise NotHereError
-        path = Path(str(upload.stream.name))
-        asked = read_field(fields, "model")
+        asked = read_field(parsed.fields, "model")
         model = self._describe(asked)
-        params = parse_params(fields, languages=model.languages, model=model.name)
+        params = parse_params(parsed.fields, languages=model.languages, model=model.name)
         if params.stream or path.stat().st_size == 0:
             raise NotHereError
         client = self._client(connection.address[0], head.headers)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.waitress_internals import Server
@@ -86,22 +86,14 @@ class GracefulStop:
     def _under_way(self) -> int:
         """Count the connections whose request or answer is under way.
 
-        A request that still arrives is one: its client is to hear why it is refused.
+        A request that still arrives is one: its client receives the reason of its refusal.
         """
-        here = sum(
-            bool(channel.request or channel.requests or channel.total_outbufs_len)
-            for channel in self._channels()
-        )
+        here = self._server.under_way()
         return here + (self._elsewhere.under_way() if self._elsewhere else 0)
 
     def _cancel(self) -> None:
         """Let the requests see that nobody waits for them any more, and end."""
         if self._elsewhere:
             self._elsewhere.cancel()
-        for channel in self._channels():
-            channel.cancel()
+        self._server.cancel_all()
         self._admission.wait_until_empty(_CANCEL_S)
-
-    def _channels(self) -> list[Any]:
-        channels: Any = self._server.active_channels  # A dictionary, whatever the stubs say.
-        return list(channels.values())

@@ -15,7 +15,7 @@ from parakeet_api.errors import (
 )
 from parakeet_api.formats.request_params import parse_params, read_field
 from parakeet_api.http.auth import accepted_key_hash, require_api_key
-from parakeet_api.http.received_form import received_file
+from parakeet_api.http.received_form import received_form
 from parakeet_api.http.request_log import record
 from parakeet_api.http.services import chosen_model, services
 from parakeet_api.http.transcription import answer
@@ -31,9 +31,9 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
     if services().admission.stopping:
         raise StoppingError
     services().jobs.refuse_if_full()
-    recording = received_file()
-    model = chosen_model(request.form)
-    params = parse_params(request.form, languages=model.languages, model=model.name)
+    form = received_form()
+    model = chosen_model(form.fields)
+    params = parse_params(form.fields, languages=model.languages, model=model.name)
     if params.stream:
         raise InvalidRequestError(
             "stream: a job has no stream. Ask for its progress, or send the recording to"
@@ -41,10 +41,10 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
             param="stream",
         )
     job = services().jobs.submit(
-        recording,
+        form.upload,
         params,
         owner=accepted_key_hash(),
-        webhook_url=read_field(request.form, "webhook_url") or None,
+        webhook_url=read_field(form.fields, "webhook_url") or None,
     )
     return job_object(job, None), 202, {"Location": url_for(".show", job_id=job.id)}
 

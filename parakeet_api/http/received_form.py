@@ -1,127 +1,98 @@
-"""The form of the current request."""
+"""The form of the current request, received while it arrives."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO
 
-from flask import Request, request
+from flask import g, request
 from werkzeug.datastructures import MultiDict
-from werkzeug.formparser import FormDataParser
 
-from parakeet_api.errors import (
-    InvalidRequestError,
-)
+from parakeet_api.errors import InvalidRequestError
+from parakeet_api.http.request_log import record
 from parakeet_api.http.services import services
 from parakeet_api.http.upload_form import MULTIPART, ParsedForm, TextTooLongError, UploadForm
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that fields and boundaries add to a file of exactly `MAX_UPLOAD_MB`."""
-_BLOCK_BYTES = 64 * 1024
+_BLOCK_BYTES = 256 * 1024
+"""A clip of 8 s is parsed in one step."""
 _TEXT_NOT_FILE = "it is a text field here: send it as a file, with a file name"
 
 
-class UploadRequest(Request):
-    """A request whose files go straight to `TEMP_UPLOADS_DIR` and are gone when it ends."""
+@dataclass(frozen=True, slots=True)
+class ReceivedForm:
+    """A form with an upload."""
 
-    _received: UploadForm | None = None
-
-    def make_form_data_parser(self) -> FormDataParser:
-        """Give a parser that raises `ValueError` for a malformed body, not one that hides it."""
-        return _UploadFormParser(self)
-
-    def receive_form(self, stream: IO[bytes]) -> ParsedForm:
-        """Parse a multipart body, unless the server did that while it came in.
-
-        Raises `ValueError` for a malformed body.
-        """
-        self._received = self._arrived()
-        if self._received is None:
-            self._received = UploadForm.for_body(
-                services().settings.temp_uploads_dir, self.headers.get("Content-Type", "")
-            )
-            if self._received is None:
-                raise ValueError("it names no boundary")
-            while data := stream.read(_BLOCK_BYTES):
-                self._received.append(data)
-        return self._received.result()
-
-    def take_over(self, path: Path) -> IO[bytes]:
-        """Leave an upload to the caller."""
-        assert self._received is not None
-        return self._received.take_over(path)
-
-    def close(self) -> None:
-        """Delete the uploads that nobody took over, before the answer is sent.
-
-        Also those that nobody asked for: the server's own clean-up comes after the answer.
-        """
-        form = self._arrived() if self._received is None else self._received
-        if form is not None:
-            form.close()
-        super().close()
-
-    def _arrived(self) -> UploadForm | None:
-        """Give the form that the server parsed while it came in, if it did."""
-        body = self.environ["wsgi.input"]
-        return body if isinstance(body, UploadForm) else None
+    upload: Path
+    """Whole and on disk until the request ends, unless `take_over` is called."""
+    fields: MultiDict[str, str]
 
 
-class _UploadFormParser(FormDataParser):
-    """Gives the request's own form."""
+def received_form(file_field: str = "file") -> ReceivedForm:
+    """Receive the form of the current request.
 
-    def __init__(self, received: UploadRequest) -> None:
-        super().__init__(silent=False)
-        self._request = received
-
-    def parse(
-        self,
-        stream: IO[bytes],
-        mimetype: str,
-        content_length: int | None,
-        options: dict[str, str] | None = None,
-    ) -> tuple[IO[bytes], MultiDict[str, Any], MultiDict[str, Any]]:
-        """Give the rest of the body, its text fields and its files."""
-        if mimetype != MULTIPART:
-            return super().parse(stream, mimetype, content_length, options)
-        return (stream, *self._request.receive_form(stream))
-
-
-def received_file(field_name: str = "file") -> Path:
-    """Give the uploaded file, whole and on disk until the request ends.
-
-    Raises `InvalidRequestError` where there is none.
+    Whatever may refuse the request without its body comes before this. Raises
+    `InvalidRequestError` where the body is malformed or has no such file, `UploadTooLargeError` and
+    werkzeug's `RequestEntityTooLarge`, `OSError` where the file cannot be written, and
+    `RequestCancelled` if the client goes.
     """
     if request.mimetype != MULTIPART:
         # A form of another type would be read into memory, however long.
-        raise _no_file(field_name, "send it as multipart/form-data")
+        raise _no_file(file_field, "send it as multipart/form-data")
     try:
-        received = request.files.get(field_name)
+        form = _parse()
     except ValueError as error:
         raise InvalidRequestError(
-            f"The multipart body is malformed or cut short ({error}).", param=field_name
+            f"The multipart body is malformed or cut short ({error}).", param=file_field
         ) from error
     except TextTooLongError as error:
-        if error.field != field_name:
+        if error.field != file_field:
             raise
-        raise _no_file(field_name, _TEXT_NOT_FILE) from error
-    if received is None:
-        is_text = field_name in request.form
-        raise _no_file(field_name, _TEXT_NOT_FILE if is_text else "the form has no such field")
-    path = Path(received.stream.name)
-    if path.stat().st_size == 0:
-        raise InvalidRequestError("The file is empty.", param=field_name)
-    return path
+        raise _no_file(file_field, _TEXT_NOT_FILE) from error
+    upload = form.files.get(file_field)
+    if upload is None:
+        is_text = file_field in form.fields
+        raise _no_file(file_field, _TEXT_NOT_FILE if is_text else "the form has no such field")
+    if upload.stat().st_size == 0:
+        raise InvalidRequestError("The file is empty.", param=file_field)
+    return ReceivedForm(upload, form.fields)
 
 
-def take_over(path: Path) -> IO[bytes]:
+def received_fields() -> MultiDict[str, str]:
+    """Receive a form of any type; give its text fields. Raises `ValueError` if it is malformed."""
+    return _parse().fields if request.mimetype == MULTIPART else request.form
+
+
+def take_over(upload: Path) -> IO[bytes]:
     """Keep an upload beyond its request; the caller deletes it and closes what this gives."""
-    return cast(UploadRequest, request).take_over(path)
+    form: UploadForm = g.upload_form
+    return form.take_over(upload)
 
 
-def _no_file(field_name: str, hint: str) -> InvalidRequestError:
+def discard_form(_: BaseException | None) -> None:
+    """Delete the uploads that nobody took over: at a request's end, before its answer is sent."""
+    form: UploadForm | None = g.pop("upload_form", None)
+    if form is not None:
+        form.close()
+
+
+def _parse() -> ParsedForm:
+    form = UploadForm.for_body(
+        services().settings.temp_uploads_dir, request.headers.get("Content-Type", "")
+    )
+    if form is None:
+        raise ValueError("it names no boundary")
+    g.upload_form = form
+    while data := request.stream.read(_BLOCK_BYTES):
+        form.append(data)
+    record().body_received()
+    return form.result()
+
+
+def _no_file(field: str, hint: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"Missing required parameter: '{field_name}'; {hint}"
-        f" (curl: -F {field_name}=@recording.mp3).",
-        param=field_name,
+        f"Missing required parameter: '{field}'; {hint} (curl: -F {field}=@recording.mp3).",
+        param=field,
     )

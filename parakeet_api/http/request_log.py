@@ -46,6 +46,10 @@ class RequestRecord:
     failure: str | None = None
     """The code of the error that was told, of a stream's also after its status was sent."""
 
+    def body_received(self) -> None:
+        """Count the time from here: how long an upload takes is up to the client."""
+        self.started = time.monotonic()
+
     def finish(self, status: int) -> None:
         """Write the log line and count."""
         elapsed_s = time.monotonic() - self.started

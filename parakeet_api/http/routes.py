@@ -17,7 +17,7 @@ from parakeet_api.http.openai_routes import openai_api
 from parakeet_api.http.pages import pages
 from parakeet_api.http.proxies import TrustedProxies
 from parakeet_api.http.rate_limits import limit_rates
-from parakeet_api.http.received_form import MULTIPART_OVERHEAD, UploadRequest
+from parakeet_api.http.received_form import MULTIPART_OVERHEAD, discard_form
 from parakeet_api.http.request_log import begin_request, finish_request
 from parakeet_api.http.services import Services
 from parakeet_api.http.url_spellings import SpellingOfPaths
@@ -28,7 +28,6 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app = Flask(
         "parakeet_api", template_folder=str(root / "templates"), static_folder=str(root / "static")
     )
-    app.request_class = UploadRequest
     app.config["MAX_CONTENT_LENGTH"] = services.settings.max_upload_bytes + MULTIPART_OVERHEAD
     assert isinstance(app.json, DefaultJSONProvider)
     app.json.ensure_ascii = False
@@ -39,6 +38,7 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.extensions["services"] = services
     app.before_request(begin_request)
     app.after_request(finish_request)
+    app.teardown_request(discard_form)
     if services.settings.cors_origins:
         allow_origins(app, services.settings.cors_origins)
     limit_rates(app, services.settings)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import resource
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from waitress.adjustments import Adjustments
 
-from parakeet_api.errors import (
-    SettingsError,
-)
+from parakeet_api.errors import SettingsError
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.waitress_internals import UPLOAD_SLACK, Dispatcher, Server
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-_SPARE_THREADS = 4
-"""Threads for pages and health beyond the ones that requests can occupy."""
+_MIN_THREADS = 4
+"""Threads that stay, for pages and health: a quiet server starts none for them."""
 _SPARE_CONNECTIONS = 1000
 """Connections that may be open beside the requests: slow uploads, idle browsers. At waitress' 100
 one could hang a health check."""
@@ -27,7 +24,7 @@ _FILES_PER_CONNECTION = 3
 """Its socket, and where it brings an upload, the file and the handle that keeps it for a stream."""
 _OTHER_FILES = 200
 """Libraries, the model, the data base, pipes to ffmpeg."""
-_LONGEST_HEAD = 64 * 1024
+_MAX_HEAD_BYTES = 64 * 1024
 """Bytes of a request's head; browsers and SDKs send 1 to 8 KiB."""
 _ANSWER_BYTES = 1024**3
 """Answers up to here, so all of them, wait on disk for clients that read slowly: at waitress' 16 MB
@@ -68,23 +65,18 @@ def create_server(
     application: WSGIApplication,
     *,
     listener: socket.socket,
-    uploads: Path,
     max_upload_bytes: int,
     max_requests: int,
     admission: Admission,
 ) -> Server:
-    """Listen; `max_requests` transcriptions may be worked on or wait at a time.
-
-    Files that are sent go to the folder `uploads`.
-    """
+    """Listen; `max_requests` transcriptions may be worked on or wait at a time."""
     most_files = _allow_files(
         _FILES_PER_CONNECTION * (max_requests + _SPARE_CONNECTIONS) + _OTHER_FILES
     )
     settings = Adjustments(
         sockets=[listener],
-        threads=max_requests + _SPARE_THREADS,
         connection_limit=(most_files - _OTHER_FILES) // _FILES_PER_CONNECTION,
-        max_request_header_size=_LONGEST_HEAD,
+        max_request_header_size=_MAX_HEAD_BYTES,
         outbuf_high_watermark=_ANSWER_BYTES,
         # select() ends at file descriptor 1023.
         asyncore_use_poll=True,
@@ -96,7 +88,7 @@ def create_server(
         clear_untrusted_proxy_headers=False,
         ident=None,
     )
-    dispatcher = Dispatcher(settings.threads)
+    dispatcher = Dispatcher(max_threads=settings.connection_limit, min_threads=_MIN_THREADS)
     server = Server(
         application,
         map={},
@@ -107,7 +99,6 @@ def create_server(
         bind_socket=False,
     )
     server.admission = admission
-    server.uploads = uploads
     return server
 
 

@@ -33,7 +33,7 @@ def transcribe_upload(
     # Told now and not after the file was decoded, if there is no model yet.
     model.store.checkpoint()
     cancelled = client_gone()
-    with services().admission.place(cancelled=cancelled):
+    with services().admission.slot(cancelled=cancelled):
         transcript = model.pipeline.transcribe(
             upload,
             languages=languages,
