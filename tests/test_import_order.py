@@ -54,8 +54,8 @@ IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio"
 
 OWNERS = {
     "torch": ("model",),
-    "nemo": ("model.nemo_internals", "model.nemo_model"),
-    "omegaconf": ("model.nemo_model",),
+    "nemo": ("model.nemo_internals", "model.restore", "model.loading"),
+    "omegaconf": ("model.loading",),
     "cuda": ("model.devices", "model.nemo_internals"),
     "huggingface_hub": ("model.checkpoints",),
     "subprocess": ("audio.ffmpeg", "model.devices", "http.clip_desk"),

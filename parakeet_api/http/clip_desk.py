@@ -162,7 +162,7 @@ class ClipDesk:
     def _description(self, name: str) -> Values:
         try:
             model = self._services.models.named(name)
-            checkpoint = model.store.checkpoint()
+            checkpoint = model.checkpoints.checkpoint()
         except Exception as error:
             # A thread's border: it is raised again where the request is passed on to.
             return "failed", repr(error)
@@ -202,7 +202,7 @@ class ClipDesk:
 
     def _words(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> list[Word]:
         model = self._services.models.named(name)
-        model.store.checkpoint()
+        model.checkpoints.checkpoint()
         chunk = Chunk(0, 0, samples, 0, len(samples))
         with (
             self._services.admission.slot(cancelled=cancelled),

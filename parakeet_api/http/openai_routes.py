@@ -13,7 +13,7 @@ from parakeet_api.http.received_form import received_form
 from parakeet_api.http.services import chosen_model, services
 from parakeet_api.http.streamed_transcription import StreamedTranscription
 from parakeet_api.http.transcription import answer, transcribe_upload
-from parakeet_api.served_models import Model
+from parakeet_api.served_models import ServedModel
 
 openai_api = Blueprint("openai", __name__)
 openai_api.before_request(require_api_key)
@@ -44,7 +44,7 @@ def show_model(name: str) -> dict[str, Any]:
     return _model(name, services().models.described(name))
 
 
-def _model(name: str, model: Model) -> dict[str, Any]:
+def _model(name: str, model: ServedModel) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
@@ -53,9 +53,9 @@ def _model(name: str, model: Model) -> dict[str, Any]:
     }
 
 
-def _created(model: Model) -> int:
+def _created(model: ServedModel) -> int:
     """Give the checkpoint file's time, s since 1970; 0 where there is none, or no more."""
-    checkpoint = model.store.status.checkpoint
+    checkpoint = model.checkpoints.status.checkpoint
     try:
         return int(checkpoint.path.stat().st_mtime) if checkpoint else 0
     except OSError:

@@ -12,7 +12,7 @@ from flask import Response, g, request
 
 from parakeet_api.http.services import services
 from parakeet_api.metrics import Metrics
-from parakeet_api.served_models import Model
+from parakeet_api.served_models import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,8 @@ def begin_request() -> None:
 
 def finish_request(response: Response) -> Response:
     """Add the headers that every answer has; log the request when the last byte is sent."""
-    model: Model = g.get("model") or services().models.first
-    checkpoint = model.store.status.checkpoint
+    model: ServedModel = g.get("model") or services().models.first
+    checkpoint = model.checkpoints.status.checkpoint
     if checkpoint is not None:
         response.headers["X-Parakeet-Model"] = checkpoint.name
     response.headers["X-Request-Id"] = record().id

@@ -13,7 +13,7 @@ from parakeet_api.http.admission import Admission
 from parakeet_api.jobs.service import Jobs
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.devices import Gpu, InferencePlan
-from parakeet_api.served_models import Model, Models
+from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
 
 
@@ -22,7 +22,7 @@ class Services:
     """What the routes call; built once by `app.py`."""
 
     settings: Settings
-    models: Models
+    models: ServedModels
     admission: Admission
     metrics: Metrics
     jobs: Jobs
@@ -37,7 +37,7 @@ def services() -> Services:
     return wired
 
 
-def chosen_model(form: Form) -> Model:
+def chosen_model(form: Form) -> ServedModel:
     """Give the model that a request names in `model`. Raises `ModelNotFoundError`."""
     model = services().models.named(read_field(form, "model"))
     g.model = model

@@ -17,7 +17,7 @@ from parakeet_api.http.request_log import CLIENT_GONE, record
 from parakeet_api.http.services import client_gone, services
 from parakeet_api.http.transcription import check_translatable
 from parakeet_api.model.batching import RequestCancelled
-from parakeet_api.served_models import Model
+from parakeet_api.served_models import ServedModel
 
 _HEARTBEAT_S = 5.0
 """How often a quiet stream shows that it lives; proxies close what is silent for 30 to 60 s."""
@@ -31,12 +31,12 @@ class StreamedTranscription:
     It owns the upload until the worker has ended.
     """
 
-    def __init__(self, upload: Path, params: TranscriptionParams, *, model: Model) -> None:
+    def __init__(self, upload: Path, params: TranscriptionParams, *, model: ServedModel) -> None:
         """Take over the upload of the current request.
 
         Raises `ModelNotReadyError` where there is no model yet.
         """
-        model.store.checkpoint()
+        model.checkpoints.checkpoint()
         wired = services()
         self._params = params
         self._model = model
@@ -98,7 +98,7 @@ class StreamedTranscription:
         try:
             for event in chain([first], events):
                 if event is None:
-                    is_loading = self._model.manager.state == "loading"
+                    is_loading = self._model.slot.state == "loading"
                     yield self._writer.silence(model_is_loading=is_loading)
                 else:
                     yield event

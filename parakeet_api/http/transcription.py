@@ -15,14 +15,14 @@ from parakeet_api.formats.request_params import Task
 from parakeet_api.http.request_log import record
 from parakeet_api.http.services import client_gone, services
 from parakeet_api.languages import english_name
-from parakeet_api.served_models import Model
+from parakeet_api.served_models import ServedModel
 from parakeet_api.transcript import Transcript
 
 
 def transcribe_upload(
     upload: Path,
     *,
-    model: Model,
+    model: ServedModel,
     languages: frozenset[str],
     task: Task,
     raw_pcm: bool = False,
@@ -31,7 +31,7 @@ def transcribe_upload(
 ) -> Transcript:
     """Transcribe an upload when it is its turn, for as long as the client stays."""
     # Told now and not after the file was decoded, if there is no model yet.
-    model.store.checkpoint()
+    model.checkpoints.checkpoint()
     cancelled = client_gone()
     with services().admission.slot(cancelled=cancelled):
         transcript = model.pipeline.transcribe(

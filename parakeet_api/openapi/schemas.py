@@ -14,7 +14,7 @@ from parakeet_api.formats.request_params import ResponseFormat, Task
 from parakeet_api.formats.server_sent_events import PEAKS_PER_SECOND, WaitingState
 from parakeet_api.jobs.job import JobStatus
 from parakeet_api.model.checkpoints import StoreState
-from parakeet_api.model.model_manager import LoadState
+from parakeet_api.model.slot import LoadState
 from parakeet_api.settings import Origin
 
 Json = dict[str, Any]
