@@ -1,4 +1,4 @@
-"""What an operator does to a running server: unload models and load them."""
+"""Unload and load models of a running server."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from parakeet_api.served_models import ServedModel
 admin_api = Blueprint("admin", __name__)
 admin_api.before_request(require_operator)
 
-_LONGEST_WAIT_S = 120.0
-"""For a load; the 0.6B model takes half a minute from a slow disk. The load itself goes on."""
+_MAX_WAIT_S = 120.0
+"""For a load: the 0.6B model takes half a minute from a slow disk. The load itself is not ended."""
 _waiters = threading.BoundedSemaphore(2)
-"""Half of the threads that the server keeps for pages and health."""
+"""Requests that wait for a load at a time: each holds a thread."""
 
 
 @admin_api.post("/admin/unload")
 def unload() -> dict[str, Any]:
     """Unload the model that is named, or all, unless they are in use."""
-    wished = _wished()
-    outcomes = {model.name: services().models.unload(model) for model in wished}
+    requested = _requested_models()
+    outcomes = {model.name: services().models.unload(model) for model in requested}
     in_use = [name for name, outcome in outcomes.items() if outcome == "in_use"]
     if in_use:
         raise ModelInUseError(
@@ -42,7 +42,7 @@ def unload() -> dict[str, Any]:
     return {
         "models": [
             {"name": model.name, "state": model.slot.state, "outcome": outcomes[model.name]}
-            for model in wished
+            for model in requested
         ]
     }
 
@@ -67,19 +67,19 @@ def load() -> dict[str, Any]:
 
 
 def _wait_for(model: ServedModel) -> None:
-    """Wait for a load, which goes on also when nobody waits any more."""
+    """Wait for a load, which continues when nobody waits any more."""
     loading = services().models.load(model)
     if not _waiters.acquire(blocking=False):
         raise ModelNotReadyError(f"The model {model.name} is being loaded; others wait for it.")
     try:
-        loading.result(_LONGEST_WAIT_S)
+        loading.result(_MAX_WAIT_S)
     except TimeoutError as error:
         raise ModelNotReadyError(f"The model {model.name} is still being loaded.") from error
     finally:
         _waiters.release()
 
 
-def _wished() -> list[ServedModel]:
+def _requested_models() -> list[ServedModel]:
     models, name = services().models, _name()
     return [models.named(name)] if name else list(models)
 

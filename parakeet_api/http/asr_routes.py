@@ -25,8 +25,8 @@ asr_api.before_request(require_api_key)
 
 _FILE = "audio_file"
 _ENOUGH_WORDS = 40
-"""Words that tell a language for sure."""
-_LONGEST_OPENING_S = 600.0
+"""Words from which a language is certain."""
+_MAX_OPENING_S = 600.0
 """A film may begin with minutes of music."""
 
 
@@ -48,7 +48,7 @@ def asr() -> Response:
 
 @asr_api.post("/detect-language")
 def detect_language() -> Mapping[str, Any]:
-    """Tell the language of a recording's first words."""
+    """Detect the language of a recording's first words."""
     upload, model, params = _received()
     model.checkpoints.checkpoint()
     words: list[Word] = []
@@ -67,20 +67,20 @@ def detect_language() -> Mapping[str, Any]:
     ):
         for progress in stream:
             words.extend(progress.words)
-            if len(words) >= _ENOUGH_WORDS or progress.done_s >= _LONGEST_OPENING_S:
+            if len(words) >= _ENOUGH_WORDS or progress.done_s >= _MAX_OPENING_S:
                 break
     return describe_language(words, candidates=params.languages)
 
 
 @asr_api.errorhandler(AudioDecodeError)
 def name_the_field(error: AudioDecodeError) -> Response:
-    """Answer with the name that the file has here."""
+    """Answer with the name of the file's field, which is another one here."""
     error.param = _FILE
     return answer_error(error)
 
 
 def _received() -> tuple[Path, ServedModel, AsrParams]:
-    """Take the upload, its model and the parameters: the query's, or of some clients the form's."""
+    """Receive the upload, its model and the parameters, which some clients send in the form."""
     services().admission.refuse_if_full()
     form = received_form(_FILE)
     parameters = CombinedMultiDict([request.args, form.fields])

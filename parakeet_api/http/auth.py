@@ -1,4 +1,4 @@
-"""Who may call."""
+"""Which requests are allowed: API keys, and the operator's endpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_api_key() -> None:
 
 
 def require_operator() -> None:
-    """Refuse who is no operator: without keys, all who are not on the server's own machine."""
+    """Refuse everyone but operators: without keys, every client that is not on this machine."""
     if services().settings.api_keys:
         require_api_key()
     elif not is_local(request.environ) or _is_foreign_page():
@@ -41,7 +41,7 @@ def require_operator() -> None:
 
 
 def _is_foreign_page() -> bool:
-    """Tell whether a browser sends this for a page that is not ours."""
+    """Return whether a browser sends this for a page of another origin."""
     origin = request.headers.get("Origin")
     return origin is not None and origin != request.host_url.rstrip("/")
 

@@ -226,7 +226,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _is_gone(link: socket.socket) -> bool:
-    """Tell whether the other side has closed a link on which nothing is sent meanwhile."""
+    """Return whether the other side has closed a link on which nothing is sent meanwhile."""
     try:
         return link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     except BlockingIOError:

@@ -345,7 +345,7 @@ def main() -> None:
     try:
         Front(listener, control, options).run()
     finally:
-        # Threads that still wait for words would keep the process.
+        # Threads that still wait for words would keep the process alive.
         os._exit(0)
 
 

@@ -63,7 +63,7 @@ class ModelDescription:
     checkpoint: str
     languages: frozenset[str]
     until: float
-    """When it is to be asked for again, s of the monotonic clock."""
+    """When it expires, s of the monotonic clock."""
 
 
 class ClipTranscriber:

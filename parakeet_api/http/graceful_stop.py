@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do."""
+"""SIGTERM and Ctrl-C: requests under way end first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.05
 _CANCEL_S = 5.0
-"""A request that is cancelled sees it twice a second, unless a model is being loaded for it."""
+"""A request checks twice a second whether it is cancelled, but not during a model's load."""
 
 
 class Elsewhere(Protocol):
@@ -33,7 +33,7 @@ class Elsewhere(Protocol):
 
 
 class GracefulStop:
-    """What SIGTERM and Ctrl-C do: the first lets the requests under way end, the second does not.
+    """Handle SIGTERM and Ctrl-C: the first lets the requests under way end, a second one does not.
 
     New transcriptions are refused meanwhile, and connections close with their answer.
     """

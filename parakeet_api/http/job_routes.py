@@ -53,7 +53,7 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
 def list_jobs() -> dict[str, Any]:
     """List the caller's jobs, newest first, without their results."""
     limit = _limit(request.args.get("limit") or str(USUALLY_LISTED))
-    # One more than asked for tells whether there is another page.
+    # One more than requested shows whether there is another page.
     jobs = services().jobs.newest(
         owner=accepted_key_hash(), limit=limit + 1, after=request.args.get("after") or None
     )
@@ -66,8 +66,8 @@ def list_jobs() -> dict[str, Any]:
 
 @job_api.get("/jobs/<job_id>")
 def show(job_id: str) -> dict[str, Any]:
-    """Tell how far a job is, with its result once it has one."""
-    # A client that asks every second would fill the log.
+    """Give a job's progress, with its result once it has one."""
+    # Clients poll once a second: at INFO they would fill the log.
     record().quiet = True
     job = _job(job_id)
     return job_object(job, services().jobs.result(job))

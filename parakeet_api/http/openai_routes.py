@@ -40,7 +40,7 @@ def list_models() -> dict[str, Any]:
 
 @openai_api.get("/models/<path:name>")
 def show_model(name: str) -> dict[str, Any]:
-    """Describe a model, the first also under the names of those whose place it takes."""
+    """Describe a model; the first also under the names that it stands in for."""
     return _model(name, services().models.described(name))
 
 

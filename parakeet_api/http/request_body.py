@@ -72,7 +72,7 @@ class RequestBody(io.RawIOBase):
 
     @property
     def is_full(self) -> bool:
-        """Tell whether the receiver must pause."""
+        """Return whether the receiver must pause."""
         return self._held >= _MAX_HELD
 
     def __len__(self) -> int:

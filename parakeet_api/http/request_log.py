@@ -17,18 +17,18 @@ from parakeet_api.served_models import ServedModel
 logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that hung up; it is seen in the log alone."""
+"""nginx's status for a client that hung up; it appears in the log alone."""
 CLIENT_GONE = "client gone"
 """The same for one that hung up in the middle of its answer."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_LONGEST_PATH = 200
+_MAX_PATH = 200
 _NOT_COUNTED = frozenset({None, "pages", "docs"})
 """Blueprints of pages and probes; static files have none."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """What the log and the metrics tell of a request once it is over."""
+    """What the log and the metrics show of a request once it has ended."""
 
     id: str
     client: str
@@ -44,7 +44,7 @@ class RequestRecord:
     audio_s: float | None = None
     """Seconds of audio that were transcribed."""
     failure: str | None = None
-    """The code of the error that was told, of a stream's also after its status was sent."""
+    """The code of the error that was sent, in a stream also after its status."""
 
     def body_received(self) -> None:
         """Count the time from here: how long an upload takes is up to the client."""
@@ -72,8 +72,8 @@ class RequestRecord:
         return "client_error" if self.failure else "ok"
 
     def _log(self, status: int, elapsed_s: float, rtfx: float | None) -> None:
-        # Clients choose the path: no line of theirs in the log.
-        path = self.path[:_LONGEST_PATH].encode("unicode_escape").decode("ascii")
+        # Clients choose the path: it must not add lines to the log.
+        path = self.path[:_MAX_PATH].encode("unicode_escape").decode("ascii")
         logger.log(
             logging.DEBUG if self.quiet or self.endpoint is None else logging.INFO,
             "%s %s from %s -> %d%s in %.2f s%s [%s]",
@@ -103,12 +103,12 @@ class RequestRecord:
 
 def record() -> RequestRecord:
     """Give the current request's record."""
-    kept: RequestRecord = g.record
-    return kept
+    current: RequestRecord = g.record
+    return current
 
 
 def begin_request() -> None:
-    """Start the request's record, under the name that the client or its proxy gave it, if any."""
+    """Start the request's record, with the id that the client or its proxy gave it, if any."""
     given = request.headers.get("X-Request-Id", "")
     is_api = request.url_rule is not None and request.blueprint not in _NOT_COUNTED
     g.record = RequestRecord(
@@ -131,8 +131,8 @@ def finish_request(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
     if request.endpoint == "static":
-        # Names carry no version: the browser asks, and is told 304.
+        # File names carry no version: the browser asks each time, and gets a 304.
         response.headers["Cache-Control"] = "no-cache"
-    kept = record()
-    response.call_on_close(lambda: kept.finish(response.status_code))
+    ended = record()
+    response.call_on_close(lambda: ended.finish(response.status_code))
     return response

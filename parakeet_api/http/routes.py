@@ -31,7 +31,7 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = services.settings.max_upload_bytes + MULTIPART_OVERHEAD
     assert isinstance(app.json, DefaultJSONProvider)
     app.json.ensure_ascii = False
-    # A reader looks for `status` first, not for what the alphabet puts there.
+    # Keys in the order of the code, most important first, not of the alphabet.
     app.json.sort_keys = False
     # A model's name may hold slashes, doubled ones too; a redirect would have another error shape.
     app.url_map.merge_slashes = False
@@ -43,7 +43,7 @@ def create_app(services: Services, *, root: Path) -> Flask:
         allow_origins(app, services.settings.cors_origins)
     limit_rates(app, services.settings)
     app.register_blueprint(openai_api, url_prefix="/v1")
-    # Open WebUI and others ask without the prefix.
+    # Open WebUI and others send requests without the prefix.
     app.register_blueprint(openai_api, name="openai_bare")
     app.register_blueprint(asr_api)
     app.register_blueprint(job_api, url_prefix="/v1")

@@ -1,4 +1,4 @@
-"""waitress, set up: the listening socket, its limits, and its own refusals in OpenAI's shape."""
+"""The server: the listening socket, and waitress with the service's limits."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SPARE_CONNECTIONS = 1000
 """Connections that may be open beside the requests: slow uploads, idle browsers. At waitress' 100
 one could hang a health check."""
 _FILES_PER_CONNECTION = 3
-"""Its socket, and where it brings an upload, the file and the handle that keeps it for a stream."""
+"""Its socket; of an upload the file, and the handle of the stream that owns it."""
 _OTHER_FILES = 200
-"""Libraries, the model, the data base, pipes to ffmpeg."""
+"""Libraries, the model, the database, pipes to ffmpeg."""
 _MAX_HEAD_BYTES = 64 * 1024
 """Bytes of a request's head; browsers and SDKs send 1 to 8 KiB."""
 _ANSWER_BYTES = 1024**3
-"""Answers up to here, so all of them, wait on disk for clients that read slowly: at waitress' 16 MB
-the thread would wait with them."""
+"""Answers up to this size, which all are, wait on disk for clients that read slowly: at waitress'
+16 MB the thread would wait with them."""
 _RECEIVE_BYTES = 64 * 1024
 """An upload of 1 GB takes a third of the time that it takes with waitress' 8 KiB."""
 
@@ -53,7 +53,7 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except (OSError, UnicodeError) as error:
-        # Names that no name server could be asked for are a UnicodeError.
+        # Names that cannot be encoded for DNS are a UnicodeError.
         reason = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(
             f"HOST={host!r} PORT='{port}' is not an address to listen on: {reason}"
@@ -82,9 +82,9 @@ def create_server(
         asyncore_use_poll=True,
         recv_bytes=_RECEIVE_BYTES,
         max_request_body_size=max_upload_bytes + UPLOAD_SLACK,
-        # With it waitress notices a client that hangs up during its request.
+        # Above 0, waitress notices a client that hangs up during its request.
         channel_request_lookahead=1,
-        # Flask believes none of them, unless TRUSTED_PROXY says so.
+        # Flask ignores them, unless TRUSTED_PROXY is set.
         clear_untrusted_proxy_headers=False,
         ident=None,
     )
@@ -103,7 +103,7 @@ def create_server(
 
 
 def _allow_files(wanted: int) -> int:
-    """Let this process open so many files, or as many as it may; give how many that are.
+    """Raise the limit of open files to `wanted`, or as far as allowed; give the limit.
 
     Many systems start a process with 1024, of which ten times as many are allowed.
     """

@@ -1,4 +1,4 @@
-"""What the routes call."""
+"""The objects that the routes call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parakeet_api.settings import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the routes call; built once by `app.py`."""
+    """The objects that the routes call; built once by `app.py`."""
 
     settings: Settings
     models: ServedModels
@@ -45,6 +45,6 @@ def chosen_model(form: Form) -> ServedModel:
 
 
 def client_gone() -> Callable[[], bool]:
-    """Give waitress' look at the client's connection, where there is one."""
+    """Give the function that returns whether the client has closed its connection."""
     gone: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
     return gone

@@ -30,7 +30,7 @@ def transcribe_upload(
     allow_partial: bool = False,
 ) -> Transcript:
     """Transcribe an upload when it is its turn, for as long as the client stays."""
-    # Told now and not after the file was decoded, if there is no model yet.
+    # Fail before decoding if no model exists.
     model.checkpoints.checkpoint()
     cancelled = client_gone()
     with services().admission.slot(cancelled=cancelled):

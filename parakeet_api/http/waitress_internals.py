@@ -149,7 +149,7 @@ class Parser(HTTPRequestParser):
         return super().get_body_stream() if self.body is None else self.body
 
     def is_rest_short(self) -> bool:
-        """Tell whether what is still to come of the body is small enough to be discarded."""
+        """Return whether what is still to come of the body is small enough to be discarded."""
         if self.body is None or (self.completed and self.error is None):
             return True
         missing = self.content_length - len(self.body)
@@ -258,21 +258,21 @@ class Channel(HTTPChannel):
         self._last_activity = time.monotonic()
 
     def readable(self) -> bool:
-        """Tell whether more can be received; not while the application reads more slowly."""
+        """Return whether more can be received; not while the application reads more slowly."""
         return bool(super().readable()) and not self._is_held_back()
 
     def is_under_way(self) -> bool:
-        """Tell whether a request or its answer is under way."""
+        """Return whether a request or its answer is under way."""
         if self._linger_until is not None:
             return False
         return bool(self.request or self.requests or self.total_outbufs_len)
 
     def is_waiting(self) -> bool:
-        """Tell whether the server waits for this client alone: to send a request, or its rest."""
+        """Return whether the server waits for this client alone: to send a request, or its rest."""
         return not self.total_outbufs_len and (not self.requests or self._receiving() is not None)
 
     def is_stuck(self) -> bool:
-        """Tell whether what was under way at the last call has hardly moved since."""
+        """Return whether what was under way at the last call has hardly moved since."""
         receiving = None if self._is_held_back() else self._receiving()
         stuck = self._moved < min(_MIN_BYTES, self._seen_unsent) or (
             receiving is not None and receiving is self._seen_request and self._moved < _MIN_BYTES
@@ -387,7 +387,7 @@ class Server(TcpWSGIServer):
         trigger.pull_trigger(begin)
 
     def readable(self) -> bool:
-        """Tell whether connections can be accepted; once a minute, close those that are stuck."""
+        """Return whether connections can be accepted; once a minute, close those that are stuck."""
         now = time.monotonic()
         if now >= self._next_maintenance:
             self._next_maintenance = now + _WINDOW_S
