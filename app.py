@@ -28,11 +28,12 @@ from parakeet_api.command_line import parse_arguments
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.clip_desk import ClipDesk
+from parakeet_api.http.graceful_stop import GracefulStop
 from parakeet_api.http.routes import create_app
-from parakeet_api.http.server import GracefulStop, bind, create_server
+from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.services import Services
 from parakeet_api.http.start_report import report_start
 from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
-from parakeet_api.http.web import Services
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
@@ -166,7 +167,6 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
             server = create_server(
                 application,
                 listener=listener,
-                uploads=settings.temp_uploads_dir,
                 max_upload_bytes=settings.max_upload_bytes,
                 max_requests=settings.app_threads + settings.max_queued_requests,
                 admission=services.admission,

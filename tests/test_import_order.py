@@ -71,7 +71,7 @@ OWNERS = {
     "flask": ("http",),
     "flask_limiter": ("http.rate_limits",),
     "werkzeug": ("http",),
-    "waitress": ("http.server",),
+    "waitress": ("http.server", "http.waitress_internals"),
 }
 """Packages of others that only these packages or modules import."""
 

@@ -24,7 +24,7 @@ from http_helpers import transcribe, wait_until
 from settings_tables import FIELDS
 
 from app import build_services
-from parakeet_api.http.web import Services
+from parakeet_api.http.services import Services
 from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Chunk, Word

@@ -39,10 +39,10 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartReport:
-    """What an operator asks first when something is wrong."""
+    """What an operator needs first when something is wrong."""
 
     gpu: Gpu | None
-    """The card that would be used."""
+    """The GPU that would be used."""
     cores: int
     """Processor cores that this process may use."""
     memory: HostMemory | None
@@ -58,7 +58,7 @@ class StartReport:
                 f"  device     {self._device()}; DEVICE={self.settings.device}",
                 f"  memory     {self._memory()}",
                 f"  precision  {self.settings.precision} wanted, {self._decoding()} decoding",
-                *(f"  model      {_told(model)}" for model in self.models),
+                *(f"  model      {_line(model)}" for model in self.models),
                 f"  plan       {self._plan()}",
                 f"  requests   {self._requests()}",
                 "  settings",
@@ -108,7 +108,7 @@ class StartReport:
         reason = (
             "as measured on a CPU"
             if plan.memory_mb is None
-            else f"as a pass may take {plan.memory_mb:.0f} MB of the card: {plan.memory_limit}"
+            else f"as a pass may take {plan.memory_mb:.0f} MB of the GPU: {plan.memory_limit}"
         )
         permits = self.settings.max_concurrent_inferences
         for_clips = ", one of them for clips" if main_permits(permits) < permits else ""
@@ -203,7 +203,7 @@ def _plan_json(plan: InferencePlan, *, permits: int) -> PlanReport:
     }
 
 
-def _told(model: ModelFile) -> str:
+def _line(model: ModelFile) -> str:
     if model.path is None:
         return f"{model.name}: to be fetched as {model.model_id}"
     size = "gone" if model.bytes is None else f"{model.bytes / 1e6:,.0f} MB"

@@ -25,7 +25,7 @@ CARD_PLAN = InferencePlan(60, 8, 454.5, memory_mb=1500, memory_limit="MAX_CHUNK_
 
 PLAN_LINE = (
     "  plan       chunks of at most 60 s, batches of at most 8 chunks and 454 s, as a pass may take"
-    " 1500 MB of the card: MAX_CHUNK_MEMORY_MB; 3 at a time, one of them for clips"
+    " 1500 MB of the GPU: MAX_CHUNK_MEMORY_MB; 3 at a time, one of them for clips"
 )
 
 
