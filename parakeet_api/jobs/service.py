@@ -18,6 +18,7 @@ from parakeet_api.jobs.job import Job, JobCounts, job_object
 from parakeet_api.jobs.runner import JobRunner
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
+from parakeet_api.metrics import Metrics
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
 
@@ -65,6 +66,7 @@ class Jobs:
         settings: Settings,
         pipeline_of: Callable[[str], Pipeline],
         workers: int = MIN_WORKERS,
+        metrics: Metrics | None = None,
     ) -> None:
         """Process `workers` jobs at a time, once started.
 
@@ -81,6 +83,9 @@ class Jobs:
         self._open: _OpenStore | None = None
         self.fault: JobsUnavailableError | None = None
         """Why no jobs are accepted."""
+        if metrics is not None:
+            metrics.jobs.labels("queued").set_function(lambda: self.counts.queued)
+            metrics.jobs.labels("running").set_function(lambda: self.counts.running)
 
     def start(self) -> None:
         """Open the store and continue with unfinished jobs."""
