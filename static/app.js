@@ -140,10 +140,10 @@ class Page {
     this.#render();
   }
 
-  /** Whether what is open is a recording of which no word has come. */
+  /** Whether what is open is a recording of which no word will come. */
   get #nothingToRead() {
     const opened = this.#queue.jobs.find((job) => job.id === this.#document.openId);
-    return this.#document.openId === null || (opened && !opened.transcript && opened.deltas.length === 0);
+    return this.#document.openId === null || (opened?.isOver && !opened.transcript && opened.deltas.length === 0);
   }
 
   #documentOf(job) {

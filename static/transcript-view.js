@@ -115,7 +115,8 @@ export class TranscriptView {
     this.#list.replaceChildren(...paragraphs);
     this.#stop = null;
     if (this.#items.length > 0) this.#stopAt(this.#items[0].querySelector(".time"));
-    for (const item of this.#items) this.#observer.observe(item);
+    // A paragraph each: to look after every sentence of ten hours would make scrolling slow.
+    for (const paragraph of paragraphs) this.#observer.observe(paragraph);
   }
 
   /** Have the sentence at the window's middle stay where it is. */
@@ -206,9 +207,11 @@ export class TranscriptView {
 
   #cross(entries) {
     for (const { target, isIntersecting } of entries) {
-      if (isIntersecting) this.#near.add(target);
-      else this.#near.delete(target);
-      if (!isIntersecting && !target.contains(document.activeElement)) this.#collapse(target);
+      for (const item of target.querySelectorAll(".sentence")) {
+        if (isIntersecting) this.#near.add(item);
+        else this.#near.delete(item);
+        if (!isIntersecting && !item.contains(document.activeElement)) this.#collapse(item);
+      }
     }
     this.#expandNear();
   }

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import Any
 
 from flask import Blueprint, request
 
 from parakeet_api.errors import InvalidRequestError
-from parakeet_api.http.web import accepted_key_hash, record, require_api_key, services
+from parakeet_api.http.auth import accepted_key_hash, require_api_key
+from parakeet_api.http.request_log import record
+from parakeet_api.http.services import services
 from parakeet_api.jobs.job import job_object
+from parakeet_api.jobs.live import JobEvents
 
 job_events_api = Blueprint("job_events", __name__)
 job_events_api.before_request(require_api_key)
 
 
 @job_events_api.get("/jobs/<job_id>/events")
-def show_events(job_id: str) -> dict[str, Any]:
+def show_events(job_id: str) -> JobEvents:
     """Give the words and peaks that came since the client asked last, and how the job is."""
     record().quiet = True
     after = _count(request.args.get("after") or "0")
@@ -25,7 +28,7 @@ def show_events(job_id: str) -> dict[str, Any]:
     live = jobs.live.since(job_id, run=request.args.get("run") or "", after=after)
     return {
         "object": "transcription.job.events",
-        "job": job_object(job, None),
+        "job": job_object(dataclasses.replace(job, result=None)),
         "queue_position": jobs.queue_position(job),
         "run": live.run,
         "following": live.following,

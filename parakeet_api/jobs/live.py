@@ -8,13 +8,11 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
-from parakeet_api.formats.rendering import Rendered
-from parakeet_api.formats.request_params import TranscriptionParams
-from parakeet_api.formats.server_sent_events import EventWriter
-from parakeet_api.jobs.runner import Transcribe
+from parakeet_api.formats.json_types import Count
+from parakeet_api.formats.server_sent_events import EventWriter, PeaksEvent, TextDelta
+from parakeet_api.jobs.job import Job, JobJson
 from parakeet_api.pipeline import Progress
 from parakeet_api.settings import Settings
 
@@ -23,13 +21,28 @@ _MAX_ENDED = 32
 events of a job of 12 hours take 1.2 MB."""
 
 
+class JobEvents(TypedDict):
+    """What came of a job since the client asked last."""
+
+    object: Literal["transcription.job.events"]
+    job: JobJson
+    queue_position: Count | None
+    """Its place among the jobs that wait, from 1."""
+    run: str
+    """Changes when the job is started anew. Empty = not begun, or forgotten."""
+    following: Count
+    """What to ask with next, as `after`."""
+    events: list[TextDelta | PeaksEvent]
+    """In order."""
+
+
 @dataclass(frozen=True, slots=True)
 class LiveEvents:
     """What is new of a job since a client asked last."""
 
     run: str
     """Changes when the job is started anew: its events then begin again. "" = not begun."""
-    events: tuple[dict[str, Any], ...]
+    events: tuple[TextDelta | PeaksEvent, ...]
     """`transcript.text.delta` and `transcript.peaks`, as a stream has them, in order."""
     following: int
     """What to ask with next: how many events of this run are known by then."""
@@ -40,7 +53,7 @@ class _Run:
     """The events of one try of a job."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[TextDelta | PeaksEvent] = field(default_factory=list)
 
 
 class LiveJobs:
@@ -52,28 +65,17 @@ class LiveJobs:
         self._runs: dict[str, _Run] = {}
         """By job, in the order in which they began."""
 
-    def watching(self, transcribe: Transcribe) -> Transcribe:
-        """Give `transcribe` with its progress noted; a recording's file is named by its job."""
+    def follow(self, job: Job, record: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """Begin a run of a job; give what takes its progress, and passes it on to `record`."""
+        run = self._begin(job.id)
+        params = dataclasses.replace(job.params, include=frozenset({"peaks"}))
+        writer = EventWriter(params, settings=self._settings)
 
-        def watched(
-            recording: Path,
-            params: TranscriptionParams,
-            *,
-            on_progress: Callable[[Progress], None],
-            cancelled: Callable[[], bool],
-        ) -> Rendered:
-            run = self._begin(recording.name)
-            writer = EventWriter(
-                dataclasses.replace(params, include=frozenset({"peaks"})), settings=self._settings
-            )
+        def take(progress: Progress) -> None:
+            self._add(run, writer.progress(progress))
+            record(progress)
 
-            def note(progress: Progress) -> None:
-                self._add(run, writer.progress(progress))
-                on_progress(progress)
-
-            return transcribe(recording, params, on_progress=note, cancelled=cancelled)
-
-        return watched
+        return take
 
     def since(self, job_id: str, *, run: str, after: int) -> LiveEvents:
         """Give a job's events after the first `after` ones of a run; all of them for another."""

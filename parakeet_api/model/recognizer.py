@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from parakeet_api.errors import DeviceLostError, ModelLoadError
-from parakeet_api.model.cuda import CacheTrimmer, context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.cuda import (
+    CacheTrimmer,
+    context_is_lost,
+    is_memory_shortage,
+    limit_device_memory,
+    turn_on,
+)
+from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.encoder import frame_samples
 from parakeet_api.model.heap import HeapTrimmer
-from parakeet_api.model.nemo_model import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.model.loading import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.token_decoder import Tokens
+from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 
 if TYPE_CHECKING:
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 WORD_START = "\u2581"
 """SentencePiece's mark of a space before a piece."""
 _TRIAL_PASSES = 100
-"""Passes after a load in which a lost GPU is laid to the CUDA graphs' charge."""
+"""Passes after a load in which the loss of the GPU is attributed to CUDA graphs."""
 _SCORED_TOKENS = 8192
 """Tokens whose probabilities are computed at once: 270 MB with a vocabulary of 8,192."""
 
@@ -39,7 +48,7 @@ class OutOfDeviceMemoryError(Exception):
 
 
 class Recognizer(Protocol):
-    """What the rest of the service asks of a model."""
+    """What the rest of the service needs of a model."""
 
     info: ModelInfo
 
@@ -50,6 +59,26 @@ class Recognizer(Protocol):
     def close(self) -> None:
         """Give the model's memory back; the recognizer is of no use afterwards."""
         ...
+
+
+def load_recognizer(
+    checkpoint: Path,
+    on_warm_up: Callable[[float], None],
+    *,
+    settings: Settings,
+    gpu: Gpu | None,
+    plan: InferencePlan,
+) -> Recognizer:
+    """Load a checkpoint as the settings and the plan for the device ask for.
+
+    `on_warm_up` is called with the share of the warm-up that is done. Raises as
+    `NemoRecognizer.load` does.
+    """
+    import_libraries()
+    if gpu is not None:
+        limit_device_memory(gpu.device, settings.gpu_memory_fraction)
+    options = ModelOptions.from_settings(settings, gpu=gpu, plan=plan, on_warm_up=on_warm_up)
+    return NemoRecognizer.load(checkpoint, options)
 
 
 class NemoRecognizer:
@@ -152,7 +181,7 @@ class NemoRecognizer:
                 self._cache.before_pass()
             encoded, lengths = self._encoder.encode(staged)
             emissions = self._emissions(encoded, self._decoder.decode(encoded, lengths))
-            # The caches' keepers look at what nobody uses any more.
+            # The memory trimmers release what is not used any more.
             del encoded, lengths
             if self._cache is not None:
                 self._cache.after_pass()
@@ -186,7 +215,7 @@ class NemoRecognizer:
 
         The decoder reports neither reliably: its confidences cost time in its inner loop and are
         missing from beams, and its batched torch path overwrites durations of other rows (NeMo
-        issue 16097). The joint network is asked once more instead, along the path taken: one pass
+        issue 16097). The joint network runs once more instead, along the path taken: one pass
         for the whole batch, exact to 5e-7, a twentieth of the decoder's time.
         """
         import torch

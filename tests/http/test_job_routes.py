@@ -29,7 +29,7 @@ from http_helpers import (
 )
 from webhook_receiver import Receiver
 
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 
 JOBS = "/v1/jobs"
 UNFINISHED = {"queued", "running"}
@@ -256,7 +256,8 @@ class TestEvents:
         self, server: Server, long_recording: Path
     ) -> None:
         path = accepted(server, long_recording, {"response_format": "verbose_json"})
-        run, after, events, shares = "", 0, [], []
+        events: list[dict[str, Any]] = []
+        run, after, shares = "", 0, []
         while True:
             body = look(server, f"{path}/events?run={run}&after={after}")
             assert body["run"] == run or not events
