@@ -28,14 +28,16 @@ from parakeet_api.command_line import parse_arguments
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.clip_desk import ClipDesk
+from parakeet_api.http.graceful_stop import GracefulStop
 from parakeet_api.http.routes import create_app
-from parakeet_api.http.server import GracefulStop, bind, create_server
+from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.services import Services
 from parakeet_api.http.start_report import report_start
 from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
-from parakeet_api.http.web import Services
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
+from parakeet_api.model.checkpoints import ENGLISH_MODEL, GRAMMAR_MODEL, BundledModels
 from parakeet_api.model.devices import (
     Gpu,
     available_cores,
@@ -60,7 +62,10 @@ launches 1,500 operations, each of which releases it: beside four busy threads t
 Python's default of 5 ms and 23 ms at this one. 0.2 ms is no better."""
 EXIT_DEVICE_LOST = 70
 """The GPU refused all further work until the process ends; EX_SOFTWARE of sysexits.h."""
-DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
+BUNDLED_MODELS = BundledModels(
+    english=ROOT / "samples" / "english-model" / ENGLISH_MODEL,
+    grammar=ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL,
+)
 
 
 @contextmanager
@@ -90,7 +95,7 @@ def build_services(
         gpu=gpu,
         plan=plan,
         decoder=decoder,
-        demo_path=DEMO_MODEL,
+        bundled=BUNDLED_MODELS,
         metrics=metrics,
         on_device_lost=on_device_lost,
     )
@@ -145,7 +150,7 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
     if gpu is not None:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
-        # Bound before anything slow: a port in use is told at once.
+        # Bound before anything slow: a port in use is reported at once.
         with (
             bind(settings.host, settings.port) as listener,
             build_services(settings, gpu, on_device_lost=stop) as services,
@@ -162,7 +167,6 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
             server = create_server(
                 application,
                 listener=listener,
-                uploads=settings.temp_uploads_dir,
                 max_upload_bytes=settings.max_upload_bytes,
                 max_requests=settings.app_threads + settings.max_queued_requests,
                 admission=services.admission,

@@ -38,7 +38,8 @@ import numpy as np
 import psutil
 
 from benchmarks.fidelity import ROOT, SPEECH
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.loading import ModelInfo
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Token, Word
 
@@ -238,7 +239,7 @@ def serving(*options: str, **environ: str) -> Iterator[tuple[psutil.Process, tup
                 "HOST": "127.0.0.1",
                 "PORT": "0",
                 "TEMP_UPLOADS_DIR": folder,
-                "DEMO_MODEL": "always",
+                "DEMO_MODEL": "grammar",
             }
             | os.environ
             | environ,

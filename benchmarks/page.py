@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "samples" / "speech" / "long-dense.ogg"
@@ -49,7 +49,7 @@ def main() -> None:
                 "env",
                 "HOST=127.0.0.1",
                 f"PORT={PORT}",
-                "DEMO_MODEL=always",
+                "DEMO_MODEL=grammar",
                 sys.executable,
                 "app.py",
             ],

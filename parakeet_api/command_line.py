@@ -31,7 +31,7 @@ _EXTENSIONS: Mapping[ResponseFormat, str] = {
 
 @dataclass(frozen=True, slots=True)
 class TranscribeCommand:
-    """What `app.py transcribe` is asked for; all paths are absolute."""
+    """The arguments of `app.py transcribe`; all paths are absolute."""
 
     files: tuple[Path, ...]
     output_dir: Path

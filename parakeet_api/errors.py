@@ -22,7 +22,7 @@
     │   ├── QueueFullError           503
     │   ├── StoppingError            503  the server is about to stop
     │   ├── ModelLoadError           503  the checkpoint cannot be loaded
-    │   ├── DeviceLostError          503  the card refuses all work; the process ends
+    │   ├── DeviceLostError          503  the GPU refuses all work; the process ends
     │   └── JobsUnavailableError     503  DATA_DIR cannot be used
     └── ServerError                  500  a fault of ours
 
@@ -39,7 +39,7 @@ import errno
 from typing_extensions import TypedDict
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Numbers of the `OSError`s for which a client is told `ServiceUnavailableError.disk_full`."""
+"""Numbers of the `OSError`s that clients see as `ServiceUnavailableError.disk_full`."""
 
 
 class ErrorDetails(TypedDict):
@@ -175,9 +175,9 @@ class UploadTooLargeError(ApiError):
     @classmethod
     def above(cls, limit: int, *, sent: int | None) -> UploadTooLargeError:
         """Tell the limit and, where it is known, what was sent; both in bytes."""
-        told = f" ({sent} bytes sent)" if sent is not None else ""
+        size = f" ({sent} bytes sent)" if sent is not None else ""
         return cls(
-            f"Maximum content size limit ({limit}) exceeded{told}. Send a compressed format, such"
+            f"Maximum content size limit ({limit}) exceeded{size}. Send a compressed format, such"
             " as mp3 or opus, or raise MAX_UPLOAD_MB."
         )
 

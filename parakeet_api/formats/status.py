@@ -37,7 +37,9 @@ class ModelStatus(TypedDict):
     name: str
     """Its name, or that of the one being downloaded."""
     demo: bool
-    """Whether it is the demo model, which recognises a few hundred sentences."""
+    """Whether it is one that comes with the server, for trying things out."""
+    note: str | None
+    """What such a model is, in one sentence."""
     state: Literal[StoreState, LoadState]
     """Its state."""
     progress: Share | None
@@ -155,7 +157,9 @@ class ModelReport(TypedDict):
     bytes: Count | None
     """The file's size."""
     demo: bool
-    """Whether it is the demo model."""
+    """Whether it is one that comes with the server, for trying things out."""
+    note: str | None
+    """What such a model is, in one sentence."""
     languages: list[LanguageCode]
     """Its languages."""
 

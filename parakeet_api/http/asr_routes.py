@@ -16,16 +16,11 @@ from parakeet_api.formats.asr_api import (
     parse_asr_params,
     render_asr,
 )
-from parakeet_api.http.web import (
-    answer,
-    answer_error,
-    chosen_model,
-    client_gone,
-    received_file,
-    require_api_key,
-    services,
-    transcribe_upload,
-)
+from parakeet_api.http.auth import require_api_key
+from parakeet_api.http.error_answers import answer_error
+from parakeet_api.http.received_form import received_form
+from parakeet_api.http.services import chosen_model, client_gone, services
+from parakeet_api.http.transcription import answer, transcribe_upload
 from parakeet_api.served_models import ServedModel
 from parakeet_api.transcript import Word
 
@@ -34,8 +29,8 @@ asr_api.before_request(require_api_key)
 
 _FILE = "audio_file"
 _ENOUGH_WORDS = 40
-"""Words that tell a language for sure."""
-_LONGEST_OPENING_S = 600.0
+"""Words from which a language is certain."""
+_MAX_OPENING_S = 600.0
 """A film may begin with minutes of music."""
 
 
@@ -57,13 +52,13 @@ def asr() -> Response:
 
 @asr_api.post("/detect-language")
 def detect_language() -> DetectedLanguage:
-    """Tell the language of a recording's first words."""
+    """Detect the language of a recording's first words."""
     upload, model, params = _received()
     model.checkpoints.checkpoint()
     words: list[Word] = []
     gone = client_gone()
     with (
-        services().admission.place(cancelled=gone),
+        services().admission.slot(cancelled=gone),
         closing(
             model.pipeline.stream(
                 upload,
@@ -76,22 +71,22 @@ def detect_language() -> DetectedLanguage:
     ):
         for progress in stream:
             words.extend(progress.words)
-            if len(words) >= _ENOUGH_WORDS or progress.done_s >= _LONGEST_OPENING_S:
+            if len(words) >= _ENOUGH_WORDS or progress.done_s >= _MAX_OPENING_S:
                 break
     return describe_language(words, candidates=params.languages)
 
 
 @asr_api.errorhandler(AudioDecodeError)
 def name_the_field(error: AudioDecodeError) -> Response:
-    """Answer with the name that the file has here."""
+    """Answer with the name of the file's field, which is another one here."""
     error.param = _FILE
     return answer_error(error)
 
 
 def _received() -> tuple[Path, ServedModel, AsrParams]:
-    """Take the upload, its model and the parameters: the query's, or of some clients the form's."""
+    """Receive the upload, its model and the parameters, which some clients send in the form."""
     services().admission.refuse_if_full()
-    upload = received_file(_FILE)
-    parameters = CombinedMultiDict([request.args, request.form])
+    form = received_form(_FILE)
+    parameters = CombinedMultiDict([request.args, form.fields])
     model = chosen_model(parameters)
-    return upload, model, parse_asr_params(parameters, languages=model.languages)
+    return form.upload, model, parse_asr_params(parameters, languages=model.languages)

@@ -13,15 +13,11 @@ from parakeet_api.errors import (
     StoppingError,
 )
 from parakeet_api.formats.request_params import parse_params, read_field
-from parakeet_api.http.web import (
-    accepted_key_hash,
-    answer,
-    chosen_model,
-    received_file,
-    record,
-    require_api_key,
-    services,
-)
+from parakeet_api.http.auth import accepted_key_hash, require_api_key
+from parakeet_api.http.received_form import received_form
+from parakeet_api.http.request_log import record
+from parakeet_api.http.services import chosen_model, services
+from parakeet_api.http.transcription import answer
 from parakeet_api.jobs.job import (
     DEFAULT_LISTED,
     MAX_LISTED,
@@ -42,9 +38,9 @@ def submit() -> tuple[JobJson, int, dict[str, str]]:
     if services().admission.stopping:
         raise StoppingError
     services().jobs.refuse_if_full()
-    recording = received_file()
-    model = chosen_model(request.form)
-    params = parse_params(request.form, languages=model.languages, model=model.name)
+    form = received_form()
+    model = chosen_model(form.fields)
+    params = parse_params(form.fields, languages=model.languages, model=model.name)
     if params.stream:
         raise InvalidRequestError(
             "stream: a job has no stream. Ask for its progress, or send the recording to"
@@ -52,10 +48,10 @@ def submit() -> tuple[JobJson, int, dict[str, str]]:
             param="stream",
         )
     job = services().jobs.submit(
-        recording,
+        form.upload,
         params,
         owner=accepted_key_hash(),
-        webhook_url=read_field(request.form, "webhook_url") or None,
+        webhook_url=read_field(form.fields, "webhook_url") or None,
     )
     return job_object(job), 202, {"Location": url_for(".show", job_id=job.id)}
 
@@ -64,7 +60,7 @@ def submit() -> tuple[JobJson, int, dict[str, str]]:
 def list_jobs() -> JobList:
     """List the caller's jobs, newest first, without their results."""
     limit = _limit(request.args.get("limit") or str(DEFAULT_LISTED))
-    # One more than asked for tells whether there is another page.
+    # One more than requested shows whether there is another page.
     jobs = services().jobs.newest(
         owner=accepted_key_hash(), limit=limit + 1, after=request.args.get("after") or None
     )
@@ -77,8 +73,8 @@ def list_jobs() -> JobList:
 
 @job_api.get("/jobs/<job_id>")
 def show(job_id: str) -> JobJson:
-    """Tell how far a job is, with its result once it has one."""
-    # A client that asks every second would fill the log.
+    """Give a job's progress, with its result once it has one."""
+    # Clients poll once a second: at INFO they would fill the log.
     record().quiet = True
     return job_object(_job(job_id))
 

@@ -1,4 +1,4 @@
-"""What people and probes look at: the upload page and the server's health."""
+"""The upload page, and health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from parakeet_api.formats.status import (
     ModelStatus,
     Readiness,
 )
+from parakeet_api.http.auth import require_api_key
+from parakeet_api.http.services import Services, services
 from parakeet_api.http.start_report import report_start
-from parakeet_api.http.web import Services, require_api_key, services
 from parakeet_api.metrics import MEDIA_TYPE
 from parakeet_api.model.cuda import device_memory
 from parakeet_api.served_models import ServedModel
@@ -32,7 +33,7 @@ _PAGE_POLICY = (
 
 @pages.get("/")
 def page() -> Response:
-    """Serve the upload page, and make ready for the recording that will soon follow."""
+    """Serve the upload page, and prepare for the recording that will follow."""
     services().models.first.slot.prepare()
     response = Response(render_template("index.html"), content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _PAGE_POLICY
@@ -41,13 +42,13 @@ def page() -> Response:
 
 @pages.get("/health/simple")
 def alive() -> Response:
-    """Tell that the process answers, and nothing else."""
+    """Show that the process answers, and nothing else."""
     return Response("ok\n", content_type="text/plain; charset=utf-8")
 
 
 @pages.get("/ready")
 def ready() -> tuple[Readiness, int]:
-    """Tell whether a transcription could be served now, or why not."""
+    """Return whether a transcription could be served now, or the reason why not."""
     reason = _why_not_ready(services())
     return {"ready": reason is None, "reason": reason}, 503 if reason else 200
 
@@ -72,7 +73,7 @@ def metrics() -> Response:
 
 @pages.get("/health")
 def health() -> Health:
-    """Tell that the process is alive and how the models are; never waits for inference."""
+    """Give the state of the process and its models; never wait for inference."""
     wired = services()
     if not _is_verbose():
         return _health(wired)
@@ -124,6 +125,7 @@ def _model_status(model: ServedModel) -> ModelStatus:
     return {
         "name": model.name,
         "demo": known.is_demo if known else False,
+        "note": known.note if known else None,
         "state": manager.state if known else store.state,
         "progress": manager.progress if known else store.progress,
         "error": manager.error if known else store.error,
@@ -132,13 +134,13 @@ def _model_status(model: ServedModel) -> ModelStatus:
 
 
 def _memory_of(device: str | None) -> DeviceMemoryJson | None:
-    """Look at the card, bytes, once a model was loaded on one: before, nobody has opened it."""
+    """Give the GPU's memory, bytes, once a model was loaded on it: before that it is not opened."""
     if device is None or device == "cpu":
         return None
     try:
         memory = device_memory(device)
     except RuntimeError:
-        # A card in trouble answers nothing; how the models are is told all the same.
+        # A GPU that has failed does not answer; the rest of the health report does not need it.
         return None
     return {
         "used": memory.used,
@@ -156,7 +158,7 @@ def _why_not_ready(wired: Services) -> str | None:
         return error.message
     if not wired.decoder.is_usable:
         return "There is no ffmpeg to decode recordings with."
-    # After a while requests are let through again: the next one tries the load anew.
+    # After a while requests are admitted again: the next one repeats the load.
     manager = wired.models.first.slot
     if manager.failed_lately(ModelLoadError.retry_after_s):
         return manager.error

@@ -32,15 +32,17 @@ class ModelFile:
     bytes: int | None
     """The file's; `None` where there is none."""
     demo: bool
+    note: str | None
+    """What a bundled model is, in one sentence."""
     languages: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartReport:
-    """What an operator asks first when something is wrong."""
+    """What an operator needs first when something is wrong."""
 
     gpu: Gpu | None
-    """The card that would be used."""
+    """The GPU that would be used."""
     cores: int
     """Processor cores that this process may use."""
     memory: HostMemory | None
@@ -56,7 +58,7 @@ class StartReport:
                 f"  device     {self._device()}; DEVICE={self.settings.device}",
                 f"  memory     {self._memory()}",
                 f"  precision  {self.settings.precision} wanted, {self._decoding()} decoding",
-                *(f"  model      {_told(model)}" for model in self.models),
+                *(f"  model      {_line(model)}" for model in self.models),
                 f"  plan       {self._plan()}",
                 f"  requests   {self._requests()}",
                 "  settings",
@@ -106,7 +108,7 @@ class StartReport:
         reason = (
             "as measured on a CPU"
             if plan.memory_mb is None
-            else f"as a pass may take {plan.memory_mb:.0f} MB of the card: {plan.memory_limit}"
+            else f"as a pass may take {plan.memory_mb:.0f} MB of the GPU: {plan.memory_limit}"
         )
         permits = self.settings.max_concurrent_inferences
         for_clips = ", one of them for clips" if main_permits(permits) < permits else ""
@@ -151,6 +153,7 @@ def _file_of(model: ServedModel) -> ModelFile:
         path=checkpoint.path if checkpoint else None,
         bytes=_size_of(checkpoint.path) if checkpoint else None,
         demo=checkpoint.is_demo if checkpoint else False,
+        note=checkpoint.note if checkpoint else None,
         languages=tuple(sorted(model.languages)),
     )
 
@@ -183,6 +186,7 @@ def _model_json(model: ModelFile) -> ModelReport:
         "path": model.path.name if model.path else None,
         "bytes": model.bytes,
         "demo": model.demo,
+        "note": model.note,
         "languages": list(model.languages),
     }
 
@@ -199,9 +203,9 @@ def _plan_json(plan: InferencePlan, *, permits: int) -> PlanReport:
     }
 
 
-def _told(model: ModelFile) -> str:
+def _line(model: ModelFile) -> str:
     if model.path is None:
         return f"{model.name}: to be fetched as {model.model_id}"
     size = "gone" if model.bytes is None else f"{model.bytes / 1e6:,.0f} MB"
-    demo = "; DEMO MODEL" if model.demo else ""
-    return f"{model.name}: {model.path}, {size}, speaks {', '.join(model.languages)}{demo}"
+    note = f"; BUNDLED MODEL: {model.note}" if model.note else ""
+    return f"{model.name}: {model.path}, {size}, speaks {', '.join(model.languages)}{note}"

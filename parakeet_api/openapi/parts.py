@@ -47,6 +47,11 @@ HEADERS: Mapping[str, Json] = {
         "description": "The model of the response, once it is known.",
         "schema": {"type": "string"},
     },
+    "X-Parakeet-Model-Note": {
+        "description": "What that model is, in one sentence, where it is one that comes with the"
+        " server for trying things out; else left out.",
+        "schema": {"type": "string"},
+    },
     "X-Transcript-Warnings": {
         "description": "Problems that affect the transcript, as a JSON list of `Warning`; absent if"
         " there are none.",
@@ -121,7 +126,8 @@ def _refusal(classes: Sequence[type[ApiError]]) -> Json:
 
 
 def _headers() -> Json:
-    return _header("X-Request-Id") | _header("X-Parakeet-Model")
+    names = ("X-Request-Id", "X-Parakeet-Model", "X-Parakeet-Model-Note")
+    return {name: reference for header in names for name, reference in _header(header).items()}
 
 
 def _header(name: str) -> Json:

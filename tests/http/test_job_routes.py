@@ -28,7 +28,7 @@ from http_helpers import (
 )
 from webhook_receiver import Receiver
 
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 
 JOBS = "/v1/jobs"
 UNFINISHED = {"queued", "running"}

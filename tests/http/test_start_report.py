@@ -25,7 +25,7 @@ CARD_PLAN = InferencePlan(60, 8, 454.5, memory_mb=1500, memory_limit="MAX_CHUNK_
 
 PLAN_LINE = (
     "  plan       chunks of at most 60 s, batches of at most 8 chunks and 454 s, as a pass may take"
-    " 1500 MB of the card: MAX_CHUNK_MEMORY_MB; 3 at a time, one of them for clips"
+    " 1500 MB of the GPU: MAX_CHUNK_MEMORY_MB; 3 at a time, one of them for clips"
 )
 
 
@@ -36,6 +36,7 @@ def report(gpu: Gpu | None = None, **environ: str) -> StartReport:
         path=Path("/home/someone/models/mine.nemo"),
         bytes=2_400_000_000,
         demo=False,
+        note=None,
         languages=("de", "en"),
     )
     return StartReport(
@@ -113,8 +114,8 @@ def test_the_log_begins_with_it(server: Server) -> None:
 
     assert text.index("started with:") < text.index("listening on")
     assert "parakeet-tdt-demo-en: " in text
-    assert "DEMO_MODEL=always  [environment]" in text
-    assert "; DEMO MODEL" in text
+    assert "DEMO_MODEL=grammar  [environment]" in text
+    assert "; BUNDLED MODEL: model for tests; it understands" in text
 
 
 def test_health_tells_it_on_request(server: Server) -> None:
@@ -127,7 +128,7 @@ def test_health_tells_it_on_request(server: Server) -> None:
     assert (model["name"], model["demo"]) == ("parakeet-tdt-demo-en", True)
     assert model["bytes"] > 1_000_000
     assert told["report"]["memory"]["available"] > 0
-    assert {"name": "DEMO_MODEL", "value": "always", "origin": "environment"} in (
+    assert {"name": "DEMO_MODEL", "value": "grammar", "origin": "environment"} in (
         told["report"]["settings"]
     )
     error_of(request(server, "GET", "/health?verbose=maybe"), 400)

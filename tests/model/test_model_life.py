@@ -72,11 +72,11 @@ class TestColdStart:
 
         def fail() -> None:
             assert failing.wait(60)
-            raise RuntimeError("the card fell out")
+            raise RuntimeError("the GPU fell out")
 
         count.before = fail
         answers: list[httpx.Response] = []
-        settings = {"DEMO_MODEL": "always", "APP_THREADS": "50"}
+        settings = {"DEMO_MODEL": "grammar", "APP_THREADS": "50"}
         with served(tmp_path, **settings, MAX_CONCURRENT_INFERENCES="1") as here:
 
             def ask() -> None:
@@ -97,7 +97,7 @@ class TestColdStart:
             status = here.server.health()["model"]
             assert request(here.server, "GET", "/ready").status_code == 503
 
-        assert told == {"The model could not be loaded: the card fell out"}
+        assert told == {"The model could not be loaded: the GPU fell out"}
         assert (status["state"], status["error"]) == ("failed", told.pop())
 
 
@@ -108,7 +108,7 @@ class TestUnloading:
         sound = wav(np.random.default_rng(1).normal(0, 0.1, SAMPLE_RATE // 4))
         done, unloads = threading.Event(), []
         count = echoes.count_of(NAME)
-        with served(tmp_path, DEMO_MODEL="always", LOG_LEVEL="warning") as here:
+        with served(tmp_path, DEMO_MODEL="grammar", LOG_LEVEL="warning") as here:
             url = f"{here.server.url}{ENDPOINT}"
 
             def ask() -> None:
@@ -174,7 +174,8 @@ from pathlib import Path
 
 import numpy, psutil
 
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.checkpoints import CheckpointStore
 from parakeet_api.model.slot import ModelSlot
 from parakeet_api.model.loading import ModelOptions
@@ -257,7 +258,7 @@ class TestRecovery:
         def refuse(*_: Any) -> None:
             raise error
 
-        with served(tmp_path, DEMO_MODEL="always") as here:
+        with served(tmp_path, DEMO_MODEL="grammar") as here:
             with monkeypatch.context() as patch:
                 patch.setattr(shutil, "copyfileobj", refuse)
                 failure = error_of(transcribe(here.server, clips[4].path), 503)
