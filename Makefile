@@ -50,13 +50,13 @@ gpu: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.gpu $(if $(DRY_RUN),--dry-run) $(if $(OUTPUT),--output "$(OUTPUT)")
 
 screenshots: $(VENV)/.development
-	@$(BIN)/python -m pytest tests/test_page_journey.py --screenshots
+	@$(BIN)/python -m pytest tests/page/test_page_journey.py --screenshots
 
 fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 150
 fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
 fuzz-api: export SCHEMATHESIS_SEED ?= $(shell date +%s)
 fuzz-api: $(VENV)/.development
-	@$(BIN)/python -m pytest --timeout 3600 tests/test_schemathesis.py
+	@$(BIN)/python -m pytest --timeout 3600 tests/openapi/test_schemathesis.py
 
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity

@@ -29,21 +29,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from werkzeug.datastructures import MultiDict
 
-from parakeet_api.admission import Admission
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.batching import Batcher
-from parakeet_api.chunking import ChunkPolicy
-from parakeet_api.clip_desk import ClipDesk
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import check_filter, find_ffmpeg
 from parakeet_api.command_line import plan_outputs, transcribe_files
-from parakeet_api.cuda import DeviceMemory, GraphVerdict, device_memory, limit_device_memory
-from parakeet_api.devices import (
-    Gpu,
-    InferencePlan,
-    available_cores,
-    find_gpu,
-    main_permits,
-    plan_inference,
-)
 from parakeet_api.errors import (
     CheckpointError,
     DeviceLostError,
@@ -51,26 +39,39 @@ from parakeet_api.errors import (
     ModelLoadError,
     SettingsError,
 )
-from parakeet_api.ffmpeg import check_filter, find_ffmpeg
-from parakeet_api.http_server import GracefulStop, bind, create_server
-from parakeet_api.job_runner import transcriber
-from parakeet_api.jobs import Jobs, workers_for
+from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, read_track
+from parakeet_api.http.admission import Admission
+from parakeet_api.http.clip_desk import ClipDesk
+from parakeet_api.http.routes import create_app
+from parakeet_api.http.server import GracefulStop, bind, create_server
+from parakeet_api.http.start_report import report_start
+from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
+from parakeet_api.http.web import Services
+from parakeet_api.jobs.runner import transcriber
+from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
-from parakeet_api.memory import has_room
 from parakeet_api.metrics import Metrics
-from parakeet_api.model_manager import ModelManager
-from parakeet_api.model_pool import ModelPool, Resident
-from parakeet_api.model_store import ModelStore
-from parakeet_api.models import Model, Models
-from parakeet_api.nemo_model import ModelOptions, import_libraries
+from parakeet_api.model.batching import Batcher
+from parakeet_api.model.checkpoints import ModelStore
+from parakeet_api.model.cuda import DeviceMemory, GraphVerdict, device_memory, limit_device_memory
+from parakeet_api.model.devices import (
+    Gpu,
+    InferencePlan,
+    available_cores,
+    decoding_workers,
+    find_gpu,
+    main_permits,
+    plan_inference,
+)
+from parakeet_api.model.memory import has_room
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.model_pool import ModelPool, Resident
+from parakeet_api.model.nemo_model import ModelOptions, import_libraries
+from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.pipeline import Pipeline
-from parakeet_api.recognizer import NemoRecognizer, Recognizer
-from parakeet_api.request_params import ResponseFormat, TranscriptionParams, read_track
-from parakeet_api.routes import create_app
+from parakeet_api.served_models import Model, Models
 from parakeet_api.settings import Settings, model_basename
-from parakeet_api.start_report import report_start
-from parakeet_api.uploads import prepare_uploads, sweep_uploads
-from parakeet_api.web import Services
+from parakeet_api.speech.chunking import ChunkPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,6 +110,7 @@ def build_services(
         executable=ffmpeg,
         max_seconds=settings.max_audio_hours * 3600,
         audio_filter=settings.denoise_filter if settings.enable_ffmpeg_denoise else None,
+        workers=decoding_workers(gpu, available_cores()),
     )
     models = _build_models(
         settings,

@@ -27,8 +27,8 @@ from flask import Flask, request
 from waitress import server as waitress
 
 from benchmarks.fidelity import DEMO_MODEL
-from parakeet_api.audio import find_ffmpeg
-from parakeet_api.nemo_model import import_libraries
+from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.model.nemo_model import import_libraries
 
 CHUNK_S = 120.0
 OVERLAP_S = 30.0

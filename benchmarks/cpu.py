@@ -25,11 +25,11 @@ import torch
 
 from benchmarks.fidelity import SPEECH
 from benchmarks.full_size import FULL, write_checkpoint
-from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
-from parakeet_api.devices import available_cores
-from parakeet_api.encoder import encode
-from parakeet_api.nemo_model import EncoderPrecision, LoadedModel, ModelOptions, load_model
-from parakeet_api.recognizer import NemoRecognizer
+from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.model.devices import available_cores
+from parakeet_api.model.encoder import encode
+from parakeet_api.model.nemo_model import EncoderPrecision, LoadedModel, ModelOptions, load_model
+from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 
 PRECISIONS: tuple[EncoderPrecision, ...] = ("fp32", "bf16", "int8")

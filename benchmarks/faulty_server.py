@@ -73,8 +73,8 @@ def set_clock(watched: Watched) -> None:
 
 def make_recognizer_fail(watched: Watched) -> None:
     """Let `NemoRecognizer.recognize` do what it is told."""
-    from parakeet_api.batching import padded_s
-    from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
+    from parakeet_api.model.batching import padded_s
+    from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
     from parakeet_api.transcript import Chunk, Word
 
     recognize: Callable[[NemoRecognizer, Sequence[Chunk]], list[list[Word]]]
@@ -98,7 +98,7 @@ def trim_when_told() -> None:
     """Give free memory back to the system on SIGUSR1; what is left is in use, or leaks."""
 
     def trim(*_: object) -> None:
-        from parakeet_api.heap import trim_heap
+        from parakeet_api.model.heap import trim_heap
 
         gc.collect()
         trim_heap()

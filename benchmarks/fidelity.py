@@ -23,13 +23,13 @@ from pathlib import Path
 import jiwer
 import numpy as np
 
-from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
-from parakeet_api.chunking import ChunkPolicy, plan_chunks
-from parakeet_api.nemo_model import ModelOptions
-from parakeet_api.recognizer import NemoRecognizer, Recognizer
+from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.model.nemo_model import ModelOptions
+from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.settings import Settings
-from parakeet_api.speech_gate import heard_words
-from parakeet_api.stitching import Stitcher
+from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
+from parakeet_api.speech.speech_gate import heard_words
+from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
 
 ROOT = Path(__file__).resolve().parent.parent

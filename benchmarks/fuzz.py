@@ -33,11 +33,11 @@ from typing import Any, cast
 
 from app import build_services
 from benchmarks.fidelity import ROOT, SPEECH
-from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.errors import ApiError, AudioDecodeError, ServiceUnavailableError
-from parakeet_api.http_server import Channel, Server, bind, create_server
+from parakeet_api.http.routes import create_app
+from parakeet_api.http.server import Channel, Server, bind, create_server
 from parakeet_api.pipeline import Pipeline
-from parakeet_api.routes import create_app
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript
 

@@ -38,8 +38,8 @@ import numpy as np
 import psutil
 
 from benchmarks.fidelity import ROOT, SPEECH
-from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
-from parakeet_api.nemo_model import ModelInfo
+from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.model.nemo_model import ModelInfo
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Token, Word
 
 PASS_S = 0.015
@@ -98,8 +98,8 @@ def _word(start_s: float, number: int) -> Word:
 def serve(batch_size: int) -> None:
     """Serve as `app.py` does on a GPU of 141 GB, with the recognizer that sleeps."""
     import app
-    from parakeet_api.devices import Gpu, available_cores
     from parakeet_api.logs import set_up_logging
+    from parakeet_api.model.devices import Gpu, available_cores
     from parakeet_api.settings import Settings
 
     vars(app)["_load"] = lambda *_, **__: SleepingRecognizer()

@@ -9,9 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from parakeet_api.errors import ApiError, SettingsError
+from parakeet_api.formats.rendering import render
+from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.pipeline import Pipeline, Progress
-from parakeet_api.rendering import render
-from parakeet_api.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.settings import Settings
 
 _EXTENSIONS: Mapping[ResponseFormat, str] = {

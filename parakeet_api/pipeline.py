@@ -14,14 +14,14 @@ from typing import Protocol
 
 import numpy as np
 
-from parakeet_api.audio import FfmpegDecoder, TrackChoice
-from parakeet_api.chunking import ChunkPolicy, plan_chunks
-from parakeet_api.language_detection import detect_language
+from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
 from parakeet_api.metrics import Metrics
-from parakeet_api.segmentation import split_into_segments
 from parakeet_api.settings import Settings
-from parakeet_api.speech_gate import heard_words
-from parakeet_api.stitching import Stitcher
+from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
+from parakeet_api.speech.language_detection import detect_language
+from parakeet_api.speech.segmentation import split_into_segments
+from parakeet_api.speech.speech_gate import heard_words
+from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import (
     SAMPLE_RATE,
     Caveat,

@@ -11,16 +11,16 @@ from typing import Any, cast
 
 import pytest
 from conftest import ROOT, Server
-from test_model_manager import Model, Models
+from model_helpers import Model, Models
 from waitress import wasyncore
 
 import app
-from parakeet_api.http_server import bind, create_server
-from parakeet_api.model_store import ModelStore
-from parakeet_api.routes import create_app
+from parakeet_api.http.routes import create_app
+from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.web import Services
+from parakeet_api.model.checkpoints import ModelStore
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
-from parakeet_api.web import Services
 
 
 @dataclass(frozen=True)

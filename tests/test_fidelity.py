@@ -25,8 +25,8 @@ from benchmarks.fidelity import (
     start_shifts,
     transcribe,
 )
-from parakeet_api.audio import FfmpegDecoder
-from parakeet_api.recognizer import NemoRecognizer
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Pcm, Word, join_words
 
 MINUTES = 4

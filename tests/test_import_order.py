@@ -1,121 +1,51 @@
-"""The package's reading order: the table of design.md, held."""
+"""The package's architecture: its rooms in their order, as CONTRIBUTING.md's table has them."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pytest
 from conftest import ROOT
 
 import parakeet_api
 
 ORDER = (
-    "errors",
-    "api_keys",
-    "languages",
-    "settings",
-    "logs",
-    "metrics",
-    "transcript",
-    "clip_link",
-    "language_detection",
-    "card_check",
-    "devices",
-    "media_info",
-    "timeline",
-    "downmix",
-    "levels",
-    "media_files",
-    "sound_files",
-    "ffmpeg",
-    "audio",
-    "chunking",
-    "cuda",
-    "nemo_internals",
-    "encoder",
-    "token_decoder",
-    "nemo_model",
-    "heap",
-    "recognizer",
-    "memory",
-    "speech_gate",
-    "model_store",
-    "model_manager",
-    "model_pool",
-    "stitching",
-    "batch_queue",
-    "batching",
-    "admission",
-    "background",
-    "segmentation",
-    "subtitles",
-    "pipeline",
-    "models",
-    "start_report",
-    "request_params",
-    "rendering",
-    "server_sent_events",
-    "asr_api",
-    "command_line",
-    "job",
-    "job_store",
-    "job_runner",
-    "webhooks",
-    "jobs",
-    "uploads",
-    "upload_form",
-    "openapi_schemas",
-    "openapi_examples",
-    "openapi_parts",
-    "openapi",
-    "proxies",
-    "clip_front",
-    "url_spellings",
-    "web",
-    "rate_limits",
-    "cross_origin",
-    "openai_routes",
-    "asr_routes",
-    "job_routes",
-    "admin_routes",
-    "pages",
-    "docs_routes",
-    "routes",
-    "http_server",
-    "clip_desk",
+    *("errors", "languages", "settings", "logs", "metrics", "transcript"),
+    *("audio", "speech", "model", "pipeline", "served_models", "formats", "command_line"),
+    *("jobs", "openapi", "http"),
 )
-"""A module imports only from those before it."""
+"""Packages and modules of `parakeet_api`: each imports only from those before it."""
 
 PURE = frozenset(
     {
-        "batch_queue",
         "errors",
-        "api_keys",
+        "languages",
         "settings",
         "transcript",
-        "languages",
-        "media_info",
-        "timeline",
-        "downmix",
-        "levels",
-        "url_spellings",
-        "chunking",
-        "speech_gate",
-        "stitching",
-        "segmentation",
-        "subtitles",
-        "request_params",
-        "rendering",
-        "asr_api",
-        "job",
-        "openapi",
-        "openapi_examples",
-        "openapi_parts",
-        "openapi_schemas",
+        "audio.downmix",
+        "audio.levels",
+        "audio.media_info",
+        "audio.timeline",
+        "speech.chunking",
+        "speech.segmentation",
+        "speech.speech_gate",
+        "speech.stitching",
+        "model.batch_queue",
+        "formats.asr_api",
+        "formats.rendering",
+        "formats.request_params",
+        "formats.subtitles",
+        "jobs.job",
+        "openapi.document",
+        "openapi.examples",
+        "openapi.parts",
+        "openapi.schemas",
+        "http.api_keys",
+        "http.url_spellings",
     }
 )
 """They do no I/O, start no thread and read no clock."""
@@ -123,47 +53,34 @@ PURE = frozenset(
 IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio", "concurrent"})
 
 OWNERS = {
-    "torch": (
-        "card_check",
-        "cuda",
-        "nemo_internals",
-        "encoder",
-        "token_decoder",
-        "nemo_model",
-        "recognizer",
-    ),
-    "nemo": ("nemo_internals", "nemo_model"),
-    "omegaconf": ("nemo_model",),
-    "subprocess": ("devices", "ffmpeg", "clip_desk"),
-    "soundfile": ("sound_files",),
-    "soxr": ("sound_files",),
-    "flask": (
-        "web",
-        "rate_limits",
-        "cross_origin",
-        "openai_routes",
-        "asr_routes",
-        "job_routes",
-        "admin_routes",
-        "pages",
-        "docs_routes",
-        "routes",
-    ),
-    "flask_limiter": ("rate_limits",),
-    "werkzeug": ("upload_form", "proxies", "web", "asr_routes"),
-    "waitress": ("http_server",),
-    "cuda": ("devices", "nemo_internals"),
-    "huggingface_hub": ("model_store",),
-    "py3langid": ("language_detection",),
-    "sqlite3": ("job_store",),
-    "httpx": ("webhooks",),
+    "torch": ("model",),
+    "nemo": ("model.nemo_internals", "model.nemo_model"),
+    "omegaconf": ("model.nemo_model",),
+    "cuda": ("model.devices", "model.nemo_internals"),
+    "huggingface_hub": ("model.checkpoints",),
+    "subprocess": ("audio.ffmpeg", "model.devices", "http.clip_desk"),
+    "soundfile": ("audio.sound_files",),
+    "soxr": ("audio.sound_files",),
+    "py3langid": ("speech.language_detection",),
+    "sqlite3": ("jobs.store",),
+    "httpx": ("jobs.webhooks",),
+    "flask": ("http",),
+    "flask_limiter": ("http.rate_limits",),
+    "werkzeug": ("http",),
+    "waitress": ("http.server",),
 }
-"""Packages that only these modules may know."""
+"""Packages of others that only these packages or modules import."""
 
 HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid"})
 """Imported inside functions: they take seconds, or may be absent."""
 
 PACKAGE = ROOT / "parakeet_api"
+ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+MODULES = tuple(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.stem != "__init__"
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +88,7 @@ class Import:
     """An import statement of one module."""
 
     name: str
-    """Dotted: `numpy.typing`, `parakeet_api.errors`."""
+    """Dotted: `numpy.typing`, `parakeet_api.errors`, `parakeet_api.model.cuda`."""
     when: str
     """`start`, `call` (inside a function), or `never` (for type checkers alone)."""
 
@@ -179,9 +96,24 @@ class Import:
     def top(self) -> str:
         return self.name.partition(".")[0]
 
+    @property
+    def own(self) -> str | None:
+        """The module of ours, as in `MODULES`; `None` for others and for the version."""
+        name = self.name.removeprefix("parakeet_api.")
+        return name if name in MODULES else None
+
+
+def tree_of(module: str) -> ast.Module:
+    path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8"))
+
 
 def imports_of(module: str) -> list[Import]:
-    return list(_walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")), "start"))
+    return list(_walk(tree_of(module), "start"))
+
+
+def own_imports_of(module: str) -> set[str]:
+    return {i.own for i in imports_of(module) if i.own is not None}
 
 
 def _walk(node: ast.AST, when: str) -> Iterator[Import]:
@@ -200,70 +132,107 @@ def _walk(node: ast.AST, when: str) -> Iterator[Import]:
 
 def _names(node: ast.ImportFrom, when: str) -> Iterator[Import]:
     source = node.module or ""
-    if node.level or source == "parakeet_api":
+    assert not node.level, "imports are absolute"
+    if source == "parakeet_api" or source.removeprefix("parakeet_api.") in ROOMS:
         # What is imported may be a module itself.
-        yield from (Import(f"parakeet_api.{alias.name}", when) for alias in node.names)
+        yield from (Import(f"{source}.{alias.name}", when) for alias in node.names)
     else:
         yield Import(source, when)
 
 
-def test_every_module_has_its_place_in_the_order() -> None:
-    assert sorted(ORDER) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
-    assert set(ORDER) >= PURE
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def test_the_package_is_flat() -> None:
-    assert [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE] == []
+def test_every_room_has_its_place_in_the_order() -> None:
+    assert {room_of(module) for module in MODULES} == set(ORDER)
+    assert set(MODULES) >= PURE
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_a_module_imports_only_from_rows_above_it(module: str) -> None:
-    own = {i.name.split(".")[1] for i in imports_of(module) if i.top == "parakeet_api"}
-    about_the_package = {name for name in own if name in vars(parakeet_api) and name not in ORDER}
+def test_a_room_imports_only_from_those_before_it() -> None:
+    upwards = [
+        f"{module} imports {own}"
+        for module in MODULES
+        for own in own_imports_of(module)
+        if ORDER.index(room_of(own)) > ORDER.index(room_of(module))
+    ]
 
-    assert own - about_the_package <= set(ORDER[: ORDER.index(module)])
-
-
-@pytest.mark.parametrize("module", ORDER)
-def test_a_package_is_known_to_its_owner_alone(module: str) -> None:
-    known = {i.top for i in imports_of(module)} & OWNERS.keys()
-
-    assert known <= {package for package, owners in OWNERS.items() if module in owners}
+    assert upwards == []
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_heavy_packages_are_imported_inside_functions(module: str) -> None:
-    assert {i.top for i in imports_of(module) if i.when == "start"} & HEAVY == set()
+def test_no_modules_import_each_other() -> None:
+    order = list(graphlib.TopologicalSorter({m: own_imports_of(m) for m in MODULES}).static_order())
+
+    assert set(order) == set(MODULES)
 
 
-@pytest.mark.parametrize("module", sorted(PURE))
-def test_pure_modules_import_no_thread_no_clock_and_no_system(module: str) -> None:
-    assert {i.top for i in imports_of(module)} & IMPURE == set()
+def test_a_package_of_others_is_imported_by_its_owner_alone() -> None:
+    strangers = [
+        f"{module} imports {package}"
+        for module in MODULES
+        for package in {i.top for i in imports_of(module)} & OWNERS.keys()
+        if not {module, room_of(module)} & set(OWNERS[package])
+    ]
+
+    assert strangers == []
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_no_module_reads_the_environment_itself(module: str) -> None:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    taken = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "os"]
+def test_heavy_packages_are_imported_inside_functions() -> None:
+    at_start = [
+        f"{module} imports {i.name}"
+        for module in MODULES
+        for i in imports_of(module)
+        if i.when == "start" and i.top in HEAVY
+    ]
 
-    assert used & {"os.environ", "os.environb", "os.getenv", "os.putenv"} == set()
-    assert taken == [], "write os.name, so that this test sees it"
+    assert at_start == []
+
+
+def test_pure_modules_import_no_thread_no_clock_and_no_system() -> None:
+    impure = [
+        f"{module} imports {i.name}"
+        for module in sorted(PURE)
+        for i in imports_of(module)
+        if i.top in IMPURE
+    ]
+
+    assert impure == []
+
+
+def test_no_module_reads_the_environment_itself() -> None:
+    for module in MODULES:
+        tree = tree_of(module)
+        used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        taken = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "os"]
+
+        assert used & {"os.environ", "os.environb", "os.getenv", "os.putenv"} == set(), module
+        assert taken == [], f"{module}: write os.name, so that this test sees it"
+
+
+def test_each_room_says_what_lives_there() -> None:
+    for room in ROOMS:
+        tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+        doc = ast.get_docstring(tree) or ""
+
+        assert len(tree.body) == 1, f"{room}/__init__.py holds a docstring alone"
+        assert "imports" in doc.lower(), f"{room}/__init__.py says what it may import"
 
 
 def test_the_walk_sees_every_kind_of_import() -> None:
-    recognizer = set(imports_of("recognizer"))
+    recognizer = set(imports_of("model.recognizer"))
 
     assert Import("itertools", "start") in recognizer
     assert Import("parakeet_api.transcript", "start") in recognizer
     assert {Import("torch", "never"), Import("torch", "call")} <= recognizer
-    assert Import("parakeet_api.__version__", "start") in imports_of("pages")
+    assert Import("parakeet_api.__version__", "start") in imports_of("http.pages")
+    assert "model.cuda" in own_imports_of("model.memory")
+    assert parakeet_api.__version__
 
 
 def test_importing_everything_needs_no_torch_no_ffmpeg_and_no_environment() -> None:
     program = (
         "import importlib, sys\n"
-        f"for name in {ORDER!r}: importlib.import_module('parakeet_api.' + name)\n"
+        f"for name in {MODULES!r}: importlib.import_module('parakeet_api.' + name)\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
 

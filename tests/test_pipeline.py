@@ -1,92 +1,24 @@
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import ROOT, Clip, decode, encode, whole
+from pipeline_helpers import Counting, ffmpegs, pipeline_of
 
-from parakeet_api.audio import FfmpegDecoder, find_ffmpeg
-from parakeet_api.batching import Batcher, RequestCancelled
-from parakeet_api.chunking import ChunkPolicy
-from parakeet_api.devices import plan_inference
+from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.errors import AudioDecodeError, AudioTooLongError
-from parakeet_api.nemo_model import ModelInfo
-from parakeet_api.pipeline import Pipeline
-from parakeet_api.recognizer import NemoRecognizer, Recognizer
-from parakeet_api.settings import Settings
+from parakeet_api.model.batching import RequestCancelled
+from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word, join_words
 
 SPEECH = ROOT / "samples" / "speech"
-
-
-@contextmanager
-def pipeline_of(
-    recognizer: Recognizer,
-    *,
-    leased: Callable[[], None] = lambda: None,
-    max_seconds: float = 12 * 3600,
-    **environ: str,
-) -> Iterator[Pipeline]:
-    settings = Settings.from_env(environ)
-
-    @contextmanager
-    def lease() -> Iterator[Recognizer]:
-        leased()
-        yield recognizer
-
-    plan = plan_inference(settings, None)
-    batcher = Batcher(lease, plan=plan, permits=settings.max_concurrent_inferences)
-    pipeline = Pipeline(
-        decoder=FfmpegDecoder(executable=find_ffmpeg(), max_seconds=max_seconds),
-        batcher=batcher,
-        policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
-        settings=settings,
-    )
-    try:
-        yield pipeline
-    finally:
-        pipeline.close()
-        batcher.close()
-
-
-class Counting:
-    """A stand-in for the model where its words do not matter: one word a second."""
-
-    info = ModelInfo("cpu", "fp32", "", 0, "greedy")
-
-    def __init__(self) -> None:
-        self.chunks = 0
-
-    def close(self) -> None:
-        """Hold nothing."""
-
-    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
-        self.chunks += len(chunks)
-        return [
-            [
-                Word(f"w{second}.", second + 0.1, second + 0.4)
-                for second in range(-(-chunk.start // SAMPLE_RATE), chunk.end // SAMPLE_RATE)
-            ]
-            for chunk in chunks
-        ]
-
-
-def ffmpegs() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children():
-        # One may just have ended.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ffmpeg" in process.name():
-                found.append(process)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +216,7 @@ MEASURE = textwrap.dedent(
     """
     import resource, sys
     from pathlib import Path
-    from test_pipeline import Counting, pipeline_of
+    from pipeline_helpers import Counting, pipeline_of
     with pipeline_of(Counting()) as pipeline:
         transcript = pipeline.transcribe(Path(sys.argv[1]))
     print(len(transcript.words), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

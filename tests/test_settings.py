@@ -4,17 +4,16 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from settings_tables import ALL_NAMES, FIELDS, OF_THE_IMAGE, READMES, readme_rows
 
 from parakeet_api.errors import SettingsError
-from parakeet_api.settings import Settings, variable_name, without_passwords
+from parakeet_api.settings import Settings, without_passwords
 
 PROMISE: dict[str, object] = {
     "API_KEY": (),
@@ -88,11 +87,7 @@ PROMISE: dict[str, object] = {
 """What people's compose files rely on: names, misspelt ones included, and defaults, on a card that
 is not small."""
 
-OF_THE_IMAGE = {"PUID", "PGID", "PYTORCH_CUDA_ALLOC_CONF"}
-"""Promised as well; something else than `settings` reads them."""
 
-FIELDS = {variable_name(f): f for f in dataclasses.fields(Settings) if f.metadata}
-ALL_NAMES = [name for f in FIELDS.values() for name in f.metadata["names"]]
 DEFAULTS = Settings.from_env({}, detected_vram_gb=12.6)
 DERIVED = {name for name, _, origin in DEFAULTS.describe() if origin == "preset"}
 
@@ -194,24 +189,6 @@ def test_an_empty_variable_is_not_set(text: str) -> None:
 
 def test_unknown_variables_are_ignored() -> None:
     assert Settings.from_env({"PATH": "/bin", "CHUNK": "x"}) == Settings.from_env({})
-
-
-READMES = ("README.md", "README.zh-CN.md")
-
-
-def readme_rows(readme: str) -> dict[str, str]:
-    """Read a README's table: variable -> default, as written."""
-    rows: dict[str, str] = {}
-    for line in (ROOT / readme).read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
-        names = re.fullmatch(r"`[A-Z_]+`(, `[A-Z_]+`)*", cells[0]) if len(cells) > 1 else None
-        if names is None:
-            continue
-        variables = re.findall(r"[A-Z_]+", cells[0])
-        defaults = cells[1].split(", ", len(variables) - 1)
-        # One default may stand for all: `PUID`, `PGID` | 1000.
-        rows |= itertools.zip_longest(variables, defaults, fillvalue=defaults[0])
-    return rows
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -21,13 +21,13 @@ import pytest
 import torch
 from conftest import ROOT, Clip, Server, running_server, wait_for
 from http_helpers import transcribe, wait_until
-from test_settings import FIELDS
+from settings_tables import FIELDS
 
 from app import build_services
-from parakeet_api.recognizer import NemoRecognizer, Recognizer
+from parakeet_api.http.web import Services
+from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Chunk, Word
-from parakeet_api.web import Services
 
 
 @contextmanager
@@ -300,13 +300,13 @@ EFFECTS = {
         "test_operations.py::TestStopping::test_what_does_not_end_in_time_is_cancelled"
     ),
     "MODELS": "test_several_models.py::TestChoice::test_both_transcribe",
-    "MODEL_ID": "test_model_store.py::test_models_on_disk_have_an_order",
-    "MODEL_PATH": "test_model_store.py::test_model_path_is_used_and_nothing_else",
-    "MODELS_DIR": "test_model_store.py::test_models_on_disk_have_an_order",
+    "MODEL_ID": "test_checkpoints.py::test_models_on_disk_have_an_order",
+    "MODEL_PATH": "test_checkpoints.py::test_model_path_is_used_and_nothing_else",
+    "MODELS_DIR": "test_checkpoints.py::test_models_on_disk_have_an_order",
     "MODEL_LANGUAGES": "test_http.py::TestParameters::test_the_languages_of_a_model_can_be_told",
-    "DEMO_MODEL": "test_model_store.py::test_the_demo_model_can_be_forced",
+    "DEMO_MODEL": "test_checkpoints.py::test_the_demo_model_can_be_forced",
     "HF_ENDPOINT": (
-        "test_model_store.py::test_a_model_is_downloaded_into_the_models_folder_and_ready"
+        "test_checkpoints.py::test_a_model_is_downloaded_into_the_models_folder_and_ready"
     ),
     "ENABLE_LAZY_LOAD": (
         "test_settings_effects.py::test_the_model_is_loaded_before_serving_unless_that_may_wait"
@@ -408,7 +408,8 @@ def test_every_setting_has_a_test_of_its_effect() -> None:
 @pytest.mark.parametrize("name", sorted(set(EFFECTS.values())))
 def test_every_test_of_an_effect_is_there(name: str) -> None:
     file, *path = name.split("::")
-    body = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8")).body
+    [module] = (ROOT / "tests").rglob(file)
+    body = ast.parse(module.read_text(encoding="utf-8")).body
     for part in path:
         found = [
             node

@@ -45,7 +45,8 @@ IDLE_WITHIN_S = 400.0
 WARM_UP = 0.25
 """Share of the last life, for each of 84 threads to have had requests."""
 JUDGED_FROM_S = 600.0
-"""Memory is judged over such a time; over less it is told."""
+"""Memory and threads are judged over such a time, and reported over less: pools start their threads
+when they first need them, and after a second not every one of them had reason to."""
 MOST_GROWTH = 0.05
 """Of resident memory, from one quiet moment to another, without what is free but kept by the C
 library: by its fragments it still goes up and down a little. A leak of 5 KB a request would be more
@@ -141,9 +142,10 @@ class Fire:
 
     def _check_growth(self) -> None:
         (warm_at, warm), (end_at, end) = self.measured[WARM], self.measured[END]
-        if replace(warm, resident_mb=0) != replace(end, resident_mb=0):
-            self.journal.find("leak", f"{warm} became {end}")
         judged = end_at - warm_at >= JUDGED_FROM_S
+        grown = replace(end, resident_mb=0, threads=end.threads if judged else warm.threads)
+        if replace(warm, resident_mb=0) != grown:
+            self.journal.find("leak", f"{warm} became {end}")
         if judged and end.resident_mb > warm.resident_mb * (1 + MOST_GROWTH):
             self.journal.find("leak", f"{warm.resident_mb:.0f} MB became {end.resident_mb:.0f} MB")
 

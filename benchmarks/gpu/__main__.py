@@ -23,9 +23,9 @@ from benchmarks.gpu import Bench, Extent
 from benchmarks.gpu.children import Child, Outcomes, Schedule, findings
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.sections import DRY_EXTENT, Section, sections
-from parakeet_api.card_check import CardReport
-from parakeet_api.devices import advice, available_cores
-from parakeet_api.nemo_model import import_libraries
+from parakeet_api.model.devices import advice, available_cores
+from parakeet_api.model.gpu_check import CardReport
+from parakeet_api.model.nemo_model import import_libraries
 
 LIMIT_S = 460.0
 """Of the whole program on a GPU; what is not done then is not measured."""
@@ -178,7 +178,7 @@ def summary(outcomes: Outcomes, seconds: float) -> list[str]:
 
 def _look_at(device: str) -> CardReport:
     """Run a kernel in a process of its own: this one would keep memory of the GPU."""
-    command = [sys.executable, "-m", "parakeet_api.card_check", device]
+    command = [sys.executable, "-m", "parakeet_api.model.gpu_check", device]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return CardReport.from_json(done.stdout)
 

@@ -19,10 +19,10 @@ from benchmarks.fidelity import DEMO_MODEL
 from benchmarks.full_size import Shape, write_checkpoint
 from benchmarks.gpu import Bench
 from benchmarks.gpu.report import Report, batch_name
-from parakeet_api.cuda import turn_on
-from parakeet_api.encoder import Staged, encode
-from parakeet_api.nemo_model import EncoderPrecision
-from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
+from parakeet_api.model.cuda import turn_on
+from parakeet_api.model.encoder import Staged, encode
+from parakeet_api.model.nemo_model import EncoderPrecision
+from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
 GROWTH_MB = 64

@@ -21,11 +21,11 @@ from benchmarks.cpu import beginning
 from benchmarks.gpu import Bench
 from benchmarks.gpu.correctness import relative_error
 from benchmarks.gpu.report import Report, batch_name, library_figure, nemo_figure
-from parakeet_api.cuda import current, is_memory_shortage, turn_on
-from parakeet_api.devices import activations_mb
-from parakeet_api.encoder import encode
-from parakeet_api.nemo_model import import_libraries
-from parakeet_api.recognizer import NemoRecognizer, OutOfDeviceMemoryError
+from parakeet_api.model.cuda import current, is_memory_shortage, turn_on
+from parakeet_api.model.devices import activations_mb
+from parakeet_api.model.encoder import encode
+from parakeet_api.model.nemo_model import import_libraries
+from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import Chunk
 
 _SHORTEST_S = 1.0

@@ -1,0 +1,110 @@
+"""Read plain wav and flac files in this process: a clip is recognised faster than ffmpeg starts.
+
+Only what leaves no question is read here. Whatever is unusual, long or damaged is left to ffmpeg,
+which runs under limits and in a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from parakeet_api.audio.downmix import Downmix, Mono
+from parakeet_api.audio.levels import level_of, round_to_pcm, to_pcm
+from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
+
+_MOST_FRAMES = 60 * 48_000
+"""Longest clip that is read at once, in frames of its own rate: a minute at 48 kHz, 23 MB of
+floats. Beyond it ffmpeg's start (25 ms) no longer counts."""
+_BLOCK = 30 * SAMPLE_RATE
+_MOST_CHANNELS = 2
+"""How more are mixed is a question of their places."""
+_RATES = range(8_000, 192_001)
+_FORMATS = frozenset({"WAV", "WAVEX", "FLAC"})
+_ENCODINGS = frozenset({"PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"})
+_FINE = frozenset({"PCM_24", "PCM_32", "FLOAT"})
+"""Encodings that are finer than 16 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A recording that is read without a process."""
+
+    seconds: float
+    blocks: Generator[Pcm]
+    caveats: tuple[Caveat, ...] = ()
+
+
+def open_sound(path: Path) -> Sound | None:
+    """Open a plain wav or flac file; `None` for anything that ffmpeg should look at.
+
+    Any wav file of 16-bit samples at 16 kHz, mono, is read as a stream; other rates, stereo and
+    flac are read whole, if they are short, and converted.
+    """
+    if not _is_wav_or_flac(path):
+        return None
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not _is_plain(file):
+                return None
+            seconds = file.frames / file.samplerate
+            if _needs_no_conversion(file):
+                return Sound(seconds, _read(path))
+            return _converted(file, seconds) if file.frames <= _MOST_FRAMES else None
+    except soundfile.SoundFileError:
+        return None
+
+
+def _is_wav_or_flac(path: Path) -> bool:
+    """Look at the first bytes: the library itself would try two dozen formats."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head.startswith(b"fLaC") or (head[:4], head[8:]) == (b"RIFF", b"WAVE")
+
+
+def _is_plain(file: soundfile.SoundFile) -> bool:
+    return (
+        file.format in _FORMATS
+        and file.subtype in _ENCODINGS
+        and file.channels <= _MOST_CHANNELS
+        and file.samplerate in _RATES
+        # 0 where a recorder did not go back to write it.
+        and file.frames > 0
+    )
+
+
+def _needs_no_conversion(file: soundfile.SoundFile) -> bool:
+    return (file.format, file.subtype, file.channels, file.samplerate) == (
+        "WAV",
+        "PCM_16",
+        1,
+        SAMPLE_RATE,
+    )
+
+
+def _read(path: Path) -> Generator[Pcm]:
+    with soundfile.SoundFile(path) as file:
+        while len(block := file.read(_BLOCK, dtype="int16")):
+            yield block
+
+
+def _converted(file: soundfile.SoundFile, seconds: float) -> Sound | None:
+    """Decode, mix and resample a whole file; `None` if it is not as long as it says."""
+    frames = file.read(dtype="float32", always_2d=True)
+    if len(frames) != file.frames:
+        return None
+    downmix = Downmix(file.samplerate)
+    mono: Mono = np.concatenate(list(downmix.mix([frames])))
+    if file.samplerate != SAMPLE_RATE:
+        mono = soxr.resample(mono, file.samplerate, SAMPLE_RATE)
+    if file.subtype in _FINE:
+        pcm = to_pcm([mono], most=lambda: 1.0, measure=lambda: level_of([mono]))
+    else:
+        pcm = iter([round_to_pcm(mono)])
+    samples = np.concatenate(list(pcm))
+    return Sound(seconds, (block for block in (samples,)), tuple(downmix.caveats()))

@@ -1,0 +1,119 @@
+"""How many requests are worked on at a time, and the line of those that wait for their turn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from parakeet_api.errors import QueueFullError, StoppingError
+from parakeet_api.metrics import Metrics
+from parakeet_api.model.batching import RequestCancelled
+
+_POLL_S = 0.5
+"""How often a waiting request looks whether its client is still there."""
+
+
+class Admission:
+    """Places for the requests that are worked on; first come, first served."""
+
+    def __init__(self, *, active: int, waiting: int, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
+        self._most_active = active
+        self._most_waiting = waiting
+        self._changed = threading.Condition()
+        self._active = 0
+        self._line: deque[object] = deque()
+        self._stopping = False
+
+    @contextmanager
+    def place(
+        self,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_wait: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[None]:
+        """Hold a place while a request is worked on.
+
+        `on_wait` is told the position in the line, from 1, each time it changes. Raises
+        `QueueFullError` at once if too many wait, `StoppingError` if the server is about to stop,
+        `RequestCancelled` if the client goes.
+        """
+        asked = time.monotonic()
+        ticket = self._queue_up()
+        try:
+            self._wait(ticket, cancelled, on_wait)
+        except BaseException:
+            with self._changed:
+                self._line.remove(ticket)
+                self._changed.notify_all()
+            raise
+        self._metrics.request_wait_seconds.observe(time.monotonic() - asked)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._active -= 1
+                self._changed.notify_all()
+
+    def refuse_if_full(self) -> None:
+        """Raise what `place` would raise at once: before an upload is looked at."""
+        with self._changed:
+            self._refuse_if_full()
+
+    def stop(self) -> None:
+        """Refuse all who come from now on; those who are in line are still served."""
+        with self._changed:
+            self._stopping = True
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Wait until nobody is worked on or waits; tell whether that came true in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not (self._active or self._line), timeout_s)
+
+    @property
+    def stopping(self) -> bool:
+        """Tell whether the server is about to stop."""
+        return self._stopping
+
+    def counts(self) -> tuple[int, int]:
+        """Count the requests that are worked on, and those that wait."""
+        with self._changed:
+            return self._active, len(self._line)
+
+    def _queue_up(self) -> object:
+        ticket = object()
+        with self._changed:
+            self._refuse_if_full()
+            self._line.append(ticket)
+        return ticket
+
+    def _refuse_if_full(self) -> None:
+        if self._stopping:
+            raise StoppingError
+        if self._active + len(self._line) >= self._most_active + self._most_waiting:
+            raise QueueFullError("Too many requests are waiting. Try again in a few seconds.")
+
+    def _wait(
+        self, ticket: object, cancelled: Callable[[], bool], on_wait: Callable[[int], None]
+    ) -> None:
+        """Wait until the ticket is the first and a place is free; leave the line for it."""
+        position = 0
+        while True:
+            with self._changed:
+                if self._line[0] is ticket and self._active < self._most_active:
+                    self._line.popleft()
+                    self._active += 1
+                    # The next one has moved up.
+                    self._changed.notify_all()
+                    return
+                was, position = position, self._line.index(ticket) + 1
+                if was == position:
+                    self._changed.wait(_POLL_S)
+            # Outside the lock: both may take their time.
+            if was != position:
+                on_wait(position)
+            if cancelled():
+                raise RequestCancelled

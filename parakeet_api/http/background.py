@@ -1,0 +1,95 @@
+"""Work in a thread of its own, whose consumer is told also that nothing happens."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from typing import TypeVar
+
+from parakeet_api.model.batching import RequestCancelled
+
+Item = TypeVar("Item")
+Emit = Callable[[Item], None]
+Cancelled = Callable[[], bool]
+
+_POLL_S = 0.5
+"""How often both sides look whether the other, or the client, is still there."""
+_MOST_WAITING = 16
+"""Items that may wait for a slow reader; then the work waits as well, and memory stays bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The work's last message."""
+
+    error: Exception | None
+
+
+def in_background(
+    work: Callable[[Emit[Item], Cancelled], None], *, gone: Cancelled, silence_s: float
+) -> Generator[Item | None]:
+    """Run `work(emit, cancelled)`; yield what it emits, and `None` after each `silence_s` s.
+
+    Raises what `work` raised, and `RequestCancelled` once `gone` turns true. Closing the generator
+    makes `cancelled` true and waits for the work to end.
+    """
+    waiting: Queue[Item | _End] = Queue(_MOST_WAITING)
+    stopped = threading.Event()
+
+    def cancelled() -> bool:
+        return stopped.is_set() or gone()
+
+    def put(item: Item | _End) -> None:
+        while not cancelled():
+            try:
+                waiting.put(item, timeout=_POLL_S)
+            except Full:
+                continue
+            return
+        raise RequestCancelled
+
+    def run() -> None:
+        try:
+            work(put, cancelled)
+            put(_End(None))
+        except RequestCancelled:
+            # The consumer sees for itself that the client has gone, or has gone itself.
+            return
+        # A thread's border: the error is the consumer's.
+        except Exception as error:
+            with contextlib.suppress(RequestCancelled):
+                put(_End(error))
+
+    worker = threading.Thread(target=run, name="stream", daemon=True)
+    worker.start()
+    try:
+        yield from _received(waiting, gone, silence_s)
+    finally:
+        stopped.set()
+        worker.join()
+
+
+def _received(
+    waiting: Queue[Item | _End], gone: Cancelled, silence_s: float
+) -> Generator[Item | None]:
+    told = time.monotonic()
+    while True:
+        try:
+            item = waiting.get(timeout=min(_POLL_S, silence_s))
+        except Empty:
+            if gone():
+                raise RequestCancelled from None
+            if time.monotonic() - told < silence_s:
+                continue
+            yield None
+        else:
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+        told = time.monotonic()

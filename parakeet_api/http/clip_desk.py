@@ -1,0 +1,234 @@
+"""The processes that receive clips, seen from the one with the model: started, served, replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from parakeet_api.http.clip_front import FrontOptions, Wanted
+from parakeet_api.http.clip_link import (
+    LinkClosedError,
+    Values,
+    pack_words,
+    receive,
+    receive_socket,
+    send,
+)
+from parakeet_api.http.server import Server
+from parakeet_api.http.web import CLIENT_CLOSED_REQUEST, RequestRecord, Services
+from parakeet_api.model.batching import RequestCancelled
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
+
+logger = logging.getLogger(__name__)
+
+_PROGRAM = (sys.executable, "-m", "parakeet_api.http.clip_front")
+_ENDING_S = 5.0
+"""How long a process may take to end once it has lost its control."""
+_PAUSE_S = 1.0
+"""Before a process that has ended is started again."""
+
+
+class ClipDesk:
+    """Keep processes that receive clips, and let their clips be recognised."""
+
+    def __init__(
+        self,
+        services: Services,
+        server: Server,
+        *,
+        listener: socket.socket,
+        ffmpeg: str,
+    ) -> None:
+        self._services = services
+        self._server = server
+        self._listener = listener
+        settings = services.settings
+        processes = settings.clip_processes
+        self._options = FrontOptions(
+            settings=settings,
+            ffmpeg=str(Path(ffmpeg).absolute()),
+            longest_chunk_s=services.plan.longest_chunk_s,
+            # Connections are not spread evenly over the processes: each may have twice its share.
+            threads=2 * math.ceil(settings.app_threads / max(1, processes)),
+        )
+        self._closed = threading.Event()
+        self._cancelled = False
+        self._counting = threading.Lock()
+        self._ready = self._under_way = 0
+        self._controls: set[socket.socket] = set()
+        self._keepers = [
+            threading.Thread(target=self._keep, name=f"clip-front-{number}", daemon=True)
+            for number in range(processes)
+        ]
+
+    def start(self) -> None:
+        """Start the processes; they take the connections as soon as they are ready."""
+        if not self._keepers:
+            return
+        self._server.accepts_elsewhere = lambda: self._ready > 0
+        for keeper in self._keepers:
+            keeper.start()
+
+    def under_way(self) -> int:
+        """Count the clips that are recognised or wait."""
+        return self._under_way
+
+    def cancel(self) -> None:
+        """Let the clips see that nobody waits for them any more."""
+        self._cancelled = True
+
+    def close(self) -> None:
+        """Let the processes end."""
+        self._closed.set()
+        for control in [*self._controls]:
+            with contextlib.suppress(OSError):
+                control.shutdown(socket.SHUT_RDWR)
+        for keeper in self._keepers:
+            keeper.join()
+
+    def _keep(self) -> None:
+        """Start a process, serve it until it ends, and start it again."""
+        while not self._closed.is_set():
+            control, theirs = socket.socketpair()
+            with control:
+                with theirs:
+                    process = self._start(theirs)
+                self._controls.add(control)
+                try:
+                    self._serve(control)
+                finally:
+                    self._controls.discard(control)
+            _end(process)
+            if not self._closed.is_set():
+                logger.warning(
+                    "a process that receives clips ended with status %d, and is started again",
+                    process.returncode,
+                )
+                self._closed.wait(_PAUSE_S)
+
+    def _start(self, control: socket.socket) -> subprocess.Popen[bytes]:
+        passed = (self._listener.fileno(), control.fileno())
+        return subprocess.Popen(
+            [*_PROGRAM, *map(str, passed)],
+            # Where `-m` finds the package, wherever the service was started.
+            cwd=Path(__file__).resolve().parents[2],
+            stdin=subprocess.DEVNULL,
+            pass_fds=passed,
+        )
+
+    def _serve(self, control: socket.socket) -> None:
+        """Take what a process sends over its control, until it ends."""
+        with contextlib.suppress(LinkClosedError):
+            send(control, ("options",), pickle.dumps(self._options))
+            receive(control)
+            with self._counting:
+                self._ready += 1
+            try:
+                while True:
+                    sock, (kind, address), data = receive_socket(control)
+                    if kind == "connection":
+                        self._server.adopt(sock, address, bytes(data))
+                    else:
+                        threading.Thread(
+                            target=self._serve_link, args=(sock,), name="clip", daemon=True
+                        ).start()
+            finally:
+                with self._counting:
+                    self._ready -= 1
+                # Connections that wait are accepted here while there is no such process.
+                self._server.pull_trigger()
+
+    def _serve_link(self, link: socket.socket) -> None:
+        """Do what one thread of a process asks for, one thing after the other."""
+        with link, contextlib.suppress(LinkClosedError):
+            while True:
+                (kind, *asked), data = receive(link)
+                if kind == "describe":
+                    send(link, self._description(*asked))
+                else:
+                    self._recognize(link, data, Wanted(*asked))
+
+    def _description(self, name: str) -> Values:
+        try:
+            model = self._services.models.named(name)
+            checkpoint = model.store.checkpoint()
+        except Exception as error:
+            # A thread's border: it is raised again where the request is passed on to.
+            return "failed", repr(error)
+        return "model", model.name, checkpoint.name, sorted(model.languages)
+
+    def _recognize(self, link: socket.socket, data: bytearray, wanted: Wanted) -> None:
+        metrics = self._services.metrics
+        samples = np.frombuffer(data, np.int16)
+        record = RequestRecord(
+            id=wanted.request_id,
+            client=wanted.client,
+            method="POST",
+            path=wanted.path,
+            endpoint=wanted.path,
+            metrics=metrics,
+        )
+        with self._counting:
+            self._under_way += 1
+        try:
+            words = self._words(
+                wanted.model, samples, cancelled=lambda: self._cancelled or _is_gone(link)
+            )
+            record.audio_s = len(samples) / SAMPLE_RATE
+            metrics.audio_seconds.inc(record.audio_s)
+            send(link, ("words", pack_words(words)))
+        except (RequestCancelled, LinkClosedError):
+            record.finish(CLIENT_CLOSED_REQUEST)
+            raise LinkClosedError from None
+        except Exception as error:
+            # A thread's border, as above.
+            send(link, ("failed", repr(error)))
+        else:
+            record.finish(200)
+        finally:
+            with self._counting:
+                self._under_way -= 1
+
+    def _words(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> list[Word]:
+        model = self._services.models.named(name)
+        model.store.checkpoint()
+        chunk = Chunk(0, 0, samples, 0, len(samples))
+        with (
+            self._services.admission.place(cancelled=cancelled),
+            # An operator who wants to unload the model is told that it is in use.
+            model.pipeline.counted(),
+        ):
+            return [
+                word
+                for _, words in model.batcher.recognize([chunk], cancelled=cancelled)
+                for word in words
+            ]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that is about to end."""
+    try:
+        process.wait(_ENDING_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _is_gone(link: socket.socket) -> bool:
+    """Tell whether the other side has closed a link on which nothing is sent meanwhile."""
+    try:
+        return link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

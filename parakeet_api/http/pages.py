@@ -1,0 +1,162 @@
+"""What people and probes look at: the upload page and the server's health."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flask import Blueprint, Response, render_template, request
+
+from parakeet_api import __version__
+from parakeet_api.audio.decoder import FILE_EXTENSIONS
+from parakeet_api.errors import ApiError, ModelLoadError
+from parakeet_api.formats.request_params import read_boolean
+from parakeet_api.http.start_report import report_start
+from parakeet_api.http.web import Services, require_api_key, services
+from parakeet_api.metrics import MEDIA_TYPE
+from parakeet_api.model.cuda import device_memory
+from parakeet_api.served_models import Model
+
+pages = Blueprint("pages", __name__)
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src 'self' data:; media-src 'self' blob:; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+)
+
+
+@pages.get("/")
+def page() -> Response:
+    """Serve the upload page, and make ready for the recording that will soon follow."""
+    services().models.first.manager.prepare()
+    response = Response(render_template("index.html"), content_type="text/html; charset=utf-8")
+    response.headers["Content-Security-Policy"] = _PAGE_POLICY
+    return response
+
+
+@pages.get("/health/simple")
+def alive() -> Response:
+    """Tell that the process answers, and nothing else."""
+    return Response("ok\n", content_type="text/plain; charset=utf-8")
+
+
+@pages.get("/ready")
+def ready() -> tuple[dict[str, Any], int]:
+    """Tell whether a transcription could be served now, or why not."""
+    reason = _why_not_ready(services())
+    return {"ready": reason is None, "reason": reason}, 503 if reason else 200
+
+
+@pages.get("/metrics")
+def metrics() -> Response:
+    """Give the metrics to Prometheus; with a key, where keys are set."""
+    require_api_key()
+    wired = services()
+    first = wired.models.first
+    info = first.manager.info
+    wired.metrics.info.info(
+        {
+            "version": __version__,
+            "model": first.name,
+            "device": info.device if info else "",
+            "precision": info.precision if info else "",
+        }
+    )
+    return Response(wired.metrics.exposition(), content_type=MEDIA_TYPE)
+
+
+@pages.get("/health")
+def health() -> dict[str, Any]:
+    """Tell that the process is alive and how the models are; never waits for inference."""
+    wired = services()
+    if not _is_verbose():
+        return _health(wired)
+    require_api_key()
+    report = report_start(wired.settings, models=wired.models, gpu=wired.gpu, plan=wired.plan)
+    return {**_health(wired), "report": report.body()}
+
+
+def _is_verbose() -> bool:
+    return read_boolean(request.args, "verbose", default=False)
+
+
+def _health(wired: Services) -> dict[str, Any]:
+    settings, plan, models = wired.settings, wired.plan, wired.models
+    info, device = models.first.manager.info, models.device()
+    active, waiting = wired.admission.counts()
+    return {
+        "status": "ok",
+        "version": __version__,
+        "model": _model_status(models.first),
+        "models": [_model_status(model) for model in models],
+        "device": device or ("cuda" if wired.gpu else "cpu"),
+        "device_memory": _memory_of(device),
+        "precision": info.precision if info else None,
+        "queue": {
+            "active_requests": active,
+            "waiting_requests": waiting,
+            "waiting_chunks": models.waiting_chunks(),
+        },
+        "jobs": _jobs_status(wired),
+        "limits": {
+            "max_upload_mb": settings.max_upload_mb,
+            "max_audio_hours": settings.max_audio_hours,
+            "longest_chunk_s": plan.longest_chunk_s,
+            "batch_size": plan.batch_size,
+            "extensions": FILE_EXTENSIONS,
+        },
+        "subtitles": {
+            "line_length": settings.preferred_line_length,
+            "lines": settings.max_subtitle_lines,
+            "max_duration_s": settings.max_subtitle_duration_s,
+        },
+    }
+
+
+def _model_status(model: Model) -> dict[str, Any]:
+    store, manager = model.store.status, model.manager
+    known = store.checkpoint
+    return {
+        "name": model.name,
+        "demo": known.is_demo if known else False,
+        "state": manager.state if known else store.state,
+        "progress": manager.progress if known else store.progress,
+        "error": manager.error if known else store.error,
+        "languages": sorted(model.languages),
+    }
+
+
+def _memory_of(device: str | None) -> dict[str, int] | None:
+    """Look at the card, bytes, once a model was loaded on one: before, nobody has opened it."""
+    if device is None or device == "cpu":
+        return None
+    try:
+        return dataclasses.asdict(device_memory(device))
+    except RuntimeError:
+        # A card in trouble answers nothing; how the models are is told all the same.
+        return None
+
+
+def _why_not_ready(wired: Services) -> str | None:
+    try:
+        wired.admission.refuse_if_full()
+        wired.models.first.store.checkpoint()
+    except ApiError as error:
+        return error.message
+    if not wired.decoder.is_usable:
+        return "There is no ffmpeg to decode recordings with."
+    # After a while requests are let through again: the next one tries the load anew.
+    manager = wired.models.first.manager
+    if manager.failed_lately(ModelLoadError.retry_after_s):
+        return manager.error
+    return None
+
+
+def _jobs_status(wired: Services) -> dict[str, Any]:
+    counts, fault = wired.jobs.counts, wired.jobs.fault
+    return {
+        "queued": counts.queued,
+        "running": counts.running,
+        "error": fault.message if fault else None,
+    }

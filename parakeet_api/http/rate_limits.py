@@ -1,0 +1,72 @@
+"""How often a client may ask for a transcription: by its key, else by its address."""
+
+from __future__ import annotations
+
+import math
+import time
+from ipaddress import ip_address, ip_network
+
+from flask import Flask, Response, request
+from flask_limiter import Limiter
+from flask_limiter.errors import RateLimitExceeded
+from limits.errors import ConfigurationError
+
+from parakeet_api.errors import RateLimitError, SettingsError
+from parakeet_api.http.web import accepted_key_hash, answer_error
+from parakeet_api.settings import Settings
+
+_IPV6_CLIENT_BITS = 64
+"""A client with IPv6 has so many addresses to itself as the other half of them counts."""
+
+
+def limit_rates(app: Flask, settings: Settings) -> None:
+    """Refuse with 429 what is above `RATE_LIMIT`, before an upload is looked at.
+
+    Where the storage fails, each process counts for itself until it is back. Raises
+    `SettingsError` for a storage whose package is not installed.
+    """
+    if settings.rate_limit is None:
+        return
+    try:
+        limiter = Limiter(
+            _client,
+            app=app,
+            application_limits=[settings.rate_limit],
+            # All transcribing is a POST, and no other request costs anything.
+            application_limits_exempt_when=lambda: (
+                request.method != "POST" or request.blueprint == "admin"
+            ),
+            strategy="moving-window",
+            storage_uri=settings.rate_limit_storage,
+            in_memory_fallback_enabled=True,
+            fail_on_first_breach=True,
+            key_prefix="parakeet",
+        )
+    except ConfigurationError as error:
+        raise SettingsError(
+            f"RATE_LIMIT_STORAGE needs a package that is not here: pip install redis ({error})"
+        ) from error
+
+    def refuse(_: RateLimitExceeded) -> Response:
+        breached = [limit for limit in limiter.current_limits if limit.breached]
+        reset_at = max((limit.reset_at for limit in breached), default=0.0)
+        error = RateLimitError(f"Rate limit reached: {settings.rate_limit}. Try again later.")
+        error.retry_after_s = max(1, math.ceil(reset_at - time.time()))
+        return answer_error(error)
+
+    app.register_error_handler(RateLimitExceeded, refuse)
+
+
+def _client() -> str:
+    """Name who is counted. A wrong key is not: one could make up a new one for each request."""
+    return accepted_key_hash() or _network(request.remote_addr or "unknown")
+
+
+def _network(address: str) -> str:
+    try:
+        version = ip_address(address).version
+    except ValueError:
+        return address
+    if version == 4:  # noqa: PLR2004
+        return address
+    return str(ip_network(f"{address}/{_IPV6_CLIENT_BITS}", strict=False))

@@ -1,0 +1,171 @@
+"""What the server was started with: device, memory, models, plan and every setting."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main_permits
+from parakeet_api.model.memory import HostMemory, host_memory
+from parakeet_api.served_models import Model, Models
+from parakeet_api.settings import Settings
+
+_GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """A model that requests can name, and its file."""
+
+    name: str
+    model_id: str
+    """What is fetched where there is no file."""
+    path: Path | None
+    """`None` while it is fetched."""
+    bytes: int | None
+    """The file's; `None` where there is none."""
+    demo: bool
+    languages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartReport:
+    """What an operator asks first when something is wrong."""
+
+    gpu: Gpu | None
+    """The card that would be used."""
+    cores: int
+    """Processor cores that this process may use."""
+    memory: HostMemory | None
+    models: tuple[ModelFile, ...]
+    plan: InferencePlan
+    settings: Settings
+
+    def text(self) -> str:
+        """Write the report for the log."""
+        return "\n".join(
+            [
+                "started with:",
+                f"  device     {self._device()}; DEVICE={self.settings.device}",
+                f"  memory     {self._memory()}",
+                f"  precision  {self.settings.precision} wanted, {self._decoding()} decoding",
+                *(f"  model      {_told(model)}" for model in self.models),
+                f"  plan       {self._plan()}",
+                f"  requests   {self._requests()}",
+                "  settings",
+                *(
+                    f"    {name}={value or '(empty)'}  [{origin}]"
+                    for name, value, origin in self.settings.describe()
+                ),
+            ]
+        )
+
+    def body(self) -> dict[str, Any]:
+        """Give the report as JSON: of paths the last part alone."""
+        settings = self.settings
+        return {
+            "device": {
+                "wanted": settings.device,
+                "card": dataclasses.asdict(self.gpu) if self.gpu else None,
+                "cores": self.cores,
+            },
+            "memory": dataclasses.asdict(self.memory) if self.memory else None,
+            "precision": settings.precision,
+            "decoding": self._decoding(),
+            "models": [
+                dataclasses.asdict(model) | {"path": model.path.name if model.path else None}
+                for model in self.models
+            ],
+            "plan": {
+                **dataclasses.asdict(self.plan),
+                "permits": settings.max_concurrent_inferences,
+            },
+            "settings": [
+                {"name": name, "value": value, "origin": origin}
+                for name, value, origin in settings.describe(whole_paths=False)
+            ],
+        }
+
+    def _device(self) -> str:
+        cores = f"{self.cores} processor cores"
+        return f"{self.gpu.name}, {self.gpu.total_gb:.1f} GB; {cores}" if self.gpu else cores
+
+    def _memory(self) -> str:
+        if self.memory is None:
+            return "unknown"
+        available, total = self.memory.available / _GIB, self.memory.total / _GIB
+        return f"{available:.1f} of {total:.1f} GiB available"
+
+    def _decoding(self) -> str:
+        beam = f"beam of {self.settings.beam_size}"
+        return "greedy" if self.settings.decoding_strategy == "greedy" else beam
+
+    def _plan(self) -> str:
+        plan = self.plan
+        reason = (
+            "as measured on a CPU"
+            if plan.memory_mb is None
+            else f"as a pass may take {plan.memory_mb:.0f} MB of the card: {plan.memory_limit}"
+        )
+        permits = self.settings.max_concurrent_inferences
+        for_clips = ", one of them for clips" if main_permits(permits) < permits else ""
+        return (
+            f"chunks of at most {plan.longest_chunk_s:.0f} s, batches of at most"
+            f" {plan.batch_size} chunks and {plan.batch_s:.0f} s, {reason};"
+            f" {permits} at a time{for_clips}"
+        )
+
+    def _requests(self) -> str:
+        settings = self.settings
+        processes = (
+            f"; {settings.clip_processes} processes receive clips"
+            if settings.clip_processes
+            else ""
+        )
+        return (
+            f"{settings.app_threads} at a time, {settings.max_queued_requests} more may wait"
+            f"{processes}"
+        )
+
+
+def report_start(
+    settings: Settings, *, models: Models, gpu: Gpu | None, plan: InferencePlan
+) -> StartReport:
+    """Look at what there is, without waiting for a load or for inference."""
+    return StartReport(
+        gpu=gpu,
+        cores=available_cores(),
+        memory=host_memory(),
+        models=tuple(_file_of(model) for model in models),
+        plan=plan,
+        settings=settings,
+    )
+
+
+def _file_of(model: Model) -> ModelFile:
+    checkpoint = model.store.status.checkpoint
+    return ModelFile(
+        name=model.name,
+        model_id=model.store.model_id,
+        path=checkpoint.path if checkpoint else None,
+        bytes=_size_of(checkpoint.path) if checkpoint else None,
+        demo=checkpoint.is_demo if checkpoint else False,
+        languages=tuple(sorted(model.languages)),
+    )
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _told(model: ModelFile) -> str:
+    if model.path is None:
+        return f"{model.name}: to be fetched as {model.model_id}"
+    size = "gone" if model.bytes is None else f"{model.bytes / 1e6:,.0f} MB"
+    demo = "; DEMO MODEL" if model.demo else ""
+    return f"{model.name}: {model.path}, {size}, speaks {', '.join(model.languages)}{demo}"

@@ -1,0 +1,337 @@
+"""Which device there is, and how much audio it takes at once.
+
+Asks the CUDA driver first, which takes no memory and no import of torch. Only where it has a card,
+a process of its own tries that: the one that serves holds nothing of it while no model is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from parakeet_api.errors import SettingsError
+from parakeet_api.model.gpu_check import CardReport
+from parakeet_api.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_NO_DEVICE = 100
+"""The driver's CUDA_ERROR_NO_DEVICE."""
+_CHECK = (sys.executable, "-m", "parakeet_api.model.gpu_check")
+_CHECK_LIMIT_S = 90.0
+"""Importing torch takes 2 s, and from a slow disk a minute."""
+_ADVICE = {
+    "Found no NVIDIA driver": (
+        "torch finds no NVIDIA driver: install one; a container needs `--gpus all`"
+    ),
+    "driver on your system is too old": (
+        "the NVIDIA driver ({driver}) is too old for CUDA {cuda}: install a newer one ({said})"
+    ),
+    "driver version is insufficient": (
+        "the NVIDIA driver ({driver}) is too old for CUDA {cuda}: install a newer one"
+    ),
+    "no kernel image": (
+        "torch has no kernels for {name} ({capability}), only for {architectures}: install a torch"
+        " that has, or use DEVICE=cpu"
+    ),
+    "ARCH_MISMATCH": (
+        "cuBLAS has no kernels for {name} ({capability}): install a torch that has, or use"
+        " DEVICE=cpu"
+    ),
+    "out of memory": "{name} is full: `nvidia-smi` lists the programs that fill it ({said})",
+    "ALLOC_FAILED": "{name} is full: `nvidia-smi` lists the programs that fill it ({said})",
+    "No CUDA GPUs are available": (
+        "torch sees no card: look at CUDA_VISIBLE_DEVICES and `nvidia-smi -L`"
+    ),
+    "invalid device ordinal": (
+        "torch has no card of that number: look at CUDA_VISIBLE_DEVICES and `nvidia-smi -L`"
+    ),
+    "busy or unavailable": (
+        "{name} is taken by another program alone: `nvidia-smi -c DEFAULT` lets programs share it"
+    ),
+}
+"""What torch says, in part, and what to tell a person; the first that fits."""
+
+_CPU_CHUNK_S = 30.0
+"""Measured on two cores with the demo model: an hour takes 12.9 s in 30 s windows, 13.3 s in 20 s,
+16.1 s in 60 s and 39 s in 120 s; attention is quadratic."""
+_CUDA_CHUNK_S = 60.0
+"""Below it the encoder's memory grows linearly, and a card is busy with a few of them."""
+_CPU_BATCH_S = 60.0
+"""A CPU gains nothing from batches of long chunks, and others would wait for them."""
+
+_LINEAR_MB_PER_S = 3.3
+_QUADRATIC_MB_PER_S2 = 0.019
+"""Peak activations of the 0.6 B encoder in half precision for a batch of B chunks padded to S
+seconds: max(3.3 MB x B x S, 19 kB x B x S^2). The first term is the subsampling convolution."""
+
+_WEIGHTS_GB = 1.25
+"""The 0.6 B model with its encoder in half precision."""
+_RESERVE_GB = 0.7
+"""CUDA's context, the decoder, and what torch's allocator cannot use."""
+_DECODER_GB_PER_S = 34e-6
+"""What the token decoder's graphs hold for each second of the largest batch of longest chunks: 12.5
+frames of 640 floats, and ten tokens with their frames for each."""
+_GRAPHED_S = ((22.0, 246.0), (15.0, 123.0), (8.0, 31.0))
+"""From how many GB on, how many seconds of audio a batch may have whose encoder pass is a graph:
+4 chunks of a minute, 2, or one of half a minute. Smaller GPUs have no memory to spare for it."""
+_GRAPHS_GB = 0.25
+"""The encoder's graphs themselves: up to 54 of 2,000 kernels each."""
+_SHARE_OF_FREE = 0.8
+"""The rest is for what other programs take later, and what the formula above does not know."""
+_MOST_DECODERS = 4
+"""Of one recording: they decode an hour in some 1.5 s."""
+_MANY_CORES = 4
+_LEAST_PASS_MB = 64.0
+"""19 s of audio: below it chunks would be too short to be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A CUDA card on which a kernel has run."""
+
+    name: str
+    total_gb: float
+    """Gigabytes of 1e9 bytes."""
+    free_gb: float | None = None
+    """When it was tried, beside a CUDA context; `None` = all of it."""
+    device: str = "cuda:0"
+    driver: str | None = None
+    """NVIDIA's number of it, where the system tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferencePlan:
+    """How much the model is given at once."""
+
+    longest_chunk_s: float
+    """Seconds of audio in one chunk, at most."""
+    batch_size: int
+    """Chunks in one forward pass, at most."""
+    batch_s: float
+    """Seconds of audio in one forward pass, padding included, at most; one chunk always fits."""
+    memory_mb: float | None = None
+    """Megabytes of the card that a pass may take, from which the rest follows; `None` on a CPU."""
+    memory_limit: str | None = None
+    """What leaves it no more."""
+    graphed_s: float = 0.0
+    """Seconds of audio that a batch may have, padding included, whose encoder pass is a graph."""
+
+
+class CardError(Exception):
+    """The card cannot be used; the message is one line that says why, and what to do."""
+
+
+class NoCardError(CardError):
+    """There is none, or no driver for it."""
+
+
+def find_gpu(device: str) -> Gpu | None:
+    """Find the CUDA card that `DEVICE` means and run a kernel on it; `None` = use the CPU.
+
+    Takes seconds where there is a card, and no time where there is none. Raises `SettingsError`
+    if a card was asked for by name and cannot be used.
+    """
+    if device == "cpu":
+        return None
+    ordinal = int(device.partition(":")[2] or 0)
+    try:
+        _look_for_card(ordinal)
+        return _try_card(f"cuda:{ordinal}")
+    except CardError as error:
+        if device != "auto":
+            raise SettingsError(f"DEVICE={device!r} cannot be used: {error}") from error
+        if not isinstance(error, NoCardError):
+            logger.warning("the CPU takes over, the CUDA card cannot be used: %s", error)
+        return None
+
+
+def _look_for_card(ordinal: int) -> None:
+    """Ask the driver whether it has a card of that number. Raises `CardError`."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise NoCardError("the package cuda-python is missing: install requirements.txt") from error
+    try:
+        outcome = int(driver.cuInit(0)[0])
+    except RuntimeError as error:
+        # The bindings raise it where they find no libcuda.
+        raise NoCardError(
+            "there is no NVIDIA driver: install it; a container needs the NVIDIA Container Toolkit"
+            " and `--gpus all`"
+        ) from error
+    if outcome == _NO_DEVICE:
+        raise NoCardError("the NVIDIA driver sees no card: `nvidia-smi` should list it")
+    if outcome != 0:
+        raise CardError(
+            f"the NVIDIA driver does not start (CUDA error {outcome}): restart the machine after an"
+            " update of the driver, and see what `nvidia-smi` says"
+        )
+    if int(driver.cuDeviceGet(ordinal)[0]) != 0:
+        raise NoCardError(f"the NVIDIA driver has no card number {ordinal}: see `nvidia-smi -L`")
+
+
+def _try_card(device: str) -> Gpu:
+    """Run a kernel on the card, in a process of its own. Raises `CardError`."""
+    report = _run_check(device)
+    if report.error is not None:
+        raise CardError(advice(report))
+    gpu = Gpu(report.name, report.total_bytes / 1e9, report.free_bytes / 1e9, device, report.driver)
+    logger.info(
+        "a kernel ran on %s: %s (%s), %.1f of %.1f GB free, driver %s",
+        device,
+        gpu.name,
+        report.capability,
+        gpu.free_gb,
+        gpu.total_gb,
+        report.driver or "unknown",
+    )
+    return gpu
+
+
+def _run_check(device: str) -> CardReport:
+    try:
+        done = subprocess.run(
+            [*_CHECK, device],
+            # Where `-m` finds the package, wherever the service was started.
+            cwd=Path(__file__).resolve().parents[2],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_CHECK_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CardError(
+            f"no kernel ran on it within {_CHECK_LIMIT_S:.0f} s: see what `nvidia-smi` says, and"
+            " restart the machine if that hangs too"
+        ) from error
+    try:
+        return CardReport.from_json(done.stdout)
+    except (ValueError, TypeError, KeyError) as error:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise CardError(
+            f"the program that tries it ended with status {done.returncode} and said: {said}"
+        ) from error
+
+
+def advice(report: CardReport) -> str:
+    """Say in one line why a card cannot be used, and what to do."""
+    said = report.error or ""
+    if report.cuda is None:
+        return "this torch was built for CPUs: install the one of requirements.txt from PyPI"
+    for part, told in _ADVICE.items():
+        if part in said:
+            return told.format(
+                said=said,
+                name=report.name,
+                cuda=report.cuda,
+                driver=report.driver or "unknown",
+                capability=report.capability,
+                architectures=", ".join(report.architectures),
+            )
+    return f"{said}: see what `nvidia-smi` says"
+
+
+def available_cores() -> int:
+    """Count the processor cores that this process may use: its affinity and its cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        share = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        # No cgroup v2, or "max": no quota.
+        share = cores or 1
+    return max(1, min(cores or 1, share))
+
+
+def decoding_workers(gpu: Gpu | None, cores: int) -> int:
+    """Tell how many ffmpegs may decode one recording: half the cores, where that is the limit.
+
+    A GPU recognises an hour faster than one core decodes it; a CPU does not, and needs its cores.
+    """
+    is_worth_it = gpu is not None or cores >= _MANY_CORES
+    return max(1, min(_MOST_DECODERS, cores // 2)) if is_worth_it else 1
+
+
+def main_permits(permits: int) -> int:
+    """Tell how many of the permits are for everything: of three or more, one is kept for clips."""
+    return permits if permits < 3 else permits - 1  # noqa: PLR2004
+
+
+def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
+    """Choose chunk and batch sizes that are fast on the device and fit its memory."""
+    longest_s = settings.chunk_minutes * 60
+    if gpu is None:
+        return InferencePlan(
+            longest_chunk_s=min(longest_s, _CPU_CHUNK_S),
+            batch_size=settings.transcribe_batch_size,
+            batch_s=_CPU_BATCH_S,
+        )
+    memory_mb, limit = _pass_memory(settings, gpu)
+    scale = _bytes_scale(settings)
+    batch_s = memory_mb / (_LINEAR_MB_PER_S * scale)
+    fits_s = min(batch_s, math.sqrt(memory_mb / (_QUADRATIC_MB_PER_S2 * scale)))
+    return InferencePlan(
+        longest_chunk_s=min(longest_s, _CUDA_CHUNK_S, fits_s),
+        batch_size=settings.transcribe_batch_size,
+        batch_s=batch_s,
+        memory_mb=memory_mb,
+        memory_limit=limit,
+        graphed_s=_graphed_s(settings, gpu),
+    )
+
+
+def activations_mb(rows: int, seconds: float) -> float:
+    """Give what a forward pass in half precision needs at its peak, beside the weights."""
+    return rows * max(_LINEAR_MB_PER_S * seconds, _QUADRATIC_MB_PER_S2 * seconds**2)
+
+
+def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
+    """Derive what one forward pass may take of the card, megabytes, and what leaves it no more."""
+    resident_gb = _resident_gb(settings, gpu)
+    free_gb = gpu.total_gb if gpu.free_gb is None else gpu.free_gb
+    limits_mb = {
+        "MAX_CHUNK_MEMORY_MB": settings.max_chunk_memory_mb,
+        "GPU_MEMORY_FRACTION of the GPU, less the model": 1000
+        * (settings.gpu_memory_fraction * gpu.total_gb - resident_gb),
+        f"{_SHARE_OF_FREE:.0%} of what is free, less the model": 1000
+        * (_SHARE_OF_FREE * (free_gb - resident_gb)),
+    }
+    reason = min(limits_mb, key=limits_mb.__getitem__)
+    if limits_mb[reason] < _LEAST_PASS_MB:
+        logger.warning(
+            "%s has %.1f of %.1f GB free; a 0.6 B model takes %.1f GB, and %.0f MB for a pass",
+            gpu.name,
+            free_gb,
+            gpu.total_gb,
+            resident_gb,
+            _LEAST_PASS_MB,
+        )
+    return max(limits_mb[reason], _LEAST_PASS_MB), reason
+
+
+def _resident_gb(settings: Settings, gpu: Gpu) -> float:
+    """Give what stays on the GPU between passes: weights, and what graphs hold."""
+    resident_gb = _WEIGHTS_GB * _bytes_scale(settings) + _RESERVE_GB
+    if settings.enable_cuda_graphs:
+        resident_gb += _DECODER_GB_PER_S * settings.transcribe_batch_size * _CUDA_CHUNK_S
+    if graphed_s := _graphed_s(settings, gpu):
+        resident_gb += _GRAPHS_GB + _LINEAR_MB_PER_S * graphed_s / 1000
+    return resident_gb
+
+
+def _graphed_s(settings: Settings, gpu: Gpu) -> float:
+    if not settings.enable_cuda_graphs:
+        return 0.0
+    return next((seconds for from_gb, seconds in _GRAPHED_S if gpu.total_gb >= from_gb), 0.0)
+
+
+def _bytes_scale(settings: Settings) -> int:
+    """Tell how many times half precision's memory the encoder takes."""
+    return 2 if settings.precision == "fp32" else 1

@@ -1,0 +1,319 @@
+"""Features and encoder over a batch of chunks: shapes, staging, CUDA graphs of small batches.
+
+On a GPU the first pass of each new shape costs 50 ms and more, so there are few: lengths and
+numbers of rows are rounded up to steps whose padding costs at most 5 % of a pass. And a pass of few
+rows keeps the GPU busy for less time than Python needs to launch its 2,000 kernels, so those are
+captured as graphs, which are launched at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.nemo_internals import extend_positions, float_dtype
+from parakeet_api.transcript import SAMPLE_RATE, Pcm
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+
+logger = logging.getLogger(__name__)
+
+_STEP_FRAMES = 4
+"""Encoder frames, 0.32 s, of which every length is a multiple. On a CPU oneDNN keeps a plan for
+each of up to 1,024 shapes, in the heap among a pass' tensors: with a shape of its own for nearly
+every pass the heap grew by 750 MB in ten hours of audio, so by 100 MB. The padding is 0.6 % of a
+chunk of 30 s and changes nothing."""
+_FINE_STEPS = 20
+"""On a GPU steps double with what is counted in them, so that from here on they are at most a
+twentieth of it."""
+_GRAPHED_ROWS = (1, 2, 4)
+_GRAPHED_STEP_S = 2.56
+"""Lengths of graphs are multiples of it, and beyond 12 steps of twice as much. Most of the time of
+such a pass does not depend on its length: the padding costs less than 5 % of it all the same."""
+_FINE_GRAPHED_STEPS = 12
+_LEAST_SAMPLES = 320
+"""20 ms, two windows of features: with one NeMo raises an error, where there is a GPU. What is
+missing is padded with silence."""
+_AGREEMENT = 0.02
+"""Relative error of a graph's output against the same pass without it. A graph runs the same
+kernels; half precision measures 0.004 against fp32."""
+_RETRY_S = 30.0
+"""So long after a capture for which memory was short, the next is tried."""
+_WARM_UP_S = 8.0
+"""How long graphs may be captured while a model loads; the others are when they are needed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Staged:
+    """A batch in main memory, ready to be sent to the device."""
+
+    samples: Tensor
+    """int16, shape (rows, width), pinned where there is a GPU."""
+    lengths: Tensor
+    """Samples of each row, shape (rows,), int64."""
+    chunks: int
+    """Rows that are chunks; the others are padding."""
+
+
+class Shapes:
+    """The shapes of batches that the encoder is given, as (rows, samples)."""
+
+    def __init__(self, *, frame_samples: int, on_gpu: bool, longest_s: float, graphed_s: float):
+        """Take chunks of up to `longest_s` s; batches of up to `graphed_s` s in all are graphs."""
+        self._step = _STEP_FRAMES * frame_samples
+        self._on_gpu = on_gpu
+        longest = self._width(round(longest_s * SAMPLE_RATE))
+        lengths = self._graphed_lengths(longest) if on_gpu else []
+        self.graphed: list[tuple[int, int]] = [
+            (rows, width)
+            for rows, width in itertools.product(_GRAPHED_ROWS, lengths)
+            if rows * width <= graphed_s * SAMPLE_RATE
+        ]
+        """All that are graphs, small ones first."""
+        self.longest = max([longest, *(width for _, width in self.graphed)])
+        """Samples of the longest row, padding included."""
+
+    def padded(self, rows: int, samples: int) -> tuple[int, int]:
+        """Give the shape of a batch of `rows` chunks of at most so many samples."""
+        if self._on_gpu:
+            graphed_rows = next((count for count in _GRAPHED_ROWS if count >= rows), None)
+            for shape in self.graphed:
+                if shape[0] == graphed_rows and shape[1] >= samples:
+                    return shape
+            rows = _rounded_up(rows)
+        return rows, self._width(samples)
+
+    def _width(self, samples: int) -> int:
+        steps = -(-samples // self._step)
+        return self._step * (_rounded_up(steps) if self._on_gpu else steps)
+
+    def _graphed_lengths(self, longest: int) -> list[int]:
+        step = round(_GRAPHED_STEP_S * SAMPLE_RATE / self._step) * self._step
+        lengths = [0]
+        while lengths[-1] < longest:
+            coarse = len(lengths) > _FINE_GRAPHED_STEPS
+            lengths.append(lengths[-1] + step * (2 if coarse else 1))
+        return lengths[1:]
+
+
+def _rounded_up(count: int) -> int:
+    """Round up to a multiple of a power of two that is at most a twentieth of the count, or 1."""
+    step = 1
+    while count >= 2 * step * _FINE_STEPS:
+        step *= 2
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Graph:
+    """A captured pass, and the memory that it reads and writes."""
+
+    graph: Any
+    samples: Tensor
+    lengths: Tensor
+    encoded: Tensor
+    encoded_lengths: Tensor
+
+    def run(self, staged: Staged) -> tuple[Tensor, Tensor]:
+        """Run the pass over a batch of its shape."""
+        self.samples.copy_(staged.samples, non_blocking=True)
+        self.lengths.copy_(staged.lengths, non_blocking=True)
+        self.graph.replay()
+        return self.encoded, self.encoded_lengths
+
+
+class Encoder:
+    """Turn waveforms into encoder output. On a GPU, one caller at a time."""
+
+    def __init__(
+        self,
+        network: Any,
+        *,
+        device: str,
+        longest_s: float,
+        graphed_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take over NeMo's network; batches of up to `graphed_s` seconds of audio are graphs."""
+        self._network = network
+        self._device = device
+        self.shapes = Shapes(
+            frame_samples=frame_samples(network),
+            on_gpu=device != "cpu",
+            longest_s=longest_s,
+            graphed_s=graphed_s,
+        )
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._graphs_work = True
+        self._pool: Any = None
+        """Memory that all graphs share: their passes follow each other."""
+        self._stream: Any = None
+        """Where they are captured."""
+        self._clock = clock
+        self._retry_at = clock()
+        self._sizing = threading.Lock()
+        self._sized = 0
+        """Samples that the table of positions suffices for."""
+        self._size_positions(self.shapes.longest)
+
+    @property
+    def longest_frames(self) -> int:
+        """Give the most encoder frames that a row can have."""
+        return self._frames(self.shapes.longest)
+
+    def stage(self, waveforms: Sequence[Pcm]) -> Staged:
+        """Lay waveforms side by side in main memory; needs no GPU."""
+        import torch
+
+        shape = self.shapes.padded(len(waveforms), max(len(wave) for wave in waveforms))
+        pinned = self._device != "cpu"
+        samples = torch.empty(shape, dtype=torch.int16, pin_memory=pinned)
+        lengths = torch.full((shape[0],), _LEAST_SAMPLES, dtype=torch.int64, pin_memory=pinned)
+        for row, wave in zip(samples.numpy(), waveforms, strict=False):
+            row[: len(wave)] = wave
+            row[len(wave) :] = 0
+        samples[len(waveforms) :] = 0
+        lengths[: len(waveforms)] = torch.tensor([len(wave) for wave in waveforms])
+        return Staged(samples, lengths.clamp_(min=_LEAST_SAMPLES), len(waveforms))
+
+    def encode(self, staged: Staged) -> tuple[Tensor, Tensor]:
+        """Give the encoder's output, fp32 of shape (chunks, D, T), and frames, (chunks,).
+
+        Both are on the model's device and good until the next call.
+        """
+        import torch
+
+        shape = tuple(staged.samples.shape)
+        graph = self._graph_for(shape) if shape in self.shapes.graphed else None
+        with torch.inference_mode():
+            if graph is None:
+                self._size_positions(shape[1])
+                encoded, frames = encode(self._network, staged.samples, staged.lengths)
+            else:
+                encoded, frames = graph.run(staged)
+            return encoded[: staged.chunks], frames[: staged.chunks]
+
+    def warm_up(self, on_progress: Callable[[float], None] = lambda _: None) -> None:
+        """Capture graphs, small ones first, for some seconds; tells the share that is done."""
+        shapes = self.shapes.graphed
+        deadline = self._clock() + _WARM_UP_S
+        for done, shape in enumerate(shapes):
+            if self._clock() >= deadline or self._graph_for(shape) is None:
+                return
+            on_progress((done + 1) / len(shapes))
+
+    def forget_graphs(self) -> None:
+        """Give the graphs' memory back; they are captured anew when they are needed."""
+        self._graphs.clear()
+        self._pool = None
+
+    def _graph_for(self, shape: tuple[int, int]) -> _Graph | None:
+        """Give a shape's graph, captured if need be; `None` = there is none for now."""
+        known = self._graphs.get(shape)
+        if known is not None or not self._graphs_work or self._clock() < self._retry_at:
+            return known
+        try:
+            with turn_on(self._device):
+                self._graphs[shape] = self._captured(shape)
+        # torch, CUDA and its libraries each have errors of their own for it.
+        except Exception as error:
+            if is_memory_shortage(error):
+                self._retry_at = self._clock() + _RETRY_S
+                logger.warning("no memory for a CUDA graph of %d x %d samples", *shape)
+            elif context_is_lost(self._device):
+                raise
+            else:
+                self._give_up(error)
+        return self._graphs.get(shape)
+
+    def _captured(self, shape: tuple[int, int]) -> _Graph:
+        """Capture a pass, and check it against the same pass without a graph."""
+        import torch
+
+        rows, width = shape
+        noise = torch.randint(-3000, 3000, shape, generator=torch.Generator().manual_seed(0))
+        samples = noise.to(torch.int16).to(self._device)
+        lengths = torch.full((rows,), width, dtype=torch.int64, device=self._device)
+        with torch.inference_mode():
+            # Libraries choose their kernels and take their workspaces in a first pass, which cannot
+            # be captured.
+            expected, _ = encode(self._network, samples, lengths)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+                # One for all: what a capture frees is reused by the next on the same stream alone.
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                encoded, frames = encode(self._network, samples, lengths)
+        graph.replay()
+        error = float((encoded - expected).norm() / expected.norm())
+        if not error <= _AGREEMENT:
+            raise RuntimeError(f"a graph's output is wrong by {error:.2f}")
+        return _Graph(graph, samples, lengths, encoded, frames)
+
+    def _give_up(self, error: Exception) -> None:
+        logger.warning(
+            "no CUDA graphs of the encoder, short clips take longer"
+            " (ENABLE_CUDA_GRAPHS=false avoids the try): %s",
+            str(error).strip().partition("\n")[0],
+        )
+        self._graphs_work = False
+        self.forget_graphs()
+
+    def _size_positions(self, samples: int) -> None:
+        """Extend the encoder's table of positions where it is too short."""
+        with self._sizing:
+            if samples > self._sized:
+                # They read the table that is replaced.
+                self.forget_graphs()
+                encoder = self._network.encoder
+                extend_positions(encoder, self._frames(samples), float_dtype(encoder))
+                self._sized = samples
+
+    def _frames(self, samples: int) -> int:
+        """Give the encoder frames of so many samples, with room for what padding adds."""
+        return samples // frame_samples(self._network) + 2
+
+
+def encode(network: Any, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Run features and encoder over waveforms of shape (B, samples), int16 or fp32 within +-1.
+
+    Gives the encoder's output on the model's device, fp32, shape (B, D, T), and lengths (B,).
+    """
+    import torch
+
+    device = device_of(network)
+    # From pinned memory the copy does not hold the thread up, and in int16 it is half as long.
+    waveforms = samples.to(device, non_blocking=True)
+    if waveforms.dtype == torch.int16:
+        waveforms = waveforms.to(torch.float32).div_(32768)
+    features, feature_lengths = network.preprocessor(
+        input_signal=waveforms, length=lengths.to(device, non_blocking=True)
+    )
+    encoded, encoded_lengths = network.encoder(
+        audio_signal=features.to(float_dtype(network.encoder)), length=feature_lengths
+    )
+    return encoded.float(), encoded_lengths
+
+
+def device_of(network: Any) -> torch.device:
+    """Tell where the model is."""
+    device: torch.device = next(network.joint.parameters()).device
+    return device
+
+
+def frame_samples(network: Any) -> int:
+    """Give the samples that one encoder frame stands for: 1,280 (80 ms)."""
+    stride = float(network.cfg.preprocessor.window_stride) * SAMPLE_RATE
+    return round(stride) * int(network.cfg.encoder.subsampling_factor)

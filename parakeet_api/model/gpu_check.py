@@ -1,0 +1,106 @@
+"""Try a CUDA card: `python -m parakeet_api.model.gpu_check cuda:0` prints what it found, as JSON.
+
+It runs in a process of its own, so that the one that serves holds nothing of the card while no
+model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_SIZE = 256
+"""Rows and columns of the product: enough for cuBLAS to use the tensor cores."""
+_TOLERANCE = 0.05
+"""Relative; fp16 measures 0.0003, a card that computes nonsense anything."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CardReport:
+    """What is known of a card once it was tried."""
+
+    error: str | None = None
+    """Why no kernel ran, in torch's or the driver's words; `None` = one did."""
+    name: str = ""
+    total_bytes: int = 0
+    free_bytes: int = 0
+    """Beside this check's own CUDA context, which takes what the service's will."""
+    capability: str = ""
+    """The chip's, as torch names it: `sm_89`."""
+    architectures: tuple[str, ...] = ()
+    """What this torch has kernels for; none if it was built for CPUs."""
+    cuda: str | None = None
+    """CUDA that this torch was built with: `13.0`."""
+    driver: str | None = None
+    """`580.65.06`, where the system tells."""
+
+    @classmethod
+    def from_json(cls, text: str) -> CardReport:
+        """Read what `python -m parakeet_api.model.gpu_check` printed.
+
+        Raises `ValueError` or `TypeError` if it is something else.
+        """
+        fields = json.loads(text)
+        return cls(**(fields | {"architectures": tuple(fields["architectures"])}))
+
+
+def check_card(device: str) -> CardReport:
+    """Run kernels on a card; what goes wrong is part of the report."""
+    import torch
+
+    report = CardReport(
+        architectures=tuple(torch.cuda.get_arch_list()),
+        cuda=torch.version.cuda,
+        driver=_driver_version(),
+    )
+    try:
+        properties = torch.cuda.get_device_properties(device)
+        report = dataclasses.replace(
+            report,
+            name=properties.name,
+            total_bytes=properties.total_memory,
+            capability=f"sm_{properties.major}{properties.minor}",
+        )
+        free, total = torch.cuda.mem_get_info(device)
+        report = dataclasses.replace(report, total_bytes=total, free_bytes=free)
+        error = max(_product_error(device, dtype) for dtype in (torch.float16, torch.float32))
+        torch.cuda.synchronize(device)
+    # torch says an AssertionError where it was built without CUDA; everything else is a
+    # RuntimeError of its own or of a library that it calls.
+    except (RuntimeError, AssertionError) as failure:
+        reason = str(failure).strip() or type(failure).__name__
+        return dataclasses.replace(report, error=reason.splitlines()[0])
+    if not error < _TOLERANCE:
+        return dataclasses.replace(report, error=f"a matrix product is wrong by {error:.2f}")
+    return report
+
+
+def _product_error(device: str, dtype: torch.dtype) -> float:
+    """Multiply two matrices on the card; give the relative error against the CPU's product."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, _SIZE, _SIZE, generator=generator)
+    product = left.to(device, dtype) @ right.to(device, dtype)
+    expected = left @ right
+    return float((product.float().cpu() - expected).norm() / expected.norm())
+
+
+def _driver_version() -> str | None:
+    """Read NVIDIA's own number of the driver, by which people install it."""
+    try:
+        line = Path("/proc/driver/nvidia/version").read_text(encoding="ascii").splitlines()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+    # The line is words about the system, the version, and when it was built.
+    return next((word for word in line.split() if word[0].isdigit() and "." in word), None)
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(check_card(sys.argv[1]))))

@@ -1,0 +1,75 @@
+"""How much memory is free, and whether one more model fits into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from parakeet_api.model.cuda import device_memory
+from parakeet_api.settings import Settings
+
+_PROC = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+_RESERVE_BYTES = 300_000_000
+"""What nobody counts: CUDA's workspaces, decoders, uploads on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """The machine's memory, or the container's share of it, bytes."""
+
+    available: int
+    total: int
+
+
+def host_memory(*, meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> HostMemory | None:
+    """Look at the machine's memory and the cgroup's limit; `None` where neither can be read."""
+    known = [memory for memory in (_machine(meminfo), _container(cgroup)) if memory is not None]
+    return min(known, key=lambda memory: memory.available, default=None)
+
+
+def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
+    """Tell whether a checkpoint can be loaded beside what is in the memory of `device` already.
+
+    Where the file or the memory cannot be looked at, there is room: the load tells what is wrong.
+    """
+    try:
+        size = checkpoint.stat().st_size
+    except OSError:
+        return True
+    if device == "cpu":
+        memory = host_memory()
+        # While they are loaded, the file's weights are there twice.
+        return memory is None or memory.available >= 2 * size + _RESERVE_BYTES
+    weights = size if settings.precision == "fp32" else size / 2
+    one_pass = settings.max_chunk_memory_mb * 1e6
+    return _free_on_card(device, settings) >= weights + one_pass + _RESERVE_BYTES
+
+
+def _free_on_card(device: str, settings: Settings) -> float:
+    """Give what this process may still take of the card, bytes; torch's own cache is free too."""
+    memory = device_memory(device)
+    free = memory.total - memory.used + memory.reserved - memory.allocated
+    return min(free, settings.gpu_memory_fraction * memory.total - memory.allocated)
+
+
+def _machine(meminfo: Path) -> HostMemory | None:
+    try:
+        lines = [line.partition(":") for line in meminfo.read_text("ascii").splitlines()]
+        kilobytes = {name: int(rest.split()[0]) for name, _, rest in lines}
+        return HostMemory(1024 * kilobytes["MemAvailable"], 1024 * kilobytes["MemTotal"])
+    except (OSError, ValueError, IndexError, KeyError):
+        return None
+
+
+def _container(cgroup: Path) -> HostMemory | None:
+    """Look at a limit of cgroup v2; what it holds of files can be given back."""
+    try:
+        # "max", no limit, is no number.
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
+        files = int(dict(line.split() for line in lines)["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return HostMemory(max(0, limit - used + files), limit)

@@ -1,0 +1,216 @@
+"""The model's life: loaded when first needed, lent out by leases, unloaded when idle."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Literal
+
+from parakeet_api.errors import ApiError, ModelLoadError, StoppingError
+from parakeet_api.metrics import Metrics
+from parakeet_api.model.heap import trim_heap
+from parakeet_api.model.nemo_model import ModelInfo
+from parakeet_api.model.recognizer import Recognizer
+
+logger = logging.getLogger(__name__)
+
+LoadState = Literal["unloaded", "loading", "ready", "failed"]
+Unloading = Literal["unloaded", "not_loaded", "in_use"]
+"""What came of the wish to unload a model."""
+
+_LONGEST_NAP_S = 60.0
+
+
+class ModelManager:
+    """Own the one loaded model.
+
+    `state`, `error` and `info` may be read at any time without waiting for a load.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Recognizer],
+        *,
+        idle_timeout_s: float,
+        name: str = "",
+        prepare: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Begin without a model; `name` tells several apart in the metrics."""
+        self._metrics = metrics or Metrics()
+        self._name = name
+        self._load = load
+        self._prepare = prepare
+        self._preparing: threading.Thread | None = None
+        self._idle_timeout_s = idle_timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._recognizer: Recognizer | None = None
+        self._loading: Future[Recognizer] | None = None
+        self._leases = 0
+        self._idle_since = clock()
+        self._closed = threading.Event()
+        self.state: LoadState
+        self._enter("unloaded")
+        self.error: str | None = None
+        """Why the last load failed."""
+        self.failed_at: float | None = None
+        """When it did, by the manager's clock."""
+        self.info: ModelInfo | None = None
+        self.progress: float | None = None
+        """Share of the load under way that is done, where it tells; it may be set by the load."""
+
+    @contextmanager
+    def lease(self) -> Iterator[Recognizer]:
+        """Lend the model; it is loaded first if need be and never unloaded during a lease.
+
+        However many ask at once, one loads and the others share its outcome. A failed load is
+        tried again by the next lease. Raises what the load raised, as an `ApiError`, and
+        `StoppingError` once the manager is closed.
+        """
+        with self._lock:
+            if self._closed.is_set():
+                raise StoppingError
+            self._leases += 1
+        try:
+            yield self._loaded()
+        finally:
+            with self._lock:
+                self._leases -= 1
+                self._idle_since = self._clock()
+                if self._closed.is_set() and not self._leases:
+                    self._unload()
+
+    def prepare(self) -> None:
+        """Begin, in the background and once, what the first load needs and takes no card for."""
+        with self._lock:
+            if self._preparing is not None or self._closed.is_set():
+                return
+            self._preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
+        self._preparing.start()
+
+    def failed_lately(self, within_s: float) -> bool:
+        """Tell whether the last load failed, not longer ago than so many seconds."""
+        failed_at = self.failed_at
+        return (
+            self.state == "failed"
+            and failed_at is not None
+            and self._clock() - failed_at < within_s
+        )
+
+    def unload_if_idle(self) -> bool:
+        """Unload if nobody has used the model for the idle timeout; tell whether it was."""
+        if self._idle_timeout_s <= 0:
+            return False
+        with self._lock:
+            idle = self._clock() - self._idle_since >= self._idle_timeout_s
+            if self._recognizer is None or self._leases or not idle:
+                return False
+            self._unload()
+        return True
+
+    def unload_unused(self) -> Unloading:
+        """Unload unless the model is lent or being loaded; waits for neither."""
+        with self._lock:
+            if self._leases:
+                return "in_use"
+            if self._recognizer is None:
+                return "not_loaded"
+            self._unload()
+        return "unloaded"
+
+    def unload_when_idle(self) -> None:
+        """Start the thread that unloads the idle model, unless the timeout is 0 = never."""
+        if self._idle_timeout_s > 0:
+            threading.Thread(target=self._watch_idleness, name="idle-unload", daemon=True).start()
+
+    def close(self) -> None:
+        """Lend no more, stop watching, and unload: now, or when the last lease ends."""
+        with self._lock:
+            self._closed.set()
+            if not self._leases:
+                self._unload()
+
+    def _loaded(self) -> Recognizer:
+        with self._lock:
+            if self._recognizer is not None:
+                return self._recognizer
+            mine = self._loading is None
+            if self._loading is None:
+                self._loading = Future()
+                self._enter("loading")
+            loading = self._loading
+        if mine:
+            self._load_into(loading)
+        return loading.result()
+
+    def _load_into(self, loading: Future[Recognizer]) -> None:
+        started = self._clock()
+        try:
+            recognizer = self._load()
+        # Anything can go wrong in there; all who wait share it, and the next request tries again.
+        except Exception as error:
+            failure = error if isinstance(error, ApiError) else _load_error(error)
+            with self._lock:
+                self._loading, self.error, self.failed_at = None, failure.message, self._clock()
+                self._enter("failed")
+            loading.set_exception(failure)
+            return
+        with self._lock:
+            self._recognizer, self._loading = recognizer, None
+            self.error, self.info = None, recognizer.info
+            self._enter("ready")
+        self._metrics.model_load_seconds.observe(self._clock() - started)
+        loading.set_result(recognizer)
+        info = recognizer.info
+        logger.info(
+            "model loaded in %.1f s: %.1f M parameters on %s, encoder in %s (%s), %s decoding",
+            self._clock() - started,
+            info.parameters / 1e6,
+            info.device,
+            info.precision,
+            info.precision_reason,
+            info.decoding,
+        )
+
+    def _unload(self) -> None:
+        """Drop the model, if there is one; called with the lock held."""
+        recognizer, self._recognizer = self._recognizer, None
+        if recognizer is None:
+            return
+        self._enter("unloaded")
+        recognizer.close()
+        del recognizer
+        # What still refers to itself in cycles goes now, not at some later allocation.
+        gc.collect()
+        trim_heap()
+        logger.info("model unloaded")
+
+    def _enter(self, state: LoadState) -> None:
+        """Change the state; called with the lock held."""
+        self.state = state
+        self.progress = None
+        self._metrics.model_state.labels(self._name).state(state)
+
+    def _watch_idleness(self) -> None:
+        while not self._closed.wait(min(self._idle_timeout_s / 4, _LONGEST_NAP_S)):
+            try:
+                self.unload_if_idle()
+            # A thread's border: a card that fails once must not keep the model in it for ever.
+            except Exception:
+                logger.exception("the idle model could not be unloaded cleanly")
+
+
+def _load_error(error: Exception) -> ModelLoadError:
+    logger.error("the model could not be loaded", exc_info=error)
+    # A MemoryError says nothing.
+    reason = str(error) or type(error).__name__
+    failure = ModelLoadError(f"The model could not be loaded: {reason}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,173 @@
+"""The private interfaces of torch and NeMo that the service relies on, each with its reason.
+
+All of them stand here, so that an update of either package is one file to look through
+(`tests/model/test_nemo_internals.py` says which names must still be there). torch and NeMo are
+imported inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+
+_RANDOM_INITS = (
+    *("uniform_", "normal_", "trunc_normal_", "orthogonal_", "sparse_"),
+    *("xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"),
+)
+"""The functions of torch.nn.init whose values a checkpoint overwrites."""
+
+
+@contextlib.contextmanager
+def no_random_init() -> Iterator[None]:
+    """Skip random initial weights: 10 s for 0.6 B parameters that the checkpoint overwrites."""
+    from torch.nn import init
+
+    originals = {name: getattr(init, name) for name in _RANDOM_INITS}
+    try:
+        for name in originals:
+            setattr(init, name, lambda tensor, *_args, **_kwargs: tensor)
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(init, name, original)
+
+
+def mend_kernel_compilation() -> None:
+    """Let NeMo compile the kernels of its CUDA graphs without damage to this process.
+
+    NeMo's `run_nvrtc` has the compiler write its log, a single zero, into `b" " * 1`. Where that
+    module was compiled in this process and not read from a `.pyc`, the constant is CPython's one
+    object for that byte: from then on every `b" "` of the process is a zero byte, and `torch.load`
+    fails with every later checkpoint (NeMo issue 15423).
+    """
+    from nemo.core.utils import cuda_python_utils
+
+    faulty = cuda_python_utils.run_nvrtc
+    if faulty is compile_kernel:
+        return
+    for module in list(sys.modules.values()):
+        # Also where it was imported by name.
+        if isinstance(module, types.ModuleType) and vars(module).get("run_nvrtc") is faulty:
+            module.run_nvrtc = compile_kernel  # type: ignore[attr-defined]
+
+
+def compile_kernel(kernel_string: str, kernel_name: bytes, program_name: bytes) -> Any:
+    """Compile a CUDA kernel; NeMo's `run_nvrtc` with its names, writing into memory of its own.
+
+    Raises NeMo's `NeMoCUDAPythonException`, on which it falls back to graphs without loops.
+    """
+    from cuda.bindings import driver, nvrtc
+    from nemo.core.utils.cuda_python_utils import assert_drv
+
+    error, program = nvrtc.nvrtcCreateProgram(kernel_string.encode(), program_name, 0, [], [])
+    assert_drv(error)
+    (error,) = nvrtc.nvrtcCompileProgram(program, 0, [])
+    assert_drv(error)
+    error, size = nvrtc.nvrtcGetPTXSize(program)
+    assert_drv(error)
+    # One byte more than it needs: `bytes` of length 0 and 1 are shared by the whole process.
+    code = bytes(size + 1)
+    (error,) = nvrtc.nvrtcGetPTX(program, code)
+    assert_drv(error)
+    error, module = driver.cuModuleLoadData(np.frombuffer(code, np.uint8).ctypes.data)
+    assert_drv(error)
+    error, kernel = driver.cuModuleGetFunction(module, kernel_name)
+    assert_drv(error)
+    return kernel
+
+
+def use_fused_attention(encoder: Any) -> None:
+    """Let torch compute attention in one kernel where it has one: an error of 7e-8 in fp32."""
+    for layer in encoder.layers:
+        if hasattr(layer.self_attn, "use_pytorch_sdpa"):
+            layer.self_attn.use_pytorch_sdpa = True
+
+
+def extend_positions(encoder: Any, frames: int, dtype: torch.dtype) -> None:
+    """Size the encoder's table of positions; NeMo does it while it encodes, where threads race."""
+    parameter = next(encoder.pre_encode.parameters())
+    encoder.pos_enc.extend_pe(frames, parameter.device, dtype)
+    # NeMo would size it by mel frames, eight times too many: 1.1 GB for 24 minutes.
+    encoder.max_audio_length = 2**40
+
+
+def float_dtype(module: Any) -> torch.dtype:
+    """Give the type of a module's weights; int8 ones are computed with in fp32."""
+    import torch
+
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype  # type: ignore[no-any-return]
+    return torch.float32
+
+
+def avoid_convolution_plans(encoder: Any) -> None:
+    """Let an encoder on a GPU convolve without cuDNN, which makes a plan for every new shape.
+
+    A pass of a new length took 430 to 910 ms with cuDNN, 120 ms without, and the next of the same
+    length no longer. The kernels that torch then takes loop over the rows of a batch for all but
+    depthwise convolutions, so convolutions of one point become matrix products.
+    """
+    import torch
+
+    for module in encoder.modules():
+        if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d)):
+            convolve = _convolve_points if _is_pointwise(module) else _convolve_without_cudnn
+            module._conv_forward = types.MethodType(  # type: ignore[method-assign]  # noqa: SLF001
+                convolve, module
+            )
+
+
+def _is_pointwise(convolution: Any) -> bool:
+    return (
+        set(convolution.kernel_size) == {1}
+        and set(convolution.stride) == {1}
+        and set(convolution.padding) == {0}
+        and convolution.groups == 1
+    )
+
+
+def _convolve_points(_: Any, waves: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve (B, C, ...) with a kernel of one point: for each row, (O, C) times (C, points)."""
+    import torch
+
+    rows, _channels, *points = waves.shape
+    matrices = weight.flatten(1).expand(rows, -1, -1)
+    products = torch.bmm(matrices, waves.flatten(2))
+    if bias is not None:
+        products += bias[:, None]
+    return products.view(rows, -1, *points)
+
+
+def _convolve_without_cudnn(
+    convolution: Any, waves: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Convolve with torch's own kernels: the switch in `torch.backends` is all threads' at once."""
+    import torch
+
+    convolved: Tensor = torch._convolution(  # noqa: SLF001
+        waves,
+        weight,
+        bias,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        False,
+        [0] * len(convolution.stride),
+        convolution.groups,
+        False,
+        False,
+        False,
+        True,
+    )
+    return convolved

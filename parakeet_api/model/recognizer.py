@@ -1,0 +1,282 @@
+"""Words from waveforms: the `Recognizer` protocol and its adapter to NVIDIA NeMo.
+
+The model is driven below `transcribe()`, which is not thread-safe,
+leaves modules in training mode and pads short clips: preprocessor (fp32) -> encoder (half
+precision where it pays) -> token decoder (fp32).
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from parakeet_api.errors import DeviceLostError, ModelLoadError
+from parakeet_api.model.cuda import CacheTrimmer, context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.encoder import frame_samples
+from parakeet_api.model.heap import HeapTrimmer
+from parakeet_api.model.nemo_model import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.model.token_decoder import Tokens
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+
+WORD_START = "\u2581"
+"""SentencePiece's mark of a space before a piece."""
+_TRIAL_PASSES = 100
+"""Passes after a load in which a lost GPU is laid to the CUDA graphs' charge."""
+_SCORED_TOKENS = 8192
+"""Tokens whose probabilities are computed at once: 270 MB with a vocabulary of 8,192."""
+
+
+class OutOfDeviceMemoryError(Exception):
+    """The batch needs more of the GPU's memory than is free."""
+
+
+class Recognizer(Protocol):
+    """What the rest of the service asks of a model."""
+
+    info: ModelInfo
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        """Give each chunk's words, in order, with times in the recording."""
+        ...
+
+    def close(self) -> None:
+        """Give the model's memory back; the recognizer is of no use afterwards."""
+        ...
+
+
+class NemoRecognizer:
+    """A Parakeet-TDT checkpoint, ready for inference.
+
+    Safe to call from several threads: nothing in the model changes between calls.
+    """
+
+    def __init__(self, loaded: LoadedModel, options: ModelOptions) -> None:
+        self.info = loaded.info
+        self._options = options
+        self._model = loaded.network
+        self._encoder = loaded.encoder
+        self._decoder = loaded.decoder
+        self._heap = HeapTrimmer()
+        self._cache = None if self.info.device == "cpu" else _cache_trimmer(options)
+        self._passes = 0
+        """Forward passes that came to their end."""
+        self._lost = False
+        """Whether the GPU refuses further work."""
+        pieces = self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
+        # A text each, shared by all its tokens: ten hours have 200,000.
+        self._texts: list[str] = [piece.replace(WORD_START, " ") for piece in pieces]
+        self._begins_word = [text.startswith(" ") for text in self._texts]
+        self._is_spoken = [any(map(str.isalnum, text)) for text in self._texts]
+        self._frame_samples = frame_samples(self._model)
+        import torch
+
+        self._durations = torch.tensor(
+            list(self._model.cfg.decoding.durations), device=self.info.device
+        )
+
+    @classmethod
+    def load(cls, path: Path, options: ModelOptions) -> NemoRecognizer:
+        """Restore a `.nemo` file for inference.
+
+        Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
+        `SettingsError` for a precision that the device does not have; `ModelLoadError` if the GPU
+        has not enough free memory, `DeviceLostError` if it refuses all work.
+        """
+        try:
+            return cls(load_model(path, options), options)
+        except Exception as error:
+            if not is_memory_shortage(error):
+                if context_is_lost(options.device):
+                    _condemn_graphs(options, error)
+                    raise DeviceLostError from error
+                raise
+            shortage = str(error).partition("\n")[0]
+        # Only now: the error held what was loaded already, and so the memory.
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+        raise ModelLoadError(f"The GPU has not enough free memory for the model: {shortage}")
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        """Give each chunk's words, in order, with times in the recording.
+
+        One forward pass for all: the result is the same as one by one, up to the encoder's
+        rounding (2e-6 in fp32). Digital silence has no words, and costs no pass: 12 hours of it
+        are a file of half a megabyte. Raises `OutOfDeviceMemoryError`, or `DeviceLostError` if the
+        GPU refuses all further work of this process.
+        """
+        audible = [chunk for chunk in chunks if chunk.samples.any()]
+        words = iter(self._recognize(audible) if audible else [])
+        return [next(words) if chunk.samples.any() else [] for chunk in chunks]
+
+    def _recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        shortage: str | None = None
+        try:
+            emissions = self._pass(chunks)
+        except Exception as error:
+            if is_memory_shortage(error):
+                shortage = str(error)
+            elif context_is_lost(self.info.device):
+                self._lost = True
+                if self._passes < _TRIAL_PASSES:
+                    _condemn_graphs(self._options, error)
+                raise DeviceLostError from error
+            else:
+                raise
+        if shortage is not None:
+            # Only now: the error held the failed pass, its tensors and so the memory.
+            import torch
+
+            torch.cuda.empty_cache()
+            raise OutOfDeviceMemoryError(shortage)
+        return [
+            self._words(chunk, emission) for chunk, emission in zip(chunks, emissions, strict=True)
+        ]
+
+    def _pass(self, chunks: Sequence[Chunk]) -> list[list[_Emission]]:
+        """Make a forward pass; other threads stage the next batch and build words meanwhile."""
+        import torch
+
+        staged = self._encoder.stage([chunk.samples for chunk in chunks])
+        with turn_on(self.info.device), torch.inference_mode():
+            if self._cache is not None:
+                self._cache.before_pass()
+            encoded, lengths = self._encoder.encode(staged)
+            emissions = self._emissions(encoded, self._decoder.decode(encoded, lengths))
+            # The caches' keepers look at what nobody uses any more.
+            del encoded, lengths
+            if self._cache is not None:
+                self._cache.after_pass()
+            self._passes += 1
+        if self._cache is None and self._options.keep_cached_mb is not None:
+            self._heap.trim_if_grown()
+        return emissions
+
+    def close(self) -> None:
+        """Drop the model; what torch cached of the GPU's memory goes back to it."""
+        import torch
+
+        if self._cache is not None:
+            self._cache.close()
+        if not self._lost:
+            with turn_on(self.info.device):
+                self._decoder.forget_graphs()
+                self._encoder.forget_graphs()
+        del self._decoder, self._encoder, self._model
+        # NeMo's modules refer to each other in cycles: else their memory is still in use.
+        gc.collect()
+        if self.info.device != "cpu" and not self._lost:
+            torch.cuda.empty_cache()
+
+    def _encode(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
+        """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""
+        return self._encoder.encode(self._encoder.stage([chunk.samples for chunk in chunks]))
+
+    def _emissions(self, encoded: Tensor, tokens: Tokens) -> list[list[_Emission]]:
+        """Give each token the model's own probability and duration, row by row.
+
+        The decoder reports neither reliably: its confidences cost time in its inner loop and are
+        missing from beams, and its batched torch path overwrites durations of other rows (NeMo
+        issue 16097). The joint network is asked once more instead, along the path taken: one pass
+        for the whole batch, exact to 5e-7, a twentieth of the decoder's time.
+        """
+        import torch
+
+        counts = tokens.counts
+        if not any(counts):
+            return [[] for _ in counts]
+        device = encoded.device
+        sizes = torch.tensor(counts, device=device)
+        is_token = torch.arange(max(counts), device=device) < sizes[:, None]
+        # Every token of every row, one after the other: its row and its place there.
+        rows, places = is_token.nonzero(as_tuple=True)
+        blank = blank_id(self._model)
+        ids = tokens.ids.to(device)
+        predicted, _ = self._model.decoder.predict(
+            torch.where(is_token, ids, blank), state=None, add_sos=True
+        )
+        chosen, frames = ids[rows, places], tokens.frames.to(device)[rows, places]
+        parts = [
+            slice(begin, begin + _SCORED_TOKENS) for begin in range(0, len(rows), _SCORED_TOKENS)
+        ]
+        scored = [
+            self._scores(
+                encoded[rows[part], :, frames[part]],
+                predicted[rows[part], places[part]],
+                chosen[part],
+            )
+            for part in parts
+        ]
+        logprobs, durations = (torch.cat(column) for column in zip(*scored, strict=True))
+        if tokens.durations is not None:
+            durations = tokens.durations.to(device)[rows, places]
+        # One copy to the host; float64 holds every one of these numbers exactly.
+        columns = torch.stack([c.double() for c in (chosen, frames, durations, logprobs)]).cpu()
+        integers = columns[:3].long().tolist()
+        emissions = map(_Emission, *integers, columns[3].tolist())
+        return [list(itertools.islice(emissions, count)) for count in counts]
+
+    def _scores(self, encoded: Tensor, predicted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the log-probability of tokens, (N,), and their most probable durations, (N,)."""
+        joint = self._model.joint
+        scores = joint.joint_after_projection(
+            joint.project_encoder(encoded[:, None]), joint.project_prednet(predicted[:, None])
+        )[:, 0, 0]
+        vocabulary = blank_id(self._model) + 1
+        labels, durations = scores[:, :vocabulary], scores[:, vocabulary:]
+        logprobs = labels.gather(1, ids[:, None])[:, 0] - labels.logsumexp(1)
+        return logprobs, self._durations[durations.argmax(1)]
+
+    def _words(self, chunk: Chunk, emissions: Sequence[_Emission]) -> list[Word]:
+        """Group tokens into words at the pieces that begin with a space."""
+        groups: list[list[_Emission]] = []
+        for emission in emissions:
+            if not groups or self._begins_word[emission.token_id]:
+                groups.append([])
+            groups[-1].append(emission)
+        return [word for group in groups if (word := self._word(chunk, group)).text]
+
+    def _word(self, chunk: Chunk, group: Sequence[_Emission]) -> Word:
+        tokens = tuple(Token(e.token_id, self._texts[e.token_id], e.logprob) for e in group)
+        # Punctuation is emitted whenever the model is sure of it, often in the pause after.
+        spoken = [emission for emission in group if self._is_spoken[emission.token_id]] or group
+        start = chunk.start + spoken[0].frame * self._frame_samples
+        end = chunk.start + (spoken[-1].frame + spoken[-1].frames) * self._frame_samples
+        return Word(
+            text="".join(token.text for token in tokens).strip(),
+            start=min(start, chunk.end) / SAMPLE_RATE,
+            end=min(max(start, end), chunk.end) / SAMPLE_RATE,
+            tokens=tokens,
+        )
+
+
+class _Emission(NamedTuple):
+    """A token as the decoder emitted it."""
+
+    token_id: int
+    frame: int
+    """Encoder frame at which it was emitted."""
+    frames: int
+    """Its duration."""
+    logprob: float
+
+
+def _cache_trimmer(options: ModelOptions) -> CacheTrimmer:
+    return CacheTrimmer(
+        options.device, keep_mb=options.keep_cached_mb, full_above=options.cleanup_above
+    )
+
+
+def _condemn_graphs(options: ModelOptions, error: Exception) -> None:
+    """Remember that the GPU was lost while graphs were new: the restarted process does without."""
+    if options.cuda_graphs and options.graph_verdict is not None:
+        options.graph_verdict.condemn(str(error).strip().partition("\n")[0])

@@ -1,0 +1,250 @@
+"""NeMo's token decoder, and the CUDA graphs that it captures of itself on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S = 30.0
+"""So long after a capture for which memory was short, the next is tried."""
+_CHECK_ROWS = 8
+"""Rows of the batch on which graphs are checked."""
+_CHECK_FRAMES = 100
+"""8 s: enough for some hundred steps of the decoder's loops."""
+_CHECK_AGREEING = 7
+"""Rows that must agree. Rounding may decide one near tie otherwise, since a graph computes in the
+largest batch's shape; a graph whose memory was taken agrees in none."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphShape:
+    """The largest batch that graphs are captured for."""
+
+    rows: int
+    frames: int
+    """Encoder frames a row."""
+    width: int
+    """Numbers a frame."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """What was emitted for a batch, on the model's device; rows are padded at their end."""
+
+    ids: Tensor
+    """Shape (B, U), int64."""
+    frames: Tensor
+    """Encoder frame of each, shape (B, U), int64."""
+    durations: Tensor | None
+    """Frames that each lasts, shape (B, U), int64; `None` = the joint network is to be asked."""
+    counts: list[int]
+    """How many there are in each row; the largest is U."""
+
+
+class TokenDecoder:
+    """Find the tokens in an encoder's output.
+
+    The graphs are captured for the largest batch before the first one is decoded: NeMo captures
+    anew whenever a batch has more rows or frames than the last capture, and for that batch alone,
+    so a long chunk and a large batch in turns would each pay for a capture.
+
+    They own one set of buffers, so one caller at a time is let in. All memory that they write is
+    in a pool of their own: NeMo captures the loops on streams that torch's allocator does not
+    count to the capture, and what they use would else be given back when the capture ends.
+    """
+
+    def __init__(
+        self,
+        nemo: Any,
+        *,
+        device: str,
+        graphs: GraphShape | None,
+        beam: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take over NeMo's decoding object, made for graphs if a shape for them is given."""
+        self.nemo = nemo
+        self._device = device
+        self._graphs = graphs
+        self._beam = beam
+        self._captured = False
+        self._pool: Any = None
+        """Lives as long as what was captured in it."""
+        self._clock = clock
+        self._retry_at = clock()
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Tell whether the next batch is decoded by graphs."""
+        return self._captured
+
+    def decode(self, encoded: Tensor, lengths: Tensor) -> Tokens:
+        """Find each row's tokens in fp32 encoder output of shape (B, D, T), lengths (B,)."""
+        import torch
+
+        with turn_on(self._device), torch.inference_mode():
+            self._capture_once()
+            try:
+                return self._decode(encoded, lengths)
+            except Exception:
+                # What a graph wrote into may be half written, and the next batch would go on there.
+                self._forget()
+                raise
+
+    def capture(self) -> None:
+        """Capture the graphs, if that was not done yet; without them decoding is slower."""
+        with turn_on(self._device):
+            self._capture_once()
+
+    def forget_graphs(self) -> None:
+        """Give the graphs' memory back; they are captured anew when the next batch comes."""
+        with turn_on(self._device):
+            self._forget()
+
+    def _decode(self, encoded: Tensor, lengths: Tensor) -> Tokens:
+        decoding: Any = self.nemo.decoding
+        with self._graphs_as_captured():
+            if self._beam:
+                return _of_beams(*decoding(encoder_output=encoded, encoded_lengths=lengths))
+            # Not through `decoding`: it would part the decoder's state by rows, all those that the
+            # graphs have room for, and copy their buffers to the host whole.
+            hypotheses, _ = decoding.decoding_computer(x=encoded.transpose(1, 2), out_len=lengths)
+        counts = hypotheses.current_lengths[: len(lengths)].tolist()
+        longest = max(counts)
+        return Tokens(
+            ids=hypotheses.transcript[: len(counts), :longest],
+            frames=hypotheses.timestamps[: len(counts), :longest],
+            # Without graphs NeMo overwrites those of other rows (issue 16097).
+            durations=None,
+            counts=counts,
+        )
+
+    @contextlib.contextmanager
+    def _graphs_as_captured(self) -> Iterator[None]:
+        """Let NeMo take graphs if they are captured, and not capture by itself if they are not."""
+        if self._captured:
+            yield
+            return
+        computer = self.nemo.decoding.decoding_computer
+        mode, computer.cuda_graphs_mode = computer.cuda_graphs_mode, None
+        try:
+            yield
+        finally:
+            computer.cuda_graphs_mode = mode
+
+    def _capture_once(self) -> None:
+        if self._graphs is None or self._captured or self._clock() < self._retry_at:
+            return
+        try:
+            self._capture(self._graphs)
+            differing = self._rows_that_differ(self._graphs)
+        # NeMo, CUDA's bindings and torch each have errors of their own for it.
+        except Exception as error:
+            self._forget()
+            if is_memory_shortage(error):
+                self._retry_at = self._clock() + _RETRY_S
+                logger.warning("no memory for CUDA graphs now, decoding is slower: %s", error)
+                return
+            if context_is_lost(self._device):
+                raise
+            self._give_up(str(error).strip().partition("\n")[0])
+        else:
+            if differing > _CHECK_ROWS - _CHECK_AGREEING:
+                self._give_up(f"they give other tokens in {differing} of {_CHECK_ROWS} rows")
+
+    def _capture(self, shape: GraphShape) -> None:
+        import torch
+
+        self._captured = True
+        # The length that NeMo's buffers have at least. A frame a row is then enough to size them:
+        # in full length the batch itself would take 800 MB of a large GPU, in a pool that keeps it.
+        self.nemo.decoding.decoding_computer.INITIAL_MAX_TIME = shape.frames
+        encoded = torch.zeros(shape.rows, shape.width, 1, device=self._device)
+        lengths = torch.ones(shape.rows, dtype=torch.long, device=self._device)
+        with torch.inference_mode(), self._own_pool():
+            self._decode(encoded, lengths)
+
+    @contextlib.contextmanager
+    def _own_pool(self) -> Iterator[None]:
+        if self._device == "cpu":
+            yield
+            return
+        import torch
+
+        self._pool = torch.cuda.MemPool()
+        with torch.cuda.use_mem_pool(self._pool, self._device):
+            yield
+
+    def _rows_that_differ(self, shape: GraphShape) -> int:
+        """Decode noise with and without graphs; count the rows whose tokens are not the same.
+
+        A driver or a torch with which graphs are faulty is to be found here, not by a user.
+        """
+        import torch
+
+        rows, frames = min(_CHECK_ROWS, shape.rows), min(_CHECK_FRAMES, shape.frames)
+        noise = torch.randn(
+            rows, shape.width, frames, generator=torch.Generator().manual_seed(0)
+        ).to(self._device)
+        lengths = torch.full((rows,), frames, dtype=torch.long, device=self._device)
+        if self._device != "cpu":
+            # Memory that is not the graphs' own goes now, and not after hours.
+            torch.cuda.empty_cache()
+        with torch.inference_mode():
+            with_graphs = _rows(self._decode(noise, lengths))
+            self._captured = False
+            without = _rows(self._decode(noise, lengths))
+            self._captured = True
+        return sum(one != other for one, other in zip(with_graphs, without, strict=True))
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning(
+            "no CUDA graphs, decoding is slower (ENABLE_CUDA_GRAPHS=false avoids the try): %s",
+            reason,
+        )
+        self._graphs = None
+        self._forget()
+        self.nemo.decoding.disable_cuda_graphs()
+
+    def _forget(self) -> None:
+        self._captured = False
+        computer = getattr(self.nemo.decoding, "decoding_computer", None)
+        if computer is not None and hasattr(computer, "reset_cuda_graphs_state"):
+            computer.reset_cuda_graphs_state()
+        # After the graphs that write into it.
+        self._pool = None
+
+
+def _of_beams(hypotheses: list[Any]) -> Tokens:
+    """Gather NeMo's hypotheses, whose fields are tensors, arrays or, when empty, lists."""
+    import torch
+
+    def column(name: str) -> Tensor:
+        rows = [torch.as_tensor(getattr(h, name), dtype=torch.long).cpu() for h in hypotheses]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    return Tokens(
+        ids=column("y_sequence"),
+        frames=column("timestamp"),
+        durations=column("token_duration"),
+        counts=[len(h.y_sequence) for h in hypotheses],
+    )
+
+
+def _rows(tokens: Tokens) -> list[list[tuple[int, int]]]:
+    """Give each row's tokens and their frames."""
+    columns = zip(tokens.ids.tolist(), tokens.frames.tolist(), tokens.counts, strict=True)
+    return [list(zip(ids[:count], frames[:count], strict=True)) for ids, frames, count in columns]

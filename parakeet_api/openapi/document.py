@@ -1,0 +1,717 @@
+"""What the running server does, as an OpenAPI 3.1 document.
+
+Built from the tables that the server itself works with: formats, parameters' values, errors,
+settings. `tests/openapi/test_openapi.py` holds it beside the routes,
+`tests/http/test_contract.py` and `tests/openapi/test_schemathesis.py` beside the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from parakeet_api.audio.ffmpeg import SUPPORTED_FORMATS
+from parakeet_api.errors import (
+    ApiError,
+    AudioDecodeError,
+    AudioTooLongError,
+    AuthenticationError,
+    DeviceLostError,
+    ForbiddenError,
+    InvalidRequestError,
+    JobCancelledError,
+    JobNotFinishedError,
+    JobsUnavailableError,
+    ModelInUseError,
+    ModelLoadError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    NoAudioTrackError,
+    NotFoundError,
+    QueueFullError,
+    RateLimitError,
+    ServiceUnavailableError,
+    StoppingError,
+    TruncatedAudioError,
+    UnsupportedLanguageError,
+    UploadTooLargeError,
+)
+from parakeet_api.formats.asr_api import AsrParams, Output, render_asr
+from parakeet_api.formats.request_params import (
+    Granularity,
+    Include,
+    ResponseFormat,
+    Task,
+    TranscriptionParams,
+)
+from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED
+from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream
+from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_answer, operation
+from parakeet_api.openapi.schemas import (
+    SCHEMAS,
+    Json,
+    array,
+    constant,
+    error_body,
+    error_details,
+    flag,
+    number,
+    record,
+    ref,
+    text,
+)
+from parakeet_api.settings import Settings, model_basename
+
+_BAD_REQUEST = (InvalidRequestError, UnsupportedLanguageError)
+_BAD_AUDIO = (AudioDecodeError, NoAudioTrackError, TruncatedAudioError, AudioTooLongError)
+_NO_MODEL = (ServiceUnavailableError, ModelNotReadyError, ModelLoadError, DeviceLostError)
+_TRANSCRIPTION_ERRORS = (
+    *_BAD_REQUEST,
+    *_BAD_AUDIO,
+    UploadTooLargeError,
+    RateLimitError,
+    *_NO_MODEL,
+    QueueFullError,
+    StoppingError,
+)
+
+_SUMMARY = """\
+Speech to text with NVIDIA's Parakeet-TDT, on your own machine. Send any recording or video, get
+its transcript as text, JSON with word times, or subtitles.
+
+The paths under `/v1/audio` and `/v1/models` are OpenAI's, with the same parameters and answers, so
+that clients of OpenAI work with a changed `base_url`. They answer without `/v1` as well. `/v1/jobs`
+is this server's own. `/asr` and `/detect-language` are those of whisper-asr-webservice.
+
+Every error has one shape, `{"error": {"message", "type", "param", "code"}}`. Fields that are not
+listed are ignored. A path that does not exist is a 404, a method that it does not have a 405 with
+`Allow`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the description tells of the running server."""
+
+    version: str
+    model: str
+    """The first model's name, or that of the one being fetched."""
+    languages: frozenset[str]
+    """ISO 639-1 codes of what the models speak."""
+    settings: Settings
+
+
+def describe(facts: Facts) -> Json:
+    """Give the OpenAPI document, ready to be written as JSON."""
+    keys = bool(facts.settings.api_keys)
+    security: Json = {"security": [{"bearer": []}]} if keys else {}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Parakeet API",
+            "version": facts.version,
+            "description": f"{_SUMMARY}\n\n{_this_server(facts)}",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        # Relative to the document: right behind any path prefix.
+        "servers": [{"url": "./", "description": "This server"}],
+        **security,
+        "tags": [
+            {"name": "OpenAI", "description": "As OpenAI's API has them."},
+            {"name": "Jobs", "description": "Transcriptions that outlast a connection."},
+            {"name": "whisper-asr-webservice", "description": "As Bazarr and others ask."},
+            {"name": "Server", "description": "For people and probes."},
+        ],
+        "paths": _openai_paths(facts)
+        | _job_paths(facts)
+        | _asr_paths(facts)
+        | _server_paths(facts)
+        | _admin_paths(facts),
+        "components": _components(keys=keys),
+    }
+
+
+def _this_server(facts: Facts) -> str:
+    settings = facts.settings
+    access = "a bearer key is needed" if settings.api_keys else "open to everyone, no key is needed"
+    return (
+        f"This server: {_models(facts)} {_listed(facts.languages)};"
+        f" uploads of at most {settings.max_upload_mb:g} MB and {settings.max_audio_hours:g} hours;"
+        f" {settings.app_threads} transcriptions at a time, {settings.max_queued_requests} more may"
+        f" wait; {access}."
+    )
+
+
+def _models(facts: Facts) -> str:
+    others = [model_basename(name) for name in facts.settings.models[1:]]
+    if not others:
+        return f"model `{facts.model}`, which speaks"
+    return f"models `{facts.model}`, {_listed(others)}, which together speak"
+
+
+def _components(*, keys: bool) -> Json:
+    schemes = {
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "One of the keys that the server was started with (`API_KEY`).",
+        }
+    }
+    return {
+        "schemas": SCHEMAS
+        | {
+            "ErrorDetails": error_details(list(MEANINGS)),
+            "Error": error_body(ref("ErrorDetails")),
+        },
+        "headers": dict(HEADERS),
+        **({"securitySchemes": schemes} if keys else {}),
+    }
+
+
+def _openai_paths(facts: Facts) -> Json:
+    return {
+        "/v1/audio/transcriptions": {"post": _transcription(facts)},
+        "/v1/audio/translations": {"post": _translation(facts)},
+        "/v1/models": {
+            "get": operation(
+                "listModels",
+                tag="OpenAI",
+                summary="List the models",
+                description="Usually one; those of `MODELS` where the server was given several.",
+                answers={200: json_answer(ref("ModelList"))},
+                errors=_guarded(facts),
+            )
+        },
+        "/v1/models/{name}": {
+            "get": operation(
+                "showModel",
+                tag="OpenAI",
+                summary="Describe a model",
+                description="The first also answers to the names of OpenAI's models, whose place it"
+                " takes.",
+                parameters=[
+                    _in_path("name", "A model's name, which may hold slashes.", example=facts.model)
+                ],
+                answers={200: json_answer(ref("Model"))},
+                errors=_guarded(facts, NotFoundError, ModelNotFoundError),
+            )
+        },
+    }
+
+
+def _job_paths(facts: Facts) -> Json:
+    transcripts = _transcripts(facts.settings)
+    at_job = [_in_path("job_id", "The job's id.")]
+    unknown = (NotFoundError, JobsUnavailableError)
+    return {
+        "/v1/jobs": {
+            "post": operation(
+                "submitJob",
+                tag="Jobs",
+                summary="Accept a recording, to be transcribed later",
+                description="The form is that of a transcription, without `stream`.",
+                form=_job_form(facts),
+                answers={202: json_answer(ref("Job"))},
+                errors=_guarded(
+                    facts,
+                    *_BAD_REQUEST,
+                    *_choice(facts),
+                    UploadTooLargeError,
+                    RateLimitError,
+                    QueueFullError,
+                    StoppingError,
+                    JobsUnavailableError,
+                ),
+            ),
+            "get": operation(
+                "listJobs",
+                tag="Jobs",
+                summary="List your jobs",
+                description="Newest first, without their results. Each key has jobs of its own.",
+                parameters=[
+                    _query(
+                        "limit",
+                        {
+                            "type": "integer",
+                            "minimum": 1,
+                            "maximum": MOST_LISTED,
+                            "default": USUALLY_LISTED,
+                            "description": "How many at most.",
+                        },
+                    ),
+                    _query("after", text("The id of the last job of the page before.")),
+                ],
+                answers={200: json_answer(ref("JobList"))},
+                errors=_guarded(facts, InvalidRequestError, JobsUnavailableError),
+            ),
+        },
+        "/v1/jobs/{job_id}": {
+            "get": operation(
+                "showJob",
+                tag="Jobs",
+                summary="How far a job is",
+                description="With its result or its error, once it has one.",
+                parameters=at_job,
+                answers={200: json_answer(ref("Job"))},
+                errors=_guarded(facts, *unknown),
+            ),
+            "delete": operation(
+                "deleteJob",
+                tag="Jobs",
+                summary="Cancel or forget a job",
+                description="An unfinished job is cancelled, a finished one forgotten.",
+                parameters=at_job,
+                answers={200: json_answer({"anyOf": [ref("Job"), ref("DeletedJob")]})},
+                errors=_guarded(facts, *unknown),
+            ),
+        },
+        "/v1/jobs/{job_id}/result": {
+            "get": operation(
+                "showJobResult",
+                tag="Jobs",
+                summary="The result of a job",
+                description="What the transcription itself would have been answered, be it an"
+                " error.",
+                parameters=at_job,
+                answers={200: transcripts},
+                has_warnings=True,
+                errors=_guarded(
+                    facts,
+                    *unknown,
+                    *_BAD_AUDIO,
+                    *_choice(facts),
+                    *_NO_MODEL,
+                    JobNotFinishedError,
+                    JobCancelledError,
+                ),
+            )
+        },
+    }
+
+
+def _job_form(facts: Facts) -> Json:
+    form = _transcription_form(facts)
+    fields = {name: schema for name, schema in form["properties"].items() if name != "stream"}
+    hosts = ", ".join(facts.settings.allow_webhooks)
+    calls = f"to these hosts alone: {hosts}" if hosts else "which this server does not"
+    webhook = text(f"Where to POST the finished job to, {calls}.", default="")
+    return form | {"properties": fields | {"webhook_url": webhook}}
+
+
+def _in_path(name: str, description: str, **more: Any) -> Json:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description,
+        "schema": {"type": "string", "minLength": 1},
+        **more,
+    }
+
+
+def _asr_paths(facts: Facts) -> Json:
+    recording = record("The recording.", {"audio_file": _recording(facts.settings)})
+    encode = flag(
+        "`false`: the upload is 16-bit samples, 16 kHz, mono, little-endian, without a header.",
+        default=True,
+    )
+    expected = {
+        "model": _model(facts),
+        "language": _language(facts),
+        "languages[]": _languages(),
+        "encode": encode,
+        "audio_track": _audio_track(),
+        "allow_partial": _allow_partial(),
+    }
+    wanted = {
+        "output": text("What the answer looks like.", enum=list(get_args(Output)), default="txt"),
+        "task": text(
+            "`translate` transcribes English and refuses other languages: the model does not"
+            " translate.",
+            enum=list(get_args(Task)),
+            default="transcribe",
+        ),
+        "word_timestamps": flag("List the words in `json`.", default=False),
+    }
+    return {
+        "/asr": {
+            "post": operation(
+                "asr",
+                tag="whisper-asr-webservice",
+                summary="Transcribe a recording",
+                description="The parameters may stand in the form as well.",
+                parameters=[_query(name, schema) for name, schema in (wanted | expected).items()],
+                form=recording,
+                answers={200: _asr_transcripts(facts.settings)},
+                has_warnings=True,
+                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+            )
+        },
+        "/detect-language": {
+            "post": operation(
+                "detectLanguage",
+                tag="whisper-asr-webservice",
+                summary="Tell the language of a recording",
+                description="From its first words; no more of it is heard than is needed.",
+                parameters=[_query(name, schema) for name, schema in expected.items()],
+                form=recording,
+                answers={200: json_answer(ref("DetectedLanguage"))},
+                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+            )
+        },
+    }
+
+
+def _query(name: str, schema: Json) -> Json:
+    described = {key: value for key, value in schema.items() if key != "description"}
+    return {"name": name, "in": "query", "description": schema["description"], "schema": described}
+
+
+def _asr_transcripts(settings: Settings) -> Json:
+    def example(output: Output, *, word_timestamps: bool = False) -> Any:
+        params = AsrParams(
+            output=output,
+            task="transcribe",
+            languages=frozenset(),
+            word_timestamps=word_timestamps,
+            raw_pcm=False,
+            audio_track=None,
+            allow_partial=False,
+        )
+        return render_asr(EXAMPLE, params, settings=settings).content
+
+    return {
+        "application/json": {
+            "schema": ref("AsrTranscription"),
+            "example": example("json", word_timestamps=True),
+        },
+        "text/plain": {"schema": text("A sentence a line."), "example": example("txt")},
+        "text/tab-separated-values": {
+            "schema": text("A heading, then a sentence a line; times in milliseconds."),
+            "example": example("tsv"),
+        },
+        "application/x-subrip": {"schema": text("SubRip subtitles."), "example": example("srt")},
+        "text/vtt": {"schema": text("WebVTT subtitles."), "example": example("vtt")},
+    }
+
+
+def _server_paths(facts: Facts) -> Json:
+    public: Json = {
+        "/": _page("page", "The page to transcribe with"),
+        "/docs": _page("docs", "The page to try the API with"),
+        "/openapi.json": operation(
+            "openapi",
+            tag="Server",
+            summary="This description",
+            description="As OpenAPI 3.1.",
+            answers={
+                200: json_answer({"type": "object", "required": ["openapi", "info", "paths"]})
+            },
+        ),
+        "/health/simple": operation(
+            "alive",
+            tag="Server",
+            summary="Whether the server answers",
+            description="And nothing else.",
+            answers={200: {"text/plain": {"schema": text("Always `ok`."), "example": "ok\n"}}},
+        ),
+        "/ready": operation(
+            "ready",
+            tag="Server",
+            summary="Whether a transcription could be served now",
+            description="For load balancers: a 503, in this shape, says no.",
+            answers={status: json_answer(ref("Readiness")) for status in (200, 503)},
+        ),
+    }
+    # Said of each: the document's own requirement would hold for them as well.
+    paths = {path: {"get": {**known, "security": []}} for path, known in public.items()}
+    return {
+        **paths,
+        "/health": {"get": _health(facts)},
+        "/metrics": {"get": _metrics(facts)},
+    }
+
+
+def _health(facts: Facts) -> Json:
+    keyless: list[Json] = [{}, {"bearer": []}] if facts.settings.api_keys else []
+    return operation(
+        "health",
+        tag="Server",
+        summary="How the models, the queue and the jobs are",
+        description="Never waits, whatever the models are doing.",
+        parameters=[
+            _query(
+                "verbose",
+                flag(
+                    "Also tell what the server was started with, settings included. Where keys are"
+                    " set, this needs one.",
+                    default=False,
+                ),
+            )
+        ],
+        answers={200: json_answer(ref("Health"))},
+        errors=_guarded(facts, InvalidRequestError),
+    ) | {"security": keyless}
+
+
+def _admin_paths(facts: Facts) -> Json:
+    who = (
+        ""
+        if facts.settings.api_keys
+        else " Without `API_KEY`, from the server's own machine alone."
+    )
+    meant = text("The model that is meant.", default="")
+    refusals = (*(() if facts.settings.api_keys else (ForbiddenError,)), InvalidRequestError)
+    return {
+        "/admin/unload": {
+            "post": operation(
+                "unload",
+                tag="Server",
+                summary="Unload the models",
+                description="Gives their memory back at once: all models', or that of the one that"
+                " is named. Waits for nothing: a model that is in use stays, which is a 409, and"
+                f" the others are unloaded. The next request loads it again.{who}",
+                parameters=[_query("model", meant)],
+                answers={200: json_answer(ref("AdminReport"))},
+                errors=_guarded(facts, *refusals, *_choice(facts), ModelInUseError),
+            )
+        },
+        "/admin/load": {
+            "post": operation(
+                "load",
+                tag="Server",
+                summary="Load a model",
+                description="The one that is named, or the first. Answers when it is loaded, or"
+                f" after two minutes with a 503, while the load goes on.{who}",
+                parameters=[_query("model", meant)],
+                answers={200: json_answer(ref("AdminReport"))},
+                errors=_guarded(facts, *refusals, *_choice(facts), *_NO_MODEL, StoppingError),
+            )
+        },
+    }
+
+
+def _metrics(facts: Facts) -> Json:
+    return operation(
+        "metrics",
+        tag="Server",
+        summary="Metrics for Prometheus",
+        description="Counters, gauges and histograms, in Prometheus' text format.",
+        answers={200: {"text/plain": {"schema": text("The metrics.")}}},
+        errors=_guarded(facts),
+    )
+
+
+def _page(name: str, summary: str) -> Json:
+    return operation(
+        name,
+        tag="Server",
+        summary=summary,
+        description="For a browser. It loads nothing from other hosts.",
+        answers={200: {"text/html": {"schema": {"type": "string"}}}},
+    )
+
+
+def _transcription(facts: Facts) -> Json:
+    return operation(
+        "transcribe",
+        tag="OpenAI",
+        summary="Transcribe a recording",
+        description="Answers when the whole recording is transcribed, or with `stream=true` as it"
+        " goes. Silence is an empty text. If the client hangs up, the work stops.",
+        form=_transcription_form(facts),
+        answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
+        has_warnings=True,
+        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+    )
+
+
+def _translation(facts: Facts) -> Json:
+    return operation(
+        "translate",
+        tag="OpenAI",
+        summary="Transcribe an English recording",
+        description="The model does not translate: English speech is transcribed, another language"
+        " is a 400 with the code `unsupported_language`.",
+        form=_transcription_form(facts),
+        answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
+        has_warnings=True,
+        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+    )
+
+
+def _transcription_form(facts: Facts) -> Json:
+    form = record(
+        "The recording, and how it is wanted. An empty field is one that was not sent.",
+        {
+            "file": _recording(facts.settings),
+            "model": _model(facts),
+            "response_format": text(
+                "What the answer looks like.", enum=list(get_args(ResponseFormat)), default="json"
+            ),
+            "language": _language(facts),
+            "languages[]": _languages(),
+            "timestamp_granularities[]": array(
+                {"type": "string", "enum": list(get_args(Granularity))},
+                "What `verbose_json` lists; without effect on other formats.",
+                default=["segment"],
+            ),
+            "include[]": array(
+                {"type": "string", "enum": list(get_args(Include))},
+                "What comes with the transcript: `logprobs`, the probabilities of tokens, in"
+                " `json`, `verbose_json` and streams. `progress` and `peaks`, this server's own,"
+                " are events of a stream and without effect elsewhere.",
+                default=[],
+            ),
+            "stream": flag(
+                "Answer with server-sent events: words as they become final, then the whole.",
+                default=False,
+            ),
+            "audio_track": _audio_track(),
+            "allow_partial": _allow_partial(),
+            "temperature": number(
+                "Checked, then without effect: nothing is sampled.",
+                minimum=0,
+                maximum=1,
+                default=0,
+            ),
+            "prompt": text(
+                "Accepted without effect: this kind of model takes no prompt.", default=""
+            ),
+            "keywords[]": array(
+                {"type": "string", "pattern": r"^[^<>\r\n]*$"},
+                "Checked, then without effect: this kind of model takes no hints of words.",
+                default=[],
+            ),
+            "chunking_strategy": text(
+                "Checked, then without effect: recordings are always cut at silences. `auto`, or an"
+                " object with the `type` `auto` or `server_vad` as JSON; also as"
+                " `chunking_strategy[type]=server_vad`.",
+                default="auto",
+                examples=["auto", '{"type": "server_vad"}'],
+            ),
+        },
+    )
+    return form | {"required": ["file"]}
+
+
+def _model(facts: Facts) -> Json:
+    names = facts.settings.models
+    if not names:
+        return text(f"Any name: the loaded model, `{facts.model}`, answers.", default=facts.model)
+    return text(
+        f"One of {_listed(map(model_basename, names))}. The first, `{facts.model}`, also answers"
+        " where none is named, and to what clients call OpenAI's models and Whisper's. Any other"
+        " name is a 404.",
+        default=facts.model,
+        examples=list(map(model_basename, names)),
+    )
+
+
+def _language(facts: Facts) -> Json:
+    return text(
+        "The language spoken: a code, a locale or a name (`de`, `deu`, `de-AT`, `German`,"
+        " `Deutsch`); `auto` = not said. Not said, it is detected from the text. One that the model"
+        f" does not speak is a 400; it speaks {_listed(facts.languages)}.",
+        default="auto",
+    )
+
+
+def _languages() -> Json:
+    return array(
+        {"type": "string"},
+        "Languages that may be spoken, as hints: those that the model does not speak are ignored,"
+        " unless it speaks none of them, which is a 400.",
+        default=[],
+    )
+
+
+def _audio_track() -> Json:
+    return {
+        "description": "Which sound track of the file: its number, from 1, or `all`, which mixes"
+        " them. Not said, it is the one that a player would play; one that is silent or cannot be"
+        " decoded gives way to the next, with a warning.",
+        "anyOf": [{"type": "integer", "minimum": 1}, constant("all")],
+    }
+
+
+def _allow_partial() -> Json:
+    return flag(
+        "`true`: a file that is cut short is transcribed as far as it goes, with a warning, instead"
+        " of a 400 with the code `truncated_audio`.",
+        default=False,
+    )
+
+
+def _recording(settings: Settings) -> Json:
+    return {
+        "type": "string",
+        # 3.1 leaves this keyword to tools, and they all offer a file for it.
+        "format": "binary",
+        "description": "The recording: audio or video, anything that ffmpeg can decode"
+        f" ({', '.join(SUPPORTED_FORMATS)} and more), at most {settings.max_upload_mb:g} MB and"
+        f" {settings.max_audio_hours:g} hours.",
+    }
+
+
+def _transcripts(settings: Settings) -> Json:
+    """Give the media types of a transcription's answer."""
+    verbose = TranscriptionParams(
+        response_format="verbose_json", granularities=frozenset(get_args(Granularity))
+    )
+    return {
+        "application/json": {
+            "schema": {"anyOf": [ref("Transcription"), ref("VerboseTranscription")]},
+            "examples": {
+                "json": {"value": example_of(TranscriptionParams(), settings)},
+                "verbose_json": {"value": example_of(verbose, settings)},
+            },
+        },
+        "text/plain": _text("text", "The text and a line's end.", settings),
+        "application/x-subrip": _text("srt", "SubRip subtitles.", settings),
+        "text/vtt": _text("vtt", "WebVTT subtitles.", settings),
+    }
+
+
+def _stream(settings: Settings) -> Json:
+    """Give the media type of a streamed answer."""
+    return {
+        "text/event-stream": {
+            # As OpenAPI 3.2 has it: of a stream, each event is described.
+            "schema": record(
+                "An event; an error ends the stream.",
+                {
+                    "data": text(
+                        "JSON on one line.",
+                        contentMediaType="application/json",
+                        contentSchema=ref("StreamedEvent"),
+                    ),
+                    # No line says so: it is what readers of a stream take an event for.
+                    "event": constant("message"),
+                },
+                optional=("event",),
+            ),
+            "example": example_stream(settings),
+        },
+    }
+
+
+def _text(response_format: ResponseFormat, description: str, settings: Settings) -> Json:
+    params = TranscriptionParams(response_format=response_format)
+    return {"schema": text(description), "example": example_of(params, settings)}
+
+
+def _guarded(facts: Facts, *errors: type[ApiError]) -> tuple[type[ApiError], ...]:
+    """Add the error of a missing key, where keys are set; drop that of a rate without a limit."""
+    if facts.settings.rate_limit is None:
+        errors = tuple(error for error in errors if error is not RateLimitError)
+    return (AuthenticationError, *errors) if facts.settings.api_keys else errors
+
+
+def _choice(facts: Facts) -> tuple[type[ApiError], ...]:
+    """Give the error of a wrong name, where requests choose a model."""
+    return (ModelNotFoundError,) if facts.settings.models else ()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))

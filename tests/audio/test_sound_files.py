@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import Clip, encode
+from pipeline_helpers import ffmpegs
+
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.sound_files import open_sound
+from parakeet_api.errors import AudioTooLongError, TruncatedAudioError
+from parakeet_api.transcript import SAMPLE_RATE, Pcm
+
+PLAIN = {
+    "16 kHz wav": ("a.wav",),
+    "24 bits": ("a.wav", "-c:a", "pcm_s24le"),
+    "8 bits": ("a.wav", "-c:a", "pcm_u8"),
+    "floats": ("a.wav", "-c:a", "pcm_f32le"),
+    "stereo": ("a.wav", "-ac", "2"),
+    "48 kHz": ("a.wav", "-ar", "48000"),
+    "44.1 kHz stereo": ("a.wav", "-ar", "44100", "-ac", "2"),
+    "8 kHz": ("a.wav", "-ar", "8000"),
+    "flac": ("a.flac",),
+    "44.1 kHz flac": ("a.flac", "-ar", "44100", "-ac", "2"),
+}
+UNUSUAL = {
+    "mp3": ("a.mp3",),
+    "ogg": ("a.ogg",),
+    "adpcm": ("a.wav", "-c:a", "adpcm_ms"),
+    "mu-law": ("a.wav", "-c:a", "pcm_mulaw"),
+    "mp3 in wav": ("a.wav", "-c:a", "libmp3lame"),
+    "6 channels": ("a.wav", "-ac", "6"),
+    "aiff": ("a.aiff",),
+}
+
+
+def read(file: Path) -> Pcm:
+    sound = open_sound(file)
+    assert sound is not None
+    return np.concatenate(list(sound.blocks))
+
+
+def by_ffmpeg(decoder: FfmpegDecoder, file: Path) -> Pcm:
+    """`anull` changes nothing, but is a filter, and those are ffmpeg's."""
+    return np.concatenate(list(replace(decoder, audio_filter="anull").stream(file)))
+
+
+@pytest.mark.parametrize("how", PLAIN)
+def test_a_plain_file_sounds_as_ffmpeg_decodes_it(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, how: str
+) -> None:
+    name, *options = PLAIN[how]
+    file = encode(clips[3].path, tmp_path / name, *options)
+
+    ours, theirs = read(file), by_ffmpeg(decoder, file)
+
+    assert abs(len(ours) - len(theirs)) <= 2
+    common = min(len(ours), len(theirs))
+    difference = (ours[:common].astype(float) - theirs[:common])[SAMPLE_RATE // 10 :]
+    # Two resamplers differ in the last octave before their limit, by a hundredth of the sound.
+    assert np.sqrt(np.mean(difference**2)) < 0.02 * np.sqrt(np.mean(theirs.astype(float) ** 2))
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_what_needs_no_conversion_is_read_exactly(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
+) -> None:
+    for clip in clips[:10]:
+        file = encode(clip.path, tmp_path / name)
+
+        assert np.array_equal(read(file), by_ffmpeg(decoder, file))
+
+
+@pytest.mark.parametrize("how", UNUSUAL)
+def test_what_is_unusual_is_left_to_ffmpeg(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, how: str
+) -> None:
+    name, *options = UNUSUAL[how]
+    file = encode(clips[3].path, tmp_path / name, *options)
+
+    assert open_sound(file) is None
+    assert sum(map(len, decoder.stream(file))) > SAMPLE_RATE
+
+
+def test_a_plain_clip_starts_no_process(decoder: FfmpegDecoder, clips: list[Clip]) -> None:
+    stream = decoder.stream(clips[3].path)
+
+    assert stream.expected_s == pytest.approx(clips[3].duration_s, abs=0.01)
+    next(stream)
+
+    assert not ffmpegs()
+
+
+def test_a_long_wav_is_read_as_a_stream(decoder: FfmpegDecoder, tmp_path: Path) -> None:
+    samples = np.random.default_rng(2).integers(-32768, 32767, 7_000_003, dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE)
+
+    blocks = list(decoder.stream(tmp_path / "a.wav"))
+
+    assert max(map(len, blocks)) < 1_000_000
+    assert np.array_equal(np.concatenate(blocks), samples)
+    with pytest.raises(AudioTooLongError):
+        list(replace(decoder, max_seconds=60).stream(tmp_path / "a.wav"))
+
+
+def test_a_long_flac_is_left_to_ffmpeg(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", np.zeros(61 * 48_000, np.int16), 48_000)
+
+    assert open_sound(tmp_path / "a.flac") is None
+
+
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _no_size(data: bytes) -> bytes:
+    """What a recorder leaves that could not go back: sizes of 0."""
+    at = data.index(b"data")
+    return data[:4] + bytes(4) + data[8 : at + 4] + bytes(4) + data[at + 8 :]
+
+
+def _huge_size(data: bytes) -> bytes:
+    at = data.index(b"data")
+    return data[: at + 4] + struct.pack("<I", 0xFFFFFFFF) + data[at + 8 :]
+
+
+def _small_size(data: bytes) -> bytes:
+    """Bytes after the sound, which are no sound."""
+    at = data.index(b"data")
+    return data[: at + 4] + struct.pack("<I", 32_000) + data[at + 8 :]
+
+
+@pytest.mark.parametrize("damage", [_cut, _no_size, _huge_size, _small_size])
+def test_a_wav_with_a_wrong_size_gives_what_ffmpeg_gives(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    file = encode(clips[3].path, tmp_path / "a.wav")
+    file.write_bytes(damage(file.read_bytes()))
+
+    decoded = np.concatenate(list(decoder.stream(file)))
+
+    assert np.array_equal(decoded, by_ffmpeg(decoder, file))
+
+
+def test_a_flac_that_is_cut_short_is_refused_as_ever(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    data = max(clips, key=lambda clip: clip.duration_s).path.read_bytes()
+    (tmp_path / "a.flac").write_bytes(data[: len(data) // 2])
+
+    with pytest.raises(TruncatedAudioError):
+        list(decoder.stream(tmp_path / "a.flac"))
+
+
+def test_floats_can_be_anything(tmp_path: Path) -> None:
+    wild = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 0.5] * 1000, np.float32)
+    soundfile.write(tmp_path / "a.wav", wild, SAMPLE_RATE, subtype="FLOAT")
+
+    samples = read(tmp_path / "a.wav")[:6].tolist()
+
+    # Not a number is silence, and the rest is scaled to what is loudest.
+    assert samples[0] == 0
+    assert samples[3] == -samples[4] > 5000

@@ -1,0 +1,307 @@
+"""The container's files, as far as they can be tried unbuilt; `check_image.py` builds the image."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml  # type: ignore[import-untyped]
+from check_image import GRACE_PERIOD_S
+from conftest import ROOT
+from http_helpers import wait_until
+from settings_tables import ALL_NAMES, OF_THE_IMAGE, READMES, readme_rows
+
+from parakeet_api import __version__
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+ENTRYPOINT = (ROOT / "entrypoint.sh").read_text()
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners and becomes other users")
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Knows Compose's tag that takes a key of the file below away."""
+
+
+_Loader.add_constructor("!reset", lambda *_: None)
+
+
+def _service(file: str) -> dict[str, Any]:
+    composition = yaml.load((ROOT / file).read_text(), Loader=_Loader)
+    assert "version" not in composition
+    service: dict[str, Any] = composition["services"]["parakeet-api-docker"]
+    return service
+
+
+SERVICE = _service("docker-compose.yml")
+
+
+def test_compose_serves_where_people_expect_it() -> None:
+    assert SERVICE["ports"] == ["5092:5092"]
+    assert SERVICE["volumes"][:2] == [
+        "./models:/app/models:ro",
+        "./temp_uploads:/app/temp_uploads",
+    ]
+
+
+def test_every_variable_of_the_compose_file_is_read_by_something() -> None:
+    unknown = SERVICE["environment"].keys() - set(ALL_NAMES) - OF_THE_IMAGE
+    assert not unknown
+
+
+def test_compose_gives_no_setting_a_default_of_its_own() -> None:
+    values = {name: value for name, value in SERVICE["environment"].items() if value is not None}
+    assert values == {"PUID": "${PUID:-1000}", "PGID": "${PGID:-1000}"}
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_tells_what_the_image_reads_and_sets(readme: str) -> None:
+    rows = {name: text.replace("`", "") for name, text in readme_rows(readme).items()}
+
+    for name in ("PUID", "PGID"):
+        assert SERVICE["environment"][name] == f"${{{name}:-{rows[name]}}}"
+        assert f"${{{name}:-{rows[name]}}}" in ENTRYPOINT
+    assert rows["PYTORCH_CUDA_ALLOC_CONF"] == _image_variable("PYTORCH_CUDA_ALLOC_CONF")
+
+
+def test_the_image_sets_no_setting_but_the_demo_model() -> None:
+    assert set(re.findall(r"^\s*(?:ENV )?([A-Z_]+)=", DOCKERFILE, re.MULTILINE)) & set(
+        ALL_NAMES
+    ) == {"DEMO_MODEL"}
+
+
+def test_compose_asks_for_a_card_and_the_override_takes_that_back() -> None:
+    assert SERVICE["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    override = _service("docker-compose.cpu.yml")
+    assert override["deploy"] is None
+    assert override["build"] == {"args": {"TORCH": "cpu"}}
+
+
+def test_the_image_check_grants_the_time_to_stop_that_compose_grants() -> None:
+    assert SERVICE["stop_grace_period"] == f"{GRACE_PERIOD_S:.0f}s"
+
+
+def test_downloads_go_to_the_named_volume() -> None:
+    targets = [volume.split(":")[1] for volume in SERVICE["volumes"]]
+    assert Path(_image_variable("HF_HOME")).is_relative_to(targets[2])
+
+
+def test_the_image_never_takes_the_demo_model_unasked() -> None:
+    assert _image_variable("DEMO_MODEL") == "never"
+
+
+def test_the_allocator_accepts_what_the_image_tells_it() -> None:
+    import torch
+
+    options = _image_variable("PYTORCH_CUDA_ALLOC_CONF")
+    before = torch._C._accelerator_getAllocatorSettings()
+    try:
+        torch._C._accelerator_setAllocatorSettings(options)
+        with pytest.raises(ValueError, match="too small"):
+            torch._C._accelerator_setAllocatorSettings(options.replace("mb:96", "mb:9"))
+    finally:
+        torch._C._accelerator_setAllocatorSettings(before)
+
+
+def test_the_image_is_labelled_with_the_version() -> None:
+    assert f'org.opencontainers.image.version="{__version__}"' in DOCKERFILE
+
+
+def test_a_change_of_the_code_installs_no_package_again() -> None:
+    packages, final = re.split(r"^FROM .*\n", DOCKERFILE, flags=re.MULTILINE)[1:]
+    assert re.findall(r"^COPY (.*)", packages, re.MULTILINE) == [
+        "requirements.txt constraints.txt ./"
+    ]
+    assert final.index("COPY --from=packages") < final.index("COPY . .")
+
+
+def test_what_the_server_needs_is_let_into_the_image() -> None:
+    let_in = {
+        line.removeprefix("!").split("/")[0]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    assert {"app.py", "entrypoint.sh", "parakeet_api", "static", "templates", "samples"} <= let_in
+    assert all((ROOT / name).exists() for name in let_in)
+
+
+def _image_variable(name: str) -> str:
+    match = re.search(rf"^\s*{name}=(\S+)", DOCKERFILE, re.MULTILINE)
+    assert match is not None, name
+    return match[1]
+
+
+def enter(
+    folder: Path, *command: str, user: int | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the entrypoint with both folders of its own in `folder`."""
+    variables = {
+        "PATH": os.environ["PATH"],
+        "TEMP_UPLOADS_DIR": str(folder / "uploads"),
+        "HF_HOME": str(folder / "cache" / "huggingface"),
+    }
+    # The checkout may lie where another user cannot read it.
+    script = shutil.copy(ROOT / "entrypoint.sh", folder)
+    return subprocess.run(
+        [script, *command],
+        env=variables | environ,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that every user can reach, and write to."""
+    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
+        path.chmod(0o755)
+    tmp_path.chmod(0o777)
+    return tmp_path
+
+
+def test_the_entrypoint_becomes_the_command_and_gives_its_exit_code(folder: Path) -> None:
+    done = enter(folder, "sh", "-c", "echo $PPID; exit 7", user=_someone())
+    assert done.returncode == 7, done.stderr
+    # Not a child of the script: its parent is this test.
+    assert done.stdout.strip() == str(os.getpid())
+
+
+def test_big_temporary_files_go_beside_the_uploads(folder: Path) -> None:
+    done = enter(folder, "sh", "-c", "echo $TMPDIR", user=_someone())
+    assert done.stdout.strip() == str(folder / "uploads")
+    done = enter(folder, "sh", "-c", "echo $TMPDIR", user=_someone(), TMPDIR="/tmp")
+    assert done.stdout.strip() == "/tmp"
+
+
+@as_root
+def test_a_folder_that_cannot_be_written_to_is_told_with_its_mend(folder: Path) -> None:
+    (folder / "uploads").mkdir(mode=0o755)
+    done = enter(folder, "true", user=1234)
+    assert done.returncode == 73
+    assert f"{folder}/uploads cannot be written to by user 1234:1234" in done.stderr
+    assert "chown 1234:1234" in done.stderr
+
+
+@as_root
+def test_an_unwritable_cache_alone_stops_nothing(folder: Path) -> None:
+    (folder / "cache").mkdir(mode=0o755)
+    done = enter(folder, "true", user=1234)
+    assert done.returncode == 0
+    assert "no model can be downloaded there" in done.stderr
+
+
+@as_root
+def test_root_becomes_puid_and_pgid_and_hands_its_folders_over(folder: Path) -> None:
+    (folder / "uploads").mkdir(mode=0o755)
+    (folder / "uploads" / "left").touch()
+    outside = folder / "outside"
+    outside.touch()
+    (folder / "uploads" / "link").symlink_to(outside)
+    done = enter(folder, "sh", "-c", "id -u; id -g; id -G", PUID="1001", PGID="1002")
+    assert done.stdout.split() == ["1001", "1002", "1002"]
+    assert "belonged to 0:0, now it belongs to 1001:1002" in done.stderr
+    assert _owners(folder / "uploads", folder / "uploads" / "left") == {(1001, 1002)}
+    assert _owners(outside) == {(0, 0)}, "a link led out of the folder"
+
+
+@as_root
+def test_a_folder_that_can_be_written_to_keeps_its_owner(folder: Path) -> None:
+    (folder / "uploads").mkdir()
+    (folder / "uploads").chmod(0o777)
+    done = enter(folder, "id", "-u", PUID="1001")
+    assert done.stdout.strip() == "1001"
+    assert _owners(folder / "uploads") == {(0, 0)}
+
+
+@as_root
+def test_puid_0_stays_root(folder: Path) -> None:
+    assert enter(folder, "id", "-u", PUID="0", PGID="0").stdout.strip() == "0"
+
+
+@as_root
+@pytest.mark.parametrize("name", ["PUID", "PGID"])
+@pytest.mark.parametrize("value", ["me", "-1", "1.5", "99999999999"])
+def test_an_id_that_is_no_number_is_refused_by_name(folder: Path, name: str, value: str) -> None:
+    done = enter(folder, "true", user=None, **{name: value})
+    assert done.returncode == 2
+    assert f"{name}='{value}' is not the number of a user or group" in done.stderr
+
+
+def test_a_user_who_is_not_root_hears_that_puid_has_no_effect(folder: Path) -> None:
+    done = enter(folder, "true", user=_someone(), PUID="4321")
+    assert done.returncode == 0
+    assert "have no effect" in done.stderr
+
+
+def _someone() -> int | None:
+    """Give a user to become who is not root: as such, oneself."""
+    return 1234 if os.geteuid() == 0 else None
+
+
+def _owners(*paths: Path) -> set[tuple[int, int]]:
+    return {(path.stat().st_uid, path.stat().st_gid) for path in paths}
+
+
+class TestProcessOne:
+    """What a container runs without an init beside it; signals without a handler are dropped."""
+
+    def test_the_server_can_be_stopped_before_its_imports_are_done(self, tmp_path: Path) -> None:
+        # The first import of weight; it is never done.
+        marker = tmp_path / "importing"
+        (tmp_path / "numpy.py").write_text(
+            f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(600)\n"
+        )
+        command = [sys.executable, str(ROOT / "app.py")]
+        with as_process_one(command, PYTHONPATH=str(tmp_path)) as (process, outside):
+            wait_until(marker.exists, within_s=60, what="the import")
+            process.terminate()
+            assert outside.wait(timeout=60) == 128 + signal.SIGTERM
+
+    def test_the_entrypoint_can_be_stopped(self, folder: Path) -> None:
+        # What it runs first takes its time, as to hand over a large folder does.
+        marker = folder / "working"
+        slow = folder / "bin" / "mkdir"
+        slow.parent.mkdir()
+        slow.write_text(f"#!/bin/sh\ntouch {marker}\nsleep 2\n")
+        slow.chmod(0o755)
+        command = [str(ROOT / "entrypoint.sh"), "echo", "served"]
+        paths = f"{slow.parent}:{os.environ['PATH']}"
+        with as_process_one(command, PATH=paths, PUID="0", PGID="0") as (process, outside):
+            wait_until(marker.exists, within_s=60, what="the first command")
+            process.terminate()
+            said, _ = outside.communicate(timeout=60)
+        assert outside.returncode == 128 + signal.SIGTERM
+        assert said == b""
+
+
+@contextmanager
+def as_process_one(
+    command: Sequence[str], **environ: str
+) -> Iterator[tuple[psutil.Process, subprocess.Popen[bytes]]]:
+    """Run a command as process 1 of a namespace; give it and, outside, what waits for it."""
+    unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespaces of processes can be made here")
+    outside = subprocess.Popen(
+        [*unshare, *command], env=os.environ | environ, stdout=subprocess.PIPE
+    )
+    try:
+        wait_until(psutil.Process(outside.pid).children, within_s=60, what="process 1 is there")
+        yield psutil.Process(outside.pid).children()[0], outside
+    finally:
+        outside.kill()
+        outside.communicate()

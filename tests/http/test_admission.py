@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import wait_for
+
+import parakeet_api.http.admission
+from parakeet_api.errors import AudioDecodeError, QueueFullError
+from parakeet_api.http.admission import Admission
+from parakeet_api.model.batching import RequestCancelled
+
+
+@pytest.fixture
+def quick_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parakeet_api.http.admission, "_POLL_S", 0.01)
+
+
+def enter(admission: Admission, leave: threading.Event, order: list[int], number: int) -> None:
+    with admission.place():
+        order.append(number)
+        assert leave.wait(20)
+
+
+def held(admission: Admission) -> int:
+    return sum(admission.counts())
+
+
+def test_places_are_bounded_and_given_to_those_who_wait() -> None:
+    admission = Admission(active=2, waiting=1)
+    leave = [threading.Event() for _ in range(4)]
+    order: list[int] = []
+
+    with ThreadPoolExecutor(4) as threads:
+        told = []
+        for number in range(3):
+            told.append(threads.submit(enter, admission, leave[number], order, number))
+            wait_for(lambda: held(admission) == number + 1)  # noqa: B023
+        wait_for(lambda: len(order) == 2)
+
+        with pytest.raises(QueueFullError) as caught, admission.place():
+            pass
+        assert caught.value.status == 503
+        assert caught.value.retry_after_s
+
+        assert order == [0, 1]
+        leave[1].set()
+        wait_for(lambda: order == [0, 1, 2])
+        told.append(threads.submit(enter, admission, leave[3], order, 3))
+        for event in leave:
+            event.set()
+        for request in told:
+            request.result(10)
+
+    assert order == [0, 1, 2, 3]
+    assert admission.counts() == (0, 0)
+
+
+def test_nobody_may_wait_where_no_waiting_is_allowed() -> None:
+    admission = Admission(active=1, waiting=0)
+
+    with admission.place(), pytest.raises(QueueFullError), admission.place():
+        pass
+
+    with admission.place():
+        pass
+
+
+@pytest.mark.usefixtures("quick_poll")
+def test_a_client_that_goes_while_it_waits_gives_its_place_back() -> None:
+    admission = Admission(active=1, waiting=1)
+    gone = threading.Event()
+
+    def wait() -> None:
+        with admission.place(cancelled=gone.is_set):
+            pytest.fail("there is no place")
+
+    with ThreadPoolExecutor(1) as threads, admission.place():
+        told = threads.submit(wait)
+        wait_for(lambda: admission.counts() == (1, 1))
+        gone.set()
+        assert isinstance(told.exception(10), RequestCancelled)
+        assert admission.counts() == (1, 0)
+
+
+def test_places_are_given_back_after_errors() -> None:
+    admission = Admission(active=1, waiting=0)
+
+    for _ in range(3):
+        with pytest.raises(AudioDecodeError), admission.place():
+            raise AudioDecodeError("no audio")
+
+    assert admission.counts() == (0, 0)
+
+
+def test_those_who_wait_are_told_their_position_and_served_in_order() -> None:
+    admission = Admission(active=1, waiting=3)
+    told: list[list[int]] = [[], [], []]
+    served: list[int] = []
+
+    def wait(number: int) -> None:
+        with admission.place(on_wait=told[number].append):
+            served.append(number)
+
+    with ThreadPoolExecutor(3) as threads:
+        with admission.place():
+            for number in range(3):
+                threads.submit(wait, number)
+                wait_for(lambda: told[number] == [number + 1])  # noqa: B023
+        wait_for(lambda: admission.counts() == (0, 0))
+
+    assert served == [0, 1, 2]
+    assert told[0] == [1]
+    assert told[1][0] == 2
+    assert told[2] == sorted(told[2], reverse=True)
+
+
+def test_a_newcomer_does_not_overtake_the_line() -> None:
+    admission = Admission(active=1, waiting=2)
+    order: list[str] = []
+
+    def wait(name: str) -> None:
+        with admission.place():
+            order.append(name)
+
+    with ThreadPoolExecutor(2) as threads, admission.place():
+        threads.submit(wait, "first")
+        wait_for(lambda: admission.counts() == (1, 1))
+        threads.submit(wait, "second")
+        wait_for(lambda: admission.counts() == (1, 2))
+
+    assert order == ["first", "second"]
+
+
+def test_a_full_line_is_told_before_a_place_is_asked_for() -> None:
+    admission = Admission(active=1, waiting=0)
+    admission.refuse_if_full()
+
+    with admission.place(), pytest.raises(QueueFullError):
+        admission.refuse_if_full()

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import wait_for
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from test_limits import running
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from parakeet_api.http import upload_form
+from parakeet_api.http.upload_form import UploadForm
+
+TYPE = "multipart/form-data; boundary=sep"
+SOUND = bytes(range(256)) * 1500 + b"\r\n--se\r\n"
+
+
+def part(name: str, data: bytes, *, file: str = "", head: str = "") -> bytes:
+    filename = f'; filename="{file}"' if file else ""
+    disposition = f'Content-Disposition: form-data; name="{name}"{filename}\r\n{head}'
+    return f"--sep\r\n{disposition}\r\n".encode() + data + b"\r\n"
+
+
+BODY = part("model", b"whisper-1") + part("file", SOUND, file="a.wav") + b"--sep--\r\n"
+
+
+@pytest.fixture
+def form(tmp_path: Path) -> Iterator[UploadForm]:
+    made = UploadForm.for_body(tmp_path, TYPE)
+    assert made is not None
+    yield made
+    made.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", [1000, 7, 65_536, len(BODY)])
+def test_a_form_may_come_in_pieces_of_any_size(form: UploadForm, tmp_path: Path, step: int) -> None:
+    for start in range(0, len(BODY), step):
+        form.append(BODY[start : start + step])
+
+    fields, files = form.result()
+
+    assert len(form) == len(BODY)
+    assert fields.to_dict() == {"model": "whisper-1"}
+    assert files["file"].filename == "a.wav"
+    (upload,) = tmp_path.iterdir()
+    assert upload.read_bytes() == SOUND
+    assert files["file"].read() == b""
+
+
+PIECES = [
+    b"--sep",
+    b"--sep--",
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b"-",
+    b"--se",
+    b"--sepp",
+    b"x" * 40,
+    b"y" * 9000,
+]
+
+
+@given(
+    content=st.lists(st.sampled_from(PIECES), max_size=12), splits=st.sets(st.integers(0, 30_000))
+)
+def test_a_file_is_the_same_wherever_its_body_is_parted(
+    content: list[bytes], splits: set[int]
+) -> None:
+    # With an "x" before it: a boundary right behind the head ends the part, or not.
+    file = b"x" + b"".join(content)
+    assume(not re.search(rb"[\r\n]--sep", file))
+    body = part("file", file, file="a.wav") + b"--sep--\r\n"
+    with tempfile.TemporaryDirectory() as folder:
+        form = UploadForm.for_body(Path(folder), TYPE)
+        assert form is not None
+        for start, end in pairwise([0, *sorted(splits), len(body)]):
+            form.append(body[start:end])
+        form.result()
+        (stored,) = Path(folder).iterdir()
+        assert stored.read_bytes() == file
+        form.close()
+
+
+def test_a_file_is_on_disk_while_it_comes(form: UploadForm, tmp_path: Path) -> None:
+    form.append(part("file", SOUND, file="a.wav")[:-100])
+
+    (upload,) = tmp_path.iterdir()
+    assert upload.stat().st_size > len(SOUND) / 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 60, 100, len(BODY) - 12])
+def test_a_body_that_is_cut_short_is_an_error(form: UploadForm, length: int) -> None:
+    form.append(BODY[:length])
+
+    with pytest.raises(ValueError, match="Invalid form-data"):
+        form.result()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"".join(part(f"field-{n}", b"x") for n in range(101)),
+        part("prompt", bytes(600_000)),
+        b"".join(part(f"field-{n}", bytes(60_000)) for n in range(10)),
+    ],
+    ids=["parts", "one long text", "long texts"],
+)
+def test_texts_are_bounded(form: UploadForm, body: bytes) -> None:
+    for start in range(0, len(body), 10_000):
+        form.append(body[start : start + 10_000])
+
+    with pytest.raises(RequestEntityTooLarge):
+        form.result()
+
+
+def test_files_are_few(form: UploadForm, tmp_path: Path) -> None:
+    form.append(part("file", b"x", file="a.wav") * 5 + b"--sep--\r\n")
+
+    assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(ValueError, match="more than 4 files"):
+        form.result()
+
+
+def test_a_file_that_is_taken_over_stays(form: UploadForm, tmp_path: Path) -> None:
+    form.append(BODY)
+    form.result()
+    (upload,) = tmp_path.iterdir()
+
+    held = form.take_over(upload)
+    form.close()
+
+    assert upload.read_bytes() == SOUND
+    held.close()
+    upload.unlink()
+
+
+def test_a_full_disk_is_told_at_once(form: UploadForm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(upload_form, "create_upload", full)
+
+    with pytest.raises(OSError, match="No space left"):
+        form.append(BODY[:1000])
+    with pytest.raises(OSError, match="No space left"):
+        form.result()
+
+
+def test_a_folder_that_is_gone_is_told_with_the_result(tmp_path: Path) -> None:
+    form = UploadForm.for_body(tmp_path / "gone", TYPE)
+    assert form is not None
+
+    form.append(BODY)
+
+    with pytest.raises(FileNotFoundError):
+        form.result()
+
+
+def test_what_comes_after_the_end_is_dropped(form: UploadForm, tmp_path: Path) -> None:
+    form.append(BODY[:1000])
+    form.close()
+    form.append(BODY[1000:])
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["", "application/json", "multipart/mixed; boundary=sep", "multipart/form-data",
+     'multipart/form-data; boundary=""', "multipart/form-data; boundary=\u00e4"],
+)  # fmt: skip
+def test_other_bodies_are_no_forms(tmp_path: Path, content_type: str) -> None:
+    assert UploadForm.for_body(tmp_path, content_type) is None
+
+
+def test_the_charset_of_a_text_is_read(form: UploadForm) -> None:
+    latin = "Content-Type: text/plain; charset=iso-8859-1\r\n"
+    unknown = "Content-Type: text/plain; charset=utf-7\r\n"
+    form.append(part("a", b"\xe4", head=latin) + part("b", "ä".encode(), head=unknown))
+    form.append(b"--sep--\r\n")
+
+    fields, _ = form.result()
+
+    assert fields.to_dict() == {"a": "ä", "b": "ä"}
+
+
+HEAD = f"POST / HTTP/1.1\r\nHost: here\r\nContent-Type: {TYPE}\r\n".encode()
+
+
+def _length(body: bytes) -> bytes:
+    return f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _chunked(body: bytes) -> bytes:
+    return b"Transfer-Encoding: chunked\r\n\r\n" + f"{len(body):x}\r\n".encode() + body + b"\r\n"
+
+
+@pytest.mark.parametrize("send", [_length, _chunked])
+def test_an_upload_whose_client_goes_leaves_no_file(
+    tmp_path: Path, send: Callable[[bytes], bytes]
+) -> None:
+    with running(uploads=tmp_path) as server:
+        with socket.create_connection(server.address) as client:
+            client.sendall((HEAD + send(BODY))[:-300])
+            wait_for(lambda: len(list(tmp_path.iterdir())) == 1)
+
+        wait_for(lambda: not list(tmp_path.iterdir()))
+
+
+def test_an_upload_that_nobody_asked_for_leaves_no_file(tmp_path: Path) -> None:
+    with running(uploads=tmp_path) as server, socket.create_connection(server.address) as client:
+        client.sendall(HEAD + _length(BODY))
+
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        wait_for(lambda: not list(tmp_path.iterdir()))

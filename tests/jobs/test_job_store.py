@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    precondition,
+    rule,
+)
+
+from parakeet_api.errors import AudioDecodeError, JobsUnavailableError, QueueFullError
+from parakeet_api.formats.rendering import Rendered
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.jobs.job import Failure, Job
+from parakeet_api.jobs.store import JobStore
+from parakeet_api.transcript import Caveat
+
+PARAMS = TranscriptionParams(
+    response_format="verbose_json", granularities=frozenset({"word", "segment"})
+)
+RESULT = Rendered('{"text": "Ünïcode \u0000 \U0001f3a4"}', "application/json")
+FAILURE = Failure.of(AudioDecodeError("The file holds no sound."))
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    file = tmp_path / "upload"
+    file.write_bytes(b"sound")
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "nested" / "data"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[JobStore]:
+    opened = JobStore(folder)
+    yield opened
+    opened.close()
+
+
+def add(store: JobStore, upload: Path, *, owner: str | None = None, webhook: str = "") -> Job:
+    return store.add(upload, PARAMS, owner=owner, webhook_url=webhook or None, most_unfinished=1000)
+
+
+def start(store: JobStore, job: Job) -> Job:
+    started = store.start(job)
+    assert started is not None
+    return started
+
+
+def read(store: JobStore, job: Job) -> Job:
+    found = store.get(job.id)
+    assert found is not None
+    return found
+
+
+def recordings(folder: Path) -> set[str]:
+    return {file.name for file in (folder / "recordings").iterdir()}
+
+
+def test_a_job_is_what_was_asked(store: JobStore, upload: Path) -> None:
+    job = add(store, upload, owner="hash", webhook="https://example.org/x")
+
+    assert read(store, job) == job
+    assert (job.status, job.params, job.owner) == ("queued", PARAMS, "hash")
+    assert job.webhook is not None
+    assert job.webhook.url == "https://example.org/x"
+    assert store.recording(job).read_bytes() == b"sound"
+
+
+def test_the_upload_stays_the_callers_and_the_recording_the_stores(
+    store: JobStore, upload: Path
+) -> None:
+    job = add(store, upload)
+    upload.unlink()
+
+    assert store.recording(job).read_bytes() == b"sound"
+
+
+def test_a_recording_is_copied_from_another_file_system(store: JobStore, upload: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as elsewhere:
+        elsewhere.write(b"from memory")
+        elsewhere.flush()
+        job = add(store, Path(elsewhere.name))
+
+    assert store.recording(job).read_bytes() == b"from memory"
+
+
+def test_an_upload_that_is_gone_leaves_nothing(store: JobStore, folder: Path) -> None:
+    with pytest.raises(JobsUnavailableError, match="DATA_DIR="):
+        add(store, folder / "nowhere")
+
+    assert recordings(folder) == set()
+    assert store.newest(None, limit=10) == []
+
+
+def test_a_job_beyond_the_limit_is_refused_and_leaves_nothing(
+    store: JobStore, folder: Path, upload: Path
+) -> None:
+    first = add(store, upload)
+
+    with pytest.raises(QueueFullError, match="MAX_QUEUED_JOBS"):
+        store.add(upload, PARAMS, owner=None, webhook_url=None, most_unfinished=1)
+
+    assert recordings(folder) == {first.id}
+    store.cancel(first)
+    store.add(upload, PARAMS, owner=None, webhook_url=None, most_unfinished=1)
+
+
+def test_only_one_of_many_threads_starts_a_job(store: JobStore, upload: Path) -> None:
+    job = add(store, upload)
+    started: list[Job | None] = []
+    threads = [threading.Thread(target=lambda: started.append(store.start(job))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len([job for job in started if job]) == 1
+
+
+def test_a_result_is_kept_to_the_letter_and_the_recording_goes(
+    store: JobStore, folder: Path, upload: Path
+) -> None:
+    job = start(store, add(store, upload))
+
+    store.succeed(job, RESULT)
+
+    assert read(store, job).status == "succeeded"
+    assert store.result(job) == RESULT
+    assert recordings(folder) == set()
+
+
+def test_a_job_that_was_cancelled_while_it_ran_gets_no_result(
+    store: JobStore, upload: Path
+) -> None:
+    job = start(store, add(store, upload))
+    assert store.cancel(job)
+
+    store.succeed(job, RESULT)
+    store.fail(job, FAILURE)
+    store.put_back(job)
+
+    assert read(store, job).status == "cancelled"
+    assert read(store, job).failure is None
+    assert store.result(job) is None
+
+
+def test_pages_of_a_list_hold_each_job_once_newest_first(store: JobStore, upload: Path) -> None:
+    jobs = [add(store, upload, owner="mine") for _ in range(5)]
+    add(store, upload, owner="another's")
+    add(store, upload)
+
+    first = store.newest("mine", limit=3)
+    second = store.newest("mine", limit=3, after=first[-1].id)
+
+    assert [job.id for job in first + second] == [job.id for job in reversed(jobs)]
+    assert store.newest("mine", limit=3, after="no such job") == []
+
+
+def test_removing_leaves_unfinished_jobs_and_frees_the_space(
+    store: JobStore, folder: Path, upload: Path
+) -> None:
+    waiting, done = add(store, upload), start(store, add(store, upload))
+    store.succeed(done, Rendered("x" * 3_000_000, "text/plain"))
+    ended = read(store, done).finished_at
+    assert ended is not None
+
+    assert store.remove_finished_before(ended) == 0
+    assert store.remove_finished_before(ended + 1) == 1
+    store.remove(waiting)
+    store.close()
+
+    assert [job.id for job in reopened(folder).newest(None, limit=9)] == [waiting.id]
+    assert (folder / "jobs.sqlite3").stat().st_size < 200_000
+
+
+def reopened(folder: Path) -> JobStore:
+    """Open the folder as the next process does."""
+    return JobStore(folder)
+
+
+def test_a_job_that_ran_when_the_process_died_is_queued_again_in_its_place(
+    store: JobStore, folder: Path, upload: Path
+) -> None:
+    first, second = add(store, upload), add(store, upload)
+    start(store, first)
+    store.close()
+
+    queued = reopened(folder).queued()
+
+    assert [job.id for job in queued] == [first.id, second.id]
+    assert [job.interruptions for job in queued] == [1, 0]
+
+
+def test_a_job_that_ends_the_process_three_times_fails(
+    store: JobStore, folder: Path, upload: Path
+) -> None:
+    job = add(store, upload)
+    for _ in range(3):
+        assert start(store, job).status == "running"
+        store.close()
+        store = reopened(folder)
+
+    failed = read(store, job)
+    assert failed.status == "failed"
+    assert failed.failure is not None
+    assert failed.failure.status == 500
+    assert "ended 3 times" in failed.failure.body
+    assert recordings(folder) == set()
+
+
+def test_a_job_that_was_put_back_was_not_interrupted(
+    store: JobStore, folder: Path, upload: Path
+) -> None:
+    job = start(store, add(store, upload))
+    store.put_back(job)
+    store.close()
+
+    assert reopened(folder).queued()[0].interruptions == 0
+
+
+def test_files_that_belong_to_no_unfinished_job_are_swept(
+    store: JobStore, folder: Path, upload: Path
+) -> None:
+    kept = add(store, upload)
+    (folder / "recordings" / "half-copied").write_bytes(b"x")
+    store.close()
+
+    reopened(folder)
+
+    assert recordings(folder) == {kept.id}
+
+
+def test_a_folder_in_use_is_refused_until_it_is_free(store: JobStore, folder: Path) -> None:
+    with pytest.raises(JobsUnavailableError, match="another server uses it"):
+        reopened(folder)
+    store.close()
+
+    reopened(folder).close()
+
+
+@pytest.mark.parametrize("content", [b"not a database, but a text of some length " * 100])
+def test_a_file_that_is_no_database_is_refused_by_name(folder: Path, content: bytes) -> None:
+    folder.mkdir(parents=True)
+    (folder / "jobs.sqlite3").write_bytes(content)
+
+    with pytest.raises(JobsUnavailableError, match=r"DATA_DIR=.*not a database"):
+        JobStore(folder)
+
+    assert (folder / "jobs.sqlite3").read_bytes() == content
+
+
+def test_a_database_of_a_later_version_is_left_alone(store: JobStore, folder: Path) -> None:
+    store.close()
+    with sqlite3.connect(folder / "jobs.sqlite3") as database:
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+
+    with pytest.raises(JobsUnavailableError, match="another version"):
+        reopened(folder)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(JobsUnavailableError, match="DATA_DIR="):
+        JobStore(tmp_path / "file" / "data")
+
+
+def test_a_full_disk_changes_nothing_and_the_same_change_works_later(
+    store: JobStore, upload: Path
+) -> None:
+    job = start(store, add(store, upload))
+    large = Rendered("x" * 5_000_000, "text/plain")
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(JobsUnavailableError, match="full"):
+        store.succeed(job, large)
+    assert read(store, job).status == "running"
+    assert store.recording(job).is_file()
+
+    store._db.execute("PRAGMA max_page_count = 100000")
+    store.succeed(job, large)
+    assert store.result(job) == large
+
+
+def test_parameters_of_an_older_version_have_their_defaults(store: JobStore, upload: Path) -> None:
+    job = add(store, upload)
+    with store._db as database:
+        database.execute("UPDATE jobs SET params = ?", ('{"response_format": "srt"}',))
+
+    assert read(store, job).params == TranscriptionParams(response_format="srt")
+
+
+class Life(RuleBasedStateMachine):
+    """Any order of changes and restarts: what was told is what is found, and no file is left."""
+
+    jobs = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temporary = tempfile.TemporaryDirectory()
+        self.folder = Path(self.temporary.name) / "data"
+        self.upload = Path(self.temporary.name) / "upload"
+        self.upload.write_bytes(b"sound")
+        self.store = JobStore(self.folder)
+        self.status: dict[str, str] = {}
+        self.interruptions: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.temporary.cleanup()
+
+    @rule(target=jobs)
+    def add(self) -> Job:
+        job = add(self.store, self.upload)
+        self.status[job.id], self.interruptions[job.id] = "queued", 0
+        return job
+
+    @rule(job=jobs)
+    def start(self, job: Job) -> None:
+        started = self.store.start(job)
+        assert (started is not None) == (self.status.get(job.id) == "queued")
+        if started is not None:
+            self.status[job.id] = "running"
+
+    @rule(job=jobs, outcome=st.sampled_from(["succeeded", "failed", "queued"]))
+    def end(self, job: Job, outcome: str) -> None:
+        if outcome == "succeeded":
+            self.store.succeed(job, RESULT)
+        elif outcome == "failed":
+            self.store.fail(job, FAILURE)
+        else:
+            self.store.put_back(job)
+        if self.status.get(job.id) == "running":
+            self.status[job.id] = outcome
+
+    @rule(job=jobs)
+    def cancel(self, job: Job) -> None:
+        unfinished = self.status.get(job.id) in ("queued", "running")
+        assert self.store.cancel(job) == unfinished
+        if unfinished:
+            self.status[job.id] = "cancelled"
+
+    @rule(job=consumes(jobs))
+    @precondition(lambda self: self.status)
+    def remove(self, job: Job) -> None:
+        self.store.remove(job)
+        if self.status.get(job.id) not in ("queued", "running"):
+            self.status.pop(job.id, None)
+
+    @rule()
+    def die_and_start_again(self) -> None:
+        self.store.close()
+        self.store = JobStore(self.folder)
+        for job_id, status in self.status.items():
+            if status == "running":
+                self.interruptions[job_id] += 1
+                given_up = self.interruptions[job_id] == 3
+                self.status[job_id] = "failed" if given_up else "queued"
+
+    @invariant()
+    def what_was_told_is_found(self) -> None:
+        found = {job.id: job for job in self.store.newest(None, limit=1000)}
+        unfinished = {key for key, value in self.status.items() if value in ("queued", "running")}
+        assert {job.id: job.status for job in found.values()} == self.status
+        assert {job.id for job in found.values() if not job.finished} == unfinished
+        assert recordings(self.folder) == unfinished
+        assert self.store.counts.queued + self.store.counts.running == len(unfinished)
+        for job in found.values():
+            assert (self.store.result(job) == RESULT) == (job.status == "succeeded")
+            assert (job.failure is not None) == (job.status == "failed")
+            assert (job.finished_at is not None) == job.finished
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def test_a_results_warnings_are_kept(store: JobStore, upload: Path) -> None:
+    caveats = (Caveat("truncated_audio", "The file is cut short.", 3.5), Caveat("other", "Else."))
+    job = start(store, add(store, upload))
+
+    store.succeed(job, replace(RESULT, caveats=caveats))
+
+    assert store.result(job) == replace(RESULT, caveats=caveats)
+
+
+def test_tables_of_before_results_had_warnings_are_read_and_written(
+    folder: Path, upload: Path
+) -> None:
+    before = JobStore(folder)
+    done = start(before, add(before, upload))
+    before.succeed(done, RESULT)
+    before.close()
+    file = folder / "jobs.sqlite3"
+    with sqlite3.connect(file) as db:
+        db.execute("ALTER TABLE results DROP COLUMN caveats")
+    db.close()
+
+    store = JobStore(folder)
+    upload.write_bytes(b"sound")
+    job = start(store, add(store, upload))
+    store.succeed(job, RESULT)
+
+    assert store.result(done) == store.result(job) == RESULT
+    store.close()

@@ -1,0 +1,518 @@
+"""Jobs without HTTP: their order, their ends, and what becomes of them when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SPEECH, Clip, wait_for
+from pipeline_helpers import Counting, ffmpegs, pipeline_of
+
+from parakeet_api.errors import (
+    AudioDecodeError,
+    JobsUnavailableError,
+    ModelNotReadyError,
+    NotFoundError,
+    QueueFullError,
+    ServiceUnavailableError,
+)
+from parakeet_api.formats.rendering import Rendered, render
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.jobs import runner as job_runner
+from parakeet_api.jobs import service as jobs
+from parakeet_api.jobs.job import Job, job_object
+from parakeet_api.jobs.runner import Transcribe, transcriber
+from parakeet_api.jobs.service import Jobs, workers_for
+from parakeet_api.jobs.store import JobStore
+from parakeet_api.model.batching import RequestCancelled
+from parakeet_api.model.recognizer import NemoRecognizer
+from parakeet_api.pipeline import Progress
+from parakeet_api.settings import Settings
+from parakeet_api.transcript import Chunk, Word
+
+TEXT = TranscriptionParams(response_format="text")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    file = tmp_path / "upload"
+    file.write_bytes(b"sound")
+    return file
+
+
+@contextmanager
+def jobs_of(folder: Path, transcribe: Transcribe, **environ: str) -> Iterator[Jobs]:
+    started = Jobs(
+        settings=Settings.from_env({"DATA_DIR": str(folder)} | environ), transcribe=transcribe
+    )
+    started.start()
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def status(started: Jobs, job: Job) -> str:
+    return started.get(job.id, owner=job.owner).status
+
+
+def ends(started: Jobs, job: Job) -> Callable[[], bool]:
+    return lambda: started.get(job.id, owner=job.owner).finished
+
+
+class Scripted:
+    """Work whose outcome is told by the recording: what to raise, or when to go on."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.together: list[set[str]] = []
+        self.errors: dict[str, list[Exception]] = {}
+        self.gates: dict[str, threading.Event] = {}
+        self._now: set[str] = set()
+
+    def __call__(
+        self,
+        recording: Path,
+        params: TranscriptionParams,
+        *,
+        on_progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> Rendered:
+        name = recording.read_text()
+        self.seen.append(name)
+        self._now.add(name)
+        self.together.append(set(self._now))
+        try:
+            if self.errors.get(name):
+                raise self.errors[name].pop(0)
+            while name in self.gates and not self.gates[name].wait(0.01):
+                if cancelled():
+                    raise RequestCancelled
+            return Rendered(f"words of {name}", "text/plain")
+        finally:
+            self._now.discard(name)
+
+
+def recording_of(folder: Path, name: str) -> Path:
+    file = folder.parent / name
+    file.write_text(name)
+    return file
+
+
+def left_behind(store: JobStore, folder: Path, name: str) -> Job:
+    """Queue a job as an earlier process may have done."""
+    recording = recording_of(folder, name)
+    return store.add(recording, TEXT, owner=None, webhook_url=None, most_unfinished=99)
+
+
+def submit(started: Jobs, folder: Path, name: str) -> Job:
+    upload = recording_of(folder, name)
+    job = started.submit(upload, TEXT, owner=None)
+    upload.unlink()
+    return job
+
+
+def soon(error: ServiceUnavailableError) -> ServiceUnavailableError:
+    error.retry_after_s = 0
+    return error
+
+
+def recordings(folder: Path) -> list[Path]:
+    return list((folder / "recordings").iterdir())
+
+
+# With the model
+
+
+@pytest.mark.parametrize(
+    ("cores", "batch_size", "workers"),
+    [(2, 8, 2), (64, 8, 2), (1, 4, 2), (4, 128, 2), (16, 32, 2), (16, 64, 4), (16, 256, 8)],
+)
+def test_a_large_gpu_is_given_more_jobs_at_a_time(
+    cores: int, batch_size: int, workers: int
+) -> None:
+    assert workers_for(cores=cores, batch_size=batch_size) == workers
+
+
+def test_a_jobs_result_is_what_a_request_is_answered(
+    recognizer: NemoRecognizer, clips: list[Clip], folder: Path
+) -> None:
+    settings = Settings.from_env({})
+    params = TranscriptionParams(response_format="verbose_json")
+    with pipeline_of(recognizer) as pipeline:
+        work = transcriber(settings=settings, pipeline_of=lambda _: pipeline)
+        with jobs_of(folder, work) as started:
+            job = started.submit(clips[1].path, params, owner=None)
+            wait_for(ends(started, job))
+            result = started.result(job)
+        direct = render(pipeline.transcribe(clips[1].path), params, settings=settings)
+
+    assert result == direct
+    assert clips[1].path.is_file()
+    assert recordings(folder) == []
+
+
+def test_progress_is_told_while_it_is_made_and_kept_at_the_end(folder: Path) -> None:
+    recording = SPEECH / "long-pauses.ogg"
+    with pipeline_of(Slow()) as pipeline:
+        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
+        with jobs_of(folder, work) as started:
+            job = started.submit(recording, TEXT, owner=None)
+            wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
+            under_way = started.get(job.id, owner=None)
+            wait_for(ends(started, job))
+            done = started.get(job.id, owner=None)
+
+    assert under_way.total_s == pytest.approx(done.done_s, abs=1)
+    assert 0 < under_way.done_s < done.done_s
+    length_s = round(done.done_s, 3)
+    assert job_object(done, None)["progress"] == {
+        "done_s": length_s,
+        "total_s": length_s,
+        "fraction": 1.0,
+    }
+
+
+class Slow(Counting):
+    """A model that takes its time."""
+
+    def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
+        time.sleep(0.1)
+        return super().recognize(chunks)
+
+
+def test_a_cancelled_job_ends_its_work_within_2_s(folder: Path) -> None:
+    recording = SPEECH / "long-pauses.ogg"
+    with pipeline_of(Slow()) as pipeline:
+        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
+        with jobs_of(folder, work) as started:
+            job = started.submit(recording, TEXT, owner=None)
+            wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
+            since = time.monotonic()
+
+            remaining = started.delete(started.get(job.id, owner=None))
+
+            assert remaining is not None
+            assert remaining.status == status(started, job) == "cancelled"
+            batcher: Any = pipeline._batcher
+            wait_for(lambda: not ffmpegs() and not batcher.waiting())
+            assert time.monotonic() - since < 2
+            assert recordings(folder) == []
+            assert started.delete(remaining) is None
+            with pytest.raises(NotFoundError):
+                started.get(job.id, owner=None)
+
+
+def test_stopping_in_the_middle_ends_the_work_and_the_next_process_does_it(folder: Path) -> None:
+    recording = SPEECH / "long-pauses.ogg"
+    with pipeline_of(Slow()) as pipeline:
+        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
+        with jobs_of(folder, work) as started:
+            job = started.submit(recording, TEXT, owner=None)
+            wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
+        assert ffmpegs() == []
+
+        with jobs_of(folder, work) as started:
+            wait_for(ends(started, job))
+            done = started.get(job.id, owner=None)
+
+    assert (done.status, done.interruptions) == ("succeeded", 0)
+
+
+# Order and ends
+
+
+def test_two_are_worked_on_at_a_time_oldest_first(folder: Path) -> None:
+    work = Scripted()
+    work.gates = {name: threading.Event() for name in "abcd"}
+    with jobs_of(folder, work) as started:
+        submitted = [submit(started, folder, name) for name in "abcd"]
+        wait_for(lambda: len(work.seen) == 2)
+        time.sleep(0.1)
+        assert set(work.seen) == {"a", "b"}
+        assert (started.counts.running, started.counts.queued) == (2, 2)
+
+        work.gates["b"].set()
+        wait_for(lambda: work.seen[2:] == ["c"])
+        for gate in work.gates.values():
+            gate.set()
+        for job in submitted:
+            wait_for(ends(started, job))
+
+    assert work.seen[2:] == ["c", "d"]
+
+
+def test_a_file_that_cannot_be_used_fails_its_job_with_the_answer_of_a_request(
+    folder: Path,
+) -> None:
+    work = Scripted()
+    work.errors = {"a": [AudioDecodeError("The file holds no sound.")]}
+    with jobs_of(folder, work) as started:
+        job = submit(started, folder, "a")
+        wait_for(ends(started, job))
+        failed = started.get(job.id, owner=None)
+
+    assert failed.status == "failed"
+    assert failed.failure is not None
+    assert failed.failure.status == 400
+    assert json.loads(failed.failure.body)["error"]["code"] == "invalid_audio"
+    assert recordings(folder) == []
+
+
+def test_a_fault_of_ours_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServiceUnavailableError, "retry_after_s", 0)
+    work = Scripted()
+    work.errors = {"a": [RuntimeError("a hiccup"), RuntimeError("another")]}
+    with jobs_of(folder, work) as started:
+        job = submit(started, folder, "a")
+        wait_for(ends(started, job))
+
+        assert status(started, job) == "succeeded"
+    assert len(work.seen) == 3
+
+
+def test_a_fault_of_ours_that_stays_fails_its_job_and_no_other(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ServiceUnavailableError, "retry_after_s", 0)
+    work = Scripted()
+    work.errors = {"a": [RuntimeError("secret detail") for _ in range(3)]}
+    with jobs_of(folder, work) as started:
+        first, second = submit(started, folder, "a"), submit(started, folder, "b")
+        wait_for(ends(started, first))
+        wait_for(ends(started, second))
+        failed = started.get(first.id, owner=None)
+        assert status(started, second) == "succeeded"
+
+    assert failed.failure is not None
+    assert failed.failure.status == 500
+    assert "secret" not in failed.failure.body
+    assert "secret detail" in caplog.text
+
+
+def test_a_job_waits_for_its_model_and_is_then_done(folder: Path) -> None:
+    work = Scripted()
+    work.errors = {"a": [soon(ModelNotReadyError("Being downloaded.")) for _ in range(5)]}
+    with jobs_of(folder, work) as started:
+        job = submit(started, folder, "a")
+        wait_for(ends(started, job))
+
+        assert status(started, job) == "succeeded"
+    assert len(work.seen) == 6
+
+
+def test_a_job_that_cannot_be_done_for_now_holds_up_no_other(folder: Path) -> None:
+    work = Scripted()
+    work.errors = {"a": [ServiceUnavailableError("Not enough memory.")]}
+    with jobs_of(folder, work) as started:
+        waiting = submit(started, folder, "a")
+        others = [submit(started, folder, name) for name in "bcd"]
+        for job in others:
+            wait_for(ends(started, job))
+
+        assert status(started, waiting) == "queued"
+    assert work.seen.count("a") == 1
+
+
+def test_the_pauses_between_tries_grow_unless_it_is_the_model_that_is_awaited(
+    folder: Path,
+) -> None:
+    work = Scripted()
+    told = [ServiceUnavailableError("x"), ModelNotReadyError("x"), ServiceUnavailableError("x")]
+    with jobs_of(folder, work) as started:
+        works = started._works
+        assert works is not None
+        job = left_behind(works.store, folder, "a")
+        pauses = []
+        for error in [*told, *[ServiceUnavailableError("x")] * 9]:
+            before = time.monotonic()
+            works.runner._postpone(job, error)
+            pauses.append(round(works.runner._pauses[job.id].until - before))
+
+    assert pauses[:4] == [5, 20, 10, 20]
+    assert pauses[-1] == 300
+
+
+def test_jobs_that_may_have_ended_the_process_run_alone(folder: Path) -> None:
+    store = JobStore(folder)
+    for name in "abc":
+        job = store.add(
+            recording_of(folder, name), TEXT, owner=None, webhook_url=None, most_unfinished=9
+        )
+        if name != "c":
+            store.start(job)
+    store.close()
+    work = Scripted()
+    work.gates = {name: threading.Event() for name in "abc"}
+
+    with jobs_of(folder, work) as started:
+        for name in "abc":
+            wait_for(lambda: work.seen[-1:] == [name])  # noqa: B023
+            time.sleep(0.05)
+            work.gates[name].set()
+        wait_for(lambda: started.counts.running == 0)
+
+    assert work.together == [{"a"}, {"b"}, {"c"}]
+
+
+def test_a_recording_that_is_gone_fails_its_job(folder: Path) -> None:
+    store = JobStore(folder)
+    job = store.add(
+        recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, most_unfinished=9
+    )
+    store.recording(job).unlink()
+    store.close()
+
+    with jobs_of(folder, Scripted()) as started:
+        wait_for(ends(started, job))
+        failed = started.get(job.id, owner=None)
+
+    assert failed.failure is not None
+    assert "recording is gone" in failed.failure.body
+
+
+# The disk
+
+
+def test_an_outcome_that_the_disk_refuses_is_kept_once_it_does_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(job_runner, "_DISK_RETRY_S", 0.02)
+    work = Scripted()
+    work.gates = {"a": threading.Event()}
+    with jobs_of(folder, work) as started:
+        job = submit(started, folder, "a")
+        wait_for(lambda: status(started, job) == "running")
+        assert started._works is not None
+        database = started._works.store._db
+        database.execute("PRAGMA query_only = ON")
+        work.gates["a"].set()
+        wait_for(lambda: "cannot be kept for now" in caplog.text)
+        assert status(started, job) == "running"
+
+        database.execute("PRAGMA query_only = OFF")
+        wait_for(ends(started, job))
+        assert status(started, job) == "succeeded"
+
+    assert work.seen == ["a"]
+
+
+def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(job_runner, "_DISK_RETRY_S", 0.02)
+    with jobs_of(folder, Scripted()) as started:
+        assert started._works is not None
+        store = started._works.store
+        job = store.add(
+            recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, most_unfinished=9
+        )
+        store._db.execute("PRAGMA query_only = ON")
+        started._works.runner.notify()
+        wait_for(lambda: "jobs cannot be worked on" in caplog.text)
+
+        store._db.execute("PRAGMA query_only = OFF")
+        wait_for(ends(started, job))
+
+
+def test_a_folder_that_cannot_be_used_is_told_and_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, upload: Path
+) -> None:
+    monkeypatch.setattr(jobs, "_UPKEEP_S", 0.02)
+    folder.write_text("a file stands where the folder should be")
+    with jobs_of(folder, Scripted()) as started:
+        time.sleep(0.2)
+        assert started.fault is not None
+        assert str(folder) in started.fault.message
+        with pytest.raises(JobsUnavailableError, match="DATA_DIR="):
+            started.submit(upload, TEXT, owner=None)
+        assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
+
+        folder.unlink()
+        wait_for(lambda: started.fault is None)
+        wait_for(ends(started, submit(started, folder, "a")))
+
+
+def test_two_processes_never_share_a_folder_and_the_second_takes_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, upload: Path
+) -> None:
+    monkeypatch.setattr(jobs, "_UPKEEP_S", 0.02)
+    with jobs_of(folder, Scripted()) as first:
+        with jobs_of(folder, Scripted()) as second:
+            with pytest.raises(JobsUnavailableError, match="another server uses it"):
+                second.submit(upload, TEXT, owner=None)
+            first.close()
+            wait_for(lambda: second.fault is None)
+            wait_for(ends(second, submit(second, folder, "a")))
+        with pytest.raises(JobsUnavailableError):
+            first.submit(upload, TEXT, owner=None)
+
+
+def test_closing_before_the_start_and_twice_is_fine(folder: Path) -> None:
+    never_started = Jobs(
+        settings=Settings.from_env({"DATA_DIR": str(folder)}), transcribe=Scripted()
+    )
+    never_started.close()
+    never_started.close()
+
+    assert not folder.exists()
+
+
+def test_no_thread_is_left(folder: Path) -> None:
+    before = set(threading.enumerate())
+    with jobs_of(folder, Scripted()) as started:
+        wait_for(ends(started, submit(started, folder, "a")))
+
+    assert set(threading.enumerate()) - before == set()
+
+
+# Limits and owners
+
+
+def test_the_settings_bound_the_jobs_that_are_unfinished(folder: Path) -> None:
+    work = Scripted()
+    work.gates = {name: threading.Event() for name in "abc"}
+    with jobs_of(folder, work, MAX_QUEUED_JOBS="3") as started:
+        for name in "abc":
+            submit(started, folder, name)
+        with pytest.raises(QueueFullError):
+            submit(started, folder, "d")
+
+
+@pytest.mark.parametrize(("hours", "kept"), [("0.00005", False), ("0", True), ("1", True)])
+def test_finished_jobs_are_removed_after_their_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, hours: str, kept: bool
+) -> None:
+    monkeypatch.setattr(jobs, "_UPKEEP_S", 0.02)
+    with jobs_of(folder, Scripted(), JOB_RETENTION_HOURS=hours) as started:
+        job = submit(started, folder, "a")
+        wait_for(lambda: started.counts.queued + started.counts.running == 0)
+        time.sleep(0.5)
+
+        assert (started.newest(owner=None, limit=9) != []) == kept
+        if not kept:
+            with pytest.raises(NotFoundError):
+                started.get(job.id, owner=None)
+
+
+@pytest.mark.parametrize("other", [None, "b" * 64, ""])
+def test_a_job_is_its_owners_alone(folder: Path, upload: Path, other: str | None) -> None:
+    with jobs_of(folder, Scripted()) as started:
+        job = started.submit(upload, TEXT, owner="a" * 64)
+
+        with pytest.raises(NotFoundError):
+            started.get(job.id, owner=other)
+        assert started.newest(owner=other, limit=9) == []
+        assert started.get(job.id, owner="a" * 64).id == job.id

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import wait_for
+from webhook_receiver import Receiver
+
+from parakeet_api.errors import InvalidRequestError
+from parakeet_api.formats.rendering import Rendered
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.jobs.job import Job, Webhook
+from parakeet_api.jobs.store import JobStore
+from parakeet_api.jobs.webhooks import AllowedHosts, Courier
+from parakeet_api.settings import Settings
+
+QUICK = (0.05, 0.05, 0.05)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    started = Receiver()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    opened = JobStore(tmp_path / "data")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def finish(store: JobStore, tmp_path: Path) -> Callable[[str], Job]:
+    """Make a job that has succeeded and is to be told to an address."""
+
+    def make(url: str) -> Job:
+        upload = tmp_path / "upload"
+        upload.write_bytes(b"sound")
+        job = store.add(
+            upload, TranscriptionParams(), owner=None, webhook_url=url, most_unfinished=99
+        )
+        started = store.start(job)
+        assert started is not None
+        store.succeed(started, Rendered("words", "text/plain"))
+        return job
+
+    return make
+
+
+@contextmanager
+def courier_of(store: JobStore, *hosts: str) -> Iterator[Courier]:
+    def body(job: Job) -> bytes:
+        return json.dumps({"id": job.id}).encode()
+
+    courier = Courier(store, hosts=AllowedHosts(hosts), body=body, delays_s=QUICK)
+    try:
+        yield courier
+    finally:
+        courier.close(within_s=10)
+
+
+def told(store: JobStore, job: Job) -> Webhook:
+    found = store.get(job.id)
+    assert found is not None
+    assert found.webhook is not None
+    return found.webhook
+
+
+# Which addresses
+
+
+HOSTS = AllowedHosts(
+    Settings.from_env({"ALLOW_WEBHOOKS": "Hooks.example, 10.0.0.5:8080, [::1]:90"}).allow_webhooks
+)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://hooks.example",
+        "https://hooks.example/a/b?c=d",
+        "https://HOOKS.EXAMPLE:443/",
+        "http://hooks.example.:80/",
+        "http://10.0.0.5:8080/x",
+        "https://10.0.0.5:8080/x",
+        "http://[::1]:90/x",
+    ],
+)  # fmt: skip
+def test_listed_hosts_are_allowed(url: str) -> None:
+    HOSTS.check(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example/",
+        "http://hooks.example@evil.example/",
+        "http://hooks.example:80@evil.example/",
+        "http://evil.example#@hooks.example/",
+        "http://evil.example\\@hooks.example/",
+        "http://evil.example?@hooks.example/",
+        "http://hooks.example\\@evil.example/",
+        "http://user@hooks.example/",
+        "http://user:secret@hooks.example/",
+        "http://hooks.example.evil.example/",
+        "http://xhooks.example/",
+        "http://hooks.example../",
+        "http://hooks.example:8080/",
+        "http://hooks.example:0/",
+        "http://hooks%2eexample/",
+        "http://10.0.0.5/",
+        "http://10.0.0.5:80/",
+        "http://10.0.0.5.:8081/",
+        "http://[::1]/",
+        "http://[::ffff:10.0.0.5]:8080/",
+        "http://127.0.0.1/",
+        "http://localhost/",
+        "http://0/",
+        "ftp://hooks.example/",
+        "file:///etc/passwd",
+        "gopher://hooks.example/",
+        "hooks.example",
+        "//hooks.example/",
+        "http:hooks.example",
+        "http://",
+        "http://:80/",
+        "http://hooks.example\r\nX: y/",
+        "http://hooks.example/" + "x" * 3000,
+        "http://[::1",
+        "x" * 100_000,
+    ],
+    ids=lambda url: url[:40],
+)
+def test_other_addresses_are_refused_by_name(url: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        HOSTS.check(url)
+
+    assert caught.value.param == "webhook_url"
+    assert len(caught.value.message) < 300
+
+
+def test_without_a_list_no_address_is_allowed() -> None:
+    with pytest.raises(InvalidRequestError, match="ALLOW_WEBHOOKS is empty"):
+        AllowedHosts(()).check("http://hooks.example/")
+
+
+# Calls
+
+
+def test_a_job_is_told_once(
+    store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
+) -> None:
+    job = finish(f"{receiver.url}/done?token=1")
+    with courier_of(store, f"127.0.0.1:{receiver.port}") as courier:
+        wait_for(lambda: told(store, job).delivered)
+        courier.notify()
+        time.sleep(0.2)
+
+    assert receiver.heard == [{"path": "/done?token=1", "id": job.id}]
+    assert receiver.headers[0]["content-type"] == "application/json"
+    assert told(store, job) == Webhook(f"{receiver.url}/done?token=1", 1, delivered=True)
+
+
+def test_a_job_that_ends_later_is_told_when_it_does(
+    store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
+) -> None:
+    with courier_of(store, f"127.0.0.1:{receiver.port}") as courier:
+        time.sleep(0.1)
+        job = finish(receiver.url)
+        courier.notify()
+        wait_for(lambda: told(store, job).delivered)
+
+
+@pytest.mark.parametrize("status", [500, 404, 301, 307])
+def test_a_call_that_is_not_answered_well_is_repeated_and_never_redirected(
+    store: JobStore, receiver: Receiver, finish: Callable[[str], Job], status: int
+) -> None:
+    receiver.answers = [status, status]
+    job = finish(f"{receiver.url}/done")
+
+    with courier_of(store, f"127.0.0.1:{receiver.port}"):
+        wait_for(lambda: told(store, job).delivered)
+
+    assert [call["path"] for call in receiver.heard] == ["/done"] * 3
+    assert told(store, job) == Webhook(f"{receiver.url}/done", 3, delivered=True)
+
+
+def test_after_the_last_try_it_is_left_with_the_reason(
+    store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
+) -> None:
+    receiver.answers = [503] * 99
+    job = finish(receiver.url)
+
+    with courier_of(store, f"127.0.0.1:{receiver.port}"):
+        wait_for(lambda: told(store, job).attempts == 4)
+        time.sleep(0.3)
+
+    assert len(receiver.heard) == 4
+    assert told(store, job) == Webhook(
+        receiver.url, 4, delivered=False, last_error="answered 503 Service Unavailable"
+    )
+
+
+def test_a_receiver_that_is_down_does_not_hold_up_others(
+    store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
+) -> None:
+    nobody = Receiver()
+    nobody.close()
+    down, up = finish(nobody.url), finish(receiver.url)
+
+    with courier_of(store, f"127.0.0.1:{receiver.port}", f"127.0.0.1:{nobody.port}"):
+        wait_for(lambda: told(store, up).delivered)
+        wait_for(lambda: told(store, down).attempts == 4)
+
+    assert "refused" in (told(store, down).last_error or "")
+
+
+def test_what_is_still_to_be_told_is_told_by_the_next_process(
+    store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
+) -> None:
+    receiver.answers = [500]
+    job = finish(receiver.url)
+    slow = Courier(
+        store,
+        hosts=AllowedHosts([f"127.0.0.1:{receiver.port}"]),
+        body=lambda job: json.dumps({"id": job.id}).encode(),
+        delays_s=(3600,),
+    )
+    wait_for(lambda: told(store, job).attempts == 1)
+    slow.close(within_s=10)
+
+    with courier_of(store, f"127.0.0.1:{receiver.port}"):
+        wait_for(lambda: told(store, job).delivered)
+
+
+def test_a_host_that_was_taken_off_the_list_is_not_called(
+    store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
+) -> None:
+    job = finish(receiver.url)
+
+    with courier_of(store, "elsewhere.example"):
+        wait_for(lambda: told(store, job).attempts == 4)
+
+    assert receiver.heard == []
+    assert "ALLOW_WEBHOOKS" in (told(store, job).last_error or "")
+
+
+def test_nothing_of_the_environment_is_used(
+    store: JobStore,
+    receiver: Receiver,
+    finish: Callable[[str], Job],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    job = finish(receiver.url)
+
+    with courier_of(store, f"127.0.0.1:{receiver.port}"):
+        wait_for(lambda: told(store, job).delivered)
+
+    assert "authorization" not in receiver.headers[0]
+
+
+def test_a_job_that_was_removed_is_not_told(
+    store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
+) -> None:
+    store.remove(finish(receiver.url))
+
+    with courier_of(store, f"127.0.0.1:{receiver.port}"):
+        time.sleep(0.2)
+
+    assert receiver.heard == []
+
+
+def test_closing_does_not_wait_for_the_next_try(
+    store: JobStore, finish: Callable[[str], Job]
+) -> None:
+    finish("http://127.0.0.1:1/")
+    courier = Courier(
+        store, hosts=AllowedHosts(["127.0.0.1:1"]), body=lambda _: b"{}", delays_s=(3600,)
+    )
+    started = time.monotonic()
+
+    courier.close(within_s=30)
+
+    assert time.monotonic() - started < 20
+    assert not courier._thread.is_alive()

@@ -1,0 +1,163 @@
+"""What is done to torch's and NeMo's insides, and that they are still as the service knows them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DEMO_MODEL, ROOT, demo_options
+
+from parakeet_api.model import nemo_internals
+from parakeet_api.model.nemo_internals import avoid_convolution_plans, mend_kernel_compilation
+from parakeet_api.model.nemo_model import import_libraries, load_model
+
+COMPILE = """
+import sys
+import torch
+{prepare}
+from nemo.core.utils import cuda_python_utils
+
+# All that is played: loading the code into a driver, which needs a GPU.
+class Driver:
+    CUresult = cuda_python_utils.cuda.CUresult
+    CUDA_SUCCESS = CUresult.CUDA_SUCCESS
+    @staticmethod
+    def cuModuleLoadData(address): return Driver.CUDA_SUCCESS, 1
+    @staticmethod
+    def cuModuleGetFunction(module, name): return Driver.CUDA_SUCCESS, name
+
+cuda_python_utils.cuda = Driver
+import cuda.bindings
+cuda.bindings.driver = Driver
+sys.modules["cuda.bindings.driver"] = Driver
+import nemo.collections.asr.parts.submodules.transducer_decoding.tdt_label_looping as looping
+computer = looping.GreedyBatchedTDTLabelLoopingComputer
+kernel = computer._create_outer_while_loop_kernel()
+assert kernel == b"outer_label_looping_conditional", kernel
+print(bytes([32]), "a b".encode()[1:2], sep="|")
+"""
+MENDED = """
+from parakeet_api.model.nemo_model import import_libraries
+import_libraries()
+"""
+LOAD = """
+from pathlib import Path
+from parakeet_api.model.nemo_model import ModelOptions, load_model
+options = ModelOptions(device="cpu", precision="fp32", strategy="greedy", beam_size=4, longest_s=30)
+print(load_model(Path(sys.argv[1]), options).info.parameters)
+"""
+
+
+def compile_in_new_process(tmp_path: Path, program: str) -> str:
+    """Run a program for which NeMo is compiled from its source, as where no `.pyc` can be kept."""
+    environ = os.environ | {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(DEMO_MODEL)],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cuda-python is for Linux")
+def test_compiling_a_kernel_leaves_spaces_intact_and_checkpoints_loadable(tmp_path: Path) -> None:
+    told = compile_in_new_process(tmp_path, COMPILE.format(prepare=MENDED) + LOAD)
+
+    assert told.splitlines() == ["b' '|b' '", "2867326"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cuda-python is for Linux")
+def test_nemo_alone_would_make_every_space_a_zero_byte(tmp_path: Path) -> None:
+    """Why it is mended (NeMo issue 15423); once this fails, NeMo's own may do."""
+    told = compile_in_new_process(tmp_path, COMPILE.format(prepare="import nemo.collections.asr"))
+
+    assert told.splitlines() == [r"b'\x00'|b'\x00'"]
+
+
+def test_every_module_of_nemo_compiles_as_mended() -> None:
+    import_libraries()
+    mend_kernel_compilation()
+    from nemo.core.utils import cuda_python_utils
+
+    holders = [
+        module
+        for module in list(sys.modules.values())
+        if getattr(module, "__name__", "").startswith("nemo.") and "run_nvrtc" in vars(module)
+    ]
+    assert cuda_python_utils in holders
+    assert len(holders) >= 5
+    for module in holders:
+        assert vars(module)["run_nvrtc"] is nemo_internals.compile_kernel, module.__name__
+
+
+def test_an_encoder_without_convolution_plans_gives_the_same_output() -> None:
+    network = load_model(DEMO_MODEL, demo_options()).network
+    mels = network.cfg.preprocessor.features
+    features = torch.randn(3, mels, 200, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([200, 150, 30])
+    with torch.inference_mode():
+        expected, _ = network.encoder(audio_signal=features, length=lengths)
+        avoid_convolution_plans(network.encoder)
+        given, _ = network.encoder(audio_signal=features, length=lengths)
+
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["points", "points 2d", "depthwise", "strided"])
+def test_no_convolution_asks_cudnn(kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    convolution, waves = {
+        "points": (torch.nn.Conv1d(6, 8, 1, bias=bias), torch.randn(2, 6, 11)),
+        "points 2d": (torch.nn.Conv2d(6, 8, 1, bias=bias), torch.randn(2, 6, 5, 7)),
+        "depthwise": (torch.nn.Conv1d(6, 6, 9, groups=6, bias=bias), torch.randn(2, 6, 20)),
+        "strided": (torch.nn.Conv2d(1, 8, 3, 2, 1, bias=bias), torch.randn(2, 1, 9, 8)),
+    }[kind]
+    expected = convolution(waves)
+
+    avoid_convolution_plans(convolution)
+    # What would choose cuDNN on a GPU.
+    monkeypatch.setattr(torch.nn.functional, "conv1d", None)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", None)
+
+    torch.testing.assert_close(convolution(waves), expected)
+
+
+def test_torch_convolves_with_the_arguments_that_are_passed() -> None:
+    """The order of `torch._convolution`: the last but one is whether cuDNN may."""
+    schema = torch.ops.aten._convolution.default._schema
+
+    assert [argument.name for argument in schema.arguments][-4:] == [
+        "benchmark",
+        "deterministic",
+        "cudnn_enabled",
+        "allow_tf32",
+    ]
+
+
+def test_nemo_still_has_what_the_service_relies_on() -> None:
+    network = load_model(DEMO_MODEL, demo_options()).network
+    computer = load_model(DEMO_MODEL, demo_options()).decoder.nemo.decoding.decoding_computer
+
+    for name in nemo_internals._RANDOM_INITS:
+        assert callable(getattr(torch.nn.init, name))
+    for layer in network.encoder.layers:
+        assert layer.self_attn.use_pytorch_sdpa is True
+    assert {"length", "device", "dtype"} <= set(
+        inspect.signature(network.encoder.pos_enc.extend_pe).parameters
+    )
+    assert callable(network.joint.joint_after_projection)
+    assert computer.INITIAL_MAX_TIME == 375
+    assert hasattr(computer, "cuda_graphs_mode")
+    assert {"x", "out_len"} <= set(inspect.signature(computer.__call__).parameters)
+    assert callable(torch.cuda.MemPool)
+    assert callable(torch.cuda.use_mem_pool)

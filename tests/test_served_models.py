@@ -1,0 +1,118 @@
+"""What a name in a request means, with one model and with several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from conftest import DEMO_MODEL
+
+from parakeet_api.errors import ModelNotFoundError
+from parakeet_api.model.checkpoints import ModelStore
+from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model.model_pool import ModelPool, Resident
+from parakeet_api.served_models import Model, Models
+from parakeet_api.settings import Settings
+
+
+def models_of(folder: Path, *names: str, **environ: str) -> Models:
+    """Build models that are never loaded."""
+    settings = Settings.from_env({"MODELS_DIR": str(folder), "MODELS": ",".join(names)} | environ)
+    unused: Any = None
+    members = tuple(
+        Model(
+            resident=Resident(
+                store=ModelStore(settings, demo_path=DEMO_MODEL, only=only),
+                manager=ModelManager(lambda: unused, idle_timeout_s=0),
+            ),
+            batcher=unused,
+            pipeline=unused,
+            configured_languages=settings.model_languages,
+        )
+        for only in settings.models or (None,)
+    )
+    pool = cast(ModelPool, unused)
+    return Models(members=members, pool=pool, are_chosen=bool(settings.models))
+
+
+def test_with_one_model_every_name_means_it(tmp_path: Path) -> None:
+    models = models_of(tmp_path)
+
+    for name in ("", "whisper-1", "parakeet-tdt-0.6b-v3", "anything"):
+        assert models.named(name) is models.first
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("", "parakeet-tdt-0.6b-v2"),
+        ("whisper-1", "parakeet-tdt-0.6b-v2"),
+        ("gpt-4o-transcribe", "parakeet-tdt-0.6b-v2"),
+        ("gpt-4o-transcribe-diarize", "parakeet-tdt-0.6b-v2"),
+        ("Systran/faster-whisper-large-v3", "parakeet-tdt-0.6b-v2"),
+        ("openai/Whisper-Large", "parakeet-tdt-0.6b-v2"),
+        ("parakeet-tdt-0.6b-v2", "parakeet-tdt-0.6b-v2"),
+        ("nvidia/parakeet-tdt-0.6b-v2", "parakeet-tdt-0.6b-v2"),
+        ("parakeet-tdt-0.6b-v3", "parakeet-tdt-0.6b-v3"),
+        ("nvidia/parakeet-tdt-0.6b-v3", "parakeet-tdt-0.6b-v3"),
+        ("my-german", "my-german"),
+        ("me/my-german", "my-german"),
+    ],
+)
+def test_with_several_a_name_means_its_model_and_others_names_the_first(
+    tmp_path: Path, name: str, meant: str
+) -> None:
+    names = ("parakeet-tdt-0.6b-v2", "nvidia/parakeet-tdt-0.6b-v3", "me/my-german.nemo")
+
+    assert models_of(tmp_path, *names).named(name).name == meant
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["parakeet-tdt-1.1b", "parakeet-tdt-0.6b", "nvidia/my-german", "large-v3", "my-chatgpt-model"],
+)
+def test_with_several_a_name_of_none_is_refused_with_the_ones_there_are(
+    tmp_path: Path, name: str
+) -> None:
+    models = models_of(tmp_path, "parakeet-tdt-0.6b-v2", "me/my-german")
+
+    with pytest.raises(ModelNotFoundError, match=r"'parakeet-tdt-0\.6b-v2', 'my-german'") as caught:
+        models.named(name)
+
+    assert (caught.value.status, caught.value.param) == (404, "model")
+
+
+def test_a_long_name_is_cut_in_the_message(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        models_of(tmp_path, "a", "b").named("x" * 10_000)
+
+    assert len(str(caught.value)) < 200
+
+
+def test_a_single_one_of_models_is_strict_as_well(tmp_path: Path) -> None:
+    models = models_of(tmp_path, "parakeet-tdt-0.6b-v3")
+
+    assert models.named("whisper-1").name == "parakeet-tdt-0.6b-v3"
+    with pytest.raises(ModelNotFoundError):
+        models.named("parakeet-tdt-0.6b-v2")
+
+
+def test_each_speaks_its_own_languages(tmp_path: Path) -> None:
+    v2, v3 = models_of(tmp_path, "parakeet-tdt-0.6b-v2", "parakeet-tdt-0.6b-v3")
+
+    assert v2.languages == {"en"}
+    assert len(v3.languages) == 25
+    told = models_of(tmp_path, "a", "b", MODEL_LANGUAGES="de,fr")
+    assert [model.languages for model in told] == [{"de", "fr"}] * 2
+
+
+def test_a_model_is_described_under_its_names_and_the_first_under_openais(tmp_path: Path) -> None:
+    models = models_of(tmp_path, "a", "me/b")
+
+    assert models.described("whisper-1") is models.described("a") is models.first
+    assert models.described("me/b") is models.described("b")
+    # Requests may say so, but nobody has such a model to describe.
+    for name in ("whisper-large-v3", "", "c"):
+        with pytest.raises(ModelNotFoundError):
+            models.described(name)
