@@ -68,6 +68,7 @@ from parakeet_api.model.model_manager import ModelManager
 from parakeet_api.model.model_pool import ModelPool, Resident
 from parakeet_api.model.nemo_model import ModelOptions, import_libraries
 from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
+from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.served_models import Model, Models
 from parakeet_api.settings import Settings, model_basename
@@ -170,6 +171,8 @@ def _build_models(
         has_room=partial(has_room, settings=settings),
     )
 
+    detector = SileroDetector()
+
     def model(resident: Resident) -> Model:
         batcher = Batcher(
             partial(pool.lease, resident),
@@ -184,6 +187,7 @@ def _build_models(
             policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
             settings=settings,
             metrics=metrics,
+            detector=detector,
         )
         return Model(
             resident=resident,

@@ -115,7 +115,7 @@ def _settled_before(chunk: Chunk) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class Stretch:
     """One word that both versions have, or what they have between two such words."""
 
     earlier: tuple[Word, ...]
@@ -143,7 +143,7 @@ def join(earlier: Sequence[Word], later: Sequence[Word], seam: Seam) -> list[Wor
     skipped = sum(1 for _ in takewhile(lambda word: word.middle < first, later))
     near_later = list(takewhile(lambda word: word.middle < last, later[skipped:]))
     near_earlier = list(takewhile(lambda word: word.middle < last, earlier[len(head) :]))
-    stretches = [stretch for stretch in _align(near_earlier, near_later) if _counts(stretch, seam)]
+    stretches = [stretch for stretch in align(near_earlier, near_later) if _counts(stretch, seam)]
     hand_over = _hand_over(stretches, seam)
     return [
         *head,
@@ -156,27 +156,27 @@ def join(earlier: Sequence[Word], later: Sequence[Word], seam: Seam) -> list[Wor
     ]
 
 
-def _align(earlier: Sequence[Word], later: Sequence[Word]) -> list[_Stretch]:
+def align(earlier: Sequence[Word], later: Sequence[Word]) -> list[Stretch]:
     """Pair equal words at the least cost in time; what lies between the pairs is a stretch each.
 
     A word without a partner costs 1, a pair its distance in units of `_JITTER_S`.
     """
     cost = _alignment_costs(earlier, later)
-    stretches: list[_Stretch] = []
+    stretches: list[Stretch] = []
     here = there = 0
     begin_here = begin_there = 0
 
     def close_stretch() -> None:
         if here > begin_here or there > begin_there:
             parts = tuple(earlier[begin_here:here]), tuple(later[begin_there:there])
-            stretches.append(_Stretch(*parts, agreed=False))
+            stretches.append(Stretch(*parts, agreed=False))
 
     while here < len(earlier) and there < len(later):
         best = cost[here][there]
         pair = _pair_cost(earlier[here], later[there])
         if pair is not None and best == pair + cost[here + 1][there + 1]:
             close_stretch()
-            stretches.append(_Stretch((earlier[here],), (later[there],), agreed=True))
+            stretches.append(Stretch((earlier[here],), (later[there],), agreed=True))
             here, there = here + 1, there + 1
             begin_here, begin_there = here, there
         elif best == 1 + cost[here + 1][there]:
@@ -212,7 +212,7 @@ def _pair_cost(one: Word, other: Word) -> float | None:
     return distance if distance < 2 and _bare(one.text) == _bare(other.text) else None  # noqa: PLR2004
 
 
-def _counts(stretch: _Stretch, seam: Seam) -> bool:
+def _counts(stretch: Stretch, seam: Seam) -> bool:
     """Tell whether any word of a stretch can be chosen; else it is no sign of a disagreement."""
     return (
         stretch.agreed
@@ -221,7 +221,7 @@ def _counts(stretch: _Stretch, seam: Seam) -> bool:
     )
 
 
-def _hand_over(stretches: Sequence[_Stretch], seam: Seam) -> int:
+def _hand_over(stretches: Sequence[Stretch], seam: Seam) -> int:
     """Choose before which stretch the later version takes over, where nothing else decides.
 
     Its spelling, times and punctuation then hold. First choice is a place between two words that
@@ -250,7 +250,7 @@ def _hand_over(stretches: Sequence[_Stretch], seam: Seam) -> int:
     return min(range(len(stretches) + 1), key=cost)
 
 
-def _chosen(stretch: _Stretch, seam: Seam, *, prefer_earlier: bool) -> Sequence[Word]:
+def _chosen(stretch: Stretch, seam: Seam, *, prefer_earlier: bool) -> Sequence[Word]:
     """Choose the words of a stretch."""
     if stretch.agreed:
         return stretch.earlier if prefer_earlier else stretch.later
