@@ -28,7 +28,7 @@ from waitress import server as waitress
 
 from benchmarks.fidelity import DEMO_MODEL
 from parakeet_api.audio.decoder import find_ffmpeg
-from parakeet_api.model.nemo_model import import_libraries
+from parakeet_api.model.restore import import_libraries
 
 CHUNK_S = 120.0
 OVERLAP_S = 30.0

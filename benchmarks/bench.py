@@ -31,7 +31,7 @@ from benchmarks.fidelity import DEMO_MODEL, SPEECH
 from benchmarks.service import Service, running_baseline, running_service
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.model.devices import available_cores
-from parakeet_api.model.nemo_model import ModelOptions
+from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 

@@ -28,7 +28,8 @@ from benchmarks.full_size import FULL, write_checkpoint
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.model.devices import available_cores
 from parakeet_api.model.encoder import encode
-from parakeet_api.model.nemo_model import EncoderPrecision, LoadedModel, ModelOptions, load_model
+from parakeet_api.model.loading import LoadedModel, ModelOptions, load_model
+from parakeet_api.model.precision import EncoderPrecision
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 

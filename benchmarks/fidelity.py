@@ -24,7 +24,7 @@ import jiwer
 import numpy as np
 
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
-from parakeet_api.model.nemo_model import ModelOptions
+from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.settings import Settings

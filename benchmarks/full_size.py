@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.fidelity import DEMO_MODEL
 from parakeet_api.model.encoder import encode
-from parakeet_api.model.nemo_model import import_libraries
+from parakeet_api.model.restore import import_libraries
 from parakeet_api.transcript import SAMPLE_RATE
 
 _CONFIG = "model_config.yaml"

@@ -290,7 +290,7 @@ def running_target(folder: Path) -> Iterator[Target]:
     settings = Settings.from_env(environ)
     with build_services(settings) as services, closing(bind("127.0.0.1", 0)) as listener:
         model = replace(services.models.first, pipeline=cast(Pipeline, InstantPipeline()))
-        model.store.wait_until_decided()
+        model.checkpoints.wait_until_decided()
         models = replace(services.models, members=(model,))
         server = create_server(
             create_app(replace(services, models=models), root=ROOT),

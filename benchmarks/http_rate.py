@@ -39,7 +39,7 @@ import psutil
 
 from benchmarks.fidelity import ROOT, SPEECH
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
-from parakeet_api.model.nemo_model import ModelInfo
+from parakeet_api.model.loading import ModelInfo
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Token, Word
 
 PASS_S = 0.015

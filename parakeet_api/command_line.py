@@ -1,17 +1,22 @@
-"""Transcribe files without a server."""
+"""The command line: its arguments, and transcribing files without a server."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
-from parakeet_api.errors import ApiError, SettingsError
+from parakeet_api.errors import ApiError, InvalidRequestError, SettingsError
 from parakeet_api.formats.rendering import render
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
+from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_track
 from parakeet_api.pipeline import Pipeline, Progress
+from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
 
 _EXTENSIONS: Mapping[ResponseFormat, str] = {
@@ -21,6 +26,93 @@ _EXTENSIONS: Mapping[ResponseFormat, str] = {
     "srt": ".srt",
     "vtt": ".vtt",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeCommand:
+    """What `app.py transcribe` is asked for; all paths are absolute."""
+
+    files: tuple[Path, ...]
+    output_dir: Path
+    params: TranscriptionParams
+    model: str | None
+    """As in `MODELS`; `None` is the server's own choice."""
+
+    def plan_outputs(self) -> dict[Path, Path]:
+        """Pair each file with its transcript; see `plan_outputs`."""
+        return plan_outputs(
+            self.files, response_format=self.params.response_format, folder=self.output_dir
+        )
+
+    def run(self, outputs: Mapping[Path, Path], *, models: ServedModels, settings: Settings) -> int:
+        """Transcribe the files; give the process' exit status.
+
+        Raises what finding a checkpoint raises.
+        """
+        model = models.first
+        model.checkpoints.wait_until_decided()
+        model.checkpoints.checkpoint()
+        failed = transcribe_files(
+            outputs,
+            pipeline=model.pipeline,
+            params=dataclasses.replace(self.params, languages=model.languages),
+            settings=settings,
+        )
+        return 1 if failed else 0
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> TranscribeCommand | None:
+    """Read the command line, `sys.argv` by default; `None` is the command to serve.
+
+    Exits with a message for arguments that are wrong.
+    """
+    options = _parser().parse_args(arguments)
+    if options.command != "transcribe":
+        return None
+    return TranscribeCommand(
+        files=tuple(file.absolute() for file in options.files),
+        output_dir=options.output_dir.absolute(),
+        params=TranscriptionParams(
+            response_format=options.format,
+            audio_track=options.audio_track,
+            allow_partial=options.allow_partial,
+        ),
+        model=options.model,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="app.py", description="Speech-to-text server around NVIDIA's Parakeet-TDT."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("serve", help="serve the HTTP API and the page (the default)")
+    files = commands.add_parser("transcribe", help="transcribe files without a server")
+    files.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    files.add_argument("--format", choices=get_args(ResponseFormat), default="text")
+    files.add_argument(
+        "--model", metavar="NAME", help="as in MODELS; the default is the server's own choice"
+    )
+    files.add_argument("--output-dir", type=Path, default=Path(), metavar="DIR")
+    files.add_argument(
+        "--audio-track",
+        type=_audio_track,
+        metavar="N",
+        help="which sound track, from 1, or all of them mixed; the default is a player's choice",
+    )
+    files.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="transcribe a file that is cut short as far as it goes",
+    )
+    return parser
+
+
+def _audio_track(text: str) -> int | str | None:
+    try:
+        return parse_track(text)
+    except InvalidRequestError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def plan_outputs(
@@ -59,7 +151,7 @@ def transcribe_files(
     params: TranscriptionParams,
     settings: Settings,
 ) -> int:
-    """Transcribe each file into its output; count those that failed, which are told on stderr."""
+    """Transcribe each file into its output; count the failures, which are reported on stderr."""
     failed = 0
     for file, output in outputs.items():
         try:

@@ -21,7 +21,7 @@ from fake_gpu import gpu
 from hypothesis import settings as hypothesis_settings
 
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
-from parakeet_api.model.nemo_model import ModelOptions
+from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk, Pcm
 

@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from parakeet_api.model.nemo_model import import_libraries
+from parakeet_api.model.restore import import_libraries
 
 ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
 REFUSED_WHILE_CAPTURING = frozenset(

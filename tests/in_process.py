@@ -15,10 +15,10 @@ from model_helpers import Model, Models
 from waitress import wasyncore
 
 import app
+from parakeet_api import served_models
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.server import bind, create_server
 from parakeet_api.http.web import Services
-from parakeet_api.model.checkpoints import ModelStore
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
@@ -67,7 +67,7 @@ class Echoes:
     """Models in the place of checkpoints; each hears nothing but its own name, once a chunk."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(app, "_load", self._load)
+        monkeypatch.setattr(served_models, "load_recognizer", self._load)
         self.counts: dict[str, Models] = {}
         """Loads, and models in memory, by name."""
         self._lock = threading.Lock()
@@ -77,10 +77,11 @@ class Echoes:
         with self._lock:
             return self.counts.setdefault(name, Models())
 
-    def _load(self, store: ModelStore, *_: object, **__: object) -> Model:
-        count = self.count_of(store.name)
+    def _load(self, checkpoint: Path, *_: object, **__: object) -> Model:
+        name = checkpoint.stem
+        count = self.count_of(name)
         count.load()
-        return Echo(store.name, count)
+        return Echo(name, count)
 
     def alive(self) -> int:
         return sum(count.alive for count in self.counts.values())

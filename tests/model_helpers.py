@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
 
-from parakeet_api.model.nemo_model import ModelInfo
+from parakeet_api.model.checkpoints import Checkpoint, CheckpointStore
+from parakeet_api.model.loading import ModelInfo
 from parakeet_api.transcript import Chunk, Word
 
 INFO = ModelInfo(
@@ -24,7 +27,7 @@ class Models:
         """Called in the middle of a load."""
         self._lock = threading.Lock()
 
-    def load(self) -> Model:
+    def load(self, *_: object) -> Model:
         with self._lock:
             self.loads += 1
         self.before()
@@ -55,6 +58,21 @@ class Model:
         assert not self._closed, "unloaded twice"
         self._closed = True
         self._models.unload()
+
+
+class Files:
+    """A `CheckpointStore` whose file is on the disk."""
+
+    def __init__(self, name: str = "a") -> None:
+        self.name = name
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(Path(f"{self.name}.nemo"), is_demo=False)
+
+
+def files(name: str = "a") -> CheckpointStore:
+    """Give a store whose file is on the disk."""
+    return cast(CheckpointStore, Files(name))
 
 
 def run_all(*tasks: Callable[[], None], patience_s: float = 30) -> list[BaseException]:

@@ -11,7 +11,7 @@ import psutil
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.model.batching import Batcher
 from parakeet_api.model.devices import plan_inference
-from parakeet_api.model.nemo_model import ModelInfo
+from parakeet_api.model.loading import ModelInfo
 from parakeet_api.model.recognizer import Recognizer
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings

@@ -30,7 +30,9 @@ PURE = frozenset(
         "audio.levels",
         "audio.media_info",
         "audio.timeline",
+        "speech.activity",
         "speech.chunking",
+        "speech.holes",
         "speech.segmentation",
         "speech.speech_gate",
         "speech.stitching",
@@ -54,8 +56,9 @@ IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio"
 
 OWNERS = {
     "torch": ("model",),
-    "nemo": ("model.nemo_internals", "model.nemo_model"),
-    "omegaconf": ("model.nemo_model",),
+    "nemo": ("model.nemo_internals", "model.restore", "model.loading"),
+    "onnx": ("model.voice_activity",),
+    "omegaconf": ("model.loading",),
     "cuda": ("model.devices", "model.nemo_internals"),
     "huggingface_hub": ("model.checkpoints",),
     "subprocess": ("audio.ffmpeg", "model.devices", "http.clip_desk"),
@@ -71,7 +74,9 @@ OWNERS = {
 }
 """Packages of others that only these packages or modules import."""
 
-HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid"})
+HEAVY = frozenset(
+    {"onnx", "torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid"}
+)
 """Imported inside functions: they take seconds, or may be absent."""
 
 PACKAGE = ROOT / "parakeet_api"

@@ -9,22 +9,23 @@ import pytest
 from conftest import DEMO_MODEL
 
 from parakeet_api.errors import ModelNotFoundError
-from parakeet_api.model.checkpoints import ModelStore
-from parakeet_api.model.model_manager import ModelManager
-from parakeet_api.model.model_pool import ModelPool, Resident
-from parakeet_api.served_models import Model, Models
+from parakeet_api.model.checkpoints import CheckpointStore
+from parakeet_api.model.pool import ModelPool
+from parakeet_api.model.slot import ModelSlot
+from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
 
 
-def models_of(folder: Path, *names: str, **environ: str) -> Models:
+def models_of(folder: Path, *names: str, **environ: str) -> ServedModels:
     """Build models that are never loaded."""
     settings = Settings.from_env({"MODELS_DIR": str(folder), "MODELS": ",".join(names)} | environ)
     unused: Any = None
     members = tuple(
-        Model(
-            resident=Resident(
-                store=ModelStore(settings, demo_path=DEMO_MODEL, only=only),
-                manager=ModelManager(lambda: unused, idle_timeout_s=0),
+        ServedModel(
+            slot=ModelSlot(
+                CheckpointStore(settings, demo_path=DEMO_MODEL, only=only),
+                lambda *_: unused,
+                idle_timeout_s=0,
             ),
             batcher=unused,
             pipeline=unused,
@@ -33,7 +34,7 @@ def models_of(folder: Path, *names: str, **environ: str) -> Models:
         for only in settings.models or (None,)
     )
     pool = cast(ModelPool, unused)
-    return Models(members=members, pool=pool, are_chosen=bool(settings.models))
+    return ServedModels(members=members, pool=pool, selectable=bool(settings.models))
 
 
 def test_with_one_model_every_name_means_it(tmp_path: Path) -> None:

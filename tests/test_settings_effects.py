@@ -43,7 +43,7 @@ def loaded(folder: Path, **environ: str) -> Iterator[Recognizer]:
     """Load the model as the first request does."""
     with (
         service(folder, **environ) as services,
-        services.models.first.manager.lease() as recognizer,
+        services.models.first.slot.lease() as recognizer,
     ):
         yield recognizer
 
@@ -109,7 +109,7 @@ def test_an_idle_model_is_unloaded_after_its_time(tmp_path: Path, clips: list[Cl
         assert services.models.first.pipeline.transcribe(clips[10].path).text == clips[10].text
 
         wait_until(
-            lambda: services.models.first.manager.state == "unloaded", within_s=60, what="unloading"
+            lambda: services.models.first.slot.state == "unloaded", within_s=60, what="unloading"
         )
 
 

@@ -29,7 +29,8 @@ from benchmarks.cpu import beginning, recording
 from benchmarks.fidelity import SPEECH
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
-from parakeet_api.model.nemo_model import EncoderPrecision, ModelOptions
+from parakeet_api.model.loading import ModelOptions
+from parakeet_api.model.precision import EncoderPrecision
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm

@@ -25,7 +25,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.sections import DRY_EXTENT, Section, sections
 from parakeet_api.model.devices import advice, available_cores
 from parakeet_api.model.gpu_check import CardReport
-from parakeet_api.model.nemo_model import import_libraries
+from parakeet_api.model.restore import import_libraries
 
 LIMIT_S = 460.0
 """Of the whole program on a GPU; what is not done then is not measured."""

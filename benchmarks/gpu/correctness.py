@@ -21,7 +21,7 @@ from benchmarks.gpu import Bench
 from benchmarks.gpu.report import Report, batch_name
 from parakeet_api.model.cuda import turn_on
 from parakeet_api.model.encoder import Staged, encode
-from parakeet_api.model.nemo_model import EncoderPrecision
+from parakeet_api.model.precision import EncoderPrecision
 from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 

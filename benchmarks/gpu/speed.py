@@ -24,8 +24,8 @@ from benchmarks.gpu.report import Report, batch_name, library_figure, nemo_figur
 from parakeet_api.model.cuda import current, is_memory_shortage, turn_on
 from parakeet_api.model.devices import activations_mb
 from parakeet_api.model.encoder import encode
-from parakeet_api.model.nemo_model import import_libraries
 from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
+from parakeet_api.model.restore import import_libraries
 from parakeet_api.transcript import Chunk
 
 _SHORTEST_S = 1.0

@@ -161,11 +161,14 @@ def read_boolean(form: Form, name: str, *, default: bool) -> bool:
 
 
 def read_track(form: Form) -> int | Literal["all"] | None:
-    """Read which sound track is meant: a number from 1, `all`, or none."""
-    text = read_field(form, "audio_track").lower()
-    if not text:
-        return None
-    if text == "all":
+    """Read the sound track to transcribe: a number from 1, `all`, or none."""
+    text = read_field(form, "audio_track")
+    return parse_track(text) if text else None
+
+
+def parse_track(text: str) -> int | Literal["all"]:
+    """Parse a sound track's number, from 1, or `all`. Raises `InvalidRequestError`."""
+    if text.lower() == "all":
         return "all"
     if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) == 0:
         raise InvalidRequestError(

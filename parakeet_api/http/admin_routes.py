@@ -15,7 +15,7 @@ from parakeet_api.errors import (
 )
 from parakeet_api.formats.request_params import read_field
 from parakeet_api.http.web import require_operator, services
-from parakeet_api.served_models import Model
+from parakeet_api.served_models import ServedModel
 
 admin_api = Blueprint("admin", __name__)
 admin_api.before_request(require_operator)
@@ -38,7 +38,7 @@ def unload() -> dict[str, Any]:
         )
     return {
         "models": [
-            {"name": model.name, "state": model.manager.state, "outcome": outcomes[model.name]}
+            {"name": model.name, "state": model.slot.state, "outcome": outcomes[model.name]}
             for model in wished
         ]
     }
@@ -50,20 +50,20 @@ def load() -> dict[str, Any]:
     if services().admission.stopping:
         raise StoppingError
     model = services().models.named(_name())
-    was_ready = model.manager.state == "ready"
+    was_ready = model.slot.state == "ready"
     _wait_for(model)
     return {
         "models": [
             {
                 "name": model.name,
-                "state": model.manager.state,
+                "state": model.slot.state,
                 "outcome": "already_loaded" if was_ready else "loaded",
             }
         ]
     }
 
 
-def _wait_for(model: Model) -> None:
+def _wait_for(model: ServedModel) -> None:
     """Wait for a load, which goes on also when nobody waits any more."""
     loading = services().models.load(model)
     if not _waiters.acquire(blocking=False):
@@ -76,7 +76,7 @@ def _wait_for(model: Model) -> None:
         _waiters.release()
 
 
-def _wished() -> list[Model]:
+def _wished() -> list[ServedModel]:
     models, name = services().models, _name()
     return [models.named(name)] if name else list(models)
 

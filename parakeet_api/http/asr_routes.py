@@ -22,7 +22,7 @@ from parakeet_api.http.web import (
     services,
     transcribe_upload,
 )
-from parakeet_api.served_models import Model
+from parakeet_api.served_models import ServedModel
 from parakeet_api.transcript import Word
 
 asr_api = Blueprint("asr", __name__)
@@ -55,7 +55,7 @@ def asr() -> Response:
 def detect_language() -> Mapping[str, Any]:
     """Tell the language of a recording's first words."""
     upload, model, params = _received()
-    model.store.checkpoint()
+    model.checkpoints.checkpoint()
     words: list[Word] = []
     gone = client_gone()
     with (
@@ -84,7 +84,7 @@ def name_the_field(error: AudioDecodeError) -> Response:
     return answer_error(error)
 
 
-def _received() -> tuple[Path, Model, AsrParams]:
+def _received() -> tuple[Path, ServedModel, AsrParams]:
     """Take the upload, its model and the parameters: the query's, or of some clients the form's."""
     services().admission.refuse_if_full()
     upload = received_file(_FILE)

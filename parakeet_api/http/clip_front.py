@@ -48,9 +48,10 @@ from parakeet_api.http.proxies import TrustedProxies
 from parakeet_api.http.upload_form import MULTIPART, UploadForm
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
-from parakeet_api.pipeline import Pipeline
+from parakeet_api.pipeline import Pipeline, unheard_caveats
 from parakeet_api.settings import Settings
 from parakeet_api.speech.chunking import ChunkPolicy
+from parakeet_api.speech.holes import Completed, Span
 from parakeet_api.transcript import Chunk, Word
 
 logger = logging.getLogger(__name__)
@@ -434,6 +435,9 @@ class Front:
             track=params.audio_track,
             allow_partial=params.allow_partial,
         )
+        transcript = replace(
+            transcript, caveats=(*transcript.caveats, *unheard_caveats(recognizer.unheard))
+        )
         return model, render(transcript, params, settings=self._settings)
 
     def _client(self, peer: str, headers: Mapping[str, str]) -> str:
@@ -466,7 +470,7 @@ class Front:
                 self._descriptions[name] = known
         return known
 
-    def _recognize(self, chunk: Chunk, wanted: Wanted, client: socket.socket) -> list[Word]:
+    def _recognize(self, chunk: Chunk, wanted: Wanted, client: socket.socket) -> Completed:
         """Have a clip recognised. Raises `NotHereError`, and `ClientGoneError` if nobody waits."""
         link = self._link()
         send(link, ("recognize", *wanted), chunk.samples.data.cast("B"))
@@ -479,7 +483,8 @@ class Front:
         (kind, *packed), _ = receive(link)
         if kind != "words":
             raise NotHereError
-        return unpack_words(packed[0])
+        words, unheard = packed
+        return Completed(unpack_words(words), tuple(Span(*span) for span in unheard))
 
     def _link(self) -> socket.socket:
         """Give this thread's own link to the process with the model."""
@@ -496,8 +501,10 @@ class Front:
 class _Recognizer:
     """What a pipeline needs of a batcher, for a recording of one chunk."""
 
-    def __init__(self, recognize: Callable[[Chunk], list[Word]]) -> None:
+    def __init__(self, recognize: Callable[[Chunk], Completed]) -> None:
         self._recognize = recognize
+        self.unheard: tuple[Span, ...] = ()
+        """Speech of the recording that got no words."""
 
     def recognize(
         self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool] = lambda: False
@@ -507,7 +514,9 @@ class _Recognizer:
         only = next(coming, None)
         if only is None or next(coming, None) is not None or cancelled():
             raise NotHereError
-        yield only, self._recognize(only)
+        completed = self._recognize(only)
+        self.unheard = completed.unheard
+        yield only, completed.words
 
 
 def parse_head(head: bytes) -> _Head:

@@ -30,7 +30,7 @@ from parakeet_api.http.web import (
     transcribe_upload,
 )
 from parakeet_api.model.batching import RequestCancelled
-from parakeet_api.served_models import Model
+from parakeet_api.served_models import ServedModel
 
 openai_api = Blueprint("openai", __name__)
 openai_api.before_request(require_api_key)
@@ -66,7 +66,7 @@ def show_model(name: str) -> dict[str, Any]:
     return _model(name, services().models.described(name))
 
 
-def _model(name: str, model: Model) -> dict[str, Any]:
+def _model(name: str, model: ServedModel) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
@@ -75,9 +75,9 @@ def _model(name: str, model: Model) -> dict[str, Any]:
     }
 
 
-def _created(model: Model) -> int:
+def _created(model: ServedModel) -> int:
     """Give the checkpoint file's time, s since 1970; 0 where there is none, or no more."""
-    checkpoint = model.store.status.checkpoint
+    checkpoint = model.checkpoints.status.checkpoint
     try:
         return int(checkpoint.path.stat().st_mtime) if checkpoint else 0
     except OSError:
@@ -92,7 +92,7 @@ def _answer(task: Task) -> Response:
     return (_stream if params.stream else _answer_at_once)(upload, model, params)
 
 
-def _answer_at_once(upload: Path, model: Model, params: TranscriptionParams) -> Response:
+def _answer_at_once(upload: Path, model: ServedModel, params: TranscriptionParams) -> Response:
     transcript = transcribe_upload(
         upload,
         model=model,
@@ -104,11 +104,11 @@ def _answer_at_once(upload: Path, model: Model, params: TranscriptionParams) -> 
     return answer(render(transcript, params, settings=services().settings))
 
 
-def _stream(upload: Path, model: Model, params: TranscriptionParams) -> Response:
+def _stream(upload: Path, model: ServedModel, params: TranscriptionParams) -> Response:
     """Answer with events; what goes wrong before the first has a status of its own."""
     wired, kept = services(), record()
     # Told now and not as an event, if there is no model yet.
-    model.store.checkpoint()
+    model.checkpoints.checkpoint()
     writer = EventWriter(params, settings=wired.settings)
     held = take_over(upload)
     events = in_background(
@@ -130,7 +130,7 @@ def _work(
     params: TranscriptionParams,
     writer: EventWriter,
     *,
-    model: Model,
+    model: ServedModel,
     admission: Admission,
     kept: RequestRecord,
 ) -> Callable[[Emit[str], Cancelled], None]:
@@ -168,13 +168,13 @@ def _written(
     first: str | None,
     events: Generator[str | None],
     writer: EventWriter,
-    model: Model,
+    model: ServedModel,
     kept: RequestRecord,
 ) -> Generator[str]:
     """Write a stream to its end, which may be an error."""
     try:
         for event in chain([first], events):
-            loading = model.manager.state == "loading"
+            loading = model.slot.state == "loading"
             yield writer.silence(model_is_loading=loading) if event is None else event
     # The second where waitress is the first to notice, as it writes.
     except (RequestCancelled, GeneratorExit):

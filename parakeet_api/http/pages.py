@@ -15,7 +15,7 @@ from parakeet_api.http.start_report import report_start
 from parakeet_api.http.web import Services, require_api_key, services
 from parakeet_api.metrics import MEDIA_TYPE
 from parakeet_api.model.cuda import device_memory
-from parakeet_api.served_models import Model
+from parakeet_api.served_models import ServedModel
 
 pages = Blueprint("pages", __name__)
 
@@ -29,7 +29,7 @@ _PAGE_POLICY = (
 @pages.get("/")
 def page() -> Response:
     """Serve the upload page, and make ready for the recording that will soon follow."""
-    services().models.first.manager.prepare()
+    services().models.first.slot.prepare()
     response = Response(render_template("index.html"), content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _PAGE_POLICY
     return response
@@ -54,7 +54,7 @@ def metrics() -> Response:
     require_api_key()
     wired = services()
     first = wired.models.first
-    info = first.manager.info
+    info = first.slot.info
     wired.metrics.info.info(
         {
             "version": __version__,
@@ -83,7 +83,7 @@ def _is_verbose() -> bool:
 
 def _health(wired: Services) -> dict[str, Any]:
     settings, plan, models = wired.settings, wired.plan, wired.models
-    info, device = models.first.manager.info, models.device()
+    info, device = models.first.slot.info, models.device()
     active, waiting = wired.admission.counts()
     return {
         "status": "ok",
@@ -114,8 +114,8 @@ def _health(wired: Services) -> dict[str, Any]:
     }
 
 
-def _model_status(model: Model) -> dict[str, Any]:
-    store, manager = model.store.status, model.manager
+def _model_status(model: ServedModel) -> dict[str, Any]:
+    store, manager = model.checkpoints.status, model.slot
     known = store.checkpoint
     return {
         "name": model.name,
@@ -141,13 +141,13 @@ def _memory_of(device: str | None) -> dict[str, int] | None:
 def _why_not_ready(wired: Services) -> str | None:
     try:
         wired.admission.refuse_if_full()
-        wired.models.first.store.checkpoint()
+        wired.models.first.checkpoints.checkpoint()
     except ApiError as error:
         return error.message
     if not wired.decoder.is_usable:
         return "There is no ffmpeg to decode recordings with."
     # After a while requests are let through again: the next one tries the load anew.
-    manager = wired.models.first.manager
+    manager = wired.models.first.slot
     if manager.failed_lately(ModelLoadError.retry_after_s):
         return manager.error
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main_permits
 from parakeet_api.model.memory import HostMemory, host_memory
-from parakeet_api.served_models import Model, Models
+from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
 
 _GIB = 1024**3
@@ -131,7 +131,7 @@ class StartReport:
 
 
 def report_start(
-    settings: Settings, *, models: Models, gpu: Gpu | None, plan: InferencePlan
+    settings: Settings, *, models: ServedModels, gpu: Gpu | None, plan: InferencePlan
 ) -> StartReport:
     """Look at what there is, without waiting for a load or for inference."""
     return StartReport(
@@ -144,11 +144,11 @@ def report_start(
     )
 
 
-def _file_of(model: Model) -> ModelFile:
-    checkpoint = model.store.status.checkpoint
+def _file_of(model: ServedModel) -> ModelFile:
+    checkpoint = model.checkpoints.status.checkpoint
     return ModelFile(
         name=model.name,
-        model_id=model.store.model_id,
+        model_id=model.checkpoints.model_id,
         path=checkpoint.path if checkpoint else None,
         bytes=_size_of(checkpoint.path) if checkpoint else None,
         demo=checkpoint.is_demo if checkpoint else False,

@@ -42,7 +42,7 @@ from parakeet_api.languages import english_name
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.model.devices import Gpu, InferencePlan
-from parakeet_api.served_models import Model, Models
+from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript
 
@@ -67,7 +67,7 @@ class Services:
     """What the routes call; built once by `app.py`."""
 
     settings: Settings
-    models: Models
+    models: ServedModels
     admission: Admission
     metrics: Metrics
     jobs: Jobs
@@ -82,7 +82,7 @@ def services() -> Services:
     return wired
 
 
-def chosen_model(form: Form) -> Model:
+def chosen_model(form: Form) -> ServedModel:
     """Give the model that a request names in `model`. Raises `ModelNotFoundError`."""
     model = services().models.named(read_field(form, "model"))
     g.model = model
@@ -204,7 +204,7 @@ def _no_file(field_name: str, hint: str) -> InvalidRequestError:
 def transcribe_upload(
     upload: Path,
     *,
-    model: Model,
+    model: ServedModel,
     languages: frozenset[str],
     task: Task,
     raw_pcm: bool = False,
@@ -213,7 +213,7 @@ def transcribe_upload(
 ) -> Transcript:
     """Transcribe an upload when it is its turn, for as long as the client stays."""
     # Told now and not after the file was decoded, if there is no model yet.
-    model.store.checkpoint()
+    model.checkpoints.checkpoint()
     cancelled = client_gone()
     with services().admission.place(cancelled=cancelled):
         transcript = model.pipeline.transcribe(
@@ -423,8 +423,8 @@ def begin_request() -> None:
 
 def finish_request(response: Response) -> Response:
     """Add the headers that every answer has; log the request when the last byte is sent."""
-    model: Model = g.get("model") or services().models.first
-    checkpoint = model.store.status.checkpoint
+    model: ServedModel = g.get("model") or services().models.first
+    checkpoint = model.checkpoints.status.checkpoint
     if checkpoint is not None:
         response.headers["X-Parakeet-Model"] = checkpoint.name
     response.headers["X-Request-Id"] = record().id

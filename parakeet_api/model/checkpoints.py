@@ -66,7 +66,7 @@ class StoreStatus:
     error: str | None = None
 
 
-class ModelStore:
+class CheckpointStore:
     """Choose a checkpoint, downloading one in the background where none is at hand."""
 
     def __init__(

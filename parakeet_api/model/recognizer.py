@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from parakeet_api.errors import DeviceLostError, ModelLoadError
-from parakeet_api.model.cuda import CacheTrimmer, context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.cuda import (
+    CacheTrimmer,
+    context_is_lost,
+    is_memory_shortage,
+    limit_device_memory,
+    turn_on,
+)
+from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.encoder import frame_samples
 from parakeet_api.model.heap import HeapTrimmer
-from parakeet_api.model.nemo_model import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.model.loading import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.token_decoder import Tokens
+from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 
 if TYPE_CHECKING:
@@ -50,6 +59,26 @@ class Recognizer(Protocol):
     def close(self) -> None:
         """Give the model's memory back; the recognizer is of no use afterwards."""
         ...
+
+
+def load_recognizer(
+    checkpoint: Path,
+    on_warm_up: Callable[[float], None],
+    *,
+    settings: Settings,
+    gpu: Gpu | None,
+    plan: InferencePlan,
+) -> Recognizer:
+    """Load a checkpoint as the settings and the plan for the device ask for.
+
+    `on_warm_up` is called with the share of the warm-up that is done. Raises as
+    `NemoRecognizer.load` does.
+    """
+    import_libraries()
+    if gpu is not None:
+        limit_device_memory(gpu.device, settings.gpu_memory_fraction)
+    options = ModelOptions.from_settings(settings, gpu=gpu, plan=plan, on_warm_up=on_warm_up)
+    return NemoRecognizer.load(checkpoint, options)
 
 
 class NemoRecognizer:

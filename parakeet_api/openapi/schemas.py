@@ -14,7 +14,7 @@ from parakeet_api.formats.request_params import ResponseFormat, Task
 from parakeet_api.formats.server_sent_events import PEAKS_PER_SECOND, WaitingState
 from parakeet_api.jobs.job import JobStatus
 from parakeet_api.model.checkpoints import StoreState
-from parakeet_api.model.model_manager import LoadState
+from parakeet_api.model.slot import LoadState
 from parakeet_api.settings import Origin
 
 Json = dict[str, Any]
@@ -156,7 +156,7 @@ _WARNING = record(
     {
         "code": text(
             "For programs.",
-            examples=["truncated_audio", "track_silent", "channels_out_of_phase", "undecodable"],
+            examples=["truncated_audio", "track_silent", "speech_without_words", "undecodable"],
         ),
         "message": text("For people."),
         "start": or_null(_seconds("Where it begins; null where it is about the whole")),

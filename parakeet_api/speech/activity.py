@@ -13,9 +13,10 @@ from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 STEP = 512
 """Samples, 32 ms: what one probability of the detector stands for."""
 SPEECH = 0.5
-"""Probability from which a step is speech: the detector's own threshold. It is not critical. Words
-of people have a step above 0.95 beside them (8 of 5,441 have none above 0.05); a minute each of
-hiss, pink noise, dither, hums, two kinds of synthetic music and applause never exceed 0.31."""
+"""Probability from which a step is speech: the detector's own threshold. It is not critical: of
+9,852 words in 46 minutes of speech, 7 have no step above 0.5 within a quarter second, and 6 none
+above 0.05; a minute each of hiss, pink noise, dither, a hum, two kinds of synthetic music and
+applause never exceed 0.15, a buzz 0.31 where it sets in."""
 _LEAD = SAMPLE_RATE
 """The detector listens so long before what it is asked about: it remembers what came before."""
 _LOUD = 0.35

@@ -28,9 +28,11 @@ _MARGIN_S = _MARGIN / SAMPLE_RATE
 _AROUND_S = 5.0
 """A word is as sure as the words within 5 s: of the words that the demo model imagines in hiss, one
 in ten has a log-probability of 0.0, and none has neighbours that are as sure."""
-_DOUBT = -0.25
+_MIN_SPEECH_S = 3 * STEP / SAMPLE_RATE
+"""0.1 s within the margins of a word. A hum that sets in is speech to the detector for 0.03 s."""
+DOUBT = -0.25
 """Mean log-probability of the tokens of those words, below which all of them are doubtful. In hiss,
-hum, dither and applause it is -0.4 to -1.0 with the demo model, -1.3 to -1.9 with the English one,
+hum, dither and applause it is -0.4 to -1.0 with the demo model, -1.2 to -1.9 with the English one,
 and far lower with random weights. In speech it is -0.01 (demo) and -0.1 to -0.4 (English): there
 the detector decides, and finds speech."""
 
@@ -50,7 +52,7 @@ def drop_hallucinations(
     if activity is None:
         return audible
     doubtful = [
-        word for word, mean in zip(audible, _means_around(audible), strict=True) if mean < _DOUBT
+        word for word, mean in zip(audible, _means_around(audible), strict=True) if mean < DOUBT
     ]
     if not doubtful:
         return audible
@@ -58,7 +60,7 @@ def drop_hallucinations(
     imagined = {
         id(word)
         for word in doubtful
-        if activity.speech_s(word.start - _MARGIN_S, word.end + _MARGIN_S) < STEP / SAMPLE_RATE
+        if activity.speech_s(word.start - _MARGIN_S, word.end + _MARGIN_S) < _MIN_SPEECH_S
     }
     return [word for word in audible if id(word) not in imagined]
 

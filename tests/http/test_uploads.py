@@ -61,15 +61,16 @@ def test_other_files_are_not_touched(tmp_path: Path) -> None:
 ELSEWHERE = """
 import os
 import app
+from parakeet_api import served_models
 
-load = app._load
+load = served_models.load_recognizer
 
 def moved(*args, **kwargs):
     # As NeMo does while it restores a checkpoint, for longer than any load takes.
     os.chdir(os.path.dirname(os.__file__))
     return load(*args, **kwargs)
 
-app._load = moved
+served_models.load_recognizer = moved
 os._exit(app.main())
 """
 

@@ -25,7 +25,7 @@ from parakeet_api.errors import (
 from parakeet_api.model import batching
 from parakeet_api.model.batching import Batcher, RequestCancelled, halve, padded_s
 from parakeet_api.model.devices import InferencePlan
-from parakeet_api.model.nemo_model import ModelInfo
+from parakeet_api.model.loading import ModelInfo
 from parakeet_api.model.recognizer import OutOfDeviceMemoryError
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 

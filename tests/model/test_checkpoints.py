@@ -29,7 +29,7 @@ from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyEr
 from parakeet_api.model import checkpoints as model_store
 from parakeet_api.model.checkpoints import (
     Checkpoint,
-    ModelStore,
+    CheckpointStore,
     check_checkpoint,
     download_checkpoint,
     find_checkpoint,
@@ -125,9 +125,11 @@ def settings_for(models: Path, hub: Hub | None = None, **environ: str) -> Settin
     return Settings.from_env(defaults | environ)
 
 
-def start_store(settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> ModelStore:
+def start_store(
+    settings: Settings, *, clock: Callable[[], float] = time.monotonic
+) -> CheckpointStore:
     """Start a store and wait for its decision."""
-    store = ModelStore(settings, demo_path=DEMO_MODEL, clock=clock)
+    store = CheckpointStore(settings, demo_path=DEMO_MODEL, clock=clock)
     store.start()
     assert store.wait_until_decided(20)
     return store
@@ -163,7 +165,7 @@ def test_model_path_is_used_and_nothing_else(models: Path, tmp_path: Path) -> No
 def test_a_model_path_that_leads_nowhere_stops_the_start(models: Path, tmp_path: Path) -> None:
     (models / "parakeet-tdt-0.6b-v2.nemo").write_bytes(nemo())
     missing = tmp_path / "missing.nemo"
-    store = ModelStore(settings_for(models, MODEL_PATH=str(missing)), demo_path=DEMO_MODEL)
+    store = CheckpointStore(settings_for(models, MODEL_PATH=str(missing)), demo_path=DEMO_MODEL)
 
     with pytest.raises(CheckpointError, match=re.escape(f"{missing} does not exist")):
         store.start()
@@ -176,7 +178,9 @@ def test_a_model_path_that_may_not_be_read_stops_the_start(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "is_file", refuse)
-    store = ModelStore(settings_for(models, MODEL_PATH="/secret/mine.nemo"), demo_path=DEMO_MODEL)
+    store = CheckpointStore(
+        settings_for(models, MODEL_PATH="/secret/mine.nemo"), demo_path=DEMO_MODEL
+    )
 
     with pytest.raises(CheckpointError, match=r"/secret/mine\.nemo .*Permission denied"):
         store.start()
@@ -188,9 +192,9 @@ def test_the_demo_model_is_known_as_such_when_model_path_names_it(models: Path) 
     assert store.checkpoint().is_demo
 
 
-def store_of(settings: Settings, name: str) -> ModelStore:
+def store_of(settings: Settings, name: str) -> CheckpointStore:
     """Start the store of one of `MODELS` and wait for its decision."""
-    store = ModelStore(settings, demo_path=DEMO_MODEL, only=name)
+    store = CheckpointStore(settings, demo_path=DEMO_MODEL, only=name)
     store.start()
     assert store.wait_until_decided(20)
     return store
@@ -238,7 +242,7 @@ def test_a_damaged_file_of_one_of_models_stops_the_start(models: Path) -> None:
     (models / "mine.nemo").write_bytes(nemo()[:1000])
 
     with pytest.raises(CheckpointError, match=r"mine\.nemo"):
-        ModelStore(settings_for(models), demo_path=DEMO_MODEL, only="mine").start()
+        CheckpointStore(settings_for(models), demo_path=DEMO_MODEL, only="mine").start()
 
 
 def test_models_on_disk_have_an_order(models: Path) -> None:
@@ -294,7 +298,7 @@ def test_a_forced_demo_model_that_is_missing_stops_the_start(models: Path) -> No
     settings = settings_for(models, DEMO_MODEL="always")
 
     with pytest.raises(CheckpointError, match=r"nowhere/demo\.nemo does not exist"):
-        ModelStore(settings, demo_path=Path("nowhere/demo.nemo")).start()
+        CheckpointStore(settings, demo_path=Path("nowhere/demo.nemo")).start()
 
 
 # What a file must be
@@ -353,7 +357,7 @@ def test_a_file_that_is_no_parakeet_tdt_model_stops_the_start(models: Path, kind
     path.write_bytes(BROKEN[kind])
 
     with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
-        ModelStore(settings_for(models), demo_path=DEMO_MODEL).start()
+        CheckpointStore(settings_for(models), demo_path=DEMO_MODEL).start()
 
     assert "another file in MODEL_PATH" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 1
@@ -363,7 +367,7 @@ def test_a_folder_named_like_a_model_stops_the_start(models: Path) -> None:
     (models / "x.nemo").mkdir()
 
     with pytest.raises(CheckpointError, match=re.escape(f"{models / 'x.nemo'} does not exist or")):
-        ModelStore(settings_for(models), demo_path=DEMO_MODEL).start()
+        CheckpointStore(settings_for(models), demo_path=DEMO_MODEL).start()
 
 
 @pytest.mark.parametrize(
@@ -510,7 +514,7 @@ def test_requests_during_the_download_are_told_how_far_it_is(models: Path, hub: 
             go_on.wait(10)
 
     hub.before_block = pause
-    store = ModelStore(settings_for(models, hub), demo_path=DEMO_MODEL)
+    store = CheckpointStore(settings_for(models, hub), demo_path=DEMO_MODEL)
     store.start()
     assert reached.wait(10)
     wait_for(lambda: (store.status.progress or 0) > 0.4)
@@ -531,7 +535,7 @@ def test_requests_during_the_download_are_told_how_far_it_is(models: Path, hub: 
 
 def test_requests_before_the_hub_answered_are_told_to_come_back(models: Path, hub: Hub) -> None:
     hub.fault = "hanging"
-    store = ModelStore(settings_for(models, hub), demo_path=DEMO_MODEL)
+    store = CheckpointStore(settings_for(models, hub), demo_path=DEMO_MODEL)
     store.start()
 
     with pytest.raises(ModelNotReadyError, match=r"is being downloaded\. Try again"):
@@ -789,7 +793,7 @@ def test_many_requests_after_the_pause_begin_one_download(models: Path, hub: Hub
 
 def test_a_missing_demo_model_is_a_failure_not_a_promise(models: Path, hub: Hub) -> None:
     hub.fault = "missing file"
-    store = ModelStore(settings_for(models, hub), demo_path=models / "no-demo.nemo")
+    store = CheckpointStore(settings_for(models, hub), demo_path=models / "no-demo.nemo")
     store.start()
     assert store.wait_until_decided(10)
 
@@ -799,9 +803,10 @@ def test_a_missing_demo_model_is_a_failure_not_a_promise(models: Path, hub: Hub)
 def test_hf_hub_offline_asks_nobody(models: Path, hub: Hub, tmp_path: Path) -> None:
     program = (
         "import os; from pathlib import Path;"
-        "from parakeet_api.model.checkpoints import ModelStore;"
+        "from parakeet_api.model.checkpoints import CheckpointStore;"
         "from parakeet_api.settings import Settings;"
-        f"store = ModelStore(Settings.from_env(os.environ), demo_path=Path({str(DEMO_MODEL)!r}));"
+        f"demo = Path({str(DEMO_MODEL)!r});"
+        "store = CheckpointStore(Settings.from_env(os.environ), demo_path=demo);"
         "store.start(); store.wait_until_decided(20); print(store.checkpoint().is_demo)"
     )
     environ = {

@@ -9,16 +9,14 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import app
 from parakeet_api.errors import SettingsError
-from parakeet_api.model import devices
+from parakeet_api.model import devices, loading, recognizer
 from parakeet_api.model import gpu_check as card_check
 from parakeet_api.model.devices import (
     Gpu,
@@ -30,7 +28,7 @@ from parakeet_api.model.devices import (
     plan_inference,
 )
 from parakeet_api.model.gpu_check import CardReport, check_card
-from parakeet_api.model.nemo_model import ModelOptions
+from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.settings import Settings
 
@@ -515,13 +513,18 @@ def test_passes_over_long_chunks_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, permits: str, cores: int, threads: int
 ) -> None:
     loaded: list[ModelOptions] = []
-    monkeypatch.setattr(app, "import_libraries", lambda: None)
-    monkeypatch.setattr(app, "available_cores", lambda: cores)
+    monkeypatch.setattr(recognizer, "import_libraries", lambda: None)
+    monkeypatch.setattr(loading, "available_cores", lambda: cores)
     monkeypatch.setattr(NemoRecognizer, "load", lambda _, options: loaded.append(options))
     settings = Settings.from_env({"MAX_CONCURRENT_INFERENCES": permits})
-    store: Any = SimpleNamespace(checkpoint=lambda: SimpleNamespace(path=Path("a.nemo")))
 
-    app._load(store, settings, None, plan_inference(settings, None))
+    recognizer.load_recognizer(
+        Path("a.nemo"),
+        lambda _: None,
+        settings=settings,
+        gpu=None,
+        plan=plan_inference(settings, None),
+    )
 
     assert [options.cpu_threads for options in loaded] == [threads]
 
@@ -529,7 +532,7 @@ def test_passes_over_long_chunks_share_the_cores(
 def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[tuple[float, str]] = []
     loaded: list[ModelOptions] = []
-    monkeypatch.setattr(app, "import_libraries", lambda: None)
+    monkeypatch.setattr(recognizer, "import_libraries", lambda: None)
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda *share: shares.append(share)
     )
@@ -541,9 +544,11 @@ def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatc
         "ENABLE_CUDA_GRAPHS": "false",
     }
     settings, plan = planned(24, **environ)
-    store: Any = SimpleNamespace(checkpoint=lambda: SimpleNamespace(path=Path("a.nemo")))
+    gpu = Gpu("a card", 24.0, 24.0, "cuda:1")
 
-    app._load(store, settings, Gpu("a card", 24.0, 24.0, "cuda:1"), plan)
+    recognizer.load_recognizer(
+        Path("a.nemo"), lambda _: None, settings=settings, gpu=gpu, plan=plan
+    )
 
     assert shares == [(0.5, "cuda:1")]
     (options,) = loaded

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.model.encoder import Encoder, Shapes
-from parakeet_api.model.nemo_model import LoadedModel, load_model
+from parakeet_api.model.loading import LoadedModel, load_model
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 FRAME = 1280

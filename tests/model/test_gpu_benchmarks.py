@@ -33,7 +33,7 @@ from benchmarks.gpu.sections import DRY_EXTENT, IMAGE_ALLOCATOR, SMALL, Section,
 from benchmarks.http_load import Load, ask, ask_on, request_of
 from parakeet_api.model import encoder, token_decoder
 from parakeet_api.model.gpu_check import CardReport
-from parakeet_api.model.nemo_model import load_model
+from parakeet_api.model.loading import load_model
 
 GPU_PROGRAM = (sys.executable, "-m", "benchmarks.gpu")
 EXTENT = dataclasses.replace(DRY_EXTENT, clips=2, batches=((1, 2.0), (2, 2.0)))

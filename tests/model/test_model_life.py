@@ -21,7 +21,7 @@ from http_helpers import ENDPOINT, error_of, request, transcribe, wait_until, wa
 from in_process import Echoes, served
 from model_helpers import run_all
 
-from parakeet_api.model import model_manager
+from parakeet_api.model import slot
 from parakeet_api.transcript import SAMPLE_RATE
 
 CLIP = SPEECH / "clip-001.flac"
@@ -31,7 +31,7 @@ NAME = "parakeet-tdt-demo-en"
 @pytest.fixture
 def echoes(monkeypatch: pytest.MonkeyPatch) -> Echoes:
     # With torch in the process, collecting takes a third of a second, hundreds of times.
-    monkeypatch.setattr(model_manager, "gc", SimpleNamespace(collect=lambda: 0))
+    monkeypatch.setattr(slot, "gc", SimpleNamespace(collect=lambda: 0))
     return Echoes(monkeypatch)
 
 
@@ -129,7 +129,7 @@ class TestUnloading:
                 while not done.wait(pause.random() * 0.02):
                     model = here.services.models.first
                     # Below the route, which would nearly always say that it is in use.
-                    if here.services.models.pool.unload(model.resident) == "unloaded":
+                    if here.services.models.pool.unload(model.slot) == "unloaded":
                         unloads.append(model)
 
             assert run_all(ask_all, unload, patience_s=500) == []
@@ -175,9 +175,12 @@ from pathlib import Path
 import numpy, psutil
 
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
-from parakeet_api.model.model_manager import ModelManager
-from parakeet_api.model.nemo_model import ModelOptions, import_libraries
+from parakeet_api.model.checkpoints import CheckpointStore
+from parakeet_api.model.slot import ModelSlot
+from parakeet_api.model.loading import ModelOptions
+from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.recognizer import NemoRecognizer
+from parakeet_api.settings import Settings
 from parakeet_api.transcript import Chunk
 
 checkpoint, clip = map(Path, sys.argv[1:])
@@ -186,7 +189,9 @@ options = ModelOptions(
 )
 blocks = FfmpegDecoder(executable=find_ffmpeg(), max_seconds=60).stream(clip)
 samples = numpy.concatenate(list(blocks))
-manager = ModelManager(lambda: NemoRecognizer.load(checkpoint, options), idle_timeout_s=0)
+store = CheckpointStore(Settings.from_env({"MODEL_PATH": str(checkpoint)}), demo_path=checkpoint)
+store.start()
+manager = ModelSlot(store, lambda path, _: NemoRecognizer.load(path, options), idle_timeout_s=0)
 
 
 def megabytes():

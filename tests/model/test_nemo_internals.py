@@ -13,8 +13,9 @@ import torch
 from conftest import DEMO_MODEL, ROOT, demo_options
 
 from parakeet_api.model import nemo_internals
+from parakeet_api.model.loading import load_model
 from parakeet_api.model.nemo_internals import avoid_convolution_plans, mend_kernel_compilation
-from parakeet_api.model.nemo_model import import_libraries, load_model
+from parakeet_api.model.restore import import_libraries
 
 COMPILE = """
 import sys
@@ -42,12 +43,12 @@ assert kernel == b"outer_label_looping_conditional", kernel
 print(bytes([32]), "a b".encode()[1:2], sep="|")
 """
 MENDED = """
-from parakeet_api.model.nemo_model import import_libraries
+from parakeet_api.model.restore import import_libraries
 import_libraries()
 """
 LOAD = """
 from pathlib import Path
-from parakeet_api.model.nemo_model import ModelOptions, load_model
+from parakeet_api.model.loading import ModelOptions, load_model
 options = ModelOptions(device="cpu", precision="fp32", strategy="greedy", beam_size=4, longest_s=30)
 print(load_model(Path(sys.argv[1]), options).info.parameters)
 """

@@ -21,8 +21,9 @@ from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError
 from parakeet_api.model.cuda import GraphVerdict
 from parakeet_api.model.encoder import encode
 from parakeet_api.model.heap import HeapTrimmer
-from parakeet_api.model.nemo_model import _UNPACKED, _locked, load_model
+from parakeet_api.model.loading import load_model
 from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
+from parakeet_api.model.restore import _UNPACKED, _locked
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_words
 
 NOISE = whole(np.random.default_rng(1).integers(-900, 900, SAMPLE_RATE).astype(np.int16))
@@ -279,9 +280,9 @@ def test_precision_auto_stays_exact_for_a_small_model_on_a_cpu(recognizer: NemoR
 def test_precision_auto_falls_back_when_the_self_test_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from parakeet_api.model import nemo_model as module
+    from parakeet_api.model import precision as module
 
-    monkeypatch.setattr(module, "_precision_candidates", lambda *_: ("fp16", "bf16"))
+    monkeypatch.setattr(module, "_candidates", lambda *_: ("fp16", "bf16"))
     monkeypatch.setattr(module, "_cast_encoder", overflowing_fp16)
 
     loaded = NemoRecognizer.load(DEMO_MODEL, demo_options(precision="auto"))
@@ -301,7 +302,7 @@ def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
     recognizer: NemoRecognizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A card with bf16, on which neither half precision computes anything of use."""
-    from parakeet_api.model import nemo_model as module
+    from parakeet_api.model import precision as module
 
     def broken(model: Any, precision: str, *, device: str) -> None:
         model.encoder.to(torch.bfloat16)
@@ -309,11 +310,9 @@ def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
             float("inf") if precision == "fp16" else float("nan")
         )
 
-    real = module._precision_candidates
+    real = module._candidates
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    monkeypatch.setattr(
-        module, "_precision_candidates", lambda model, _: real(model, device="cuda:0")
-    )
+    monkeypatch.setattr(module, "_candidates", lambda model, _: real(model, device="cuda:0"))
     monkeypatch.setattr(module, "_cast_encoder", broken)
 
     loaded = NemoRecognizer.load(DEMO_MODEL, demo_options(precision="auto"))
@@ -330,11 +329,11 @@ def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
 def test_a_card_is_tried_with_the_half_precisions_that_it_has(
     monkeypatch: pytest.MonkeyPatch, bf16: bool, candidates: tuple[str, ...]
 ) -> None:
-    from parakeet_api.model.nemo_model import _precision_candidates
+    from parakeet_api.model.precision import _candidates
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
 
-    assert _precision_candidates(None, "cuda:0") == candidates
+    assert _candidates(None, "cuda:0") == candidates
 
 
 @pytest.mark.parametrize(
@@ -350,19 +349,19 @@ def test_a_card_is_tried_with_the_half_precisions_that_it_has(
 def test_a_large_model_on_a_cpu_is_tried_with_what_the_cpu_is_fast_at(
     monkeypatch: pytest.MonkeyPatch, flags: str, candidates: tuple[str, ...]
 ) -> None:
-    from parakeet_api.model import nemo_model as module
+    from parakeet_api.model import precision as module
 
     cpuinfo = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
-    monkeypatch.setattr(module, "_is_large", lambda _: True)
-    assert module._precision_candidates(None, "cpu") == candidates
+    monkeypatch.setattr(module, "is_large", lambda _: True)
+    assert module._candidates(None, "cpu") == candidates
 
-    monkeypatch.setattr(module, "_is_large", lambda _: False)
-    assert module._precision_candidates(None, "cpu") == (), "small models gain nothing"
+    monkeypatch.setattr(module, "is_large", lambda _: False)
+    assert module._candidates(None, "cpu") == (), "small models gain nothing"
 
 
 def test_int8_on_a_card_is_refused_by_name() -> None:
-    from parakeet_api.model.nemo_model import _cast_encoder
+    from parakeet_api.model.precision import _cast_encoder
 
     with pytest.raises(SettingsError, match="PRECISION='int8'"):
         _cast_encoder(None, "int8", device="cuda:0")
@@ -571,7 +570,7 @@ def test_a_rejected_precision_leaves_its_encoder_before_the_next_is_tried(
 ) -> None:
     import weakref
 
-    from parakeet_api.model import nemo_model as module
+    from parakeet_api.model import precision as module
 
     rejected: list[weakref.ref[Any]] = []
     alive: list[bool] = []

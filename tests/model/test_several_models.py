@@ -26,9 +26,9 @@ from in_process import Echoes, Served, served
 from model_helpers import run_all
 from playwright.sync_api import expect
 
-import app
+from parakeet_api import served_models
 from parakeet_api.errors import StoppingError
-from parakeet_api.model import model_manager
+from parakeet_api.model import slot
 
 CLIP = SPEECH / "clip-001.flac"
 
@@ -181,18 +181,19 @@ class TestJobs:
     def test_a_job_is_done_by_its_model_or_by_none_also_after_a_restart(
         self,
         echoing: Start,
+        echoes: Echoes,
         monkeypatch: pytest.MonkeyPatch,
         afterwards: str,
         outcome: tuple[str, str | None, str | None],
     ) -> None:
         stopping = threading.Event()
 
-        def stuck(*_: object, **__: object) -> Any:
+        def stuck() -> None:
             assert stopping.wait(60)
             raise StoppingError
 
         with monkeypatch.context() as patch, echoing(MODELS="two,one") as here:
-            patch.setattr(app, "_load", stuck)
+            patch.setattr(echoes.count_of("two"), "before", stuck)
             job = submit(here.server, model="two", response_format="text")
             wait_until(
                 lambda: here.services.jobs.counts.running == 1, within_s=30, what="the job runs"
@@ -232,8 +233,8 @@ class TestRoom:
         def has_room(_: Path, __: str, **___: object) -> bool:
             return echoes.alive() == 0
 
-        monkeypatch.setattr(app, "has_room", has_room)
-        monkeypatch.setattr(model_manager, "gc", SimpleNamespace(collect=lambda: 0))
+        monkeypatch.setattr(served_models, "has_room", has_room)
+        monkeypatch.setattr(slot, "gc", SimpleNamespace(collect=lambda: 0))
 
     def test_one_makes_room_for_the_other(self, echoing: Start, echoes: Echoes) -> None:
         with echoing() as here:

@@ -11,8 +11,8 @@ from conftest import DEMO_MODEL, Clip, Clock, decode, demo_options, whole
 from fake_gpu import FakeGpu
 
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.model import nemo_model
-from parakeet_api.model.nemo_model import load_model
+from parakeet_api.model import loading
+from parakeet_api.model.loading import load_model
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.model.token_decoder import GraphShape, TokenDecoder, Tokens
 
@@ -25,7 +25,7 @@ def graphed(
 ) -> TokenDecoder:
     """Make a decoder over the demo model that decodes as on a GPU."""
     options = demo_options(device="cuda:0")
-    decoder = nemo_model._build_decoder(recognizer._model, options, graphs=shape)
+    decoder = loading._build_decoder(recognizer._model, options, graphs=shape)
     return TokenDecoder(decoder.nemo, device="cuda:0", graphs=shape, clock=clock or Clock())
 
 
@@ -218,7 +218,7 @@ def test_nemo_is_told_whether_graphs_are_allowed(
 ) -> None:
     options = demo_options(device="cuda:0", strategy=strategy)
 
-    decoder = nemo_model._build_decoder(
+    decoder = loading._build_decoder(
         recognizer._model, options, graphs=LARGEST if allowed else None
     )
 

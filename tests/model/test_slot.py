@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import Clock, wait_for
-from model_helpers import INFO, Model, Models, assert_true, run_all
+from model_helpers import INFO, Model, Models, assert_true, files, run_all
 
 from parakeet_api.errors import (
     CheckpointError,
@@ -20,17 +21,17 @@ from parakeet_api.errors import (
     ModelNotReadyError,
     ServiceUnavailableError,
 )
-from parakeet_api.model import model_manager
-from parakeet_api.model.model_manager import ModelManager
+from parakeet_api.model import slot
 from parakeet_api.model.recognizer import Recognizer
+from parakeet_api.model.slot import ModelSlot
 
 IDLE_S = 100.0
 
 
 def new_manager(
     models: Models, *, clock: Callable[[], float] = time.monotonic, idle_s: float = IDLE_S
-) -> ModelManager:
-    return ModelManager(models.load, idle_timeout_s=idle_s, clock=clock)
+) -> ModelSlot:
+    return ModelSlot(files(), models.load, idle_timeout_s=idle_s, clock=clock)
 
 
 # Loading
@@ -39,12 +40,12 @@ def new_manager(
 def test_a_load_can_tell_how_far_it_is_while_it_goes_on() -> None:
     seen: list[float | None] = []
 
-    def load() -> Recognizer:
-        manager.progress = 0.4
+    def load(_: Path, on_warm_up: Callable[[float], None]) -> Recognizer:
+        on_warm_up(0.4)
         seen.append(manager.progress)
         return Models().load()
 
-    manager = ModelManager(load, idle_timeout_s=0)
+    manager = ModelSlot(files(), load, idle_timeout_s=0)
     assert manager.progress is None
     with manager.lease():
         seen.append(manager.progress)
@@ -60,7 +61,7 @@ def test_what_a_load_needs_is_prepared_once_and_in_the_background() -> None:
         assert hold.wait(10)
         prepared.append(threading.current_thread().name)
 
-    manager = ModelManager(Models().load, idle_timeout_s=IDLE_S, prepare=prepare)
+    manager = ModelSlot(files(), Models().load, idle_timeout_s=IDLE_S, prepare=prepare)
     for _ in range(3):
         manager.prepare()
     assert manager.state == "unloaded"
@@ -91,7 +92,7 @@ def test_fifty_threads_at_a_cold_manager_load_once(monkeypatch: pytest.MonkeyPat
             time.sleep(0.005)
             super().__init__()
 
-    monkeypatch.setattr(model_manager, "Future", SlowFuture)
+    monkeypatch.setattr(slot, "Future", SlowFuture)
     models = Models()
     manager = new_manager(models)
     # The load ends when all fifty hold a lease, so that none comes late.
@@ -140,10 +141,10 @@ def test_all_who_wait_for_a_load_that_fails_see_its_error_and_the_next_tries_aga
 
 
 def test_a_bad_checkpoint_is_a_model_load_error_that_names_its_cause() -> None:
-    def fail() -> Model:
+    def fail(*_: object) -> Model:
         raise CheckpointError("x.nemo is cut short.")
 
-    manager = ModelManager(fail, idle_timeout_s=IDLE_S)
+    manager = ModelSlot(files(), fail, idle_timeout_s=IDLE_S)
 
     with pytest.raises(ModelLoadError, match=r"x\.nemo is cut short") as caught, manager.lease():
         pass
@@ -154,10 +155,10 @@ def test_a_bad_checkpoint_is_a_model_load_error_that_names_its_cause() -> None:
 def test_answers_of_the_load_reach_the_client_as_they_are() -> None:
     failure = ModelNotReadyError("50 % done.")
 
-    def fail() -> Model:
+    def fail(*_: object) -> Model:
         raise failure
 
-    manager = ModelManager(fail, idle_timeout_s=IDLE_S)
+    manager = ModelSlot(files(), fail, idle_timeout_s=IDLE_S)
 
     with pytest.raises(ModelNotReadyError) as caught, manager.lease():
         pass
@@ -278,11 +279,11 @@ def test_the_watch_survives_a_model_that_does_not_unload_cleanly(
             if next(failures) == 0:
                 raise RuntimeError("CUDA error")
 
-    def load() -> Model:
+    def load(*_: object) -> Model:
         models.load()
         return Stubborn(models)
 
-    manager = ModelManager(load, idle_timeout_s=0.02)
+    manager = ModelSlot(files(), load, idle_timeout_s=0.02)
     manager.unload_when_idle()
     for _ in range(2):
         with manager.lease() as recognizer:
@@ -305,14 +306,14 @@ def test_an_unloaded_model_leaves_nothing_in_memory() -> None:
 
     kept: list[weakref.ref[Cyclic]] = []
 
-    def load() -> Model:
+    def load(*_: object) -> Model:
         models = Models()
         models.load()
         model = Cyclic(models)
         kept.append(weakref.ref(model))
         return model
 
-    manager = ModelManager(load, idle_timeout_s=IDLE_S, clock=clock)
+    manager = ModelSlot(files(), load, idle_timeout_s=IDLE_S, clock=clock)
     with manager.lease():
         pass
     assert kept[0]() is not None
@@ -332,11 +333,11 @@ def test_a_lease_during_an_unload_waits_for_its_end() -> None:
             assert go_on.wait(10)
             super().close()
 
-    def load() -> Model:
+    def load(*_: object) -> Model:
         models.load()
         return Slow(models)
 
-    manager = ModelManager(load, idle_timeout_s=IDLE_S, clock=clock)
+    manager = ModelSlot(files(), load, idle_timeout_s=IDLE_S, clock=clock)
     with manager.lease():
         clock.now += IDLE_S
     clock.now += IDLE_S
@@ -363,7 +364,7 @@ def test_a_thousand_leases_raced_by_unloading_never_meet_a_second_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # With torch in the process it takes a third of a second, hundreds of times.
-    monkeypatch.setattr(model_manager, "gc", SimpleNamespace(collect=lambda: 0))
+    monkeypatch.setattr(slot, "gc", SimpleNamespace(collect=lambda: 0))
     models, clock = Models(), Clock()
     manager = new_manager(models, clock=clock, idle_s=1e-9)
     unloads: list[int] = []

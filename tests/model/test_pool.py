@@ -8,17 +8,15 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import pytest
 from conftest import Clock, wait_for
-from model_helpers import Models, assert_true, run_all
+from model_helpers import Models, assert_true, files, run_all
 
 from parakeet_api.errors import ModelLoadError, ServiceUnavailableError, StoppingError
-from parakeet_api.model import model_manager
-from parakeet_api.model.checkpoints import Checkpoint, ModelStore
-from parakeet_api.model.model_manager import ModelManager
-from parakeet_api.model.model_pool import ModelPool, Resident
+from parakeet_api.model import slot
+from parakeet_api.model.pool import ModelPool
+from parakeet_api.model.slot import ModelSlot
 
 BIT_S = 0.02
 """A forward pass."""
@@ -27,7 +25,7 @@ BIT_S = 0.02
 @pytest.fixture(autouse=True)
 def quick_unloading(monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch in the process, collecting takes a third of a second."""
-    monkeypatch.setattr(model_manager, "gc", SimpleNamespace(collect=lambda: 0))
+    monkeypatch.setattr(slot, "gc", SimpleNamespace(collect=lambda: 0))
 
 
 class Memory:
@@ -36,17 +34,14 @@ class Memory:
     def __init__(self, room: int, names: str, *, clock: Callable[[], float], permits: int) -> None:
         self.room = room
         self.models = {name: Models() for name in names}
-        self.residents = {
-            name: Resident(
-                store=cast(ModelStore, Store(name)),
-                manager=ModelManager(models.load, idle_timeout_s=0, name=name, clock=clock),
-            )
+        self.slots = {
+            name: ModelSlot(files(name), models.load, idle_timeout_s=0, name=name, clock=clock)
             for name, models in self.models.items()
         }
         self.asked = 0
         self.most_alive = 0
         self.pool = ModelPool(
-            list(self.residents.values()), permits=permits, has_room=self._has_room, clock=clock
+            list(self.slots.values()), permits=permits, has_room=self._has_room, clock=clock
         )
 
     def _has_room(self, checkpoint: Path, device: str) -> bool:
@@ -64,7 +59,7 @@ class Memory:
 
     @contextmanager
     def lease(self, name: str) -> Iterator[None]:
-        with self.pool.lease(self.residents[name]) as recognizer:
+        with self.pool.lease(self.slots[name]) as recognizer:
             recognizer.recognize([])
             self.alive()
             yield
@@ -73,16 +68,6 @@ class Memory:
         for name in names:
             with self.lease(name):
                 pass
-
-
-class Store:
-    """A store whose files are all on the disk."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(Path(f"{self.name}.nemo"), is_demo=False)
 
 
 def memory(
@@ -167,7 +152,7 @@ def test_a_model_at_work_is_waited_for() -> None:
         narrow.use("b")
 
     def end() -> None:
-        wait_for(lambda: narrow.residents["a"].is_leaving)
+        wait_for(lambda: narrow.pool._turns[narrow.slots["a"]].is_evicting)
         assert narrow.loaded() == "a"
         go_on.set()
 
@@ -184,7 +169,7 @@ def test_a_wait_for_room_is_bounded_and_says_why() -> None:
             narrow.use("b")
 
     def pass_time() -> None:
-        wait_for(lambda: bool(narrow.pool._line))
+        wait_for(lambda: bool(narrow.pool._queue))
         clock.now += 1000
 
     with narrow.lease("a"):
@@ -201,7 +186,7 @@ def test_who_waits_for_room_is_told_that_the_server_stops() -> None:
             narrow.use("b")
 
     def stop() -> None:
-        wait_for(lambda: bool(narrow.pool._line))
+        wait_for(lambda: bool(narrow.pool._queue))
         narrow.pool.close()
 
     with narrow.lease("a"):
@@ -294,7 +279,7 @@ def test_permits_hold_for_all_models_together() -> None:
 
 def test_permits_are_first_come_first_served() -> None:
     both = memory(2, "ab")
-    line, order = both.pool._permits._line, []
+    line, order = both.pool._permits._queue, []
 
     def come(number: int) -> None:
         wait_for(lambda: len(line) == number)
@@ -320,12 +305,12 @@ def test_a_load_by_hand_is_one_for_all_who_ask() -> None:
     go_on = threading.Event()
     pair.models["a"].before = lambda: assert_true(go_on.wait(30))
 
-    first, second = (pair.pool.load(pair.residents["a"]) for _ in range(2))
+    first, second = (pair.pool.load(pair.slots["a"]) for _ in range(2))
     go_on.set()
 
     assert first is second
     assert first.result(30) is None
-    assert pair.pool.load(pair.residents["a"]).result(30) is None
+    assert pair.pool.load(pair.slots["a"]).result(30) is None
     assert pair.models["a"].loads == 1
 
 
@@ -338,12 +323,12 @@ def test_a_load_by_hand_tells_its_error() -> None:
     pair.models["a"].before = fail
 
     with pytest.raises(ModelLoadError, match="broken"):
-        pair.pool.load(pair.residents["a"]).result(30)
+        pair.pool.load(pair.slots["a"]).result(30)
 
 
 def test_an_unload_by_hand_waits_for_nothing() -> None:
     pair = memory(2, "ab")
-    resident = pair.residents["a"]
+    resident = pair.slots["a"]
     assert pair.pool.unload(resident) == "not_loaded"
 
     with pair.lease("a"):
@@ -356,7 +341,7 @@ def test_an_unload_by_hand_waits_for_nothing() -> None:
 
 def test_an_unload_by_hand_during_a_load_finds_it_in_use() -> None:
     pair = memory(2, "ab")
-    resident = pair.residents["a"]
+    resident = pair.slots["a"]
     go_on = threading.Event()
     pair.models["a"].before = lambda: assert_true(go_on.wait(30))
 
@@ -377,9 +362,9 @@ def test_many_threads_and_models_never_exceed_the_memory_nor_meet_a_closed_model
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Short turns make many swaps.
-    monkeypatch.setattr("parakeet_api.model.model_pool._SHORTEST_TURN_S", 0.02)
-    monkeypatch.setattr("parakeet_api.model.model_pool._QUIET_S", 0.005)
-    monkeypatch.setattr("parakeet_api.model.model_pool._POLL_S", 0.002)
+    monkeypatch.setattr("parakeet_api.model.pool._MIN_TURN_S", 0.02)
+    monkeypatch.setattr("parakeet_api.model.pool._QUIET_S", 0.005)
+    monkeypatch.setattr("parakeet_api.model.pool._POLL_S", 0.002)
     tight = memory(2, "abcd", permits=3)
     unloads: list[str] = []
 
@@ -389,7 +374,7 @@ def test_many_threads_and_models_never_exceed_the_memory_nor_meet_a_closed_model
             name = chance.choice("abcd")
             with tight.lease(name):
                 time.sleep(chance.random() * 2e-3)
-            if chance.random() < 0.1 and tight.pool.unload(tight.residents[name]) == "unloaded":
+            if chance.random() < 0.1 and tight.pool.unload(tight.slots[name]) == "unloaded":
                 unloads.append(name)
 
     assert run_all(*[partial(use, seed) for seed in range(8)]) == []
@@ -397,5 +382,5 @@ def test_many_threads_and_models_never_exceed_the_memory_nor_meet_a_closed_model
     assert all(models.most_alive == 1 for models in tight.models.values())
     swaps = sum(models.loads for models in tight.models.values()) - len(unloads)
     assert swaps > 8, "the models did not make room for each other"
-    assert all(resident.users == 0 for resident in tight.residents.values())
-    assert not tight.pool._line
+    assert all(turn.leases == 0 for turn in tight.pool._turns.values())
+    assert not tight.pool._queue

@@ -1,4 +1,4 @@
-"""The model's life: loaded when first needed, lent out by leases, unloaded when idle."""
+"""One model of the server: loaded when it is first needed, lent by leases, unloaded when idle."""
 
 from __future__ import annotations
 
@@ -9,32 +9,37 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 from parakeet_api.errors import ApiError, ModelLoadError, StoppingError
 from parakeet_api.metrics import Metrics
+from parakeet_api.model.checkpoints import CheckpointStore
 from parakeet_api.model.heap import trim_heap
-from parakeet_api.model.nemo_model import ModelInfo
+from parakeet_api.model.loading import ModelInfo
 from parakeet_api.model.recognizer import Recognizer
 
 logger = logging.getLogger(__name__)
 
 LoadState = Literal["unloaded", "loading", "ready", "failed"]
 Unloading = Literal["unloaded", "not_loaded", "in_use"]
-"""What came of the wish to unload a model."""
+"""Outcome of a request to unload a model."""
+Load = Callable[[Path, Callable[[float], None]], Recognizer]
+"""Loads a checkpoint; reports the share of the warm-up that is done."""
 
-_LONGEST_NAP_S = 60.0
+_MAX_POLL_S = 60.0
 
 
-class ModelManager:
-    """Own the one loaded model.
+class ModelSlot:
+    """Own one model, loaded or not.
 
     `state`, `error` and `info` may be read at any time without waiting for a load.
     """
 
     def __init__(
         self,
-        load: Callable[[], Recognizer],
+        checkpoints: CheckpointStore,
+        load: Load,
         *,
         idle_timeout_s: float,
         name: str = "",
@@ -42,7 +47,8 @@ class ModelManager:
         clock: Callable[[], float] = time.monotonic,
         metrics: Metrics | None = None,
     ) -> None:
-        """Begin without a model; `name` tells several apart in the metrics."""
+        """Begin without a model; `name` distinguishes several in the metrics."""
+        self.checkpoints = checkpoints
         self._metrics = metrics or Metrics()
         self._name = name
         self._load = load
@@ -61,10 +67,10 @@ class ModelManager:
         self.error: str | None = None
         """Why the last load failed."""
         self.failed_at: float | None = None
-        """When it did, by the manager's clock."""
+        """When it did, on the slot's clock."""
         self.info: ModelInfo | None = None
         self.progress: float | None = None
-        """Share of the load under way that is done, where it tells; it may be set by the load."""
+        """Share of the current load's warm-up that is done, once it has begun."""
 
     @contextmanager
     def lease(self) -> Iterator[Recognizer]:
@@ -72,7 +78,7 @@ class ModelManager:
 
         However many ask at once, one loads and the others share its outcome. A failed load is
         tried again by the next lease. Raises what the load raised, as an `ApiError`, and
-        `StoppingError` once the manager is closed.
+        `StoppingError` once the slot is closed.
         """
         with self._lock:
             if self._closed.is_set():
@@ -88,7 +94,7 @@ class ModelManager:
                     self._unload()
 
     def prepare(self) -> None:
-        """Begin, in the background and once, what the first load needs and takes no card for."""
+        """Do in the background, once, what the first load needs and takes no GPU for."""
         with self._lock:
             if self._preparing is not None or self._closed.is_set():
                 return
@@ -153,8 +159,8 @@ class ModelManager:
     def _load_into(self, loading: Future[Recognizer]) -> None:
         started = self._clock()
         try:
-            recognizer = self._load()
-        # Anything can go wrong in there; all who wait share it, and the next request tries again.
+            recognizer = self._load(self.checkpoints.checkpoint().path, self._note_progress)
+        # Anything can fail in a load; all who wait share the error, the next request tries again.
         except Exception as error:
             failure = error if isinstance(error, ApiError) else _load_error(error)
             with self._lock:
@@ -187,7 +193,7 @@ class ModelManager:
         self._enter("unloaded")
         recognizer.close()
         del recognizer
-        # What still refers to itself in cycles goes now, not at some later allocation.
+        # Reference cycles are freed now, not at some later allocation.
         gc.collect()
         trim_heap()
         logger.info("model unloaded")
@@ -198,11 +204,14 @@ class ModelManager:
         self.progress = None
         self._metrics.model_state.labels(self._name).state(state)
 
+    def _note_progress(self, share: float) -> None:
+        self.progress = share
+
     def _watch_idleness(self) -> None:
-        while not self._closed.wait(min(self._idle_timeout_s / 4, _LONGEST_NAP_S)):
+        while not self._closed.wait(min(self._idle_timeout_s / 4, _MAX_POLL_S)):
             try:
                 self.unload_if_idle()
-            # A thread's border: a card that fails once must not keep the model in it for ever.
+            # A thread's border: a GPU that fails once must not keep the model for ever.
             except Exception:
                 logger.exception("the idle model could not be unloaded cleanly")
 

@@ -1,0 +1,151 @@
+"""Restore a NeMo checkpoint: unpack a `.nemo` file and build its network, on the CPU.
+
+NeMo and torch are imported inside functions: that takes ten seconds and a gigabyte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import logging.handlers
+import os
+import shutil
+import tarfile
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from parakeet_api.errors import DISK_FULL, CheckpointError
+from parakeet_api.model.nemo_internals import mend_kernel_compilation, no_random_init
+
+_UNPACKED = "parakeet-api-checkpoint-"
+"""How folders of unpacked checkpoints are called in TMPDIR."""
+
+_importing = threading.Lock()
+
+
+def restore(path: Path) -> Any:
+    """Give NeMo's model in fp32 on the CPU.
+
+    Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
+    `OSError` or `MemoryError` where the disk or the memory does not suffice.
+    """
+    import_libraries()
+    from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
+    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+
+    try:
+        with (
+            _folder_to_unpack() as folder,
+            no_random_init(),
+            warnings.catch_warnings(),
+        ):
+            _unpack(path, folder)
+            connector = SaveRestoreConnector()
+            connector.model_extracted_dir = str(folder)
+            # About training options of the checkpoint, which do not concern inference.
+            warnings.simplefilter("ignore")
+            model = ASRModel.restore_from(
+                str(path.absolute()),
+                map_location="cpu",
+                strict=True,
+                save_restore_connector=connector,
+            )
+    # A damaged archive can fail anywhere in tar, yaml, pickle or NeMo.
+    except Exception as error:
+        if _is_machine_shortage(error):
+            raise
+        raise CheckpointError(
+            f"{path} cannot be loaded as a NeMo checkpoint"
+            f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] or 'no reason'})."
+            " Download it again, or name another file in MODEL_PATH."
+        ) from error
+    if not isinstance(model, EncDecRNNTBPEModel) or not model.cfg.decoding.get("durations"):
+        raise CheckpointError(
+            f"{path} holds a {type(model).__name__}, not a Parakeet-TDT model"
+            " (EncDecRNNTBPEModel with token durations)."
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _folder_to_unpack() -> Iterator[Path]:
+    """Make a folder for the time of the block; first remove those of processes that were killed.
+
+    A lock tells those that still run. With the 0.6B model such a folder holds 2.5 GB.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_UNPACKED}*"):
+        with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=_UNPACKED) as name,
+        _locked(Path(name), fcntl.LOCK_SH),
+    ):
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, lock: int) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, lock)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_machine_shortage(error: Exception) -> bool:
+    """Tell whether it is the machine that has too little of something, and not a damaged file."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in DISK_FULL | {errno.ENOMEM}
+    )
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack a `.nemo` file's files, and nothing outside the folder.
+
+    NeMo's own way needs Python 3.11.4 or newer; Debian 12 has 3.11.2.
+    """
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            target = (folder / member.name).resolve()
+            content = tar.extractfile(member) if member.isfile() else None
+            if content is None or not target.is_relative_to(folder.resolve()):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content, target.open("wb") as file:
+                shutil.copyfileobj(content, file, 1024 * 1024)
+
+
+def import_libraries() -> None:
+    """Import torch and NeMo, which takes some seconds the first time.
+
+    One thread at a time: two that import one package can see it half made.
+    """
+    with _importing:
+        _import_nemo_quietly()
+
+
+def _import_nemo_quietly() -> None:
+    """Import NeMo, then undo what it does to this process' logging and warnings."""
+    # A telemetry package among its dependencies reports at length that it is off.
+    logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nemo.collections.asr  # noqa: F401
+        from nemo.utils import logging as nemo_logging
+
+    mend_kernel_compilation()
+    nemo_logging.captureWarnings(False)
+    nemo_logger = logging.getLogger("nemo_logger")
+    # It prints the checkpoint's whole configuration as warnings.
+    nemo_logger.setLevel(logging.ERROR)
+    for handler in list(nemo_logger.handlers):
+        # Handlers without a target keep every record for ever.
+        if isinstance(handler, logging.handlers.MemoryHandler):
+            nemo_logger.removeHandler(handler)
