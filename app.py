@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from parakeet_api.command_line import parse_arguments
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.clip_desk import ClipDesk
+from parakeet_api.http.head_check import check_head
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.server import GracefulStop, bind, create_server
 from parakeet_api.http.start_report import report_start
@@ -167,6 +169,7 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
                 max_upload_bytes=settings.max_upload_bytes,
                 max_requests=settings.app_threads + settings.max_queued_requests,
                 admission=services.admission,
+                check_head=partial(check_head, application),
             )
             desk = ClipDesk(services, server, listener=listener, ffmpeg=services.decoder.executable)
             GracefulStop(

@@ -28,6 +28,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from app import build_services
 from benchmarks.fidelity import ROOT, SPEECH
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.errors import ApiError, AudioDecodeError, ServiceUnavailableError
+from parakeet_api.http.head_check import check_head
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.server import Channel, Server, bind, create_server
 from parakeet_api.pipeline import Pipeline
@@ -292,13 +294,15 @@ def running_target(folder: Path) -> Iterator[Target]:
         model = replace(services.models.first, pipeline=cast(Pipeline, InstantPipeline()))
         model.checkpoints.wait_until_decided()
         models = replace(services.models, members=(model,))
+        application = create_app(replace(services, models=models), root=ROOT)
         server = create_server(
-            create_app(replace(services, models=models), root=ROOT),
+            application,
             listener=listener,
             uploads=settings.temp_uploads_dir,
             max_upload_bytes=settings.max_upload_bytes,
             max_requests=1,
             admission=services.admission,
+            check_head=partial(check_head, application),
         )
         server.task_dispatcher.shutdown()
         threadless = InOurThread()

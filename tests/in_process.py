@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from waitress import wasyncore
 
 import app
 from parakeet_api import served_models
+from parakeet_api.http.head_check import check_head
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.server import bind, create_server
 from parakeet_api.http.web import Services
@@ -39,13 +41,15 @@ def served(folder: Path, **environ: str) -> Iterator[Served]:
     settings = Settings.from_env(defaults | environ)
     with app.build_services(settings) as services, closing(bind("127.0.0.1", 0)) as listener:
         services.jobs.start()
+        application = create_app(services, root=ROOT)
         server = create_server(
-            create_app(services, root=ROOT),
+            application,
             listener=listener,
             uploads=settings.temp_uploads_dir,
             max_upload_bytes=settings.max_upload_bytes,
             max_requests=settings.app_threads + settings.max_queued_requests,
             admission=services.admission,
+            check_head=partial(check_head, application),
         )
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -18,6 +18,7 @@ from parakeet_api.http.web import (
     chosen_model,
     client_gone,
     received_file,
+    refuse_if_full,
     require_api_key,
     services,
     transcribe_upload,
@@ -27,6 +28,7 @@ from parakeet_api.transcript import Word
 
 asr_api = Blueprint("asr", __name__)
 asr_api.before_request(require_api_key)
+asr_api.before_request(refuse_if_full)
 
 _FILE = "audio_file"
 _ENOUGH_WORDS = 40
@@ -86,7 +88,6 @@ def name_the_field(error: AudioDecodeError) -> Response:
 
 def _received() -> tuple[Path, ServedModel, AsrParams]:
     """Take the upload, its model and the parameters: the query's, or of some clients the form's."""
-    services().admission.refuse_if_full()
     upload = received_file(_FILE)
     parameters = CombinedMultiDict([request.args, request.form])
     model = chosen_model(parameters)

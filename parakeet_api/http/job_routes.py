@@ -29,11 +29,16 @@ job_api = Blueprint("jobs", __name__)
 job_api.before_request(require_api_key)
 
 
+@job_api.before_request
+def refuse_while_stopping() -> None:
+    """Refuse a job that this process would not begin."""
+    if request.method == "POST" and services().admission.stopping:
+        raise StoppingError
+
+
 @job_api.post("/jobs")
 def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
     """Accept an upload and answer at once."""
-    if services().admission.stopping:
-        raise StoppingError
     services().jobs.refuse_if_full()
     recording = received_file()
     model = chosen_model(request.form)

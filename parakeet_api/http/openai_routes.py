@@ -24,6 +24,7 @@ from parakeet_api.http.web import (
     client_gone,
     received_file,
     record,
+    refuse_if_full,
     require_api_key,
     services,
     take_over,
@@ -34,6 +35,7 @@ from parakeet_api.served_models import ServedModel
 
 openai_api = Blueprint("openai", __name__)
 openai_api.before_request(require_api_key)
+openai_api.before_request(refuse_if_full)
 
 _SILENCE_S = 5.0
 """A quiet stream says that it lives this often; proxies close what is silent for 30 to 60 s."""
@@ -85,7 +87,6 @@ def _created(model: ServedModel) -> int:
 
 
 def _answer(task: Task) -> Response:
-    services().admission.refuse_if_full()
     upload = received_file()
     model = chosen_model(request.form)
     params = parse_params(request.form, languages=model.languages, model=model.name, task=task)

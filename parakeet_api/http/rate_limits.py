@@ -12,6 +12,7 @@ from flask_limiter.errors import RateLimitExceeded
 from limits.errors import ConfigurationError
 
 from parakeet_api.errors import RateLimitError, SettingsError
+from parakeet_api.http.head_check import ADMITTED, HEAD_ALONE
 from parakeet_api.http.web import accepted_key_hash, answer_error
 from parakeet_api.settings import Settings
 
@@ -27,6 +28,7 @@ def limit_rates(app: Flask, settings: Settings) -> None:
     """
     if settings.rate_limit is None:
         return
+    in_memory = settings.rate_limit_storage.startswith("memory:")
     try:
         limiter = Limiter(
             _client,
@@ -34,7 +36,9 @@ def limit_rates(app: Flask, settings: Settings) -> None:
             application_limits=[settings.rate_limit],
             # All transcribing is a POST, and no other request costs anything.
             application_limits_exempt_when=lambda: (
-                request.method != "POST" or request.blueprint == "admin"
+                request.method != "POST"
+                or request.blueprint == "admin"
+                or _is_counted_elsewhere(in_memory=in_memory)
             ),
             strategy="moving-window",
             storage_uri=settings.rate_limit_storage,
@@ -55,6 +59,16 @@ def limit_rates(app: Flask, settings: Settings) -> None:
         return answer_error(error)
 
     app.register_error_handler(RateLimitExceeded, refuse)
+
+
+def _is_counted_elsewhere(*, in_memory: bool) -> bool:
+    """Tell whether a request was counted with its head, or a head is with its request.
+
+    Heads are looked at in the server's one thread for all connections, which must not wait for a
+    storage elsewhere.
+    """
+    environ = request.environ
+    return ADMITTED in environ if in_memory else HEAD_ALONE in environ
 
 
 def _client() -> str:

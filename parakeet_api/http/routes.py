@@ -11,6 +11,7 @@ from parakeet_api.http.admin_routes import admin_api
 from parakeet_api.http.asr_routes import asr_api
 from parakeet_api.http.cross_origin import allow_origins
 from parakeet_api.http.docs_routes import docs
+from parakeet_api.http.head_check import install_head_check
 from parakeet_api.http.job_routes import job_api
 from parakeet_api.http.openai_routes import openai_api
 from parakeet_api.http.pages import pages
@@ -43,6 +44,7 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.extensions["services"] = services
     app.before_request(begin_request)
     app.after_request(finish_request)
+    install_head_check(app)
     if services.settings.cors_origins:
         allow_origins(app, services.settings.cors_origins)
     limit_rates(app, services.settings)

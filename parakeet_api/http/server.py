@@ -35,6 +35,7 @@ from parakeet_api.errors import (
     UploadTooLargeError,
 )
 from parakeet_api.http.admission import Admission
+from parakeet_api.http.head_check import ADMITTED, REFUSAL, Refusal
 from parakeet_api.http.upload_form import UploadForm
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HeadCheck = Callable[[dict[str, Any]], Refusal | None]
+"""Given a request's environment without its body, gives the answer if that is a refusal."""
 _SPARE_THREADS = 4
 """Threads for pages and health beyond the ones that requests can occupy."""
 _SPARE_CONNECTIONS = 1000
@@ -107,10 +110,11 @@ def create_server(
     max_upload_bytes: int,
     max_requests: int,
     admission: Admission,
+    check_head: HeadCheck | None = None,
 ) -> Server:
     """Listen; `max_requests` transcriptions may be worked on or wait at a time.
 
-    Files that are sent go to the folder `uploads`.
+    Files that are sent go to the folder `uploads`, unless `check_head` refuses their request.
     """
     most_files = _allow_files(
         _FILES_PER_CONNECTION * (max_requests + _SPARE_CONNECTIONS) + _OTHER_FILES
@@ -143,6 +147,7 @@ def create_server(
     )
     server.admission = admission
     server.uploads = uploads
+    server.check_head = check_head
     return server
 
 
@@ -280,9 +285,17 @@ class Parser(HTTPRequestParser):
     One that the disk has no room for is refused.
     """
 
-    def __init__(self, adj: Adjustments, uploads: Path) -> None:
+    refusal: Refusal | None = None
+    """What is answered to the head, whatever the body is."""
+    admitted = False
+    """Whether the head was looked at and has passed."""
+
+    def __init__(
+        self, adj: Adjustments, uploads: Path, refusal_of: Callable[[Parser], Refusal | None] | None
+    ) -> None:
         super().__init__(adj)
         self._uploads = uploads
+        self._refusal_of = refusal_of
 
     def parse_header(self, header_plus: bytes) -> None:
         """Read the head; choose where the body goes."""
@@ -296,7 +309,11 @@ class Parser(HTTPRequestParser):
     def received(self, data: bytes) -> int:
         """Take what was sent; give how much of it belongs to this request."""
         try:
-            return int(super().received(data))
+            consumed = int(super().received(data))
+            if self.headers_finished and not self.completed and not self.admitted:
+                self._look_at_head()
+            # Of a refused request the rest is nothing that could be another one.
+            return consumed if self.refusal is None else len(data)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
@@ -305,15 +322,33 @@ class Parser(HTTPRequestParser):
             self.completed = True
             return len(data)
 
+    def _look_at_head(self) -> None:
+        """Refuse the request, if its head says so, before anything of its body is taken."""
+        if self._refusal_of is not None:
+            self.refusal = self._refusal_of(self)
+        self.completed = self.refusal is not None
+        self.admitted = not self.completed
+
 
 class ClosingTask(WSGITask):
     """A request's work; while the server is stopping, its connection ends with the answer."""
 
     channel: Channel
+    request: Any
+    """A `Parser`; the stubs call it an error."""
+
+    def get_environment(self) -> dict[str, Any]:
+        """Give the request's environment, with what is known from its head."""
+        environ: dict[str, Any] = super().get_environment()
+        if self.request.refusal is not None:
+            environ[REFUSAL] = self.request.refusal
+        elif self.request.admitted and self.channel.server.check_head is not None:
+            environ[ADMITTED] = True
+        return environ
 
     def build_response_header(self) -> bytes:
         """Write the header."""
-        if self.channel.server.admission.stopping:
+        if self.channel.server.admission.stopping or self.request.refusal is not None:
             self.set_close_on_finish()
         header: bytes = super().build_response_header()
         return header
@@ -377,7 +412,16 @@ class Channel(HTTPChannel):
 
     def parser_class(self, adj: Adjustments) -> Parser:  # type: ignore[override]
         """Make a parser for the next request: what waitress calls it for."""
-        return Parser(adj, self.server.uploads)
+        is_checked = self.server.check_head is not None
+        return Parser(adj, self.server.uploads, self._refusal_of if is_checked else None)
+
+    def _refusal_of(self, request: Parser) -> Refusal | None:
+        """Ask the application about a head."""
+        assert self.server.check_head is not None
+        whole: Any = request
+        refusal = self.server.check_head(ClosingTask(self, whole).get_environment())
+        self.refused = refusal is not None
+        return refusal
 
     def service(self) -> None:
         """Work on a request, unless `cancel` has taken it away since a thread was found for it."""
@@ -412,7 +456,7 @@ class Channel(HTTPChannel):
 
     def send_continue(self) -> None:
         """Ask a client that waits for it to send its body; not one that is refused already."""
-        if self.request is not None and self.request.error is None:
+        if self.request is not None and self.request.error is None and not self.refused:
             super().send_continue()
 
     def handle_close(self) -> None:
@@ -436,7 +480,7 @@ class Channel(HTTPChannel):
         """Take what was sent; after a refusal, drop it."""
         self._moved += len(data)
         if self._linger_until is None:
-            return super().received(data)
+            return False if self.refused else super().received(data)
         if time.monotonic() > self._linger_until:
             self.will_close = True
         return False
@@ -448,6 +492,8 @@ class Server(TcpWSGIServer):
     channel_class = Channel
     admission: Admission
     uploads: Path
+    check_head: HeadCheck | None = None
+    """Asked about each request with a body when its head has been read."""
     next_channel_cleanup: float = math.inf  # type: ignore[assignment]
     """waitress' own, by the wall clock: never."""
     _next_look = 0.0

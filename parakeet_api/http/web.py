@@ -258,6 +258,12 @@ def require_api_key() -> None:
     raise AuthenticationError("Incorrect API key provided.")
 
 
+def refuse_if_full() -> None:
+    """Refuse an upload for which there is no place."""
+    if request.method == "POST":
+        services().admission.refuse_if_full()
+
+
 def require_operator() -> None:
     """Refuse who is no operator: without keys, all who are not on the server's own machine."""
     if services().settings.api_keys:
