@@ -1,6 +1,6 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
-# make bench  time the whole service beside the bare model, as ratios
+# make bench  time the whole service beside the bare model, as ratios; MODEL=english: with the small English model
 # make cpu    time fp32, bf16 and int8 on this processor, with random weights as large as the real ones
 # make gpu    a GPU in 8 minutes: correctness, speed, memory, HTTP; DRY_RUN=1 walks through it on a CPU
 # make connections  healthy clients beside 300 slow ones
@@ -42,7 +42,7 @@ lint: $(VENV)/.development
 	@$(BIN)/mypy --no-error-summary
 
 bench: $(VENV)/.development
-	@$(BIN)/python -m benchmarks.bench
+	@$(BIN)/python -m benchmarks.bench $(if $(MODEL),--model $(MODEL))
 
 cpu: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.cpu

@@ -39,6 +39,7 @@ from parakeet_api.jobs.runner import transcriber
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
+from parakeet_api.model.checkpoints import ENGLISH_MODEL, GRAMMAR_MODEL, BundledModels
 from parakeet_api.model.devices import (
     Gpu,
     available_cores,
@@ -63,7 +64,10 @@ launches 1,500 operations, each of which releases it: beside four busy threads t
 Python's default of 5 ms and 23 ms at this one. 0.2 ms is no better."""
 EXIT_DEVICE_LOST = 70
 """The GPU refused all further work until the process ends; EX_SOFTWARE of sysexits.h."""
-DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
+BUNDLED_MODELS = BundledModels(
+    english=ROOT / "samples" / "english-model" / ENGLISH_MODEL,
+    grammar=ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL,
+)
 
 
 @contextmanager
@@ -93,7 +97,7 @@ def build_services(
         gpu=gpu,
         plan=plan,
         decoder=decoder,
-        demo_path=DEMO_MODEL,
+        bundled=BUNDLED_MODELS,
         metrics=metrics,
         on_device_lost=on_device_lost,
     )

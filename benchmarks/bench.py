@@ -1,6 +1,7 @@
 """Time the whole service, as ratios of things that are measured side by side in one run.
 
     make bench                                               the table, 20 minutes on two cores
+    make bench MODEL=english                                 with the small English model
     .venv/bin/python -m benchmarks.bench clips memory        some of its parts
 
 The service is a real server, reached over HTTP on this machine. Beside it stand
@@ -8,7 +9,7 @@ The service is a real server, reached over HTTP on this machine. Beside it stand
 - the floor: what the model alone costs. Forward passes over the same samples, already decoded and
   in memory, without overlap. A ratio of 1.2 says that everything else costs a fifth.
 - the baseline: the design that such services commonly have (`benchmarks/baseline.py`), with the
-  clean-ups of memory that they do by default and without.
+  clean-ups of memory that they do by default and without. With the tests' model alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fidelity import DEMO_MODEL, SPEECH
+from benchmarks.fidelity import DEMO_MODEL as GRAMMAR_MODEL
+from benchmarks.fidelity import ENGLISH_MODEL, SPEECH
 from benchmarks.service import Service, running_baseline, running_service
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
 from parakeet_api.model.devices import available_cores
@@ -53,6 +55,12 @@ class Bench:
     recognizer: NemoRecognizer
     decoder: FfmpegDecoder
     folder: Path
+    model: str
+    """`grammar` or `english`."""
+    started_s: float
+    """From the start of the server's process to the words of a first clip."""
+    started_cpu_s: float
+    """The processor time that this took."""
 
     def samples(self, file: Path) -> Pcm:
         """Decode a whole recording, shape `(samples,)`."""
@@ -88,7 +96,7 @@ def one_file(bench: Bench) -> None:
         f"{served_s:.1f} s ({3600 / served_s:.0f} times real time),"
         f" floor {statistics.median(floors):.1f} s ({how})",
     )
-    for clean_ups in (True, False):
+    for clean_ups in _baselines(bench):
         with running_baseline(clean_ups=clean_ups) as baseline:
             baseline.transcribe(_clips()[0])
             # Once: it takes minutes.
@@ -122,7 +130,7 @@ def clips(bench: Bench) -> None:
         f" {rate / statistics.median(ratios):.0f} one by one,"
         f" {statistics.median(batch_rates):.0f} in sorted batches of 8",
     )
-    for clean_ups in (True, False):
+    for clean_ups in _baselines(bench):
         with running_baseline(clean_ups=clean_ups) as baseline:
             baseline.transcribe(files[0])
             times, elapsed_s = _ask(baseline, files[:BASELINE_CLIPS])
@@ -197,7 +205,37 @@ def memory(bench: Bench) -> None:
     )
 
 
-PARTS = {part.__name__: part for part in (one_file, clips, one_clip, beside, memory)}
+def cold_start(bench: Bench) -> None:
+    """What the first minute takes: start, first words, ten minutes of a file."""
+    file = bench.recording(10)
+    with bench.service.peak() as idle:
+        bench.service.transcribe(_clips()[0])
+    before_s = bench.service.cpu_s()
+    peak_mb, elapsed_s = _peak(bench.service, [file])
+    cpu_s = bench.service.cpu_s() - before_s
+    _row(
+        "process start to the first clip's words",
+        "",
+        f"{bench.started_s:.1f} s, {bench.started_cpu_s:.1f} s of a core",
+    )
+    _row("memory, after a clip; during 10 minutes", "", f"{idle.server_mb:.0f}; {peak_mb:.0f} MB")
+    _row(
+        "10 minutes, times real time",
+        "",
+        f"{600 / elapsed_s:.0f}, {600 / cpu_s:.0f} times for each core used",
+    )
+
+
+PARTS = {part.__name__: part for part in (cold_start, one_file, clips, one_clip, beside, memory)}
+MODELS = {
+    "grammar": (GRAMMAR_MODEL, {"DEMO_MODEL": "grammar"}),
+    "english": (ENGLISH_MODEL, {"DEMO_MODEL": "always"}),
+}
+
+
+def _baselines(bench: Bench) -> tuple[bool, ...]:
+    """Tell which baselines there are, with clean-ups of memory or without."""
+    return (True, False) if bench.model == "grammar" else ()
 
 
 def _file_floor(recognizer: NemoRecognizer, samples: Pcm) -> tuple[float, str]:
@@ -270,18 +308,31 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART")
-    parts = parser.parse_args().parts or list(PARTS)
+    parser.add_argument("--model", choices=MODELS, default="grammar")
+    asked = parser.parse_args()
+    parts = asked.parts or list(PARTS)
+    checkpoint, environment = MODELS[asked.model]
     options = ModelOptions(
         device="cpu", precision="auto", strategy="greedy", beam_size=4, longest_s=60,
         cpu_threads=available_cores(),
     )  # fmt: skip
-    recognizer = NemoRecognizer.load(DEMO_MODEL, options)
+    recognizer = NemoRecognizer.load(checkpoint, options)
     decoder = FfmpegDecoder(executable=find_ffmpeg(), max_seconds=24 * 3600)
-    print(f"{available_cores()} cores, demo model; medians of {ROUNDS} rounds\n")
+    print(f"{available_cores()} cores, {asked.model} model; medians of {ROUNDS} rounds\n")
     print("| what | ratio | in this run |\n|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, running_service() as service:
-        bench = Bench(service, recognizer, decoder, Path(folder))
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, running_service(**environment) as service:
         first_s = _timed(lambda: service.transcribe(_clips()[0]))
+        started_s = time.perf_counter() - started
+        bench = Bench(
+            service=service,
+            recognizer=recognizer,
+            decoder=decoder,
+            folder=Path(folder),
+            model=asked.model,
+            started_s=started_s,
+            started_cpu_s=service.cpu_s(),
+        )
         _row("first request, which loads the model", "", f"{first_s:.1f} s")
         for name in parts:
             PARTS[name](bench)

@@ -35,7 +35,9 @@ from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "samples" / "speech"
-DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
+DEMO_MODEL = ROOT / "tests" / "grammar-model" / "parakeet-tdt-demo-en.nemo"
+"""The tests' model: every word that it should find is known."""
+ENGLISH_MODEL = ROOT / "samples" / "english-model" / "whisper-tdt-small-en.nemo"
 
 RECORDINGS = ("long-pauses", "long-dense")
 FORMATS: dict[str, tuple[str, ...]] = {

@@ -287,7 +287,7 @@ class InOurThread:
 @contextmanager
 def running_target(folder: Path) -> Iterator[Target]:
     """Build the server around a model that answers at once."""
-    environ = {"DEMO_MODEL": "always", "TEMP_UPLOADS_DIR": str(folder / "uploads")}
+    environ = {"DEMO_MODEL": "grammar", "TEMP_UPLOADS_DIR": str(folder / "uploads")}
     environ |= {"DATA_DIR": str(folder / "data"), "MODELS_DIR": str(folder), "MAX_UPLOAD_MB": "1"}
     settings = Settings.from_env(environ)
     with build_services(settings) as services, closing(bind("127.0.0.1", 0)) as listener:

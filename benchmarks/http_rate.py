@@ -238,7 +238,7 @@ def serving(*options: str, **environ: str) -> Iterator[tuple[psutil.Process, tup
                 "HOST": "127.0.0.1",
                 "PORT": "0",
                 "TEMP_UPLOADS_DIR": folder,
-                "DEMO_MODEL": "always",
+                "DEMO_MODEL": "grammar",
             }
             | os.environ
             | environ,

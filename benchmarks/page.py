@@ -49,7 +49,7 @@ def main() -> None:
                 "env",
                 "HOST=127.0.0.1",
                 f"PORT={PORT}",
-                "DEMO_MODEL=always",
+                "DEMO_MODEL=grammar",
                 sys.executable,
                 "app.py",
             ],

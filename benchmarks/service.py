@@ -56,6 +56,11 @@ class Service:
             )
         return answer.raise_for_status().text
 
+    def cpu_s(self) -> float:
+        """Give the processor time that the server has taken so far, seconds, without decoders."""
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
+
     @contextmanager
     def peak(self) -> Iterator[Peak]:
         """Watch the most memory that the server and its decoders take in a block."""
@@ -99,7 +104,7 @@ def running_service(**environment: str) -> Iterator[Service]:
         settings = {
             "HOST": "127.0.0.1",
             "PORT": "0",
-            "DEMO_MODEL": "always",
+            "DEMO_MODEL": "grammar",
             "TEMP_UPLOADS_DIR": folder,
         }
         with _running("app.py", **(settings | environment)) as service:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Self
 
 from parakeet_api.audio.decoder import FfmpegDecoder
@@ -18,7 +17,7 @@ from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.languages import languages_of
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.batching import Batcher
-from parakeet_api.model.checkpoints import CheckpointStore
+from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.memory import has_room
@@ -89,7 +88,7 @@ class ServedModels:
         gpu: Gpu | None,
         plan: InferencePlan,
         decoder: FfmpegDecoder,
-        demo_path: Path,
+        bundled: BundledModels,
         metrics: Metrics,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> Self:
@@ -100,7 +99,7 @@ class ServedModels:
         """
         slots = [
             ModelSlot(
-                CheckpointStore(settings, demo_path=demo_path, only=name),
+                CheckpointStore(settings, bundled=bundled, only=name),
                 partial(load_recognizer, settings=settings, gpu=gpu, plan=plan),
                 idle_timeout_s=settings.idle_timeout_minutes * 60,
                 name=model_basename(name) if name else "",

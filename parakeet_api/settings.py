@@ -22,7 +22,7 @@ from parakeet_api.errors import SettingsError
 from parakeet_api.languages import language_code
 
 Preset = Literal["speed", "balanced", "quality"]
-DemoModel = Literal["auto", "always", "never"]
+DemoModel = Literal["auto", "always", "grammar", "never"]
 Precision = Literal["auto", "fp16", "bf16", "int8", "fp32"]
 DecodingStrategy = Literal["greedy", "beam"]
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -286,7 +286,8 @@ class Settings:
     model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
     """What the model speaks, ISO 639-1 codes; empty = what its name says."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
-    """`auto` = the demo model, loudly, where no other can be had; `always`; `never`."""
+    """`auto` = the small English model, loudly, where no other can be had; `always`; `never`;
+    `grammar` = always the tests' model, whose words are known exactly."""
     hf_endpoint: str = _setting("HF_ENDPOINT", "https://huggingface.co", _address)
     """Hugging Face or a mirror of it."""
     enable_lazy_load: bool = _setting("ENABLE_LAZY_LOAD", True, parse_boolean)
@@ -531,8 +532,8 @@ def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
     contradictions = {
         # What names one model for everything, beside what names several.
         f"{names} and MODEL_PATH": {"models", "model_path"} <= explicit.keys(),
-        f"{names} and DEMO_MODEL=always": (
-            "models" in explicit and explicit.get("demo_model") == "always"
+        f"{names} and DEMO_MODEL={explicit.get('demo_model')}": (
+            "models" in explicit and explicit.get("demo_model") in ("always", "grammar")
         ),
         # Several processes would each count for themselves.
         f"RATE_LIMIT={explicit.get('rate_limit')!r} and CLIP_PROCESSES": (

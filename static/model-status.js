@@ -4,6 +4,8 @@ import { byId, say, setText } from "./dom.js";
 import { number, onLanguageChange, percentage, text } from "./i18n.js";
 import { fetchHealth } from "./server.js";
 
+/** The tests' model; the other one that comes with the server is the small English one. */
+const GRAMMAR_MODEL = "parakeet-tdt-demo-en";
 /** Model states that pass by themselves; only in these does the page keep asking. */
 const PASSING_STATES = new Set(["choosing", "downloading", "loading"]);
 const POLL_INTERVAL_MS = 2_000;
@@ -80,6 +82,11 @@ export class ModelStatus {
     const { limits, version } = this.health ?? {};
     const model = this.health ? this.#modelOf(this.health) : null;
     byId("demo-banner").hidden = !model?.demo;
+    if (model?.demo) {
+      const kind = model.name === GRAMMAR_MODEL ? "grammar" : "english";
+      setText(byId("demo-title"), text(`demo.${kind}.title`));
+      setText(byId("demo-limits"), text(`demo.${kind}.limits`));
+    }
     byId("model-status").dataset.state = this.#isReachable ? model?.state ?? "checking" : "unreachable";
     setText(byId("model-status"), this.#words());
     setText(byId("version"), version ? text("footer.version", { version }) : "");

@@ -21,13 +21,21 @@ from fake_gpu import gpu
 from hypothesis import settings as hypothesis_settings
 
 from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.model import checkpoints
+from parakeet_api.model.checkpoints import GRAMMAR_MODEL, BundledModels
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk, Pcm
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "samples" / "speech"
-DEMO_MODEL = ROOT / "samples" / "demo-model" / "parakeet-tdt-demo-en.nemo"
+DEMO_MODEL = ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL
+"""The tests' own model: small, fast, and every word that it should find is known."""
+ENGLISH_MODEL = ROOT / "samples" / "english-model" / checkpoints.ENGLISH_MODEL
+"""For tests with recordings of people."""
+PEOPLE = ROOT / "samples" / "people"
+"""Recordings of people; the file of the same name with `.json` tells what they say."""
+BUNDLED_MODELS = BundledModels(english=ENGLISH_MODEL, grammar=DEMO_MODEL)
 
 __all__ = ["gpu"]
 
@@ -78,7 +86,7 @@ def running_server(
 ) -> Iterator[Server]:
     """Run `python app.py` on a free port until the block ends; settings are keywords."""
     uploads, log = folder / "uploads", folder / "server.log"
-    defaults = {"HOST": "127.0.0.1", "PORT": "0", "DEMO_MODEL": "always"}
+    defaults = {"HOST": "127.0.0.1", "PORT": "0", "DEMO_MODEL": "grammar"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *program],
@@ -106,19 +114,19 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server with the demo model for all tests that only talk to it."""
+    """One server with the grammar model for all tests that only talk to it."""
     with running_server(tmp_path_factory.mktemp("server")) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def recognizer() -> NemoRecognizer:
-    """The demo model in this process."""
+    """The grammar model in this process."""
     return NemoRecognizer.load(DEMO_MODEL, demo_options())
 
 
 def demo_options(**changes: Any) -> ModelOptions:
-    """Give the options that the service loads the demo model with on a CPU."""
+    """Give the options that the service loads a small model with on a CPU."""
     options: dict[str, Any] = {
         "device": "cpu",
         "precision": "fp32",

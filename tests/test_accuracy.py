@@ -10,7 +10,6 @@ import pytest
 from benchmarks.accuracy import (
     ENGLISH_MODEL,
     REAL_SPEECH,
-    Policy,
     Recording,
     error_rate,
     load,
@@ -18,6 +17,7 @@ from benchmarks.accuracy import (
     read_recordings,
     rows,
 )
+from benchmarks.fidelity import Policy
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Word
 

@@ -21,7 +21,7 @@ def _command(*arguments: str | Path) -> list[str]:
 
 
 def _environ(folder: Path, **settings: str) -> dict[str, str]:
-    return os.environ | {"DEMO_MODEL": "always", "TEMP_UPLOADS_DIR": str(folder / "up")} | settings
+    return os.environ | {"DEMO_MODEL": "grammar", "TEMP_UPLOADS_DIR": str(folder / "up")} | settings
 
 
 def _run(folder: Path, *arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:

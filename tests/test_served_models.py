@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import DEMO_MODEL
+from conftest import BUNDLED_MODELS
 
 from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.model.checkpoints import CheckpointStore
@@ -23,7 +23,7 @@ def models_of(folder: Path, *names: str, **environ: str) -> ServedModels:
     members = tuple(
         ServedModel(
             slot=ModelSlot(
-                CheckpointStore(settings, demo_path=DEMO_MODEL, only=only),
+                CheckpointStore(settings, bundled=BUNDLED_MODELS, only=only),
                 lambda *_: unused,
                 idle_timeout_s=0,
             ),

@@ -322,7 +322,7 @@ def test_a_home_folder_is_found() -> None:
         ("SILENCE_THRESHOLD_DB", "-38 decibels", "a level in dB, -120 to 0"),
         ("SILENCE_THRESHOLD_DB", "\u221238dB", "a level in dB, -120 to 0"),
         ("PRESET", "fast", "one of speed, balanced, quality"),
-        ("DEMO_MODEL", "yes", "one of auto, always, never"),
+        ("DEMO_MODEL", "yes", "one of auto, always, grammar, never"),
         ("PRECISION", "fp8", "one of auto, fp16, bf16, int8, fp32"),
         ("DECODING_STRATEGY", "greedy_batch", "one of greedy, beam"),
         ("TENSOR_CORE_PRECISION", "low", "one of highest, high, medium"),
@@ -525,7 +525,11 @@ def test_a_value_as_long_as_they_come_is_read_at_once(variable: str, digits: str
 
 @pytest.mark.parametrize(
     ("variable", "text", "told"),
-    [("MODEL_PATH", "/m/x.nemo", "MODEL_PATH"), ("DEMO_MODEL", "always", "DEMO_MODEL=always")],
+    [
+        ("MODEL_PATH", "/m/x.nemo", "MODEL_PATH"),
+        ("DEMO_MODEL", "always", "DEMO_MODEL=always"),
+        ("DEMO_MODEL", "grammar", "DEMO_MODEL=grammar"),
+    ],
 )
 def test_several_models_beside_one_for_everything_are_refused(
     variable: str, text: str, told: str

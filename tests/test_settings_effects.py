@@ -33,7 +33,7 @@ from parakeet_api.transcript import Chunk, Word
 @contextmanager
 def service(folder: Path, **environ: str) -> Iterator[Services]:
     """Build what `app.py` serves with, around the demo model on a CPU."""
-    defaults = {"DEMO_MODEL": "always", "DEVICE": "cpu", "TEMP_UPLOADS_DIR": str(folder / "up")}
+    defaults = {"DEMO_MODEL": "grammar", "DEVICE": "cpu", "TEMP_UPLOADS_DIR": str(folder / "up")}
     with build_services(Settings.from_env(defaults | environ)) as services:
         yield services
 
@@ -50,7 +50,7 @@ def loaded(folder: Path, **environ: str) -> Iterator[Recognizer]:
 
 def start(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a server that cannot start."""
-    defaults = {"DEMO_MODEL": "always", "PORT": "0", "TEMP_UPLOADS_DIR": str(folder / "up")}
+    defaults = {"DEMO_MODEL": "grammar", "PORT": "0", "TEMP_UPLOADS_DIR": str(folder / "up")}
     return subprocess.run(
         [sys.executable, "app.py"],
         cwd=ROOT,

@@ -92,7 +92,7 @@ class Server:
         self._environ = os.environ | {
             "HOST": self.address[0],
             "PORT": str(self.address[1]),
-            "DEMO_MODEL": "always",
+            "DEMO_MODEL": "grammar",
             "MODELS_DIR": str(folder / "models"),
             # What `auto` finds the fastest may differ from start to start, and with it a word.
             "PRECISION": "fp32",

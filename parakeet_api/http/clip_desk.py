@@ -166,7 +166,7 @@ class ClipDesk:
         except Exception as error:
             # A thread's border: it is raised again where the request is passed on to.
             return "failed", repr(error)
-        return "model", model.name, checkpoint.name, sorted(model.languages)
+        return "model", model.name, checkpoint.name, checkpoint.note, sorted(model.languages)
 
     def _recognize(self, link: socket.socket, data: bytearray, wanted: Wanted) -> None:
         metrics = self._services.metrics

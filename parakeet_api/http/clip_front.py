@@ -162,6 +162,8 @@ class _Description:
 
     name: str
     checkpoint: str
+    note: str | None
+    """What a bundled model is, in one sentence."""
     languages: frozenset[str]
     until: float
 
@@ -397,7 +399,7 @@ class Front:
                     form.append(bytes(view[start : start + _PIECE_BYTES]))
             model, rendered = self._transcribe(form, connection, head, request_id)
         closes = head.headers.get("connection", "").lower() == "close"
-        answer = _response(rendered, request_id, model.checkpoint, closes=closes)
+        answer = _response(rendered, request_id, model, closes=closes)
         connection.sock.settimeout(_SEND_S)
         try:
             connection.sock.sendall(answer)
@@ -463,9 +465,9 @@ class Front:
             kind, *described = receive(link)[0]
             if kind != "model":
                 raise NotHereError
-            model_name, checkpoint, languages = described
+            model_name, checkpoint, note, languages = described
             until = time.monotonic() + _DESCRIPTION_S
-            known = _Description(model_name, checkpoint, frozenset(languages), until)
+            known = _Description(model_name, checkpoint, note, frozenset(languages), until)
             if len(self._descriptions) < _MOST_NAMES:
                 self._descriptions[name] = known
         return known
@@ -535,7 +537,7 @@ def parse_head(head: bytes) -> _Head:
     return _Head(request[1].decode("ascii"), headers, len(head) + len(b"\r\n\r\n"))
 
 
-def _response(rendered: Rendered, request_id: str, model: str, *, closes: bool) -> bytes:
+def _response(rendered: Rendered, request_id: str, model: _Description, *, closes: bool) -> bytes:
     """Write an answer, its headers in the server's order."""
     body = rendered.body.encode()
     headers = {
@@ -545,7 +547,8 @@ def _response(rendered: Rendered, request_id: str, model: str, *, closes: bool) 
         "Date": formatdate(usegmt=True),
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
-        "X-Parakeet-Model": model,
+        "X-Parakeet-Model": model.checkpoint,
+        **({"X-Parakeet-Model-Note": model.note} if model.note is not None else {}),
         "X-Request-Id": request_id,
         **rendered.headers,
     }

@@ -7,7 +7,9 @@ from flask import Flask, Response, request
 EVERYONE = "*"
 
 _METHODS = "GET, POST, DELETE"
-_EXPOSED = "Retry-After, X-Parakeet-Model, X-Request-Id, X-Transcript-Warnings"
+_EXPOSED = (
+    "Retry-After, X-Parakeet-Model, X-Parakeet-Model-Note, X-Request-Id, X-Transcript-Warnings"
+)
 """Headers of an answer that such a page may read beside the usual ones."""
 _PREFLIGHT_S = 7200
 """How long a browser remembers an answer: the longest that Chromium does."""

@@ -120,6 +120,7 @@ def _model_status(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "demo": known.is_demo if known else False,
+        "note": known.note if known else None,
         "state": manager.state if known else store.state,
         "progress": manager.progress if known else store.progress,
         "error": manager.error if known else store.error,

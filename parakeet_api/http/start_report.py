@@ -27,6 +27,8 @@ class ModelFile:
     bytes: int | None
     """The file's; `None` where there is none."""
     demo: bool
+    note: str | None
+    """What a bundled model is, in one sentence."""
     languages: tuple[str, ...]
 
 
@@ -152,6 +154,7 @@ def _file_of(model: ServedModel) -> ModelFile:
         path=checkpoint.path if checkpoint else None,
         bytes=_size_of(checkpoint.path) if checkpoint else None,
         demo=checkpoint.is_demo if checkpoint else False,
+        note=checkpoint.note if checkpoint else None,
         languages=tuple(sorted(model.languages)),
     )
 
@@ -167,5 +170,5 @@ def _told(model: ModelFile) -> str:
     if model.path is None:
         return f"{model.name}: to be fetched as {model.model_id}"
     size = "gone" if model.bytes is None else f"{model.bytes / 1e6:,.0f} MB"
-    demo = "; DEMO MODEL" if model.demo else ""
-    return f"{model.name}: {model.path}, {size}, speaks {', '.join(model.languages)}{demo}"
+    note = f"; BUNDLED MODEL: {model.note}" if model.note else ""
+    return f"{model.name}: {model.path}, {size}, speaks {', '.join(model.languages)}{note}"

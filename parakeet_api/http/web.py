@@ -433,6 +433,8 @@ def finish_request(response: Response) -> Response:
     checkpoint = model.checkpoints.status.checkpoint
     if checkpoint is not None:
         response.headers["X-Parakeet-Model"] = checkpoint.name
+        if checkpoint.note is not None:
+            response.headers["X-Parakeet-Model-Note"] = checkpoint.note
     response.headers["X-Request-Id"] = record().id
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"

@@ -1,4 +1,4 @@
-"""Which checkpoint: a path, one in the models folder, a download, or the bundled demo model."""
+"""Which checkpoint: a path, one in the models folder, a download, or a bundled model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
-from parakeet_api.settings import Settings, model_basename, without_passwords
+from parakeet_api.settings import DemoModel, Settings, model_basename, without_passwords
 
 logger = logging.getLogger(__name__)
 
 StoreState = Literal["choosing", "downloading", "ready", "failed"]
 
-DEMO_MODEL = "parakeet-tdt-demo-en.nemo"
+ENGLISH_MODEL = "whisper-tdt-small-en.nemo"
+GRAMMAR_MODEL = "parakeet-tdt-demo-en.nemo"
+BUNDLED_NOTES = {
+    ENGLISH_MODEL: "small English model, for trying things out;"
+    " about 17 words in 100 are wrong on clear speech",
+    GRAMMAR_MODEL: "model for tests;"
+    " it understands a few hundred example sentences and nothing else",
+}
+"""The models that come with this program, and what a user must know of each."""
 _FIRST_CHOICE = "parakeet-tdt-0.6b-v2.nemo"
 _PROBE_TIMEOUT_S = 12.0
-"""Without a network the choice falls on the demo model within 15 s of the start."""
+"""Without a network the choice falls on the bundled model within 15 s of the start."""
 _RETRY_AFTER_S = 30.0
 """A failed download is tried again by the first request after so long."""
 _LOG_STEP = 0.05
@@ -49,10 +57,34 @@ class Checkpoint:
 
     path: Path
     is_demo: bool
+    """Whether it is a bundled model, which no one should take for a Parakeet."""
 
     @property
     def name(self) -> str:
         return self.path.name.removesuffix(".nemo")
+
+    @property
+    def note(self) -> str | None:
+        """Say in one sentence what a bundled model is; `None` = it is none."""
+        return BUNDLED_NOTES.get(self.path.name) if self.is_demo else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundledModels:
+    """Where the models are that come with this program."""
+
+    english: Path
+    """Understands open English: the one to use where no other can be had."""
+    grammar: Path
+    """Understands its own sentences alone: for tests. An image does not carry it."""
+
+    def forced(self, demo_model: DemoModel) -> Path | None:
+        """Give the one that `DEMO_MODEL` puts in the place of all others; `None` = none."""
+        return {"always": self.english, "grammar": self.grammar}.get(demo_model)
+
+    def named(self, file: str) -> Path | None:
+        """Give the one with this file name."""
+        return {ENGLISH_MODEL: self.english, GRAMMAR_MODEL: self.grammar}.get(file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +105,14 @@ class CheckpointStore:
         self,
         settings: Settings,
         *,
-        demo_path: Path,
+        bundled: BundledModels,
         only: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Serve one of `MODELS`, which is `only` and never another in its place; or any."""
         self._settings = settings if only is None else _settings_for(settings, only)
         self._only = only
-        self._demo_path = demo_path
+        self._bundled = bundled
         self._clock = clock
         self._lock = threading.Lock()
         self._failed_at = 0.0
@@ -94,9 +126,9 @@ class CheckpointStore:
         Raises `CheckpointError` if the file that was chosen is missing or no whole checkpoint.
         """
         local = (
-            find_checkpoint(self._settings, self._demo_path)
+            find_checkpoint(self._settings, self._bundled)
             if self._only is None
-            else find_named(self._settings, self._only, self._demo_path)
+            else find_named(self._settings, self._only, self._bundled)
         )
         if local is not None:
             self._settle(local)
@@ -137,10 +169,12 @@ class CheckpointStore:
 
     def _settle(self, checkpoint: Checkpoint) -> None:
         self.status = StoreStatus("ready", checkpoint=checkpoint)
-        if checkpoint.is_demo:
+        if checkpoint.note is not None:
             logger.warning(
-                "DEMO MODEL in use: it understands a few hundred example sentences and nothing"
-                " else. Put a Parakeet-TDT .nemo file into %s, or set MODEL_PATH, for real use.",
+                "BUNDLED MODEL %s in use: %s. Put a Parakeet-TDT .nemo file into %s, or set"
+                " MODEL_PATH, for real use.",
+                checkpoint.name,
+                checkpoint.note,
                 self._settings.models_dir,
             )
         else:
@@ -169,9 +203,9 @@ class CheckpointStore:
         self._settle(Checkpoint(path, is_demo=False))
 
     def _give_up(self, reason: str) -> None:
-        if self._settings.demo_model == "auto" and self._demo_path.is_file():
+        if self._settings.demo_model == "auto" and self._bundled.english.is_file():
             logger.warning("%s", reason)
-            self._settle(Checkpoint(self._demo_path, is_demo=True))
+            self._settle(Checkpoint(self._bundled.english, is_demo=True))
             return
         logger.error("%s", reason)
         self._failed_at = self._clock()
@@ -192,22 +226,23 @@ class CheckpointStore:
             )
 
 
-def find_checkpoint(settings: Settings, demo_path: Path) -> Checkpoint | None:
-    """Look on the disk: `MODEL_PATH`, the demo model if it is forced, then the models folder.
+def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | None:
+    """Look on the disk: `MODEL_PATH`, a bundled model if it is forced, then the models folder.
 
     In the folder the file named like `MODEL_ID` comes first, then parakeet-tdt-0.6b-v2, then the
-    others by name; the demo model is never taken from there. Raises `CheckpointError` if the
+    others by name; a bundled model is never taken from there. Raises `CheckpointError` if the
     chosen one is missing or not whole: another model in its place would be a silent surprise.
     """
     if settings.model_path is not None:
         check_checkpoint(settings.model_path)
-        return Checkpoint(settings.model_path, is_demo=settings.model_path.name == DEMO_MODEL)
-    if settings.demo_model == "always":
-        check_checkpoint(demo_path)
-        return Checkpoint(demo_path, is_demo=True)
+        return Checkpoint(settings.model_path, is_demo=settings.model_path.name in BUNDLED_NOTES)
+    forced = bundled.forced(settings.demo_model)
+    if forced is not None:
+        check_checkpoint(forced)
+        return Checkpoint(forced, is_demo=True)
     preferred = (f"{model_basename(settings.model_id)}.nemo", _FIRST_CHOICE)
     found = sorted(
-        (path for path in settings.models_dir.glob("*.nemo") if path.name != DEMO_MODEL),
+        (path for path in settings.models_dir.glob("*.nemo") if path.name not in BUNDLED_NOTES),
         key=lambda path: (
             preferred.index(path.name) if path.name in preferred else len(preferred),
             path.name,
@@ -221,19 +256,19 @@ def find_checkpoint(settings: Settings, demo_path: Path) -> Checkpoint | None:
     return Checkpoint(found[0], is_demo=False)
 
 
-def find_named(settings: Settings, name: str, demo_path: Path) -> Checkpoint | None:
-    """Look for one of `MODELS` in the models folder; the demo model comes with this program.
+def find_named(settings: Settings, name: str, bundled: BundledModels) -> Checkpoint | None:
+    """Look for one of `MODELS` in the models folder, then among those that come with this program.
 
     Raises `CheckpointError` if its file is not whole.
     """
     file = f"{model_basename(name)}.nemo"
     path = settings.models_dir / file
-    if file == DEMO_MODEL and not path.is_file():
-        path = demo_path
+    if not path.is_file():
+        path = bundled.named(file) or path
     if not path.is_file():
         return None
     check_checkpoint(path)
-    return Checkpoint(path, is_demo=file == DEMO_MODEL)
+    return Checkpoint(path, is_demo=file in BUNDLED_NOTES)
 
 
 def _settings_for(settings: Settings, name: str) -> Settings:

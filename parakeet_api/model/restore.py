@@ -37,7 +37,8 @@ def restore(path: Path) -> Any:
     """
     import_libraries()
     from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
-    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+
+    from parakeet_api.model.whisper_encoder import connector_for
 
     try:
         with (
@@ -46,15 +47,13 @@ def restore(path: Path) -> Any:
             warnings.catch_warnings(),
         ):
             _unpack(path, folder)
-            connector = SaveRestoreConnector()
-            connector.model_extracted_dir = str(folder)
             # About training options of the checkpoint, which do not concern inference.
             warnings.simplefilter("ignore")
             model = ASRModel.restore_from(
                 str(path.absolute()),
                 map_location="cpu",
                 strict=True,
-                save_restore_connector=connector,
+                save_restore_connector=connector_for(folder),
             )
     # A damaged archive can fail anywhere in tar, yaml, pickle or NeMo.
     except Exception as error:

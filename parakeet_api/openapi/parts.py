@@ -71,6 +71,11 @@ HEADERS: Mapping[str, Json] = {
         "description": "The model that answers, once it is known which.",
         "schema": {"type": "string"},
     },
+    "X-Parakeet-Model-Note": {
+        "description": "What that model is, in one sentence, where it is one that comes with the"
+        " server for trying things out; else left out.",
+        "schema": {"type": "string"},
+    },
     "X-Transcript-Warnings": {
         "description": "What a reader should know of how the recording was heard, as a JSON list of"
         " `Warning`; left out where there is nothing.",
@@ -145,7 +150,8 @@ def _refusal(errors: Sequence[type[ApiError]]) -> Json:
 
 
 def _headers() -> Json:
-    return _header("X-Request-Id") | _header("X-Parakeet-Model")
+    names = ("X-Request-Id", "X-Parakeet-Model", "X-Parakeet-Model-Note")
+    return {name: reference for header in names for name, reference in _header(header).items()}
 
 
 def _header(name: str) -> Json:

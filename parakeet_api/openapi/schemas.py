@@ -420,7 +420,8 @@ _MODEL_STATUS = record(
     "How a model is.",
     {
         "name": text("Its name, or that of the one being fetched."),
-        "demo": flag("It is the demo model, which understands a few hundred sentences."),
+        "demo": flag("It is one that comes with the server, for trying things out."),
+        "note": or_null(text("What such a model is, in one sentence.")),
         "state": text(
             "Where it stands.",
             enum=sorted({*get_args(StoreState), *get_args(LoadState)}),
@@ -469,7 +470,8 @@ _START_REPORT = record(
                     "model_id": text("What is fetched where there is no file."),
                     "path": or_null(text("The file's name; null while it is fetched.")),
                     "bytes": or_null(whole("The file's size.")),
-                    "demo": flag("It is the demo model."),
+                    "demo": flag("It is one that comes with the server, for trying things out."),
+                    "note": or_null(text("What such a model is, in one sentence.")),
                     "languages": array(text("An ISO 639-1 code."), "What it speaks."),
                 },
             ),

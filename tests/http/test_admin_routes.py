@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import SPEECH, running_server
+from conftest import DEMO_MODEL, SPEECH, running_server
 from http_helpers import error_of, request, transcribe, wait_until
 from in_process import Echoes, Served, served
 
@@ -26,7 +26,7 @@ def echoes(monkeypatch: pytest.MonkeyPatch) -> Echoes:
 @pytest.fixture
 def here(tmp_path: Path, echoes: Echoes) -> Iterator[Served]:
     """A server whose model echoes; anyone may use it."""
-    with served(tmp_path, DEMO_MODEL="always") as started:
+    with served(tmp_path, DEMO_MODEL="grammar") as started:
         yield started
 
 
@@ -34,8 +34,7 @@ def here(tmp_path: Path, echoes: Echoes) -> Iterator[Served]:
 def pair(tmp_path: Path, echoes: Echoes) -> Iterator[Served]:
     """The same with two models."""
     for name in ("one", "two"):
-        demo = SPEECH.parent / "demo-model" / "parakeet-tdt-demo-en.nemo"
-        (tmp_path / f"{name}.nemo").symlink_to(demo)
+        (tmp_path / f"{name}.nemo").symlink_to(DEMO_MODEL)
     with served(tmp_path, MODELS="one,two", MODELS_DIR=str(tmp_path)) as started:
         yield started
 
@@ -52,7 +51,7 @@ def outcomes(answer: httpx.Response) -> dict[str, str]:
 class TestWho:
     @pytest.mark.parametrize("path", ["/admin/load", "/admin/unload"])
     def test_with_keys_it_takes_one(self, tmp_path: Path, echoes: Echoes, path: str) -> None:
-        with served(tmp_path, DEMO_MODEL="always", API_KEY="right") as locked:
+        with served(tmp_path, DEMO_MODEL="grammar", API_KEY="right") as locked:
             assert error_of(post(locked, path), 401)["code"] == "invalid_api_key"
             assert post(locked, path, headers={"Authorization": "Bearer wrong"}).status_code == 401
             right = {"Authorization": "Bearer right", "X-Forwarded-For": "192.0.2.1"}
@@ -67,7 +66,7 @@ class TestWho:
             )
 
     def test_a_trusted_proxy_tells_who_it_is(self, tmp_path: Path, echoes: Echoes) -> None:
-        with served(tmp_path, DEMO_MODEL="always", TRUSTED_PROXY="127.0.0.1") as proxied:
+        with served(tmp_path, DEMO_MODEL="grammar", TRUSTED_PROXY="127.0.0.1") as proxied:
             for client, status in (("127.0.0.1", 200), ("192.0.2.1", 403)):
                 headers = {"X-Forwarded-For": client}
                 assert post(proxied, "/admin/unload", headers=headers).status_code == status
@@ -78,7 +77,7 @@ class TestWho:
             assert answer.status_code == status
 
     def test_it_is_not_counted_as_a_transcription(self, tmp_path: Path, echoes: Echoes) -> None:
-        with served(tmp_path, DEMO_MODEL="always", RATE_LIMIT="1/hour") as limited:
+        with served(tmp_path, DEMO_MODEL="grammar", RATE_LIMIT="1/hour") as limited:
             assert [post(limited, "/admin/unload").status_code for _ in range(3)] == [200] * 3
 
     def test_get_does_nothing(self, here: Served) -> None:

@@ -276,6 +276,8 @@ class TestHealth:
         assert health["model"] == {
             "name": "parakeet-tdt-demo-en",
             "demo": True,
+            "note": "model for tests; it understands a few hundred example sentences and nothing"
+            " else",
             "state": "ready",
             "progress": None,
             "error": None,
@@ -550,7 +552,7 @@ class TestStart:
 
 def _start(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a server that cannot start."""
-    settings = {"DEMO_MODEL": "always", "TEMP_UPLOADS_DIR": str(folder)} | environ
+    settings = {"DEMO_MODEL": "grammar", "TEMP_UPLOADS_DIR": str(folder)} | environ
     return subprocess.run(
         [sys.executable, "app.py"],
         cwd=ROOT,

@@ -33,6 +33,7 @@ def report(gpu: Gpu | None = None, **environ: str) -> StartReport:
         path=Path("/home/someone/models/mine.nemo"),
         bytes=2_400_000_000,
         demo=False,
+        note=None,
         languages=("de", "en"),
     )
     return StartReport(
@@ -103,8 +104,8 @@ def test_the_log_begins_with_it(server: Server) -> None:
 
     assert text.index("started with:") < text.index("listening on")
     assert "parakeet-tdt-demo-en: " in text
-    assert "DEMO_MODEL=always  [environment]" in text
-    assert "; DEMO MODEL" in text
+    assert "DEMO_MODEL=grammar  [environment]" in text
+    assert "; BUNDLED MODEL: model for tests; it understands" in text
 
 
 def test_health_tells_it_on_request(server: Server) -> None:
@@ -117,7 +118,7 @@ def test_health_tells_it_on_request(server: Server) -> None:
     assert (model["name"], model["demo"]) == ("parakeet-tdt-demo-en", True)
     assert model["bytes"] > 1_000_000
     assert told["report"]["memory"]["available"] > 0
-    assert {"name": "DEMO_MODEL", "value": "always", "origin": "environment"} in (
+    assert {"name": "DEMO_MODEL", "value": "grammar", "origin": "environment"} in (
         told["report"]["settings"]
     )
     error_of(request(server, "GET", "/health?verbose=maybe"), 400)

@@ -20,14 +20,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import DEMO_MODEL, ROOT, Clock, wait_for
+from conftest import BUNDLED_MODELS, DEMO_MODEL, ENGLISH_MODEL, ROOT, Clock, wait_for
 from hub import FILE, MODEL_ID, CutError, Fault, Hub
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
-from parakeet_api.model import checkpoints as model_store
+from parakeet_api.model import checkpoints
 from parakeet_api.model.checkpoints import (
+    BundledModels,
     Checkpoint,
     CheckpointStore,
     check_checkpoint,
@@ -129,7 +130,7 @@ def start_store(
     settings: Settings, *, clock: Callable[[], float] = time.monotonic
 ) -> CheckpointStore:
     """Start a store and wait for its decision."""
-    store = CheckpointStore(settings, demo_path=DEMO_MODEL, clock=clock)
+    store = CheckpointStore(settings, bundled=BUNDLED_MODELS, clock=clock)
     store.start()
     assert store.wait_until_decided(20)
     return store
@@ -165,7 +166,7 @@ def test_model_path_is_used_and_nothing_else(models: Path, tmp_path: Path) -> No
 def test_a_model_path_that_leads_nowhere_stops_the_start(models: Path, tmp_path: Path) -> None:
     (models / "parakeet-tdt-0.6b-v2.nemo").write_bytes(nemo())
     missing = tmp_path / "missing.nemo"
-    store = CheckpointStore(settings_for(models, MODEL_PATH=str(missing)), demo_path=DEMO_MODEL)
+    store = CheckpointStore(settings_for(models, MODEL_PATH=str(missing)), bundled=BUNDLED_MODELS)
 
     with pytest.raises(CheckpointError, match=re.escape(f"{missing} does not exist")):
         store.start()
@@ -179,22 +180,32 @@ def test_a_model_path_that_may_not_be_read_stops_the_start(
 
     monkeypatch.setattr(Path, "is_file", refuse)
     store = CheckpointStore(
-        settings_for(models, MODEL_PATH="/secret/mine.nemo"), demo_path=DEMO_MODEL
+        settings_for(models, MODEL_PATH="/secret/mine.nemo"), bundled=BUNDLED_MODELS
     )
 
     with pytest.raises(CheckpointError, match=r"/secret/mine\.nemo .*Permission denied"):
         store.start()
 
 
-def test_the_demo_model_is_known_as_such_when_model_path_names_it(models: Path) -> None:
-    store = start_store(settings_for(models, MODEL_PATH=str(DEMO_MODEL)))
+@pytest.mark.parametrize("path", [DEMO_MODEL, ENGLISH_MODEL], ids=lambda path: path.stem)
+def test_a_bundled_model_is_known_as_such_when_model_path_names_it(
+    models: Path, path: Path
+) -> None:
+    store = start_store(settings_for(models, MODEL_PATH=str(path)))
 
     assert store.checkpoint().is_demo
+    assert store.checkpoint().note == checkpoints.BUNDLED_NOTES[path.name]
+
+
+def test_only_a_bundled_model_has_a_note(models: Path) -> None:
+    (models / "mine.nemo").write_bytes(nemo())
+
+    assert start_store(settings_for(models)).checkpoint().note is None
 
 
 def store_of(settings: Settings, name: str) -> CheckpointStore:
     """Start the store of one of `MODELS` and wait for its decision."""
-    store = CheckpointStore(settings, demo_path=DEMO_MODEL, only=name)
+    store = CheckpointStore(settings, bundled=BUNDLED_MODELS, only=name)
     store.start()
     assert store.wait_until_decided(20)
     return store
@@ -232,17 +243,18 @@ def test_nothing_stands_in_for_one_of_models(models: Path) -> None:
         store.checkpoint()
 
 
-def test_the_demo_model_can_be_one_of_models(models: Path) -> None:
-    store = store_of(settings_for(models), "parakeet-tdt-demo-en")
+@pytest.mark.parametrize("path", [DEMO_MODEL, ENGLISH_MODEL], ids=lambda path: path.stem)
+def test_a_bundled_model_can_be_one_of_models(models: Path, path: Path) -> None:
+    store = store_of(settings_for(models), path.stem)
 
-    assert store.checkpoint() == Checkpoint(DEMO_MODEL, is_demo=True)
+    assert store.checkpoint() == Checkpoint(path, is_demo=True)
 
 
 def test_a_damaged_file_of_one_of_models_stops_the_start(models: Path) -> None:
     (models / "mine.nemo").write_bytes(nemo()[:1000])
 
     with pytest.raises(CheckpointError, match=r"mine\.nemo"):
-        CheckpointStore(settings_for(models), demo_path=DEMO_MODEL, only="mine").start()
+        CheckpointStore(settings_for(models), bundled=BUNDLED_MODELS, only="mine").start()
 
 
 def test_models_on_disk_have_an_order(models: Path) -> None:
@@ -252,21 +264,23 @@ def test_models_on_disk_have_an_order(models: Path) -> None:
         "parakeet-tdt-0.6b-v2.nemo",
         *[f"{letter}-model.nemo" for letter in "abcdefgh"],
     ]
-    for name in random.Random(5).sample([*order, DEMO_MODEL.name, "notes.txt"], len(order) + 2):
+    others = [DEMO_MODEL.name, ENGLISH_MODEL.name, "notes.txt"]
+    for name in random.Random(5).sample([*order, *others], len(order) + len(others)):
         (models / name).write_bytes(nemo())
 
     found = []
-    while (checkpoint := find_checkpoint(settings, DEMO_MODEL)) is not None:
+    while (checkpoint := find_checkpoint(settings, BUNDLED_MODELS)) is not None:
         found.append(checkpoint.path.name)
         checkpoint.path.unlink()
 
     assert found == order
 
 
-def test_the_demo_model_in_the_models_folder_is_never_taken_by_accident(
-    models: Path, hub: Hub
+@pytest.mark.parametrize("path", [DEMO_MODEL, ENGLISH_MODEL], ids=lambda path: path.stem)
+def test_a_bundled_model_in_the_models_folder_is_never_taken_by_accident(
+    models: Path, hub: Hub, path: Path
 ) -> None:
-    (models / DEMO_MODEL.name).write_bytes(DEMO_MODEL.read_bytes())
+    (models / path.name).symlink_to(path)
 
     store = start_store(settings_for(models, hub))
 
@@ -284,28 +298,34 @@ def test_another_model_than_the_one_asked_for_is_said(
     assert "MODEL_ID='acme/wanted' is not on disk" in caplog.text
 
 
-def test_the_demo_model_can_be_forced(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("wanted", "path"), [("always", ENGLISH_MODEL), ("grammar", DEMO_MODEL)])
+def test_a_bundled_model_can_be_forced(
+    models: Path, caplog: pytest.LogCaptureFixture, wanted: str, path: Path
+) -> None:
     (models / "parakeet-tdt-0.6b-v2.nemo").write_bytes(nemo())
 
-    store = start_store(settings_for(models, DEMO_MODEL="always"))
+    store = start_store(settings_for(models, DEMO_MODEL=wanted))
 
-    assert store.checkpoint().path == DEMO_MODEL
-    assert store.checkpoint().is_demo
-    assert "DEMO MODEL in use" in caplog.text
+    assert store.checkpoint() == Checkpoint(path, is_demo=True)
+    note = checkpoints.BUNDLED_NOTES[path.name]
+    assert f"BUNDLED MODEL {path.stem} in use: {note}." in caplog.text
 
 
-def test_a_forced_demo_model_that_is_missing_stops_the_start(models: Path) -> None:
-    settings = settings_for(models, DEMO_MODEL="always")
+@pytest.mark.parametrize("wanted", ["always", "grammar"])
+def test_a_forced_bundled_model_that_is_missing_stops_the_start(models: Path, wanted: str) -> None:
+    missing = Path("nowhere/model.nemo")
+    bundled = BundledModels(english=missing, grammar=missing)
 
-    with pytest.raises(CheckpointError, match=r"nowhere/demo\.nemo does not exist"):
-        CheckpointStore(settings, demo_path=Path("nowhere/demo.nemo")).start()
+    with pytest.raises(CheckpointError, match=r"nowhere/model\.nemo does not exist"):
+        CheckpointStore(settings_for(models, DEMO_MODEL=wanted), bundled=bundled).start()
 
 
 # What a file must be
 
 
-def test_the_demo_checkpoint_passes() -> None:
-    check_checkpoint(DEMO_MODEL)
+@pytest.mark.parametrize("path", [DEMO_MODEL, ENGLISH_MODEL], ids=lambda path: path.stem)
+def test_the_bundled_checkpoints_pass(path: Path) -> None:
+    check_checkpoint(path)
 
 
 @pytest.mark.parametrize("config", [TDT_CONFIG, HYBRID_CONFIG], ids=["tdt", "hybrid"])
@@ -357,7 +377,7 @@ def test_a_file_that_is_no_parakeet_tdt_model_stops_the_start(models: Path, kind
     path.write_bytes(BROKEN[kind])
 
     with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
-        CheckpointStore(settings_for(models), demo_path=DEMO_MODEL).start()
+        CheckpointStore(settings_for(models), bundled=BUNDLED_MODELS).start()
 
     assert "another file in MODEL_PATH" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 1
@@ -367,7 +387,7 @@ def test_a_folder_named_like_a_model_stops_the_start(models: Path) -> None:
     (models / "x.nemo").mkdir()
 
     with pytest.raises(CheckpointError, match=re.escape(f"{models / 'x.nemo'} does not exist or")):
-        CheckpointStore(settings_for(models), demo_path=DEMO_MODEL).start()
+        CheckpointStore(settings_for(models), bundled=BUNDLED_MODELS).start()
 
 
 @pytest.mark.parametrize(
@@ -486,7 +506,7 @@ def test_a_download_over_xet_counts_each_byte_once() -> None:
     from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
     seen: list[tuple[int, int | None]] = []
-    bar = model_store._progress_bar(lambda done, total: seen.append((done, total)))
+    bar = checkpoints._progress_bar(lambda done, total: seen.append((done, total)))
 
     with XetDownloadProgressReporter(
         reconstruction_desc="", total=100, log_level=logging.INFO, tqdm_class=bar
@@ -514,7 +534,7 @@ def test_requests_during_the_download_are_told_how_far_it_is(models: Path, hub: 
             go_on.wait(10)
 
     hub.before_block = pause
-    store = CheckpointStore(settings_for(models, hub), demo_path=DEMO_MODEL)
+    store = CheckpointStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
     store.start()
     assert reached.wait(10)
     wait_for(lambda: (store.status.progress or 0) > 0.4)
@@ -535,7 +555,7 @@ def test_requests_during_the_download_are_told_how_far_it_is(models: Path, hub: 
 
 def test_requests_before_the_hub_answered_are_told_to_come_back(models: Path, hub: Hub) -> None:
     hub.fault = "hanging"
-    store = CheckpointStore(settings_for(models, hub), demo_path=DEMO_MODEL)
+    store = CheckpointStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
     store.start()
 
     with pytest.raises(ModelNotReadyError, match=r"is being downloaded\. Try again"):
@@ -666,26 +686,25 @@ REASONS: dict[Fault, str] = {
 
 
 @pytest.mark.parametrize("fault", REASONS)
-def test_without_a_download_the_demo_model_is_used_and_the_reason_said(
+def test_without_a_download_the_english_model_is_used_and_the_reason_said(
     models: Path,
     hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fault: Fault,
 ) -> None:
-    monkeypatch.setattr(model_store, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
+    monkeypatch.setattr(checkpoints, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
     hub.fault = fault
 
     store = start_store(settings_for(models, hub))
 
-    assert store.checkpoint().is_demo
-    assert store.checkpoint().path == DEMO_MODEL
+    assert store.checkpoint() == Checkpoint(ENGLISH_MODEL, is_demo=True)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     said = [text for text in warnings if text.startswith(f"{MODEL_ID} could not be downloaded")]
     assert len(said) == 1
     assert REASONS[fault] in said[0]
     assert "\n" not in said[0]
-    assert any("DEMO MODEL in use" in text for text in warnings)
+    assert any("BUNDLED MODEL whisper-tdt-small-en in use" in text for text in warnings)
 
 
 @pytest.mark.parametrize("fault", [None, *REASONS])
@@ -696,7 +715,7 @@ def test_a_mirrors_password_is_in_no_log_and_no_answer(
     caplog: pytest.LogCaptureFixture,
     fault: Fault | None,
 ) -> None:
-    monkeypatch.setattr(model_store, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
+    monkeypatch.setattr(checkpoints, "_PROBE_TIMEOUT_S", 0.3 if fault == "hanging" else 10)
     caplog.set_level(logging.INFO, "parakeet_api")
     hub.fault = fault
     address = hub.url.replace("//", "//me:s3cret@")
@@ -728,7 +747,7 @@ def test_a_hub_that_never_answers_is_given_up_within_15_seconds(models: Path, hu
 
     assert store.checkpoint().is_demo
     assert time.monotonic() - started < 15
-    assert model_store._PROBE_TIMEOUT_S < 15
+    assert checkpoints._PROBE_TIMEOUT_S < 15
 
 
 @pytest.mark.parametrize("fault", ["gated", "missing file", "broken"])
@@ -791,9 +810,10 @@ def test_many_requests_after_the_pause_begin_one_download(models: Path, hub: Hub
     assert [method for method, _, _ in hub.requests] == ["HEAD", "HEAD", "GET"]
 
 
-def test_a_missing_demo_model_is_a_failure_not_a_promise(models: Path, hub: Hub) -> None:
+def test_a_missing_english_model_is_a_failure_not_a_promise(models: Path, hub: Hub) -> None:
     hub.fault = "missing file"
-    store = CheckpointStore(settings_for(models, hub), demo_path=models / "no-demo.nemo")
+    bundled = BundledModels(english=models / "none.nemo", grammar=DEMO_MODEL)
+    store = CheckpointStore(settings_for(models, hub), bundled=bundled)
     store.start()
     assert store.wait_until_decided(10)
 
@@ -802,11 +822,10 @@ def test_a_missing_demo_model_is_a_failure_not_a_promise(models: Path, hub: Hub)
 
 def test_hf_hub_offline_asks_nobody(models: Path, hub: Hub, tmp_path: Path) -> None:
     program = (
-        "import os; from pathlib import Path;"
+        "import os; from app import BUNDLED_MODELS;"
         "from parakeet_api.model.checkpoints import CheckpointStore;"
         "from parakeet_api.settings import Settings;"
-        f"demo = Path({str(DEMO_MODEL)!r});"
-        "store = CheckpointStore(Settings.from_env(os.environ), demo_path=demo);"
+        "store = CheckpointStore(Settings.from_env(os.environ), bundled=BUNDLED_MODELS);"
         "store.start(); store.wait_until_decided(20); print(store.checkpoint().is_demo)"
     )
     environ = {

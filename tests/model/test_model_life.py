@@ -76,7 +76,7 @@ class TestColdStart:
 
         count.before = fail
         answers: list[httpx.Response] = []
-        settings = {"DEMO_MODEL": "always", "APP_THREADS": "50"}
+        settings = {"DEMO_MODEL": "grammar", "APP_THREADS": "50"}
         with served(tmp_path, **settings, MAX_CONCURRENT_INFERENCES="1") as here:
 
             def ask() -> None:
@@ -108,7 +108,7 @@ class TestUnloading:
         sound = wav(np.random.default_rng(1).normal(0, 0.1, SAMPLE_RATE // 4))
         done, unloads = threading.Event(), []
         count = echoes.count_of(NAME)
-        with served(tmp_path, DEMO_MODEL="always", LOG_LEVEL="warning") as here:
+        with served(tmp_path, DEMO_MODEL="grammar", LOG_LEVEL="warning") as here:
             url = f"{here.server.url}{ENDPOINT}"
 
             def ask() -> None:
@@ -257,7 +257,7 @@ class TestRecovery:
         def refuse(*_: Any) -> None:
             raise error
 
-        with served(tmp_path, DEMO_MODEL="always") as here:
+        with served(tmp_path, DEMO_MODEL="grammar") as here:
             with monkeypatch.context() as patch:
                 patch.setattr(shutil, "copyfileobj", refuse)
                 failure = error_of(transcribe(here.server, clips[4].path), 503)

@@ -72,7 +72,7 @@ def test_the_five_states(
         # 1. Start.
         expect(page.locator("html")).to_have_attribute("lang", look.language)
         expect(page.locator("h1")).to_have_text(strings["page.heading"])
-        expect(page.locator("#demo-banner")).to_contain_text(strings["demo.title"])
+        expect(page.locator("#demo-banner")).to_contain_text(strings["demo.grammar.title"])
         expect(page.locator("#limits")).to_contain_text("2,000 MB")
         look_at(page, "start")
 
