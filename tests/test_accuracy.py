@@ -21,6 +21,9 @@ from benchmarks.fidelity import Policy
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Word
 
+pytestmark = pytest.mark.timeout(1800)
+"""A single pass over three minutes takes 10 s of one core, and minutes where others use it too."""
+
 
 @pytest.fixture(scope="module")
 def recordings() -> list[Recording]:
