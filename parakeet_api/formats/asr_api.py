@@ -66,13 +66,13 @@ class AsrSegmentJson(SegmentJson, HasAsrWords):
 
 
 class AsrTranscriptionJson(HasWarnings):
-    """The answer of `output=json`."""
+    """The response of `output=json`."""
 
     text: SpokenText
     segments: list[AsrSegmentJson]
     """The sentences."""
     language: str | None
-    """ISO 639-1 code of the language spoken, where it is known."""
+    """ISO 639-1 code of the language spoken, where known."""
 
 
 class DetectedLanguage(TypedDict):

@@ -1,4 +1,4 @@
-"""Types of the fields of JSON answers, with the keywords of JSON Schema that describe them.
+"""Types of the fields of JSON responses, with the keywords of JSON Schema that describe them.
 
 The TypedDicts beside the renderers are made of these. `openapi.schemas` publishes them: docstrings
 of classes and fields are the descriptions there, so they are written for clients.

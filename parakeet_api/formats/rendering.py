@@ -1,4 +1,4 @@
-"""A transcript -> the body and media type of an answer, in each of OpenAI's formats."""
+"""A transcript -> the body and media type of a response, in each of OpenAI's formats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WarningJson(TypedDict):
     code: Annotated[
         str,
         Keywords(
-            examples=["truncated_audio", "track_silent", "channels_out_of_phase", "undecodable"]
+            examples=["truncated_audio", "track_silent", "speech_without_words", "undecodable"]
         ),
     ]
     """For programs."""
@@ -129,21 +129,21 @@ class DurationUsage(TypedDict):
 
 
 class HasLogprobs(TypedDict):
-    """A field that several answers have."""
+    """A field of several responses."""
 
     logprobs: NotRequired[list[TokenLogprobJson]]
     """The text's tokens; with `include[]=logprobs`. Their texts add up to the text."""
 
 
 class HasWarnings(TypedDict):
-    """A field that several answers have."""
+    """A field of several responses."""
 
     warnings: NotRequired[list[WarningJson]]
     """Problems that affect the transcript; absent if there are none."""
 
 
 class TranscriptText(HasLogprobs):
-    """The fields that OpenAI's answers and the end of its streams share."""
+    """Common fields of OpenAI's responses and the last event of its streams."""
 
     text: SpokenText
     languages: NotRequired[list[LanguageJson]]
@@ -151,7 +151,7 @@ class TranscriptText(HasLogprobs):
 
 
 class TranscriptionJson(TranscriptText):
-    """The answer of `response_format=json`."""
+    """The response of `response_format=json`."""
 
     usage: DurationUsage
 
@@ -168,7 +168,7 @@ class TranscriptLists(HasWarnings, HasLogprobs):
 
 
 class VerboseTranscriptionJson(TranscriptLists):
-    """The answer of `response_format=verbose_json`."""
+    """The response of `response_format=verbose_json`."""
 
     task: Task
     """The task of the request."""
@@ -215,7 +215,7 @@ def render(transcript: Transcript, params: TranscriptionParams, *, settings: Set
 
 
 def warnings_list(caveats: Sequence[Caveat]) -> list[WarningJson]:
-    """List caveats as answers do."""
+    """Give the JSON of caveats."""
     return [
         {
             "code": caveat.code,

@@ -50,7 +50,7 @@ class TranscriptionParams:
     """What `verbose_json` lists."""
     include: frozenset[Include] = frozenset()
     stream: bool = False
-    """Answer with server-sent events."""
+    """Respond with server-sent events."""
     task: Task = "transcribe"
     audio_track: int | Literal["all"] | None = None
     """Number of the sound track, from 1; `all` = mixed; `None` = what a player would choose."""

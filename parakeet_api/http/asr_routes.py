@@ -38,15 +38,7 @@ _MAX_OPENING_S = 600.0
 def asr() -> Response:
     """Transcribe one upload."""
     upload, model, params = _received()
-    transcript = transcribe_upload(
-        upload,
-        model=model,
-        languages=params.languages,
-        task=params.task,
-        raw_pcm=params.raw_pcm,
-        track=params.audio_track,
-        allow_partial=params.allow_partial,
-    )
+    transcript = transcribe_upload(upload, params, model=model)
     return answer(render_asr(transcript, params, settings=services().settings))
 
 

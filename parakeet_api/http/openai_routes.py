@@ -68,12 +68,5 @@ def _answer(task: Task) -> Response:
     params = parse_params(form.fields, languages=model.languages, model=model.name, task=task)
     if params.stream:
         return StreamedTranscription(form.upload, params, model=model).response()
-    transcript = transcribe_upload(
-        form.upload,
-        model=model,
-        languages=params.languages,
-        task=params.task,
-        track=params.audio_track,
-        allow_partial=params.allow_partial,
-    )
+    transcript = transcribe_upload(form.upload, params, model=model)
     return answer(render(transcript, params, settings=services().settings))

@@ -10,6 +10,7 @@ from flask import Response
 
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.formats.server_sent_events import MEDIA_TYPE, EventWriter
+from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.http.background import Cancelled, Emit, in_background
 from parakeet_api.http.error_answers import as_api_error
 from parakeet_api.http.received_form import take_over
@@ -78,11 +79,10 @@ class StreamedTranscription:
                 cancelled=cancelled, on_wait=lambda position: emit_some(writer.queued(position))
             ):
                 emit_some(writer.begun())
-                transcript = self._model.pipeline.transcribe(
+                transcript = transcribe_recording(
+                    self._model.pipeline,
                     path,
-                    languages=params.languages,
-                    track=params.audio_track,
-                    allow_partial=params.allow_partial,
+                    params,
                     on_progress=lambda progress: emit_some(writer.progress(progress)),
                     cancelled=cancelled,
                 )

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from flask import Response
 
-from parakeet_api.audio.decoder import TrackChoice
-from parakeet_api.errors import (
-    UnsupportedLanguageError,
-)
+from parakeet_api.errors import UnsupportedLanguageError
+from parakeet_api.formats.asr_api import AsrParams
 from parakeet_api.formats.rendering import Rendered
-from parakeet_api.formats.request_params import Task
+from parakeet_api.formats.request_params import Task, TranscriptionParams
+from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.http.request_log import record
 from parakeet_api.http.services import client_gone, services
 from parakeet_api.languages import english_name
@@ -20,30 +19,16 @@ from parakeet_api.transcript import Transcript
 
 
 def transcribe_upload(
-    upload: Path,
-    *,
-    model: ServedModel,
-    languages: frozenset[str],
-    task: Task,
-    raw_pcm: bool = False,
-    track: TrackChoice = None,
-    allow_partial: bool = False,
+    upload: Path, params: TranscriptionParams | AsrParams, *, model: ServedModel
 ) -> Transcript:
     """Transcribe an upload when it is its turn, for as long as the client stays."""
     # Fail before decoding if no model exists.
     model.checkpoints.checkpoint()
     cancelled = client_gone()
     with services().admission.slot(cancelled=cancelled):
-        transcript = model.pipeline.transcribe(
-            upload,
-            languages=languages,
-            raw_pcm=raw_pcm,
-            track=track,
-            allow_partial=allow_partial,
-            cancelled=cancelled,
-        )
+        transcript = transcribe_recording(model.pipeline, upload, params, cancelled=cancelled)
     record().audio_s = transcript.duration
-    check_translatable(transcript, task)
+    check_translatable(transcript, params.task)
     return transcript
 
 

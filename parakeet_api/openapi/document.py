@@ -463,7 +463,7 @@ def _admin_paths(facts: Facts) -> Json:
     who = (
         "" if facts.settings.api_keys else " Without `API_KEY`, only from the server's own machine."
     )
-    meant = text("Name of the model.", default="")
+    name = text("Name of the model.", default="")
     refusals = (
         *(() if facts.settings.api_keys else (errors.ForbiddenError,)),
         errors.InvalidRequestError,
@@ -477,7 +477,7 @@ def _admin_paths(facts: Facts) -> Json:
                 description="Frees the memory of the named model, or of all models. Does not wait:"
                 " a model that is in use stays loaded, which is a 409; the others are unloaded."
                 f" The next request loads a model again.{who}",
-                parameters=[_query("model", meant)],
+                parameters=[_query("model", name)],
                 answers={200: json_answer(ref("AdminReport"))},
                 refusals=_guarded(facts, *refusals, *_choice(facts), errors.ModelInUseError),
             )
@@ -489,7 +489,7 @@ def _admin_paths(facts: Facts) -> Json:
                 summary="Load a model",
                 description="The named model, or the first. Responds when it is loaded, or after"
                 f" two minutes with a 503, while loading continues.{who}",
-                parameters=[_query("model", meant)],
+                parameters=[_query("model", name)],
                 answers={200: json_answer(ref("AdminReport"))},
                 refusals=_guarded(
                     facts, *refusals, *_choice(facts), *_NO_MODEL, errors.StoppingError

@@ -1,4 +1,4 @@
-"""The pieces that operations are described with: answers, refusals, headers."""
+"""What descriptions of operations share: responses, errors, headers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def operation(
     parameters: Sequence[Json] = (),
     form: Json | None = None,
 ) -> Json:
-    """Describe a method of a path; `answers` are the media types of each status."""
+    """Describe a method of a path; `answers` has the media types by status."""
     body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     return {
         "operationId": name,
@@ -135,5 +135,5 @@ def _header(name: str) -> Json:
 
 
 def json_answer(schema: Json) -> Json:
-    """Give the media types of an answer that is JSON."""
+    """Give the media types of a JSON response."""
     return {"application/json": {"schema": schema}}

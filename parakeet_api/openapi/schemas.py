@@ -63,7 +63,7 @@ _READ_FIRST = ("type", "items", "description", "properties", "required")
 @functools.cache
 def body_schemas() -> Json:
     """Give the schemas of all bodies, by name; made once, in 0.2 s."""
-    # Heavy, and needed for this document alone.
+    # Heavy, and needed only for this document.
     from pydantic import ConfigDict, TypeAdapter
 
     types = list(dict.fromkeys(base for body in BODIES.values() for base in _with_bases(body)))

@@ -427,7 +427,7 @@ class TestRestarts:
             error = error_of(submit(server, clip.path), 503)
 
             assert f"DATA_DIR='{tmp_path / 'file'}'" in error["message"]
-            assert "no jobs are taken" in server.log.read_text()
+            assert "jobs are not accepted" in server.log.read_text()
             assert transcribe(server, clip.path).json()["text"] == clip.text
             error_of(request(server, "GET", JOBS), 503)
 
