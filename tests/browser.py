@@ -186,7 +186,7 @@ def _with_files(page: Page, paths: list[Path], kind: str) -> None:
 
 def transcript_of(page: Page) -> str:
     """Wait for the transcript; give its text."""
-    page.locator("#download-first").wait_for()
+    page.locator("#export-open").wait_for()
     return " ".join(page.locator("#sentences .words").all_text_contents())
 
 
