@@ -54,7 +54,7 @@ screenshots: $(VENV)/.development
 	@$(BIN)/python -m pytest tests/page/test_page_journey.py --screenshots
 
 fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 150
-fuzz-api: export SCHEMATHESIS_LEAST ?= 2000
+fuzz-api: export SCHEMATHESIS_MIN ?= 2000
 fuzz-api: export SCHEMATHESIS_SEED ?= $(shell date +%s)
 fuzz-api: $(VENV)/.development
 	@$(BIN)/python -m pytest --timeout 3600 tests/openapi/test_schemathesis.py

@@ -23,7 +23,8 @@ from pathlib import Path
 import jiwer
 import numpy as np
 
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.model.voice_activity import SileroDetector

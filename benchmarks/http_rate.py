@@ -38,7 +38,8 @@ import numpy as np
 import psutil
 
 from benchmarks.fidelity import ROOT, SPEECH
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.loading import ModelInfo
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Token, Word
 

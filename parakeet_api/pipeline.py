@@ -52,9 +52,9 @@ class Progress:
     done_s: float
     """Seconds of the recording that have been recognised."""
     total_s: float | None
-    """Seconds that the recording has by its header, where it tells; often an estimate."""
+    """Seconds that the recording has by its header, if that is known; often an estimate."""
     caveats: tuple[Caveat, ...] = ()
-    """What is to be told of the sound; complete in the last one."""
+    """Warnings about the sound; complete in the last one."""
     tracks: tuple[SoundTrack, ...] = ()
 
 

@@ -38,12 +38,15 @@ PURE = frozenset(
         "speech.stitching",
         "model.batch_queue",
         "formats.asr_api",
+        "formats.json_types",
         "formats.rendering",
         "formats.request_params",
+        "formats.status",
         "formats.subtitles",
         "jobs.job",
         "openapi.document",
         "openapi.examples",
+        "openapi.json_schema",
         "openapi.parts",
         "openapi.schemas",
         "http.api_keys",
@@ -66,16 +69,17 @@ OWNERS = {
     "soxr": ("audio.sound_files",),
     "py3langid": ("speech.language_detection",),
     "sqlite3": ("jobs.store",),
+    "pydantic": ("openapi.schemas",),
     "httpx": ("jobs.webhooks",),
     "flask": ("http",),
     "flask_limiter": ("http.rate_limits",),
     "werkzeug": ("http",),
-    "waitress": ("http.server",),
+    "waitress": ("http.server", "http.waitress_internals"),
 }
 """Packages of others that only these packages or modules import."""
 
 HEAVY = frozenset(
-    {"onnx", "torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid"}
+    {"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid", "pydantic"}
 )
 """Imported inside functions: they take seconds, or may be absent."""
 

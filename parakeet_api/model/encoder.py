@@ -41,7 +41,7 @@ _GRAPHED_STEP_S = 2.56
 """Lengths of graphs are multiples of it, and beyond 12 steps of twice as much. Most of the time of
 such a pass does not depend on its length: the padding costs less than 5 % of it all the same."""
 _FINE_GRAPHED_STEPS = 12
-_LEAST_SAMPLES = 320
+_MIN_SAMPLES = 320
 """20 ms, two windows of features: with one NeMo raises an error, where there is a GPU. What is
 missing is padded with silence."""
 _AGREEMENT = 0.02
@@ -180,13 +180,13 @@ class Encoder:
         shape = self.shapes.padded(len(waveforms), max(len(wave) for wave in waveforms))
         pinned = self._device != "cpu"
         samples = torch.empty(shape, dtype=torch.int16, pin_memory=pinned)
-        lengths = torch.full((shape[0],), _LEAST_SAMPLES, dtype=torch.int64, pin_memory=pinned)
+        lengths = torch.full((shape[0],), _MIN_SAMPLES, dtype=torch.int64, pin_memory=pinned)
         for row, wave in zip(samples.numpy(), waveforms, strict=False):
             row[: len(wave)] = wave
             row[len(wave) :] = 0
         samples[len(waveforms) :] = 0
         lengths[: len(waveforms)] = torch.tensor([len(wave) for wave in waveforms])
-        return Staged(samples, lengths.clamp_(min=_LEAST_SAMPLES), len(waveforms))
+        return Staged(samples, lengths.clamp_(min=_MIN_SAMPLES), len(waveforms))
 
     def encode(self, staged: Staged) -> tuple[Tensor, Tensor]:
         """Give the encoder's output, fp32 of shape (chunks, D, T), and frames, (chunks,).
@@ -240,7 +240,7 @@ class Encoder:
         return repeated
 
     def warm_up(self, on_progress: Callable[[float], None] = lambda _: None) -> None:
-        """Capture graphs, small ones first, for some seconds; tells the share that is done."""
+        """Capture graphs, small ones first, for some seconds; reports the share that is done."""
         shapes = self.shapes.graphed
         deadline = self._clock() + _WARM_UP_S
         for done, shape in enumerate(shapes):

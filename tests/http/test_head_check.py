@@ -95,7 +95,7 @@ def test_a_full_queue_is_told_before_the_body_is_stored(tmp_path: Path) -> None:
         tmp_path, APP_THREADS="1", MAX_QUEUED_REQUESTS="0", DATA_DIR=str(tmp_path / "data")
     ) as running:
         running.server.uploads.mkdir(exist_ok=True)
-        with running.services.admission.place(), answer_to(running) as (status, error, _):
+        with running.services.admission.slot(), answer_to(running) as (status, error, _):
             assert (status, error["code"]) == (503, "queue_full")
             assert uploads(running) == []
 

@@ -28,7 +28,7 @@ from http_helpers import (
 )
 from webhook_receiver import Receiver
 
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 
 JOBS = "/v1/jobs"
 UNFINISHED = {"queued", "running"}
@@ -385,7 +385,7 @@ class TestRestarts:
             error = error_of(submit(server, clip.path), 503)
 
             assert f"DATA_DIR='{tmp_path / 'file'}'" in error["message"]
-            assert "no jobs are taken" in server.log.read_text()
+            assert "jobs are not accepted" in server.log.read_text()
             assert transcribe(server, clip.path).json()["text"] == clip.text
             error_of(request(server, "GET", JOBS), 503)
 
