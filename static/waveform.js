@@ -21,7 +21,7 @@ const BAR_GAP = 1;
 const LABEL_HEIGHT = 24;
 const RIBBON_HEIGHT = 4;
 /** A narrower sentence would show no more than a letter. */
-const NARROWEST_LABEL = 44;
+const NARROWEST_LABEL = 72;
 
 const STEPS_S = { ArrowLeft: -5, ArrowDown: -5, ArrowRight: 5, ArrowUp: 5, PageDown: -30, PageUp: 30 };
 
@@ -77,6 +77,7 @@ export class Waveform {
 
   #listen() {
     new ResizeObserver(() => this.redraw()).observe(this.#slider);
+    new MutationObserver(() => this.redraw()).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     for (const canvas of [this.#whole, this.#close]) {
       canvas.addEventListener("pointerdown", (event) => this.#drag(canvas, event));

@@ -79,7 +79,10 @@ OWNERS = {
 """Packages of others that only these packages or modules import."""
 
 HEAVY = frozenset(
-    {"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid", "pydantic"}
+    {
+        *("torch", "nemo", "omegaconf", "onnx", "cuda"),
+        *("huggingface_hub", "yaml", "py3langid", "pydantic"),
+    }
 )
 """Imported inside functions: they take seconds, or may be absent."""
 
