@@ -424,9 +424,9 @@ export class DocumentView {
   }
 }
 
-/** What this page does not know is told as the server does. */
+/** What this page does not know is told in the server's words. */
 function warningWords({ code, message, start, end }) {
   const values = { time: start === null ? "" : clock(start), end: end === null ? "" : clock(end) };
   const known = text(`warning.${code}`, values);
-  return known === `warning.${code}` ? message : known;
+  return known === `warning.${code}` ? text("warning.unknown", { message }) : known;
 }

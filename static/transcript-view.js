@@ -113,10 +113,24 @@ export class TranscriptView {
     this.#items = sentences.map((sentence, index) => this.#item(sentence, index));
     const paragraphs = this.#transcript.paragraphs().map((group) => this.#paragraph(group));
     this.#list.replaceChildren(...paragraphs);
+    this.#writeHoles();
     this.#stop = null;
     if (this.#items.length > 0) this.#stopAt(this.#items[0].querySelector(".time"));
     // A paragraph each: to look after every sentence of ten hours would make scrolling slow.
     for (const paragraph of paragraphs) this.#observer.observe(paragraph);
+  }
+
+  /** Say between the sentences where there is speech without words. */
+  #writeHoles() {
+    for (const { code, start, end } of this.#transcript.warnings) {
+      if (code !== "speech_without_words" || start === null) continue;
+      const words = text("warning.hole", { time: clock(start), end: clock(end ?? start) });
+      const hole = element("button", { type: "button", className: "hole", textContent: words });
+      hole.addEventListener("click", () => this.#onPlay(start));
+      const next = this.#transcript.sentences.findIndex((sentence) => sentence.startS >= start);
+      if (next >= 0) this.#items[next].before(hole);
+      else this.#items.at(-1)?.after(hole);
+    }
   }
 
   /** Have the sentence at the window's middle stay where it is. */

@@ -153,6 +153,11 @@ export class Waveform {
 
   #drawSentences(picture, top, height, labelled) {
     const spoken = this.#transcript.sentenceOf(this.#transcript.wordAt(this.#seconds));
+    for (const { code, start, end } of this.#transcript.warnings) {
+      if (code !== "speech_without_words" || end < picture.range.fromS || start > picture.range.toS) continue;
+      const [left, right] = [Math.max(0, picture.xOf(start)), Math.min(picture.width, picture.xOf(end))];
+      drawBox(picture, { left, top, width: Math.max(2, right - left), height }, picture.colours.warn);
+    }
     this.#transcript.sentences.forEach((sentence, index) => {
       if (sentence.endS < picture.range.fromS || sentence.startS > picture.range.toS) return;
       const left = Math.max(0, picture.xOf(sentence.startS));
@@ -203,6 +208,7 @@ function coloursOf(slider) {
     onAccent: colour("--on-accent"),
     quiet: colour("--wave"),
     text: colour("--text"),
+    warn: colour("--warn-mark"),
     tint: colour("--accent-tint"),
   };
 }

@@ -8,7 +8,9 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from parakeet_api.formats.json_types import Count
 from parakeet_api.formats.server_sent_events import EventWriter, PeaksEvent, TextDelta

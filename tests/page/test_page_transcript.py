@@ -241,12 +241,15 @@ class TestWarnings:
         self, browser: Browser, server: Server
     ) -> None:
         words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 500
-        hole = {"code": "unrecognized_speech", "message": "m", "start": 1200.0, "end": 1207.5}
+        hole = {"code": "speech_without_words", "message": "m", "start": 1200.0, "end": 1207.5}
         with visit(browser, server.url) as page:
             _play_answer(page, words, warnings=[hole])
             choose(page, CLIP)
-            page.get_by_role("button", name="From 20:00 to 20:07, somebody may speak").click()
+            page.get_by_role("button", name="From 20:00 to 20:07 there is speech").click()
             expect(page.locator(".target")).to_be_in_viewport()
+            # It stands between the sentences as well.
+            expect(page.locator(".hole")).to_have_text("Speech without words, 20:00 to 20:07")
+            expect(page.locator(".hole")).to_be_in_viewport()
             expect(page.locator(".target .time")).to_have_text(re.compile("19:5.|20:0."))
 
 
