@@ -27,7 +27,7 @@ from flask import Flask, request
 from waitress import server as waitress
 
 from benchmarks.fidelity import DEMO_MODEL
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.restore import import_libraries
 
 CHUNK_S = 120.0

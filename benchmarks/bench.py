@@ -31,7 +31,8 @@ import numpy as np
 from benchmarks.fidelity import DEMO_MODEL as GRAMMAR_MODEL
 from benchmarks.fidelity import ENGLISH_MODEL, SPEECH
 from benchmarks.service import Service, running_baseline, running_service
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.devices import available_cores
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer

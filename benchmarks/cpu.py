@@ -25,7 +25,8 @@ import torch
 
 from benchmarks.fidelity import SPEECH
 from benchmarks.full_size import FULL, write_checkpoint
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.devices import available_cores
 from parakeet_api.model.encoder import encode
 from parakeet_api.model.loading import LoadedModel, ModelOptions, load_model

@@ -33,10 +33,12 @@ from typing import Any, cast
 
 from app import build_services
 from benchmarks.fidelity import ROOT, SPEECH
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.errors import ApiError, AudioDecodeError, ServiceUnavailableError
 from parakeet_api.http.routes import create_app
-from parakeet_api.http.server import Channel, Server, bind, create_server
+from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.waitress_internals import Channel, Server
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript
@@ -245,6 +247,11 @@ class Target:
         with ours, theirs:
             channel = Channel(self.server, theirs, ("127.0.0.1", 0), self.server.adj, map={})
             channel.received(sent)
+            if channel.request is not None and channel.request.error is None:
+                # It waits for more, and so does the application.
+                channel.handle_close()
+                self.tasks.clear()
+                return b""
             while self.tasks:
                 self.tasks.popleft().service()
             while channel.total_outbufs_len:
@@ -292,10 +299,10 @@ def running_target(folder: Path) -> Iterator[Target]:
         model = replace(services.models.first, pipeline=cast(Pipeline, InstantPipeline()))
         model.checkpoints.wait_until_decided()
         models = replace(services.models, members=(model,))
+        application = create_app(replace(services, models=models), root=ROOT)
         server = create_server(
-            create_app(replace(services, models=models), root=ROOT),
+            application,
             listener=listener,
-            uploads=settings.temp_uploads_dir,
             max_upload_bytes=settings.max_upload_bytes,
             max_requests=1,
             admission=services.admission,

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _GO = "go\n"
 _LIMIT_S = 60.0
 """How long a client waits for the server."""
-_MOST_PROCESSES = 8
+_MAX_PROCESSES = 8
 _BOUNDARY = b"0123456789abcdef0123456789abcdef"
 
 
@@ -53,7 +53,7 @@ def put_load(
     warm_up_s: float,
 ) -> Load:
     """Let so many clients ask for the clips, over and over, and gather what they met."""
-    processes = min(clients, _MOST_PROCESSES, max(1, (os.cpu_count() or 1) // 2))
+    processes = min(clients, _MAX_PROCESSES, max(1, (os.cpu_count() or 1) // 2))
     shares = [len(range(number, clients, processes)) for number in range(processes)]
     options = {"host": host, "port": port, "seconds": seconds, "warm-up": warm_up_s}
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]

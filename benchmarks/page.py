@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "samples" / "speech" / "long-dense.ogg"

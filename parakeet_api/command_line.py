@@ -15,6 +15,7 @@ from tqdm import tqdm
 from parakeet_api.errors import ApiError, InvalidRequestError, SettingsError
 from parakeet_api.formats.rendering import render
 from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_track
+from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.pipeline import Pipeline, Progress
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
@@ -30,7 +31,7 @@ _EXTENSIONS: Mapping[ResponseFormat, str] = {
 
 @dataclass(frozen=True, slots=True)
 class TranscribeCommand:
-    """What `app.py transcribe` is asked for; all paths are absolute."""
+    """The arguments of `app.py transcribe`; all paths are absolute."""
 
     files: tuple[Path, ...]
     output_dir: Path
@@ -176,13 +177,7 @@ def _transcribe(
         def show(progress: Progress) -> None:
             bar.update(progress.done_s - bar.n)
 
-        transcript = pipeline.transcribe(
-            file,
-            languages=params.languages,
-            track=params.audio_track,
-            allow_partial=params.allow_partial,
-            on_progress=show,
-        )
+        transcript = transcribe_recording(pipeline, file, params, on_progress=show)
     for caveat in transcript.caveats:
         print(f"{file}: {caveat.message}", file=sys.stderr)
     return render(transcript, params, settings=settings).body

@@ -22,7 +22,7 @@
     │   ├── QueueFullError           503
     │   ├── StoppingError            503  the server is about to stop
     │   ├── ModelLoadError           503  the checkpoint cannot be loaded
-    │   ├── DeviceLostError          503  the card refuses all work; the process ends
+    │   ├── DeviceLostError          503  the GPU refuses all work; the process ends
     │   └── JobsUnavailableError     503  DATA_DIR cannot be used
     └── ServerError                  500  a fault of ours
 
@@ -36,8 +36,29 @@ from __future__ import annotations
 
 import errno
 
+from typing_extensions import TypedDict
+
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Numbers of the `OSError`s for which a client is told `ServiceUnavailableError.disk_full`."""
+"""Numbers of the `OSError`s that clients see as `ServiceUnavailableError.disk_full`."""
+
+
+class ErrorDetails(TypedDict):
+    """What went wrong. All four fields are always there."""
+
+    message: str
+    """For people."""
+    type: str
+    """Kind of the error."""
+    param: str | None
+    """The parameter that is wrong, where it is one."""
+    code: str | None
+    """What went wrong, for programs."""
+
+
+class ErrorBody(TypedDict):
+    """An error, in OpenAI's shape."""
+
+    error: ErrorDetails
 
 
 class ApiError(Exception):
@@ -53,7 +74,7 @@ class ApiError(Exception):
         self.message = message
         self.param = param
 
-    def body(self) -> dict[str, dict[str, str | None]]:
+    def body(self) -> ErrorBody:
         """Give the JSON body: all four keys are always there, the last two may be null."""
         return {
             "error": {
@@ -154,9 +175,9 @@ class UploadTooLargeError(ApiError):
     @classmethod
     def above(cls, limit: int, *, sent: int | None) -> UploadTooLargeError:
         """Tell the limit and, where it is known, what was sent; both in bytes."""
-        told = f" ({sent} bytes sent)" if sent is not None else ""
+        size = f" ({sent} bytes sent)" if sent is not None else ""
         return cls(
-            f"Maximum content size limit ({limit}) exceeded{told}. Send a compressed format, such"
+            f"Maximum content size limit ({limit}) exceeded{size}. Send a compressed format, such"
             " as mp3 or opus, or raise MAX_UPLOAD_MB."
         )
 

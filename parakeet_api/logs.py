@@ -9,7 +9,7 @@ import time
 from parakeet_api.settings import LogFormat
 
 _CHATTY = ("httpx", "httpcore", "urllib3", "filelock", "waitress.queue")
-"""Libraries that tell of every connection and file."""
+"""Libraries that log every connection and file."""
 
 
 def set_up_logging(*, level: str, log_format: LogFormat) -> None:

@@ -18,7 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
-"""From a clip on a card to a day of recordings on a small CPU."""
+"""From a clip on a GPU to a day of recordings on a small CPU."""
 _INFERENCE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _WAIT_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 _CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -44,7 +44,7 @@ class Metrics:
         )
         self.errors = Counter(
             "parakeet_errors",
-            "Errors told to clients, by their code.",
+            "Errors that clients got, by their code.",
             ["code"],
             registry=self.registry,
         )
@@ -96,6 +96,16 @@ class Metrics:
         self.audio_seconds = Counter(
             "parakeet_audio_seconds", "Audio that was recognised.", registry=self.registry
         )
+        self.recovered_words = Counter(
+            "parakeet_recovered_words",
+            "Words of speech that the model skipped and a second look found.",
+            registry=self.registry,
+        )
+        self.unheard_seconds = Counter(
+            "parakeet_unheard_speech_seconds",
+            "Speech that got no words, also at a second look.",
+            registry=self.registry,
+        )
         self.rtfx = Histogram(
             "parakeet_rtfx",
             "Seconds of audio per second of a request, its waiting included.",
@@ -117,7 +127,7 @@ class Metrics:
         )
         self.device_memory_bytes = Gauge(
             "parakeet_device_memory_bytes",
-            "The card's memory: used and total by all, allocated and reserved by this process.",
+            "The GPU's memory: used and total by all, allocated and reserved by this process.",
             ["kind"],
             registry=self.registry,
         )

@@ -228,7 +228,7 @@ def _decibels(text: str) -> float:
 
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", text.lower()):
-        raise ValueError("auto, cpu, cuda or a card such as cuda:1")
+        raise ValueError("auto, cpu, cuda or a GPU such as cuda:1")
     return text.lower()
 
 
@@ -293,7 +293,7 @@ class Settings:
     enable_lazy_load: bool = _setting("ENABLE_LAZY_LOAD", True, parse_boolean)
     """Load the model at the first request; false = before serving."""
     idle_timeout_minutes: float = _setting("IDLE_TIMEOUT_MINUTES", 30.0, _number("minutes", low=0))
-    """Unload a model that nobody used for so long; 0 = never."""
+    """Unload a model that was not used for so long; 0 = never."""
 
     temp_uploads_dir: Path = _setting("TEMP_UPLOADS_DIR", Path("temp_uploads"), _path)
     """Uploads while they are worked on."""
@@ -318,13 +318,13 @@ class Settings:
     gpu_vram_gb: float | None = _setting("GPU_VRAM_GB", None, _number("gigabytes", low=0.5))
     """What presets derive from; detected where not given."""
     device: str = _setting("DEVICE", "auto", _device)
-    """`auto`, `cpu`, `cuda` or `cuda:1`; an explicit card that cannot be used is an error."""
+    """`auto`, `cpu`, `cuda` or `cuda:1`; an explicit GPU that cannot be used is an error."""
     precision: Precision = _setting("PRECISION", "auto", _choice(*get_args(Precision)))
     """The encoder's number format: `auto`, `fp16`, `bf16`, `int8` or `fp32`."""
     gpu_memory_fraction: float = _setting(
         "GPU_MEMORY_FRACTION", 0.90, _number("", low=0.05, high=1.0)
     )
-    """Share of the card's memory that this process may take."""
+    """Share of the GPU's memory that this process may take."""
     chunk_minutes: float = _setting(
         "CHUNK_MINITE",
         10.0,
@@ -356,7 +356,7 @@ class Settings:
     )
     """Accepted for old compose files; inference keeps no gradients, so it has no effect."""
     enable_tensor_core: bool = _setting("ENABLE_TENSOR_CORE", True, parse_boolean)
-    """Allow TF32 on CUDA cards."""
+    """Allow TF32 on CUDA GPUs."""
     enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", False, parse_boolean)
     """Let cuDNN convolve, and time its algorithms for each new shape, 0.9 to 1.2 s every time."""
     enable_cuda_graphs: bool = _setting("ENABLE_CUDA_GRAPHS", True, parse_boolean)
@@ -551,7 +551,7 @@ _PASSWORD = re.compile(r"//[^/\s]+@")
 
 
 def without_passwords(text: str) -> str:
-    """Take out of addresses who they are asked as, for logs and messages."""
+    """Remove user names and passwords from URLs, for logs and messages."""
     return _PASSWORD.sub("//***@", text)
 
 
@@ -575,8 +575,8 @@ def _read(setting: dataclasses.Field[Any], environ: Mapping[str, str]) -> Any:
         return _ABSENT
     values = {name: _parse(name, text, setting.metadata["parse"]) for name, text in given.items()}
     if len(set(values.values())) > 1:
-        told = " and ".join(f"{name}={text!r}" for name, text in given.items())
-        raise SettingsError(f"{told} are spellings of one setting and differ: keep one")
+        spellings = " and ".join(f"{name}={text!r}" for name, text in given.items())
+        raise SettingsError(f"{spellings} are spellings of one setting and differ: keep one")
     return next(iter(values.values()))
 
 
@@ -584,8 +584,8 @@ def _parse(name: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        told = "***" if name in _SECRETS else without_passwords(text)
-        raise SettingsError(f"{name}={told!r} is not {error}") from None
+        shown = "***" if name in _SECRETS else without_passwords(text)
+        raise SettingsError(f"{name}={shown!r} is not {error}") from None
 
 
 def _shown(name: str, value: Any) -> str:
@@ -630,7 +630,7 @@ _LARGEST_BATCH = 256
 
 
 _CPU_PERMITS = 3
-"""Without a card. Two for everything: while one works on the encoder another emits tokens, which is
+"""Without a GPU. Two for everything: while one works on the encoder another emits tokens, which is
 Python's work (12 minutes took 2.1 s with two and 3.2 s with one). The third is for clips that come
 while both are at long chunks: `devices.main_permits`."""
 
@@ -669,9 +669,9 @@ _FAST_GPU_GB = 15.0
 """GPUs from here on recognise more clips than one process can receive."""
 _CORES_A_PROCESS = 4
 """A process that receives clips works 2.5 ms for each; the rest is for the model's and ffmpeg."""
-_MOST_CLIP_PROCESSES = 4
+_MAX_CLIP_PROCESSES = 4
 """They receive some 1,500 clips a second: twice of what an H200 recognises."""
-_FEWEST_ACTIVE, _MOST_ACTIVE = 16, 512
+_FEWEST_ACTIVE, _MAX_ACTIVE = 16, 512
 _FEWEST_WAITING = 64
 
 
@@ -686,11 +686,9 @@ def _derive_http(values: Mapping[str, Any], *, vram_gb: float, cores: int) -> di
     # Rates are counted in one process.
     is_counted = values.get("rate_limit") is not None
     return {
-        "app_threads": min(max(two_batches, _FEWEST_ACTIVE), _MOST_ACTIVE),
+        "app_threads": min(max(two_batches, _FEWEST_ACTIVE), _MAX_ACTIVE),
         "max_queued_requests": max(two_batches, _FEWEST_WAITING),
         "clip_processes": (
-            min(cores // _CORES_A_PROCESS, _MOST_CLIP_PROCESSES)
-            if is_fast and not is_counted
-            else 0
+            min(cores // _CORES_A_PROCESS, _MAX_CLIP_PROCESSES) if is_fast and not is_counted else 0
         ),
     }

@@ -125,7 +125,7 @@ class SoundTrack:
     """As the file says it, usually three letters."""
     title: str | None
     default: bool
-    """Whether players play it if nobody chooses."""
+    """Whether players play it by default."""
     used: bool
     """Whether it is in the transcript."""
 

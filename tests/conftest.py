@@ -20,7 +20,8 @@ import pytest
 from fake_gpu import gpu
 from hypothesis import settings as hypothesis_settings
 
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model import checkpoints
 from parakeet_api.model.checkpoints import GRAMMAR_MODEL, BundledModels
 from parakeet_api.model.loading import ModelOptions

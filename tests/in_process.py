@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ import app
 from parakeet_api import served_models
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.server import bind, create_server
-from parakeet_api.http.web import Services
+from parakeet_api.http.services import Services
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
@@ -39,10 +39,10 @@ def served(folder: Path, **environ: str) -> Iterator[Served]:
     settings = Settings.from_env(defaults | environ)
     with app.build_services(settings) as services, closing(bind("127.0.0.1", 0)) as listener:
         services.jobs.start()
+        application = create_app(services, root=ROOT)
         server = create_server(
-            create_app(services, root=ROOT),
+            application,
             listener=listener,
-            uploads=settings.temp_uploads_dir,
             max_upload_bytes=settings.max_upload_bytes,
             max_requests=settings.app_threads + settings.max_queued_requests,
             admission=services.admission,
@@ -58,8 +58,9 @@ def served(folder: Path, **environ: str) -> Iterator[Served]:
         finally:
             server.task_dispatcher.shutdown()
             trigger: Any = server.trigger
-            # Its loop ends when there is nothing left to look at.
-            trigger.pull_trigger(lambda: wasyncore.close_all(server._map))  # type: ignore[attr-defined]
+            # Its loop ends when there is nothing left to look at; it may do so before it is woken.
+            with suppress(OSError):
+                trigger.pull_trigger(lambda: wasyncore.close_all(server._map))  # type: ignore[attr-defined]
             thread.join()
 
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import psutil
 
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.batching import Batcher
 from parakeet_api.model.devices import plan_inference
 from parakeet_api.model.loading import ModelInfo

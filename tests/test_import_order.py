@@ -30,18 +30,23 @@ PURE = frozenset(
         "audio.levels",
         "audio.media_info",
         "audio.timeline",
+        "speech.activity",
         "speech.chunking",
+        "speech.holes",
         "speech.segmentation",
         "speech.speech_gate",
         "speech.stitching",
         "model.batch_queue",
         "formats.asr_api",
+        "formats.json_types",
         "formats.rendering",
         "formats.request_params",
+        "formats.status",
         "formats.subtitles",
         "jobs.job",
         "openapi.document",
         "openapi.examples",
+        "openapi.json_schema",
         "openapi.parts",
         "openapi.schemas",
         "http.api_keys",
@@ -55,6 +60,7 @@ IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio"
 OWNERS = {
     "torch": ("model",),
     "nemo": ("model.nemo_internals", "model.whisper_encoder", "model.restore", "model.loading"),
+    "onnx": ("model.voice_activity",),
     "omegaconf": ("model.loading",),
     "cuda": ("model.devices", "model.nemo_internals"),
     "huggingface_hub": ("model.checkpoints",),
@@ -63,15 +69,21 @@ OWNERS = {
     "soxr": ("audio.sound_files",),
     "py3langid": ("speech.language_detection",),
     "sqlite3": ("jobs.store",),
+    "pydantic": ("openapi.schemas",),
     "httpx": ("jobs.webhooks",),
     "flask": ("http",),
     "flask_limiter": ("http.rate_limits",),
     "werkzeug": ("http",),
-    "waitress": ("http.server",),
+    "waitress": ("http.server", "http.waitress_internals"),
 }
 """Packages of others that only these packages or modules import."""
 
-HEAVY = frozenset({"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid"})
+HEAVY = frozenset(
+    {
+        *("torch", "nemo", "omegaconf", "onnx", "cuda"),
+        *("huggingface_hub", "yaml", "py3langid", "pydantic"),
+    }
+)
 """Imported inside functions: they take seconds, or may be absent."""
 
 LAZY = frozenset({"model.whisper_encoder"})

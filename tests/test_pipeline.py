@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT, Clip, decode, encode, whole
 from pipeline_helpers import Counting, ffmpegs, pipeline_of
 
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.errors import AudioDecodeError, AudioTooLongError
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.model.recognizer import NemoRecognizer

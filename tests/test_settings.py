@@ -84,7 +84,7 @@ PROMISE: dict[str, object] = {
     "LOG_LEVEL": "info",
     "LOG_FORMAT": "text",
 }
-"""What people's compose files rely on: names, misspelt ones included, and defaults, on a card that
+"""What people's compose files rely on: names, misspelt ones included, and defaults, on a GPU that
 is not small."""
 
 
@@ -210,7 +210,7 @@ def is_default(variable: str, told: str) -> bool:
     if default in (None, ()):
         return told in ("empty", "detected", "空", "自动检测")
     if told.startswith(("by preset", "随预设")):
-        # Alone, or with what it is where there is no card: `by preset, 10`.
+        # Alone, or with what it is where there is no GPU: `by preset, 10`.
         shown = str(default).removesuffix(".0")
         return variable in DERIVED and (told in ("by preset", "随预设") or shown in told)
     try:
@@ -328,9 +328,9 @@ def test_a_home_folder_is_found() -> None:
         ("TENSOR_CORE_PRECISION", "low", "one of highest, high, medium"),
         ("LOG_LEVEL", "loud", "one of debug, info, warning, error"),
         ("LOG_FORMAT", "xml", "one of text, json"),
-        ("DEVICE", "gpu", "auto, cpu, cuda or a card such as cuda:1"),
-        ("DEVICE", "cuda:", "auto, cpu, cuda or a card such as cuda:1"),
-        ("DEVICE", "cuda:\u0661", "auto, cpu, cuda or a card such as cuda:1"),
+        ("DEVICE", "gpu", "auto, cpu, cuda or a GPU such as cuda:1"),
+        ("DEVICE", "cuda:", "auto, cpu, cuda or a GPU such as cuda:1"),
+        ("DEVICE", "cuda:\u0661", "auto, cpu, cuda or a GPU such as cuda:1"),
         ("MODELS_DIR", "~nobody-of-this-name/m", "a path: that user has no home folder here"),
         ("MODEL_ID", "../etc", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
         ("MODEL_ID", "a/b/c", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
@@ -615,7 +615,7 @@ def test_jobs_are_kept_among_the_uploads_unless_told_otherwise() -> None:
         ("balanced", 85.0, (10, 256, 0.95, "greedy", 4)),
     ],
 )
-def test_presets_derive_from_the_card(
+def test_presets_derive_from_the_gpu(
     preset: str, vram_gb: float | None, derived: tuple[float, int, float, str, int]
 ) -> None:
     settings = Settings.from_env({"PRESET": preset}, detected_vram_gb=vram_gb)

@@ -24,7 +24,7 @@ from http_helpers import transcribe, wait_until
 from settings_tables import FIELDS
 
 from app import build_services
-from parakeet_api.http.web import Services
+from parakeet_api.http.services import Services
 from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Chunk, Word
@@ -154,7 +154,7 @@ def backends() -> Iterator[None]:
     ],
     ids=str,
 )
-def test_torch_is_told_what_it_may_do_on_a_card(
+def test_torch_is_told_what_it_may_do_on_a_gpu(
     tmp_path: Path, environ: dict[str, str], tf32: bool, benchmark: bool, matmul: str
 ) -> None:
     with loaded(tmp_path, **environ):
@@ -331,7 +331,7 @@ EFFECTS = {
     ),
     "JOB_RETENTION_HOURS": "test_job_routes.py::test_results_go_after_their_time",
     "ALLOW_WEBHOOKS": "test_job_routes.py::TestWebhooks::test_it_is_sent_the_job_as_it_is_answered",
-    "PRESET": "test_devices.py::test_the_plan_suits_the_card",
+    "PRESET": "test_devices.py::test_the_plan_suits_the_gpu",
     "GPU_VRAM_GB": "test_settings.py::test_a_preset_decides_what_is_not_given",
     "DEVICE": (
         "test_settings_effects.py"
@@ -339,7 +339,7 @@ EFFECTS = {
     ),
     "PRECISION": "test_settings_effects.py::test_the_precision_is_the_one_that_was_asked_for",
     "ENABLE_CUDA_GRAPHS": "test_token_decoder.py::test_the_switch_turns_all_graphs_off",
-    "GPU_MEMORY_FRACTION": "test_devices.py::test_what_is_set_for_a_card_reaches_the_model",
+    "GPU_MEMORY_FRACTION": "test_devices.py::test_what_is_set_for_a_gpu_reaches_the_model",
     "CHUNK_MINITE": "test_devices.py::test_chunks_are_never_longer_than_was_asked_for",
     "MAX_CONCURRENT_INFERENCES": (
         "test_settings_effects.py::test_as_many_forward_passes_run_at_a_time_as_there_are_permits"
@@ -353,14 +353,14 @@ EFFECTS = {
     "MAX_CHUNK_MEMORY_MB": (
         "test_devices.py::test_little_memory_makes_chunks_shorter_and_batches_smaller"
     ),
-    "AGGRESSIVE_MEMORY_CLEANUP": "test_devices.py::test_what_is_set_for_a_card_reaches_the_model",
-    "FORCE_CLEANUP_THRESHOLD": "test_devices.py::test_what_is_set_for_a_card_reaches_the_model",
+    "AGGRESSIVE_MEMORY_CLEANUP": "test_devices.py::test_what_is_set_for_a_gpu_reaches_the_model",
+    "FORCE_CLEANUP_THRESHOLD": "test_devices.py::test_what_is_set_for_a_gpu_reaches_the_model",
     "ENABLE_GRADIENT_CHECKPOINTING": (
         "test_settings_effects.py::test_a_setting_without_effect_says_so_where_it_is_given"
     ),
     **dict.fromkeys(
         ("ENABLE_TENSOR_CORE", "ENABLE_CUDNN_BENCHMARK", "TENSOR_CORE_PRECISION"),
-        "test_settings_effects.py::test_torch_is_told_what_it_may_do_on_a_card",
+        "test_settings_effects.py::test_torch_is_told_what_it_may_do_on_a_gpu",
     ),
     **dict.fromkeys(
         ("DECODING_STRATEGY", "RNNT_BEAM_SIZE"),

@@ -11,7 +11,7 @@ import httpx
 
 from benchmarks.fidelity import FORMATS, SPEECH
 from benchmarks.fuzz import make_media
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 
 MOST_CLIPS = 12
 """Recordings of 2 to 4 s: each fits into the least memory that the model is ever given."""

@@ -27,7 +27,8 @@ import torch
 
 from benchmarks.cpu import beginning, recording
 from benchmarks.fidelity import SPEECH
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.precision import EncoderPrecision

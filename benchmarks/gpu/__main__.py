@@ -24,12 +24,12 @@ from benchmarks.gpu.children import Child, Outcomes, Schedule, findings
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.sections import DRY_EXTENT, Section, sections
 from parakeet_api.model.devices import advice, available_cores
-from parakeet_api.model.gpu_check import CardReport
+from parakeet_api.model.gpu_check import GpuReport
 from parakeet_api.model.restore import import_libraries
 
 LIMIT_S = 460.0
 """Of the whole program on a GPU; what is not done then is not measured."""
-_MOST_WORKERS = 6
+_MAX_WORKERS = 6
 """Processes at the same time, of those that may be."""
 _WORKER_GB = 3.0
 """GPU memory that each of them may need."""
@@ -44,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.device = "cpu" if options.dry_run else options.device
     if options.section:
         return run_sections(options)
-    gpu = CardReport() if options.dry_run else _look_at(options.device)
+    gpu = GpuReport() if options.dry_run else _look_at(options.device)
     if gpu.error is not None:
         print(f"{options.device} cannot be used: {advice(gpu)}", file=sys.stderr)
         return 2
     return run(options, gpu)
 
 
-def run(options: argparse.Namespace, gpu: CardReport) -> int:
+def run(options: argparse.Namespace, gpu: GpuReport) -> int:
     """Run all sections and tell the report as it grows; give the process' exit status."""
     order = sections(dry_run=options.dry_run)
     started = time.monotonic()
@@ -155,7 +155,7 @@ def told(members: Sequence[Section], outcomes: Mapping[Section, Report]) -> list
     return [f"### {members[0].title}", "", *lines, *([""] if failures else []), *failures]
 
 
-def headline(gpu: CardReport, *, dry_run: bool) -> list[str]:
+def headline(gpu: GpuReport, *, dry_run: bool) -> list[str]:
     """Name what the figures hold for."""
     name = f"{gpu.name} ({gpu.capability}, {gpu.total_bytes / 1e9:.0f} GB), driver {gpu.driver}"
     if dry_run:
@@ -176,16 +176,16 @@ def summary(outcomes: Outcomes, seconds: float) -> list[str]:
     return [*lines, f"| all, with what they wait for | {seconds:.0f} | |"]
 
 
-def _look_at(device: str) -> CardReport:
+def _look_at(device: str) -> GpuReport:
     """Run a kernel in a process of its own: this one would keep memory of the GPU."""
     command = [sys.executable, "-m", "parakeet_api.model.gpu_check", device]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return CardReport.from_json(done.stdout)
+    return GpuReport.from_json(done.stdout)
 
 
-def _workers(gpu: CardReport) -> int:
-    by_memory = _MOST_WORKERS if not gpu.free_bytes else int(gpu.free_bytes / 1e9 / _WORKER_GB)
-    return max(1, min(_MOST_WORKERS, by_memory, available_cores() // 2))
+def _workers(gpu: GpuReport) -> int:
+    by_memory = _MAX_WORKERS if not gpu.free_bytes else int(gpu.free_bytes / 1e9 / _WORKER_GB)
+    return max(1, min(_MAX_WORKERS, by_memory, available_cores() // 2))
 
 
 def _version(package: str) -> str:

@@ -19,7 +19,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.sections import Section
 
 _LOOK_S = 0.1
-_LEAST_S = 15.0
+_MIN_S = 15.0
 """With less time left a section is not begun."""
 _LOG_LINES = 4
 """Of what a process said before it died."""
@@ -182,7 +182,7 @@ class Schedule:
 
     def _begin(self, process: Process) -> Iterator[Outcomes]:
         left_s = float("inf") if self._ends is None else self._ends - time.monotonic()
-        if left_s < _LEAST_S:
+        if left_s < _MIN_S:
             process.kill()
             yield {section: _not_begun(section) for section in process.sections}
         else:

@@ -18,7 +18,7 @@ from benchmarks.gpu.report import Report, batch_name, library_figure
 from benchmarks.gpu.speed import quantile
 from benchmarks.http_load import Load, put_load
 from benchmarks.service import Service, running_service
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.transcript import SAMPLE_RATE, Chunk
 
 _CLIPS = 16

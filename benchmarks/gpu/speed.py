@@ -28,7 +28,7 @@ from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.model.restore import import_libraries
 from parakeet_api.transcript import Chunk
 
-_SHORTEST_S = 1.0
+_MIN_S = 1.0
 _GRAPHED_S = 31.0
 """Seconds of audio of the encoder's graphs where it is not they that are measured: capturing all
 takes seconds of each load."""
@@ -196,7 +196,7 @@ def _report_memory(report: Report, memory: Sequence[tuple[int, float, float]]) -
 
 
 def _new_lengths(bench: Bench, report: Report, recognizer: NemoRecognizer) -> None:
-    lengths_s = np.linspace(_SHORTEST_S, bench.extent.longest_s, bench.extent.lengths).tolist()
+    lengths_s = np.linspace(_MIN_S, bench.extent.longest_s, bench.extent.lengths).tolist()
     random.Random(0).shuffle(lengths_s)
     first_s, *times = [
         bench.timed(partial(recognizer.recognize, [beginning(bench.samples, seconds)]))[0]
@@ -208,7 +208,7 @@ def _new_lengths(bench: Bench, report: Report, recognizer: NemoRecognizer) -> No
         *("p95", "slowest", "p95 / median"),
     )
     report.row(
-        f"{bench.extent.lengths} of {_SHORTEST_S:g} to {bench.extent.longest_s:g} s",
+        f"{bench.extent.lengths} of {_MIN_S:g} to {bench.extent.longest_s:g} s",
         *(f"{1000 * seconds:.0f}" for seconds in (first_s, median_s, p95_s, max(times))),
         f"{p95_s / median_s:.2f}",
     )

@@ -58,7 +58,7 @@ _OPEN_FILES = 32
 _HEAD_BYTES = 64 * 1024
 """ffmpeg describes its input first, in half a line to three lines a stream; a broken file then
 floods with complaints."""
-_LONGEST_LINE = 4096
+_MAX_LINE = 4096
 
 _ASKED_TO_END = frozenset({-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP})
 """Statuses of an ffmpeg that did not handle the signal yet, or never does."""
@@ -117,7 +117,7 @@ class Said:
         self.head += data[: _HEAD_BYTES - len(self.head)]
         self.last_words = (self.last_words + data)[-_LAST_WORDS:]
         lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()[-_LONGEST_LINE:]
+        self._rest = lines.pop()[-_MAX_LINE:]
         for line in lines:
             self._take(line)
 

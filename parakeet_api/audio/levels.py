@@ -66,8 +66,8 @@ def to_pcm(
 
 
 def level_of(sound: Iterable[Mono]) -> float:
-    """Measure the peaks of a recording, clicks left out."""
-    peaks = [_frame_peaks(block) for block in sound if len(block)]
+    """Measure the peaks of a recording, clicks left out; the same for blocks of any lengths."""
+    peaks = [_frame_peaks(window) for window in _windows(sound)]
     if not peaks:
         return 0.0
     every = np.sort(np.concatenate(peaks))
@@ -91,7 +91,7 @@ def round_to_pcm(sound: Mono) -> Pcm:
 
 
 def _windows(blocks: Iterable[Mono]) -> Iterator[Mono]:
-    """Cut sound into windows, whatever it comes in: how it is scaled must not hang on that."""
+    """Cut sound into windows: its scale must not depend on the blocks that it arrives in."""
     held: list[Mono] = []
     length = 0
     for block in blocks:

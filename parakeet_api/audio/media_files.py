@@ -48,7 +48,7 @@ _UNKNOWN_SIZE = 0x7FFF0000
 _RIFF = frozenset({b"RIFF", b"RF64", b"BW64"})
 _SIZE_IN_DS64 = 0xFFFFFFFF
 """RF64 (EBU Tech 3306): the size stands in the chunk `ds64`."""
-_SHORTEST_FMT = 16
+_MIN_FMT = 16
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 """What players' tags begin with that stand behind the sound without a chunk of their own."""
 
@@ -283,7 +283,7 @@ def read_wav(data: mmap.mmap, position: int) -> Wav | None:
         name, size = struct.unpack_from("<4sI", data, at)
         if name == b"data":
             declared = size if size != _SIZE_IN_DS64 or long_size is None else long_size
-            return Wav(fmt, at + 8, declared) if len(fmt) >= _SHORTEST_FMT else None
+            return Wav(fmt, at + 8, declared) if len(fmt) >= _MIN_FMT else None
         if name == b"fmt ":
             fmt = data[at + 8 : at + 8 + min(size, 1024)]
         if name == b"ds64" and at + 24 <= len(data):

@@ -26,12 +26,12 @@ from parakeet_api.audio.media_files import id3_end, mp3_side_info_end, read_wav
 from parakeet_api.errors import AudioDecodeError
 from parakeet_api.transcript import SAMPLE_RATE
 
-_SHORTEST_S = 300
+_MIN_RECORDING_S = 300
 """Recordings that are cut: an ffmpeg takes 0.4 s for five minutes."""
-_LONGEST_PIECE_S = 900
+_MAX_PIECE_S = 900
 """Starting an ffmpeg costs as much as decoding 12 s if it is linked statically, and a minute if it
 is Debian's. Decoded, 15 minutes of stereo are 58 MB, as floats twice that."""
-_SHORTEST_PIECE_S = 120
+_MIN_PIECE_S = 120
 _CHECKED = SAMPLE_RATE // 4
 """Samples at each joint that two ffmpegs must agree on."""
 _WARM_UP_S = 0.02
@@ -41,7 +41,7 @@ _WARM_UP_FRAMES = 32
 which are 24 frames at the lowest bit rate, and overlaps with the frame before."""
 _STRIDE = 16
 """Of how many mp3 frames one is noted where it is."""
-_MOST_FRAMES = 5_000_000
+_MAX_FRAMES = 5_000_000
 """30 hours."""
 _SPREAD = 32
 """Samples that the last piece may be longer or shorter than expected: the end of a filter."""
@@ -121,7 +121,7 @@ def plan_pieces(path: Path, *, workers: int) -> tuple[Piece, ...]:
         return ()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         plain = _plain_wav(path, data) or _plain_mp3(path, data)
-    if plain is None or plain.samples < _SHORTEST_S * plain.rate:
+    if plain is None or plain.samples < _MIN_RECORDING_S * plain.rate:
         return ()
     return tuple(_cut(plain, workers))
 
@@ -154,8 +154,8 @@ def _cut(plain: _Plain, workers: int) -> Iterator[Piece]:
 def _starts(plain: _Plain, workers: int, step: int) -> list[int]:
     """Choose where pieces start: as many as keep all workers busy until the end."""
     seconds = plain.samples / plain.rate
-    rounds = math.ceil(seconds / _LONGEST_PIECE_S / workers)
-    count = min(rounds * workers, int(seconds / _SHORTEST_PIECE_S))
+    rounds = math.ceil(seconds / _MAX_PIECE_S / workers)
+    count = min(rounds * workers, int(seconds / _MIN_PIECE_S))
     return [plain.samples * number // count // step * step for number in range(count)]
 
 
@@ -289,7 +289,7 @@ class _FrameBytes(dict[bytes, int]):
 def _walk(data: mmap.mmap, at: int, lengths: _FrameBytes) -> tuple[tuple[int, ...], int, int]:
     """Go from frame to frame; give where each `_STRIDE`th is, how many there are, and their end."""
     marks, frames = [], 0
-    while frames < _MOST_FRAMES and (length := lengths[data[at : at + 4]]):
+    while frames < _MAX_FRAMES and (length := lengths[data[at : at + 4]]):
         if not frames % _STRIDE:
             marks.append(at)
         at += length

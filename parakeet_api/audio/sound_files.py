@@ -18,11 +18,11 @@ from parakeet_api.audio.downmix import Downmix, Mono
 from parakeet_api.audio.levels import level_of, round_to_pcm, to_pcm
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
 
-_MOST_FRAMES = 60 * 48_000
+_MAX_FRAMES = 60 * 48_000
 """Longest clip that is read at once, in frames of its own rate: a minute at 48 kHz, 23 MB of
 floats. Beyond it ffmpeg's start (25 ms) no longer counts."""
 _BLOCK = 30 * SAMPLE_RATE
-_MOST_CHANNELS = 2
+_MAX_CHANNELS = 2
 """How more are mixed is a question of their places."""
 _RATES = range(8_000, 192_001)
 _FORMATS = frozenset({"WAV", "WAVEX", "FLAC"})
@@ -55,7 +55,7 @@ def open_sound(path: Path) -> Sound | None:
             seconds = file.frames / file.samplerate
             if _needs_no_conversion(file):
                 return Sound(seconds, _read(path))
-            return _converted(file, seconds) if file.frames <= _MOST_FRAMES else None
+            return _converted(file, seconds) if file.frames <= _MAX_FRAMES else None
     except soundfile.SoundFileError:
         return None
 
@@ -71,7 +71,7 @@ def _is_plain(file: soundfile.SoundFile) -> bool:
     return (
         file.format in _FORMATS
         and file.subtype in _ENCODINGS
-        and file.channels <= _MOST_CHANNELS
+        and file.channels <= _MAX_CHANNELS
         and file.samplerate in _RATES
         # 0 where a recorder did not go back to write it.
         and file.frames > 0

@@ -29,7 +29,7 @@ built anew when a track changes its format, and only in the stream itself can be
 
 _NO_MARKS = np.zeros(0, np.intp)
 
-_LONGEST_HOLE_S = 2 * 3600
+_MAX_HOLE_S = 2 * 3600
 """Timestamps of 40 KB can claim ten hours of nothing. Honest holes are a muted microphone, or a
 film whose sound starts late."""
 _MEANINGLESS_S = 30 * 3600
@@ -64,7 +64,7 @@ def first_moment(info: MediaInfo | None) -> float | None:
     if info is None or info.start_s is None:
         return None
     is_absolute = info.container in _ABSOLUTE and not info.has_pictures
-    is_late = _TOLERANCE_S < info.start_s <= _LONGEST_HOLE_S
+    is_late = _TOLERANCE_S < info.start_s <= _MAX_HOLE_S
     return 0.0 if is_absolute and is_late else info.start_s
 
 
@@ -148,9 +148,9 @@ class Timeline:
         if gap_s < -_RESTART_S or self._is_no_hole(gap_s):
             # From here on, other timestamps mean the same moments.
             self._shift_s = here_s - reading.seconds
-        elif gap_s > _LONGEST_HOLE_S:
+        elif gap_s > _MAX_HOLE_S:
             raise AudioDecodeError(
-                f"The file's timestamps leave a hole of more than {_LONGEST_HOLE_S // 3600} hours."
+                f"The file's timestamps leave a hole of more than {_MAX_HOLE_S // 3600} hours."
                 " Convert the file first, for example to flac."
             )
         elif (hole := round(gap_s * SAMPLE_RATE)) > 0:

@@ -1,7 +1,7 @@
-"""The parameters and answers of whisper-asr-webservice, which Bazarr and others speak.
+"""The parameters and responses of whisper-asr-webservice, which Bazarr and others use.
 
-https://github.com/ahmetoner/whisper-asr-webservice: parameters come in the query string, answers
-look as openai/whisper's writers write them.
+https://github.com/ahmetoner/whisper-asr-webservice: parameters are in the query string, responses
+like those of openai/whisper's writers.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, NotRequired
 
+from typing_extensions import TypedDict
+
+from parakeet_api.formats.json_types import Keywords, Seconds, Share, SpokenText
 from parakeet_api.formats.rendering import (
+    HasWarnings,
     Rendered,
+    SegmentJson,
     render,
+    segments_list,
     to_json,
-    verbose_json_body,
+    warnings_field,
 )
 from parakeet_api.formats.request_params import (
     Form,
@@ -30,23 +36,69 @@ from parakeet_api.formats.request_params import (
 from parakeet_api.languages import english_name
 from parakeet_api.settings import Settings
 from parakeet_api.speech.language_detection import rank_languages
-from parakeet_api.transcript import Transcript, Word, join_words
+from parakeet_api.transcript import Segment, Transcript, Word, join_words
 
 Output = Literal["txt", "vtt", "srt", "tsv", "json"]
 
-UNDETERMINED = {"detected_language": "undetermined", "language_code": "und"}
-"""ISO 639-2's name and code for a language that is not known: Bazarr looks up the name where it
-does not know the code, and takes any other name for a failure of the server's."""
+
+class AsrWordJson(TypedDict):
+    """A word, its punctuation included."""
+
+    word: str
+    """The word, after a space."""
+    start: Seconds
+    """Its start, seconds."""
+    end: Seconds
+    """Its end, seconds."""
+    probability: Share | None
+    """The model's probability of its tokens; null where unknown."""
+
+
+class HasAsrWords(TypedDict):
+    """The words of a segment."""
+
+    words: NotRequired[list[AsrWordJson]]
+    """With `word_timestamps=true`."""
+
+
+class AsrSegmentJson(SegmentJson, HasAsrWords):
+    """A sentence, or the stretch between two long pauses, with Whisper's ten fields."""
+
+
+class AsrTranscriptionJson(HasWarnings):
+    """The response of `output=json`."""
+
+    text: SpokenText
+    segments: list[AsrSegmentJson]
+    """The sentences."""
+    language: str | None
+    """ISO 639-1 code of the language spoken, where known."""
+
+
+class DetectedLanguage(TypedDict):
+    """The language of a recording, one of the model's."""
+
+    detected_language: Annotated[str, Keywords(examples=["english"])]
+    """Its English name, or `undetermined`."""
+    language_code: Annotated[str, Keywords(examples=["en"])]
+    """Its ISO 639-1 code, or `und`."""
+    confidence: NotRequired[Share]
+    """How certain; absent if the model has only one language."""
+
+
+UNDETERMINED: DetectedLanguage = {"detected_language": "undetermined", "language_code": "und"}
+"""The name and code of ISO 639-2 for an unknown language. Bazarr looks up the name if it does not
+know the code, and treats any other name as a server error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsrParams:
-    """What a client asked for."""
+    """The parameters of a request."""
 
     output: Output
     task: Task
     languages: frozenset[str]
-    """ISO 639-1 codes: what the recording may be spoken in."""
+    """ISO 639-1 codes of the languages that may be spoken."""
     word_timestamps: bool
     """List words; for `json`."""
     raw_pcm: bool
@@ -56,7 +108,7 @@ class AsrParams:
 
 
 def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
-    """Read and check the parameters of a request to a model that speaks `languages`.
+    """Parse the parameters of a request to a model with these languages (ISO 639-1 codes).
 
     Raises `InvalidRequestError` naming the parameter.
     """
@@ -72,7 +124,7 @@ def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
 
 
 def render_asr(transcript: Transcript, params: AsrParams, *, settings: Settings) -> Rendered:
-    """Write a transcript as whisper's writer of that name does."""
+    """Write a transcript like openai/whisper's writer of the same name."""
     rendered = _render(transcript, params, settings)
     return dataclasses.replace(rendered, caveats=transcript.caveats)
 
@@ -89,21 +141,22 @@ def _render(transcript: Transcript, params: AsrParams, settings: Settings) -> Re
             return _subtitles(transcript, params.output, settings)
 
 
-def describe_language(words: list[Word], *, candidates: frozenset[str]) -> dict[str, object]:
-    """Tell the language of a recording's first words, as `/detect-language` answers.
+def describe_language(words: list[Word], *, candidates: frozenset[str]) -> DetectedLanguage:
+    """Detect the language of a recording's first words, for `/detect-language`.
 
-    A model of one language hears every recording in it: then there is no confidence to tell.
+    A model with one language always gives that one, without a confidence.
     """
     ranked = rank_languages(join_words(words), candidates=candidates)
     if not ranked:
-        return dict(UNDETERMINED)
+        return UNDETERMINED.copy()
     likeliest = ranked[0]
-    confidence = {"confidence": round(likeliest.confidence, 4)} if len(candidates) > 1 else {}
-    return {
+    detected: DetectedLanguage = {
         "detected_language": english_name(likeliest.code),
         "language_code": likeliest.code,
-        **confidence,
     }
+    if len(candidates) > 1:
+        detected["confidence"] = round(likeliest.confidence, 4)
+    return detected
 
 
 def _subtitles(transcript: Transcript, name: ResponseFormat, settings: Settings) -> Rendered:
@@ -115,7 +168,7 @@ def _lines(transcript: Transcript) -> str:
 
 
 def _tsv(transcript: Transcript) -> str:
-    """Give times in milliseconds."""
+    """Write tab-separated values; times in milliseconds."""
     rows = [
         f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{segment.text}\n"
         for segment in transcript.segments
@@ -123,20 +176,23 @@ def _tsv(transcript: Transcript) -> str:
     return "".join(["start\tend\ttext\n", *rows])
 
 
-def _json(transcript: Transcript, params: AsrParams) -> dict[str, object]:
-    body = verbose_json_body(transcript, TranscriptionParams(languages=params.languages))
-    segments = body["segments"]
-    if params.word_timestamps:
-        assert isinstance(segments, list)
-        segments = [
-            entry | {"words": [_word(word) for word in segment.words]}
-            for entry, segment in zip(segments, transcript.segments, strict=True)
-        ]
-    answer = {"text": transcript.text, "segments": segments, "language": transcript.language}
-    return answer | ({"warnings": body["warnings"]} if transcript.caveats else {})
+def _json(transcript: Transcript, params: AsrParams) -> AsrTranscriptionJson:
+    return {
+        "text": transcript.text,
+        "segments": [
+            {**entry, **_words(segment, params)}
+            for entry, segment in zip(segments_list(transcript), transcript.segments, strict=True)
+        ],
+        "language": transcript.language,
+        **warnings_field(transcript.caveats),
+    }
 
 
-def _word(word: Word) -> dict[str, object]:
+def _words(segment: Segment, params: AsrParams) -> HasAsrWords:
+    return {"words": [_word(word) for word in segment.words]} if params.word_timestamps else {}
+
+
+def _word(word: Word) -> AsrWordJson:
     logprob = word.logprob
     return {
         "word": f" {word.text}",

@@ -1,47 +1,202 @@
-"""A transcript -> the body and media type of an answer, in each of OpenAI's formats."""
+"""A transcript -> the body and media type of a response, in each of OpenAI's formats."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
+from typing_extensions import TypedDict
+
+from parakeet_api.formats.json_types import Count, Keywords, Logprob, Seconds, SpokenText
+from parakeet_api.formats.request_params import ResponseFormat, Task, TranscriptionParams
 from parakeet_api.formats.subtitles import make_cues, to_srt, to_vtt
 from parakeet_api.languages import english_name
 from parakeet_api.settings import Settings
-from parakeet_api.transcript import Caveat, Segment, Transcript, Word
+from parakeet_api.transcript import Caveat, Segment, SoundTrack, Transcript, Word
 
 WARNINGS_HEADER = "X-Transcript-Warnings"
-_LONGEST_HEADER = 4000
-"""Bytes. Proxies refuse heads of more than 8 KB."""
+_MAX_HEADER = 4000
+"""Bytes; many proxies refuse response heads of more than 8 KB."""
 
 UNKNOWN_LANGUAGE = "unknown"
-"""Where a client's schema demands a language and none was said or recognised."""
+"""For a required field: no language was given or recognised."""
+
+
+class WarningJson(TypedDict):
+    """A problem of the recording that affects its transcript."""
+
+    code: Annotated[
+        str,
+        Keywords(
+            examples=["truncated_audio", "track_silent", "speech_without_words", "undecodable"]
+        ),
+    ]
+    """For programs."""
+    message: str
+    """For people."""
+    start: Seconds | None
+    """Where it begins, seconds; null if it concerns the whole recording."""
+    end: Seconds | None
+    """Where it ends, seconds."""
+
+
+class SoundTrackJson(TypedDict):
+    """One of a file's sound tracks."""
+
+    number: Count
+    """Its number for `audio_track`, from 1."""
+    codec: Annotated[str, Keywords(examples=["aac"])]
+    """ffmpeg's name for it."""
+    language: Annotated[str, Keywords(examples=["eng"])] | None
+    """As the file says it."""
+    title: str | None
+    """As the file says it."""
+    default: bool
+    """Whether players choose it by default."""
+    used: bool
+    """Whether it is in the transcript."""
+
+
+class TokenLogprobJson(TypedDict):
+    """A token: a word or a part of one."""
+
+    token: str
+    """Its text; the first token of a word begins with a space."""
+    logprob: Logprob | None
+    """Natural logarithm of the model's probability; null where it gives none."""
+    bytes: list[Annotated[int, Keywords(minimum=0, maximum=255, description="A byte.")]]
+    """The text in UTF-8."""
+
+
+class WordJson(TypedDict):
+    """A word, its punctuation included."""
+
+    word: str
+    """The word."""
+    start: Seconds
+    """Its start, seconds."""
+    end: Seconds
+    """Its end, seconds."""
+    logprob: NotRequired[Logprob | None]
+    """The sum over its tokens; with `include[]=logprobs`."""
+
+
+class SegmentJson(TypedDict):
+    """A sentence, or the stretch between two long pauses, with Whisper's ten fields."""
+
+    id: Count
+    """Position among the segments, from 0."""
+    seek: Count
+    """Its start in frames of 10 ms, as Whisper counts."""
+    start: Seconds
+    """Its start, seconds."""
+    end: Seconds
+    """Its end, seconds."""
+    text: str
+    """Its words, after a space."""
+    tokens: list[
+        Annotated[int, Keywords(minimum=0, description="A token's id in the model's vocabulary.")]
+    ]
+    """Its tokens."""
+    temperature: Annotated[float, Keywords(const=0.0)]
+    """Always 0: nothing is sampled."""
+    avg_logprob: Logprob | None
+    """Mean over its tokens; null where one is unknown."""
+    compression_ratio: float
+    """How repetitive the text is, as Whisper computes it."""
+    no_speech_prob: Annotated[float, Keywords(const=0.0)]
+    """Always 0: this kind of model has no such output."""
+
+
+class LanguageJson(TypedDict):
+    """A language."""
+
+    code: Annotated[str, Keywords(examples=["en"])]
+    """Its ISO 639-1 code."""
+
+
+class DurationUsage(TypedDict):
+    """What the request used."""
+
+    type: Literal["duration"]
+    seconds: Seconds
+    """Length of the recording, seconds."""
+
+
+class HasLogprobs(TypedDict):
+    """A field of several responses."""
+
+    logprobs: NotRequired[list[TokenLogprobJson]]
+    """The text's tokens; with `include[]=logprobs`. Their texts add up to the text."""
+
+
+class HasWarnings(TypedDict):
+    """A field of several responses."""
+
+    warnings: NotRequired[list[WarningJson]]
+    """Problems that affect the transcript; absent if there are none."""
+
+
+class TranscriptText(HasLogprobs):
+    """Common fields of OpenAI's responses and the last event of its streams."""
+
+    text: SpokenText
+    languages: NotRequired[list[LanguageJson]]
+    """The language spoken; absent if unknown."""
+
+
+class TranscriptionJson(TranscriptText):
+    """The response of `response_format=json`."""
+
+    usage: DurationUsage
+
+
+class TranscriptLists(HasWarnings, HasLogprobs):
+    """The lists of `response_format=verbose_json`."""
+
+    words: NotRequired[list[WordJson]]
+    """With `timestamp_granularities[]=word`."""
+    segments: NotRequired[list[SegmentJson]]
+    """With `timestamp_granularities[]=segment`."""
+    tracks: NotRequired[list[SoundTrackJson]]
+    """The file's sound tracks, where it has several."""
+
+
+class VerboseTranscriptionJson(TranscriptLists):
+    """The response of `response_format=verbose_json`."""
+
+    task: Task
+    """The task of the request."""
+    language: Annotated[str, Keywords(examples=["english"])]
+    """English name of the language spoken, or `unknown`."""
+    duration: Seconds
+    """Length of the recording, seconds."""
+    text: SpokenText
+    usage: DurationUsage
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A body and what it is."""
+    """A response body with its media type."""
 
     body: str
     media_type: str
     """For the Content-Type header."""
     caveats: tuple[Caveat, ...] = ()
-    """What else is to be told of the transcript."""
+    """Problems that affect the transcript."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Give the headers that the answer has beside its type."""
+        """Give the headers of the response, besides its media type."""
         if not self.caveats:
             return {}
         listed = warnings_list(self.caveats)
-        while len(json.dumps(listed)) > _LONGEST_HEADER:
+        while len(json.dumps(listed)) > _MAX_HEADER:
             listed.pop()
         return {WARNINGS_HEADER: json.dumps(listed)}
 
@@ -52,19 +207,32 @@ class Rendered:
 
 
 def render(transcript: Transcript, params: TranscriptionParams, *, settings: Settings) -> Rendered:
-    """Write a transcript in the format asked for; all of them have the same words."""
+    """Write a transcript in the requested format; all formats have the same words."""
     chosen = _FORMATS[params.response_format]
     return Rendered(
         chosen.write(transcript, params, settings), chosen.media_type, transcript.caveats
     )
 
 
-def warnings_list(caveats: Sequence[Caveat]) -> list[dict[str, object]]:
-    """List caveats as answers do."""
-    return [dataclasses.asdict(caveat) for caveat in caveats]
+def warnings_list(caveats: Sequence[Caveat]) -> list[WarningJson]:
+    """Give the JSON of caveats."""
+    return [
+        {
+            "code": caveat.code,
+            "message": caveat.message,
+            "start": caveat.start,
+            "end": caveat.end,
+        }
+        for caveat in caveats
+    ]
 
 
-def token_logprobs(words: Sequence[Word], *, at_start: bool) -> list[dict[str, object]]:
+def warnings_field(caveats: Sequence[Caveat]) -> HasWarnings:
+    """Give the field `warnings`, where there are any."""
+    return {"warnings": warnings_list(caveats)} if caveats else {}
+
+
+def token_logprobs(words: Sequence[Word], *, at_start: bool) -> list[TokenLogprobJson]:
     """List words' tokens as OpenAI's `include[]=logprobs` does.
 
     Their texts add up to the words' text, which begins with a space unless it is the transcript's
@@ -83,49 +251,69 @@ def token_logprobs(words: Sequence[Word], *, at_start: bool) -> list[dict[str, o
     ]
 
 
-def languages_spoken(transcript: Transcript) -> dict[str, object]:
-    """Give OpenAI's field `languages`, where the language is known."""
-    return {"languages": [{"code": transcript.language}]} if transcript.language else {}
-
-
 def to_json(body: Mapping[str, object]) -> str:
     """Write JSON on one line."""
     return json.dumps(body, ensure_ascii=False, allow_nan=False)
 
 
-def json_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, object]:
+def transcript_text(transcript: Transcript, params: TranscriptionParams) -> TranscriptText:
+    """Give the text, its language where that is known, and its tokens where they are wanted."""
+    fields: TranscriptText = {"text": transcript.text}
+    if transcript.language:
+        fields["languages"] = [{"code": transcript.language}]
+    if "logprobs" in params.include:
+        fields["logprobs"] = token_logprobs(transcript.words, at_start=True)
+    return fields
+
+
+def json_body(transcript: Transcript, params: TranscriptionParams) -> TranscriptionJson:
     """Give the object of `response_format=json`."""
-    return {
-        "text": transcript.text,
-        **languages_spoken(transcript),
-        **_logprobs(transcript, params),
-        "usage": _usage(transcript),
-    }
+    return {**transcript_text(transcript, params), "usage": _usage(transcript)}
 
 
-def verbose_json_body(transcript: Transcript, params: TranscriptionParams) -> dict[str, object]:
+def verbose_json_body(
+    transcript: Transcript, params: TranscriptionParams
+) -> VerboseTranscriptionJson:
     """Give the object of `response_format=verbose_json`, the list of tokens left out."""
     language = transcript.language
-    body: dict[str, object] = {
+    return {
         "task": params.task,
         "language": english_name(language) if language else UNKNOWN_LANGUAGE,
         "duration": _seconds(transcript.duration),
         "text": transcript.text,
+        **_lists(transcript, params),
+        "usage": _usage(transcript),
     }
+
+
+def _lists(transcript: Transcript, params: TranscriptionParams) -> TranscriptLists:
+    lists: TranscriptLists = {}
     if "word" in params.granularities:
-        body["words"] = [_word(word, params) for word in transcript.words]
+        lists["words"] = [_word(word, params) for word in transcript.words]
     if "segment" in params.granularities:
-        body["segments"] = [
-            _segment(number, segment) for number, segment in enumerate(transcript.segments)
-        ]
+        lists["segments"] = segments_list(transcript)
     if len(transcript.tracks) > 1:
-        body["tracks"] = [dataclasses.asdict(track) for track in transcript.tracks]
-    if transcript.caveats:
-        body["warnings"] = warnings_list(transcript.caveats)
-    return body | {"usage": _usage(transcript)}
+        lists["tracks"] = [_track(track) for track in transcript.tracks]
+    return {**lists, **warnings_field(transcript.caveats)}
 
 
-def _logprobs(transcript: Transcript, params: TranscriptionParams) -> dict[str, object]:
+def segments_list(transcript: Transcript) -> list[SegmentJson]:
+    """List segments with the ten fields of Whisper's, and its meanings."""
+    return [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
+
+
+def _track(track: SoundTrack) -> SoundTrackJson:
+    return {
+        "number": track.number,
+        "codec": track.codec,
+        "language": track.language,
+        "title": track.title,
+        "default": track.default,
+        "used": track.used,
+    }
+
+
+def _logprobs(transcript: Transcript, params: TranscriptionParams) -> HasLogprobs:
     if "logprobs" not in params.include:
         return {}
     return {"logprobs": token_logprobs(transcript.words, at_start=True)}
@@ -138,8 +326,8 @@ def _token_texts(word: Word, *, at_start: bool) -> list[str]:
     return texts
 
 
-def _word(word: Word, params: TranscriptionParams) -> dict[str, object]:
-    entry: dict[str, object] = {
+def _word(word: Word, params: TranscriptionParams) -> WordJson:
+    entry: WordJson = {
         "word": word.text,
         "start": _seconds(word.start),
         "end": _seconds(word.end),
@@ -149,22 +337,20 @@ def _word(word: Word, params: TranscriptionParams) -> dict[str, object]:
     return entry
 
 
-def _segment(number: int, segment: Segment) -> dict[str, object]:
-    """Give the ten fields of Whisper's segments, with its meanings."""
+def _segment(number: int, segment: Segment) -> SegmentJson:
     return {
         "id": number,
-        # Whisper's frames are 10 ms, and this is where its window began; here a segment is its
-        # own window.
+        # In Whisper, the start of its window in frames of 10 ms; here a segment is its own window.
         "seek": round(segment.start * 100),
         "start": _seconds(segment.start),
         "end": _seconds(segment.end),
         "text": f" {segment.text}",
         "tokens": [token.id for word in segment.words for token in word.tokens],
-        # Decoding is a search for the likeliest words; nothing is sampled.
+        # Decoding does not sample.
         "temperature": 0.0,
         "avg_logprob": _mean_logprob(segment),
         "compression_ratio": _compression_ratio(segment.text),
-        # A transducer has no such output; a segment exists only because words were found.
+        # A transducer has no such output, and a segment has at least one word.
         "no_speech_prob": 0.0,
     }
 
@@ -172,8 +358,8 @@ def _segment(number: int, segment: Segment) -> dict[str, object]:
 def _mean_logprob(segment: Segment) -> float | None:
     """Average over the tokens; `None` where one is unknown.
 
-    The schema asks for a number, but every number would be a claim (0 says certain), and OpenAI's
-    SDK passes null on.
+    OpenAI's schema requires a number, but any number would be wrong (0 means certain), and its SDK
+    accepts null.
     """
     logprobs = [token.logprob for word in segment.words for token in word.tokens]
     known = [logprob for logprob in logprobs if logprob is not None and math.isfinite(logprob)]
@@ -181,12 +367,12 @@ def _mean_logprob(segment: Segment) -> float | None:
 
 
 def _compression_ratio(text: str) -> float:
-    """Tell how repetitive a text is, as openai/whisper does in `utils.compression_ratio`."""
+    """Measure how repetitive a text is, like `utils.compression_ratio` of openai/whisper."""
     encoded = text.encode()
     return len(encoded) / len(zlib.compress(encoded))
 
 
-def _usage(transcript: Transcript) -> dict[str, object]:
+def _usage(transcript: Transcript) -> DurationUsage:
     return {"type": "duration", "seconds": _seconds(transcript.duration)}
 
 
@@ -220,7 +406,7 @@ _FORMATS: Mapping[ResponseFormat, _Format] = {
     "verbose_json": _Format(
         "application/json",
         lambda transcript, params, _: to_json(
-            verbose_json_body(transcript, params) | _logprobs(transcript, params)
+            {**verbose_json_body(transcript, params), **_logprobs(transcript, params)}
         ),
     ),
     "vtt": _Format(

@@ -1,4 +1,4 @@
-"""A transcription request's form fields, in OpenAI's names, checked before anything is started."""
+"""A transcription request's form fields, with OpenAI's names, checked before work starts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from parakeet_api.settings import parse_boolean
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Granularity = Literal["word", "segment"]
 Include = Literal["logprobs", "progress", "peaks"]
-"""What an answer can hold beside the transcript; `progress` and `peaks` are this server's own."""
+"""Additional parts of a response; `progress` and `peaks` are this server's own."""
 Task = Literal["transcribe", "translate"]
 
 _UNSET = frozenset({"null", "undefined", "none"})
-"""What JavaScript's FormData and Python's str() make of a value that is not set."""
-_LONGEST_ECHO = 60
+"""What JavaScript's FormData and Python's str() turn an unset value into."""
+_MAX_ECHO = 60
 """Characters of a client's value that an error message repeats."""
 
 
@@ -35,36 +35,36 @@ class Form(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscriptionParams:
-    """What a client asked for.
+    """The parameters of a request.
 
-    What OpenAI's models take and this kind of model has no use for (`prompt`, `keywords[]`,
-    `temperature`, `chunking_strategy`) is checked and changes nothing.
+    Parameters of OpenAI's models that this kind of model has no use for (`prompt`, `keywords[]`,
+    `temperature`, `chunking_strategy`) are checked and have no effect.
     """
 
     model: str = ""
-    """Name of the model that is meant; empty = the first."""
+    """Name of the model; empty = the first."""
     response_format: ResponseFormat = "json"
     languages: frozenset[str] = frozenset({"en"})
-    """ISO 639-1 codes, at least one: what the recording may be spoken in."""
+    """ISO 639-1 codes of the languages that may be spoken, at least one."""
     granularities: frozenset[Granularity] = frozenset({"segment"})
     """What `verbose_json` lists."""
     include: frozenset[Include] = frozenset()
     stream: bool = False
-    """Answer with server-sent events."""
+    """Respond with server-sent events."""
     task: Task = "transcribe"
     audio_track: int | Literal["all"] | None = None
-    """Number of the sound track to take, from 1; `all` = mixed; `None` = a player's choice."""
+    """Number of the sound track, from 1; `all` = mixed; `None` = what a player would choose."""
     allow_partial: bool = False
-    """Whether a file that is cut short is transcribed as far as it goes."""
+    """Whether a truncated file is transcribed as far as it goes."""
 
 
 def parse_params(
     form: Form, *, languages: frozenset[str], model: str = "", task: Task = "transcribe"
 ) -> TranscriptionParams:
-    """Read and check the fields of a request to `model`, which speaks `languages`.
+    """Parse the fields of a request to `model`, which has these languages (ISO 639-1 codes).
 
-    Unknown fields are ignored, as clients send each other's. Raises `InvalidRequestError` naming
-    the parameter.
+    Unknown fields are ignored: clients send fields of other servers. Raises
+    `InvalidRequestError` naming the parameter.
     """
     _check_temperature(read_field(form, "temperature"))
     _check_keywords(_list_field(form, "keywords"))
@@ -84,14 +84,14 @@ def parse_params(
 
 
 def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
-    """Narrow the model's languages to what the client expects to be spoken."""
+    """Narrow the model's languages to those that the client expects."""
     language = normalize_language(read_field(form, "language"), supported=supported)
     if language is not None:
         return frozenset({language})
     hints = _list_field(form, "languages")
     known = supported & {language_code(hint) for hint in hints}
     if hints and not known:
-        # They are hints: one that the model speaks is enough, but none makes a wrong transcript.
+        # Hints: one supported language is enough, but without any the transcript would be wrong.
         raise UnsupportedLanguageError(
             f"languages[]={_echo(', '.join(hints))} has none that the loaded model speaks:"
             f" {', '.join(sorted(supported))}.",
@@ -101,20 +101,20 @@ def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
 
 
 def read_field(form: Form, name: str) -> str:
-    """Give a field's text, stripped; empty where it was not sent."""
+    """Give a field's text, stripped; empty if it was not sent."""
     values = form.getlist(name)
     return _sent(values[-1]) if values else ""
 
 
 def _sent(text: str) -> str:
-    """Strip a value; empty where it is what a program makes of one that was not set."""
+    """Strip a value; empty if it is one of `_UNSET`."""
     value = text.strip()
     return "" if value.lower() in _UNSET else value
 
 
 def _list_field(form: Form, name: str) -> list[str]:
     """Gather a list: `name[]`, `name[0]`, repeated `name`, with commas, or as a JSON list."""
-    # A part without a name has `None` for it.
+    # The key of a part without a name is `None`.
     numbered = [key for key in filter(None, form.keys()) if _is_numbered(key, name)]
     texts = [
         text
@@ -188,7 +188,7 @@ def _one_of(name: str, value: str, choices: Any) -> Any:
 
 
 def _check_keywords(keywords: Sequence[str]) -> None:
-    """Refuse what OpenAI refuses: a client should not learn of it there."""
+    """Refuse what OpenAI refuses, so that clients work with both."""
     for keyword in keywords:
         if re.search(r"[<>\r\n]", keyword):
             raise InvalidRequestError(
@@ -201,7 +201,7 @@ def _check_chunking_strategy(form: Form) -> None:
     """Accept `auto`, and OpenAI's object as JSON or as `chunking_strategy[type]=...`."""
     name = "chunking_strategy"
     text = read_field(form, name)
-    # A part without a name has `None` for it.
+    # The key of a part without a name is `None`.
     keys = list(filter(None, form.keys()))
     if any(key.startswith(f"{name}[") and read_field(form, key) for key in keys):
         _one_of(f"{name}[type]", read_field(form, f"{name}[type]"), Literal["server_vad", "auto"])
@@ -231,4 +231,4 @@ def _check_temperature(text: str) -> None:
 
 
 def _echo(text: str) -> str:
-    return repr(text if len(text) <= _LONGEST_ECHO else text[:_LONGEST_ECHO] + "...")
+    return repr(text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "...")

@@ -3,8 +3,8 @@
     data: {"type": "transcript.text.delta", "delta": " of the words"}
     data: {"type": "transcript.text.done", "text": "...", "usage": {...}}
 
-The deltas add up to the text of the end exactly. Two kinds of events are this server's own and
-come only if asked for with `include[]`: `transcript.progress` and `transcript.peaks`.
+All deltas together are exactly the final text. `transcript.progress` and `transcript.peaks` are
+this server's own; they are sent only if `include[]` lists them.
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Literal, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from parakeet_api.errors import ApiError
+from parakeet_api.formats.json_types import Count, Keywords, Seconds
 from parakeet_api.formats.rendering import (
-    json_body,
+    HasLogprobs,
+    HasWarnings,
+    TranscriptText,
+    VerboseTranscriptionJson,
     render,
     to_json,
     token_logprobs,
+    transcript_text,
     verbose_json_body,
-    warnings_list,
+    warnings_field,
 )
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.pipeline import Progress
@@ -32,16 +38,89 @@ from parakeet_api.transcript import FRAME, SAMPLE_RATE, Pcm, Transcript, join_wo
 
 MEDIA_TYPE = "text/event-stream; charset=utf-8"
 KEEP_ALIVE = ": keep-alive\n\n"
-"""A comment, which every client skips: it tells proxies that the connection lives."""
+"""A comment, which clients ignore; it keeps proxies from closing the connection."""
 
 PEAKS_PER_SECOND = 10
-"""A picture of an hour has 36,000 peaks; a wide screen shows 4,000."""
+"""36,000 peaks an hour; a wide screen shows 4,000."""
 
 WaitingState = Literal["queued", "loading", "transcribing"]
 
 
+class TextDelta(HasLogprobs):
+    """Final words; all deltas together are exactly the text."""
+
+    type: Literal["transcript.text.delta"]
+    delta: str
+    """The words; all but the first begin with a space."""
+
+
+class ProgressEvent(TypedDict):
+    """Progress; with `include[]=progress`. Sent at least every second."""
+
+    type: Literal["transcript.progress"]
+    state: WaitingState
+    """The current step."""
+    queue_position: Count | None
+    """Position in the queue, from 1; null once the request has left it."""
+    done_s: Seconds
+    """Audio recognised so far, seconds."""
+    total_s: Seconds | None
+    """Length of the recording by its header, often an estimate, seconds."""
+
+
+class PeaksEvent(TypedDict):
+    """Waveform peaks of the audio that was recognised; with `include[]=peaks`."""
+
+    type: Literal["transcript.peaks"]
+    start_s: Seconds
+    """Where this audio starts, seconds."""
+    per_second: Annotated[Count, Keywords(const=PEAKS_PER_SECOND)]
+    """Peaks per second."""
+    values: Annotated[str, Keywords(contentEncoding="base64")]
+    """One byte per peak, 255 = full scale, in base64."""
+
+
+class TokenDetails(TypedDict):
+    """Input tokens by kind."""
+
+    text_tokens: Count
+    """Always 0."""
+    audio_tokens: Count
+    """Frames of audio."""
+
+
+class TokenUsage(TypedDict):
+    """What the request used: frames of 80 ms as input tokens, the transcript's tokens as output."""
+
+    type: Literal["tokens"]
+    input_tokens: Count
+    """Frames of audio."""
+    input_token_details: TokenDetails
+    output_tokens: Count
+    """Tokens of the transcript."""
+    total_tokens: Count
+    """Their sum."""
+
+
+class Renderings(TypedDict):
+    """The formats that are more than text."""
+
+    verbose_json: NotRequired[VerboseTranscriptionJson]
+    srt: NotRequired[str]
+    """Subtitles; with `response_format=srt`."""
+    vtt: NotRequired[str]
+    """Subtitles; with `response_format=vtt`."""
+
+
+class TextDone(TranscriptText, Renderings, HasWarnings):
+    """The end of a successful stream."""
+
+    type: Literal["transcript.text.done"]
+    usage: TokenUsage
+
+
 class EventWriter:
-    """Write one transcription's events; each method gives text to send, perhaps none."""
+    """Write one transcription's events; each method gives the text to send, which may be empty."""
 
     def __init__(self, params: TranscriptionParams, *, settings: Settings) -> None:
         self._params = params
@@ -52,36 +131,39 @@ class EventWriter:
         self._queue_position: int | None = None
 
     def queued(self, position: int) -> str:
-        """Tell how many requests, this one included, are still to be begun."""
+        """Report the position in the queue, from 1."""
         self._queue_position = position
         return self._state("queued")
 
     def begun(self) -> str:
-        """Tell that it is this request's turn."""
+        """Report that the request has left the queue."""
         self._queue_position = None
         return self._state()
 
     def progress(self, progress: Progress) -> str:
-        """Tell the words that became final, and how far the recording is done."""
+        """Report the words that became final, and the progress."""
         start_s, self._done_s, self._total_s = self._done_s, progress.done_s, progress.total_s
         return self._peaks(start_s, progress.samples) + self._delta(progress) + self._state()
 
     def silence(self, *, model_is_loading: bool) -> str:
-        """Keep the connection alive while there is nothing to tell."""
+        """Keep the connection alive while there is nothing to report."""
         if "progress" not in self._params.include:
             return KEEP_ALIVE
         return self._state("loading" if model_is_loading else "transcribing")
 
     def done(self, transcript: Transcript) -> str:
-        """Tell the whole text and, for the formats that are more than text, the rendering."""
-        body = json_body(transcript, self._params)
-        event = {"type": "transcript.text.done"} | body | {"usage": _usage(transcript)}
-        if transcript.caveats:
-            event["warnings"] = warnings_list(transcript.caveats)
-        return _event(event | self._rendering(transcript))
+        """Report the whole text and, for verbose_json, srt and vtt, the rendering."""
+        event: TextDone = {
+            "type": "transcript.text.done",
+            **transcript_text(transcript, self._params),
+            "usage": _usage(transcript),
+            **warnings_field(transcript.caveats),
+            **self._rendering(transcript),
+        }
+        return _event(event)
 
     def error(self, failure: ApiError) -> str:
-        """Tell that the transcription ends here, in the shape that OpenAI's clients raise."""
+        """Report an error that ends the stream, in the shape that OpenAI's clients raise."""
         return _event(failure.body())
 
     def _delta(self, progress: Progress) -> str:
@@ -89,7 +171,7 @@ class EventWriter:
         if not words:
             return ""
         lead = "" if self._at_start else " "
-        event: dict[str, object] = {
+        event: TextDelta = {
             "type": "transcript.text.delta",
             "delta": lead + join_words(words),
         }
@@ -103,34 +185,34 @@ class EventWriter:
             return ""
         if self._queue_position is not None:
             state = "queued"
-        return _event(
-            {
-                "type": "transcript.progress",
-                "state": state,
-                "queue_position": self._queue_position,
-                "done_s": round(self._done_s, 3),
-                "total_s": self._total_s and round(self._total_s, 3),
-            }
-        )
+        event: ProgressEvent = {
+            "type": "transcript.progress",
+            "state": state,
+            "queue_position": self._queue_position,
+            "done_s": round(self._done_s, 3),
+            "total_s": self._total_s and round(self._total_s, 3),
+        }
+        return _event(event)
 
     def _peaks(self, start_s: float, samples: Pcm) -> str:
         if "peaks" not in self._params.include or not len(samples):
             return ""
-        return _event(
-            {
-                "type": "transcript.peaks",
-                "start_s": round(start_s, 3),
-                "per_second": PEAKS_PER_SECOND,
-                "values": base64.b64encode(peaks(samples)).decode("ascii"),
-            }
-        )
+        event: PeaksEvent = {
+            "type": "transcript.peaks",
+            "start_s": round(start_s, 3),
+            "per_second": PEAKS_PER_SECOND,
+            "values": base64.b64encode(peaks(samples)).decode("ascii"),
+        }
+        return _event(event)
 
-    def _rendering(self, transcript: Transcript) -> dict[str, object]:
-        chosen = self._params.response_format
-        if chosen == "verbose_json":
-            return {chosen: verbose_json_body(transcript, self._params)}
-        if chosen in ("srt", "vtt"):
-            return {chosen: render(transcript, self._params, settings=self._settings).body}
+    def _rendering(self, transcript: Transcript) -> Renderings:
+        match self._params.response_format:
+            case "verbose_json":
+                return {"verbose_json": verbose_json_body(transcript, self._params)}
+            case "srt":
+                return {"srt": render(transcript, self._params, settings=self._settings).body}
+            case "vtt":
+                return {"vtt": render(transcript, self._params, settings=self._settings).body}
         return {}
 
 
@@ -143,21 +225,21 @@ def peaks(samples: Pcm) -> bytes:
     return bytes((loudest >> 7).clip(max=255).astype(np.uint8))
 
 
-def _usage(transcript: Transcript) -> dict[str, object]:
-    """Count tokens, as the schema of a stream's end asks.
+def _usage(transcript: Transcript) -> TokenUsage:
+    """Count tokens, as OpenAI's schema of the last event requires.
 
-    The model hears one frame of 80 ms at a time and writes pieces of words: these are its tokens.
+    Input tokens are the encoder's frames of 80 ms.
     """
-    heard = math.ceil(transcript.duration * SAMPLE_RATE / FRAME)
+    frames = math.ceil(transcript.duration * SAMPLE_RATE / FRAME)
     written = sum(len(word.tokens) for word in transcript.words)
     return {
         "type": "tokens",
-        "input_tokens": heard,
-        "input_token_details": {"text_tokens": 0, "audio_tokens": heard},
+        "input_tokens": frames,
+        "input_token_details": {"text_tokens": 0, "audio_tokens": frames},
         "output_tokens": written,
-        "total_tokens": heard + written,
+        "total_tokens": frames + written,
     }
 
 
-def _event(body: Mapping[str, Any]) -> str:
+def _event(body: Mapping[str, object]) -> str:
     return f"data: {to_json(body)}\n\n"

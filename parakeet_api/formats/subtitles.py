@@ -203,7 +203,7 @@ def _times(pieces: list[_Piece], settings: Settings) -> Iterator[tuple[int, int]
     for piece, start, following in zip(pieces, starts, followings, strict=True):
         end = max(piece[-1].end, start + least)
         if following is not None:
-            # The gap may eat into the last word: 60 ms is less than one frame of the model, 80 ms.
+            # The gap may shorten the last word: 60 ms is less than one frame of the model, 80 ms.
             end = min(end, following - min(gap, (following - start) // 2))
         yield start, end
 

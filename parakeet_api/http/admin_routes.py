@@ -1,11 +1,11 @@
-"""What an operator does to a running server: unload models and load them."""
+"""Unload and load models of a running server."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 from flask import Blueprint, request
+from werkzeug.datastructures import CombinedMultiDict
 
 from parakeet_api.errors import (
     InvalidRequestError,
@@ -14,38 +14,41 @@ from parakeet_api.errors import (
     StoppingError,
 )
 from parakeet_api.formats.request_params import read_field
-from parakeet_api.http.web import require_operator, services
+from parakeet_api.formats.status import AdminReport
+from parakeet_api.http.auth import require_operator
+from parakeet_api.http.received_form import received_fields
+from parakeet_api.http.services import services
 from parakeet_api.served_models import ServedModel
 
 admin_api = Blueprint("admin", __name__)
 admin_api.before_request(require_operator)
 
-_LONGEST_WAIT_S = 120.0
-"""For a load; the 0.6B model takes half a minute from a slow disk. The load itself goes on."""
+_MAX_WAIT_S = 120.0
+"""For a load: the 0.6B model takes half a minute from a slow disk. The load itself is not ended."""
 _waiters = threading.BoundedSemaphore(2)
-"""Half of the threads that the server keeps for pages and health."""
+"""Requests that wait for a load at a time: each holds a thread."""
 
 
 @admin_api.post("/admin/unload")
-def unload() -> dict[str, Any]:
+def unload() -> AdminReport:
     """Unload the model that is named, or all, unless they are in use."""
-    wished = _wished()
-    outcomes = {model.name: services().models.unload(model) for model in wished}
-    in_use = [name for name, outcome in outcomes.items() if outcome == "in_use"]
+    outcomes = [(model, services().models.unload(model)) for model in _requested_models()]
+    in_use = [model.name for model, outcome in outcomes if outcome == "in_use"]
     if in_use:
         raise ModelInUseError(
             f"{', '.join(in_use)}: in use, and not unloaded. Try again when the work is done."
         )
     return {
         "models": [
-            {"name": model.name, "state": model.slot.state, "outcome": outcomes[model.name]}
-            for model in wished
+            {"name": model.name, "state": model.slot.state, "outcome": outcome}
+            for model, outcome in outcomes
+            if outcome != "in_use"
         ]
     }
 
 
 @admin_api.post("/admin/load")
-def load() -> dict[str, Any]:
+def load() -> AdminReport:
     """Load the model that is named, or the first, and answer when it is loaded."""
     if services().admission.stopping:
         raise StoppingError
@@ -64,19 +67,19 @@ def load() -> dict[str, Any]:
 
 
 def _wait_for(model: ServedModel) -> None:
-    """Wait for a load, which goes on also when nobody waits any more."""
+    """Wait for a load, which continues when nobody waits any more."""
     loading = services().models.load(model)
     if not _waiters.acquire(blocking=False):
         raise ModelNotReadyError(f"The model {model.name} is being loaded; others wait for it.")
     try:
-        loading.result(_LONGEST_WAIT_S)
+        loading.result(_MAX_WAIT_S)
     except TimeoutError as error:
         raise ModelNotReadyError(f"The model {model.name} is still being loaded.") from error
     finally:
         _waiters.release()
 
 
-def _wished() -> list[ServedModel]:
+def _requested_models() -> list[ServedModel]:
     models, name = services().models, _name()
     return [models.named(name)] if name else list(models)
 
@@ -84,6 +87,7 @@ def _wished() -> list[ServedModel]:
 def _name() -> str:
     """Read `model`, of the query or of a form."""
     try:
-        return read_field(request.values, "model")
+        parameters = CombinedMultiDict([request.args, received_fields()])
+        return read_field(parameters, "model")
     except ValueError as error:
         raise InvalidRequestError(f"The body is malformed ({error}).") from error

@@ -1,4 +1,4 @@
-"""How many requests are worked on at a time, and the line of those that wait for their turn."""
+"""How many requests are worked on at a time, and the queue of those that wait."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from parakeet_api.metrics import Metrics
 from parakeet_api.model.batching import RequestCancelled
 
 _POLL_S = 0.5
-"""How often a waiting request looks whether its client is still there."""
+"""How often a waiting request checks that its client is still there."""
 
 
 class Admission:
-    """Places for the requests that are worked on; first come, first served."""
+    """Slots for the requests that are worked on; first come, first served."""
 
     def __init__(self, *, active: int, waiting: int, metrics: Metrics | None = None) -> None:
         self._metrics = metrics or Metrics()
-        self._most_active = active
-        self._most_waiting = waiting
+        self._max_active = active
+        self._max_waiting = waiting
         self._changed = threading.Condition()
         self._active = 0
-        self._line: deque[object] = deque()
+        self._queue: deque[object] = deque()
         self._stopping = False
+        self._metrics.requests_active.set_function(lambda: self.counts()[0])
+        self._metrics.requests_waiting.set_function(lambda: self.counts()[1])
 
     @contextmanager
-    def place(
+    def slot(
         self,
         *,
         cancelled: Callable[[], bool] = lambda: False,
         on_wait: Callable[[int], None] = lambda _: None,
     ) -> Iterator[None]:
-        """Hold a place while a request is worked on.
+        """Hold a slot while a request is worked on.
 
-        `on_wait` is told the position in the line, from 1, each time it changes. Raises
+        `on_wait` is called with the position in the queue, from 1, each time it changes. Raises
         `QueueFullError` at once if too many wait, `StoppingError` if the server is about to stop,
         `RequestCancelled` if the client goes.
         """
-        asked = time.monotonic()
-        ticket = self._queue_up()
+        since = time.monotonic()
+        ticket = self._enqueue()
         try:
             self._wait(ticket, cancelled, on_wait)
         except BaseException:
             with self._changed:
-                self._line.remove(ticket)
+                self._queue.remove(ticket)
                 self._changed.notify_all()
             raise
-        self._metrics.request_wait_seconds.observe(time.monotonic() - asked)
+        self._metrics.request_wait_seconds.observe(time.monotonic() - since)
         try:
             yield
         finally:
@@ -59,60 +61,60 @@ class Admission:
                 self._changed.notify_all()
 
     def refuse_if_full(self) -> None:
-        """Raise what `place` would raise at once: before an upload is looked at."""
+        """Raise what `slot` would raise at once, before an upload is received."""
         with self._changed:
             self._refuse_if_full()
 
     def stop(self) -> None:
-        """Refuse all who come from now on; those who are in line are still served."""
+        """Refuse new requests from now on; those in the queue are still served."""
         with self._changed:
             self._stopping = True
 
     def wait_until_empty(self, timeout_s: float) -> bool:
-        """Wait until nobody is worked on or waits; tell whether that came true in time."""
+        """Wait until no request is worked on or waits; give whether that was so in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: not (self._active or self._line), timeout_s)
+            return self._changed.wait_for(lambda: not (self._active or self._queue), timeout_s)
 
     @property
     def stopping(self) -> bool:
-        """Tell whether the server is about to stop."""
+        """Whether the server is about to stop."""
         return self._stopping
 
     def counts(self) -> tuple[int, int]:
         """Count the requests that are worked on, and those that wait."""
         with self._changed:
-            return self._active, len(self._line)
+            return self._active, len(self._queue)
 
-    def _queue_up(self) -> object:
+    def _enqueue(self) -> object:
         ticket = object()
         with self._changed:
             self._refuse_if_full()
-            self._line.append(ticket)
+            self._queue.append(ticket)
         return ticket
 
     def _refuse_if_full(self) -> None:
         if self._stopping:
             raise StoppingError
-        if self._active + len(self._line) >= self._most_active + self._most_waiting:
+        if self._active + len(self._queue) >= self._max_active + self._max_waiting:
             raise QueueFullError("Too many requests are waiting. Try again in a few seconds.")
 
     def _wait(
         self, ticket: object, cancelled: Callable[[], bool], on_wait: Callable[[int], None]
     ) -> None:
-        """Wait until the ticket is the first and a place is free; leave the line for it."""
+        """Wait until the ticket is the first and a slot is free; leave the queue for it."""
         position = 0
         while True:
             with self._changed:
-                if self._line[0] is ticket and self._active < self._most_active:
-                    self._line.popleft()
+                if self._queue[0] is ticket and self._active < self._max_active:
+                    self._queue.popleft()
                     self._active += 1
                     # The next one has moved up.
                     self._changed.notify_all()
                     return
-                was, position = position, self._line.index(ticket) + 1
+                was, position = position, self._queue.index(ticket) + 1
                 if was == position:
                     self._changed.wait(_POLL_S)
-            # Outside the lock: both may take their time.
+            # Outside the lock: both may be slow.
             if was != position:
                 on_wait(position)
             if cancelled():

@@ -1,4 +1,4 @@
-"""The key that a request brings, and whether it is one of those that are accepted."""
+"""The key of a request, and whether it is an accepted one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def sent_key(authorization: str) -> str:
 
 
 def is_accepted(given: str, keys: Iterable[str]) -> bool:
-    """Tell whether a key is one of `keys`."""
-    # All are compared, and in constant time: the answer's delay tells nothing of a key.
+    """Return whether a key is one of `keys`."""
+    # All are compared, each in constant time: the delay of an answer reveals nothing of a key.
     matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
     return any(matches)

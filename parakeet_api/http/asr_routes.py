@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from flask import Blueprint, Response, request
 from werkzeug.datastructures import CombinedMultiDict
 
 from parakeet_api.errors import AudioDecodeError
-from parakeet_api.formats.asr_api import AsrParams, describe_language, parse_asr_params, render_asr
-from parakeet_api.http.web import (
-    answer,
-    answer_error,
-    chosen_model,
-    client_gone,
-    received_file,
-    require_api_key,
-    services,
-    transcribe_upload,
+from parakeet_api.formats.asr_api import (
+    AsrParams,
+    DetectedLanguage,
+    describe_language,
+    parse_asr_params,
+    render_asr,
 )
+from parakeet_api.http.auth import require_api_key
+from parakeet_api.http.error_answers import answer_error
+from parakeet_api.http.received_form import received_form
+from parakeet_api.http.services import chosen_model, client_gone, services
+from parakeet_api.http.transcription import answer, transcribe_upload
 from parakeet_api.served_models import ServedModel
 from parakeet_api.transcript import Word
 
@@ -30,8 +29,8 @@ asr_api.before_request(require_api_key)
 
 _FILE = "audio_file"
 _ENOUGH_WORDS = 40
-"""Words that tell a language for sure."""
-_LONGEST_OPENING_S = 600.0
+"""Words from which a language is certain."""
+_MAX_OPENING_S = 600.0
 """A film may begin with minutes of music."""
 
 
@@ -39,27 +38,19 @@ _LONGEST_OPENING_S = 600.0
 def asr() -> Response:
     """Transcribe one upload."""
     upload, model, params = _received()
-    transcript = transcribe_upload(
-        upload,
-        model=model,
-        languages=params.languages,
-        task=params.task,
-        raw_pcm=params.raw_pcm,
-        track=params.audio_track,
-        allow_partial=params.allow_partial,
-    )
+    transcript = transcribe_upload(upload, params, model=model)
     return answer(render_asr(transcript, params, settings=services().settings))
 
 
 @asr_api.post("/detect-language")
-def detect_language() -> Mapping[str, Any]:
-    """Tell the language of a recording's first words."""
+def detect_language() -> DetectedLanguage:
+    """Detect the language of a recording's first words."""
     upload, model, params = _received()
     model.checkpoints.checkpoint()
     words: list[Word] = []
     gone = client_gone()
     with (
-        services().admission.place(cancelled=gone),
+        services().admission.slot(cancelled=gone),
         closing(
             model.pipeline.stream(
                 upload,
@@ -72,22 +63,22 @@ def detect_language() -> Mapping[str, Any]:
     ):
         for progress in stream:
             words.extend(progress.words)
-            if len(words) >= _ENOUGH_WORDS or progress.done_s >= _LONGEST_OPENING_S:
+            if len(words) >= _ENOUGH_WORDS or progress.done_s >= _MAX_OPENING_S:
                 break
     return describe_language(words, candidates=params.languages)
 
 
 @asr_api.errorhandler(AudioDecodeError)
 def name_the_field(error: AudioDecodeError) -> Response:
-    """Answer with the name that the file has here."""
+    """Answer with the name of the file's field, which is another one here."""
     error.param = _FILE
     return answer_error(error)
 
 
 def _received() -> tuple[Path, ServedModel, AsrParams]:
-    """Take the upload, its model and the parameters: the query's, or of some clients the form's."""
+    """Receive the upload, its model and the parameters, which some clients send in the form."""
     services().admission.refuse_if_full()
-    upload = received_file(_FILE)
-    parameters = CombinedMultiDict([request.args, request.form])
+    form = received_form(_FILE)
+    parameters = CombinedMultiDict([request.args, form.fields])
     model = chosen_model(parameters)
-    return upload, model, parse_asr_params(parameters, languages=model.languages)
+    return form.upload, model, parse_asr_params(parameters, languages=model.languages)

@@ -1,4 +1,4 @@
-"""Work in a thread of its own, whose consumer is told also that nothing happens."""
+"""Iterate a worker thread's items, with `None` as heartbeats while there are none."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Emit = Callable[[Item], None]
 Cancelled = Callable[[], bool]
 
 _POLL_S = 0.5
-"""How often both sides look whether the other, or the client, is still there."""
-_MOST_WAITING = 16
+"""How often each side checks that the other, or the client, is still there."""
+_MAX_WAITING = 16
 """Items that may wait for a slow reader; then the work waits as well, and memory stays bounded."""
 
 
@@ -30,14 +30,14 @@ class _End:
 
 
 def in_background(
-    work: Callable[[Emit[Item], Cancelled], None], *, gone: Cancelled, silence_s: float
+    work: Callable[[Emit[Item], Cancelled], None], *, gone: Cancelled, heartbeat_s: float
 ) -> Generator[Item | None]:
-    """Run `work(emit, cancelled)`; yield what it emits, and `None` after each `silence_s` s.
+    """Run `work(emit, cancelled)`; yield what it emits, and `None` after each quiet `heartbeat_s`.
 
-    Raises what `work` raised, and `RequestCancelled` once `gone` turns true. Closing the generator
-    makes `cancelled` true and waits for the work to end.
+    Raises what `work` raised, and `RequestCancelled` once `gone` returns true. Closing the
+    generator makes `cancelled` true and waits for the work to end.
     """
-    waiting: Queue[Item | _End] = Queue(_MOST_WAITING)
+    waiting: Queue[Item | _End] = Queue(_MAX_WAITING)
     stopped = threading.Event()
 
     def cancelled() -> bool:
@@ -57,7 +57,7 @@ def in_background(
             work(put, cancelled)
             put(_End(None))
         except RequestCancelled:
-            # The consumer sees for itself that the client has gone, or has gone itself.
+            # The consumer checks `gone` itself, or has closed the generator.
             return
         # A thread's border: the error is the consumer's.
         except Exception as error:
@@ -67,23 +67,23 @@ def in_background(
     worker = threading.Thread(target=run, name="stream", daemon=True)
     worker.start()
     try:
-        yield from _received(waiting, gone, silence_s)
+        yield from _received(waiting, gone, heartbeat_s)
     finally:
         stopped.set()
         worker.join()
 
 
 def _received(
-    waiting: Queue[Item | _End], gone: Cancelled, silence_s: float
+    waiting: Queue[Item | _End], gone: Cancelled, heartbeat_s: float
 ) -> Generator[Item | None]:
-    told = time.monotonic()
+    last_yield = time.monotonic()
     while True:
         try:
-            item = waiting.get(timeout=min(_POLL_S, silence_s))
+            item = waiting.get(timeout=min(_POLL_S, heartbeat_s))
         except Empty:
             if gone():
                 raise RequestCancelled from None
-            if time.monotonic() - told < silence_s:
+            if time.monotonic() - last_yield < heartbeat_s:
                 continue
             yield None
         else:
@@ -92,4 +92,4 @@ def _received(
                     raise item.error
                 return
             yield item
-        told = time.monotonic()
+        last_yield = time.monotonic()

@@ -1,4 +1,4 @@
-"""The processes that receive clips, seen from the one with the model: started, served, replaced."""
+"""Start, serve and replace the processes that receive clips, in the one with the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from parakeet_api.http.clip_front import FrontOptions, Wanted
 from parakeet_api.http.clip_link import (
     LinkClosedError,
     Values,
@@ -24,10 +23,13 @@ from parakeet_api.http.clip_link import (
     receive_socket,
     send,
 )
-from parakeet_api.http.server import Server
-from parakeet_api.http.web import CLIENT_CLOSED_REQUEST, RequestRecord, Services
+from parakeet_api.http.clip_transcriber import ClipInfo, FrontOptions
+from parakeet_api.http.request_log import CLIENT_CLOSED_REQUEST, RequestRecord
+from parakeet_api.http.services import Services
+from parakeet_api.http.waitress_internals import Server
 from parakeet_api.model.batching import RequestCancelled
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
+from parakeet_api.speech.holes import Completed
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ _PAUSE_S = 1.0
 
 
 class ClipDesk:
-    """Keep processes that receive clips, and let their clips be recognised."""
+    """Supervise the processes that receive clips, and recognise their clips."""
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class ClipDesk:
             settings=settings,
             ffmpeg=str(Path(ffmpeg).absolute()),
             longest_chunk_s=services.plan.longest_chunk_s,
-            # Connections are not spread evenly over the processes: each may have twice its share.
+            # Connections are not spread evenly over the processes: each may get twice its share.
             threads=2 * math.ceil(settings.app_threads / max(1, processes)),
         )
         self._closed = threading.Event()
@@ -66,18 +68,18 @@ class ClipDesk:
         self._counting = threading.Lock()
         self._ready = self._under_way = 0
         self._controls: set[socket.socket] = set()
-        self._keepers = [
-            threading.Thread(target=self._keep, name=f"clip-front-{number}", daemon=True)
+        self._supervisors = [
+            threading.Thread(target=self._supervise, name=f"clip-front-{number}", daemon=True)
             for number in range(processes)
         ]
 
     def start(self) -> None:
         """Start the processes; they take the connections as soon as they are ready."""
-        if not self._keepers:
+        if not self._supervisors:
             return
         self._server.accepts_elsewhere = lambda: self._ready > 0
-        for keeper in self._keepers:
-            keeper.start()
+        for supervisor in self._supervisors:
+            supervisor.start()
 
     def under_way(self) -> int:
         """Count the clips that are recognised or wait."""
@@ -93,10 +95,10 @@ class ClipDesk:
         for control in [*self._controls]:
             with contextlib.suppress(OSError):
                 control.shutdown(socket.SHUT_RDWR)
-        for keeper in self._keepers:
-            keeper.join()
+        for supervisor in self._supervisors:
+            supervisor.join()
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         """Start a process, serve it until it ends, and start it again."""
         while not self._closed.is_set():
             control, theirs = socket.socketpair()
@@ -149,44 +151,45 @@ class ClipDesk:
                 self._server.pull_trigger()
 
     def _serve_link(self, link: socket.socket) -> None:
-        """Do what one thread of a process asks for, one thing after the other."""
+        """Answer what one thread of a process sends, one message after the other."""
         with link, contextlib.suppress(LinkClosedError):
             while True:
-                (kind, *asked), data = receive(link)
+                (kind, *values), data = receive(link)
                 if kind == "describe":
-                    send(link, self._description(*asked))
+                    send(link, self._description(*values))
                 else:
-                    self._recognize(link, data, Wanted(*asked))
+                    self._recognize(link, data, ClipInfo(*values))
 
     def _description(self, name: str) -> Values:
         try:
             model = self._services.models.named(name)
             checkpoint = model.checkpoints.checkpoint()
         except Exception as error:
-            # A thread's border: it is raised again where the request is passed on to.
+            # A thread's border: the request is passed on, and the error raised again there.
             return "failed", repr(error)
         return "model", model.name, checkpoint.name, checkpoint.note, sorted(model.languages)
 
-    def _recognize(self, link: socket.socket, data: bytearray, wanted: Wanted) -> None:
+    def _recognize(self, link: socket.socket, data: bytearray, info: ClipInfo) -> None:
         metrics = self._services.metrics
         samples = np.frombuffer(data, np.int16)
         record = RequestRecord(
-            id=wanted.request_id,
-            client=wanted.client,
+            id=info.request_id,
+            client=info.client,
             method="POST",
-            path=wanted.path,
-            endpoint=wanted.path,
+            path=info.path,
+            endpoint=info.path,
             metrics=metrics,
         )
         with self._counting:
             self._under_way += 1
         try:
-            words = self._words(
-                wanted.model, samples, cancelled=lambda: self._cancelled or _is_gone(link)
+            completed = self._completed(
+                info.model, samples, cancelled=lambda: self._cancelled or _is_gone(link)
             )
             record.audio_s = len(samples) / SAMPLE_RATE
             metrics.audio_seconds.inc(record.audio_s)
-            send(link, ("words", pack_words(words)))
+            unheard = [(span.start, span.end) for span in completed.unheard]
+            send(link, ("words", pack_words(completed.words), unheard))
         except (RequestCancelled, LinkClosedError):
             record.finish(CLIENT_CLOSED_REQUEST)
             raise LinkClosedError from None
@@ -199,20 +202,18 @@ class ClipDesk:
             with self._counting:
                 self._under_way -= 1
 
-    def _words(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> list[Word]:
+    def _completed(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> Completed:
         model = self._services.models.named(name)
         model.checkpoints.checkpoint()
         chunk = Chunk(0, 0, samples, 0, len(samples))
         with (
-            self._services.admission.place(cancelled=cancelled),
-            # An operator who wants to unload the model is told that it is in use.
+            self._services.admission.slot(cancelled=cancelled),
+            # The model is in use: it cannot be unloaded.
             model.pipeline.counted(),
         ):
-            return [
-                word
-                for _, words in model.batcher.recognize([chunk], cancelled=cancelled)
-                for word in words
-            ]
+            [(_, words)] = model.batcher.recognize([chunk], cancelled=cancelled)
+            # Here, where torch is: the process that received the clip has no detector.
+            return model.pipeline.complete(chunk, words, cancelled=cancelled)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -225,7 +226,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _is_gone(link: socket.socket) -> bool:
-    """Tell whether the other side has closed a link on which nothing is sent meanwhile."""
+    """Return whether the other side has closed a link on which nothing is sent meanwhile."""
     try:
         return link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     except BlockingIOError:

@@ -1,10 +1,10 @@
-"""A process beside the one with the model: receives clips, decodes them, writes their transcripts.
+"""A process beside the one with the model: receives clips, decodes them, renders transcripts.
 
 One interpreter can do that for some 400 clips a second, and a fast GPU recognises twice as many.
-What is done here is what leaves no question: a short recording, sent whole and at once, with
-parameters that are right. Its sound goes to the process with the model, and its words come back.
-All else, and whatever goes wrong, goes there too, connection and all, with what was read of it:
-that process answers as if it had accepted the connection itself.
+This process answers plain requests alone: a short recording, sent whole and at once, with valid
+parameters. The samples go to the process with the model, and the words come back. Everything else,
+and every failure, is passed on to that process with the connection and what was read from it; it
+answers as if it had accepted the connection itself.
 
     python -m parakeet_api.http.clip_front LISTENER CONTROL      two file descriptors; `clip_desk`
 """
@@ -16,7 +16,6 @@ import logging
 import os
 import pickle
 import re
-import select
 import selectors
 import signal
 import socket
@@ -25,108 +24,47 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from email.utils import formatdate
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
-from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.formats.rendering import Rendered, render
-from parakeet_api.formats.request_params import parse_params, read_field
 from parakeet_api.http.api_keys import is_accepted, sent_key
 from parakeet_api.http.clip_link import (
     LinkClosedError,
     receive,
     send,
     send_socket,
-    unpack_words,
 )
-from parakeet_api.http.proxies import TrustedProxies
+from parakeet_api.http.clip_request import PassOnError, RequestHead, parse_head, response
+from parakeet_api.http.clip_transcriber import ClientGoneError, ClipTranscriber, FrontOptions
 from parakeet_api.http.upload_form import MULTIPART, UploadForm
 from parakeet_api.logs import set_up_logging
-from parakeet_api.metrics import Metrics
-from parakeet_api.pipeline import Pipeline
-from parakeet_api.settings import Settings
-from parakeet_api.speech.chunking import ChunkPolicy
-from parakeet_api.transcript import Chunk, Word
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_LINE = re.compile(rb"POST ((?:/v1)?/audio/transcriptions) HTTP/1\.1")
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
-_LONGEST_HEAD = 16 * 1024
-_MOST_BODY = 4 * 1024 * 1024
-"""Bytes: two minutes of wav. What is larger is no clip, or takes its time to arrive."""
+_MAX_HEAD_BYTES = 16 * 1024
+_MAX_BODY_BYTES = 4 * 1024 * 1024
+"""Two minutes of wav; a larger request is not a clip, or is slow to arrive."""
 _RECEIVE_BYTES = 256 * 1024
-_PIECE_BYTES = 256 * 1024
-_NOT_HERE = ("transfer-encoding", "expect", "upgrade", "content-encoding", "origin")
-"""Headers of requests that are not simple."""
+_BLOCK_BYTES = 256 * 1024
+_PASSED_ON_HEADERS = ("transfer-encoding", "expect", "upgrade", "content-encoding", "origin")
+"""Headers of requests that are not plain."""
 _SLOW_S = 5.0
-"""A request that takes longer to arrive is looked after where slow clients are."""
+"""A request that takes longer to arrive is passed on."""
 _IDLE_S = 60.0
 """The same for a connection without a request."""
 _SEND_S = 10.0
 """How long a client may take for an answer of some kilobytes."""
 _TICK_S = 1.0
-_MOST_HELD = 256 * 1024 * 1024
-"""Bytes of requests that are held in memory at a time, those under work included. What comes
-beyond them goes to the process with the model, which writes it to disk while it arrives."""
-_MOST_CONNECTIONS = 1000
-"""Beyond them the process with the model decides which one has to go."""
-_MOST_NAMES = 100
-"""Names of models are the clients' choice: no more are remembered."""
-_DESCRIPTION_S = 1.0
-"""How long it is believed what a model's name means."""
+_MAX_HELD_BYTES = 256 * 1024 * 1024
+"""Of requests in memory, those that are worked on included. Beyond it requests are passed on to the
+process with the model, which writes them to disk while they arrive."""
+_MAX_CONNECTIONS = 1000
+"""Beyond them the process with the model decides which one is closed."""
 _LAST_ANSWERS_S = 2.0
-"""How long answers may still take once the process with the model is gone."""
+"""How long answers may still take once the process with the model has ended."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-
-
-class NotHereError(Exception):
-    """The request is for the process with the model."""
-
-
-class ClientGoneError(Exception):
-    """Nobody waits for the answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrontOptions:
-    """What such a process is told at its start."""
-
-    settings: Settings
-    ffmpeg: str
-    longest_chunk_s: float
-    threads: int
-    """Clips that it works on, or has the model work on, at a time."""
-
-
-class Wanted(NamedTuple):
-    """What the process with the model is told of a clip beside its sound."""
-
-    model: str
-    """As the client named it."""
-    request_id: str
-    client: str
-    """Its address."""
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What stands before a body; names of headers in lower case."""
-
-    path: str
-    headers: Mapping[str, str]
-    size: int
-    """Bytes, the empty line included."""
-
-    @property
-    def body_size(self) -> int:
-        return int(self.headers["content-length"])
 
 
 @dataclass(eq=False, slots=True)
@@ -136,7 +74,7 @@ class _Connection:
     sock: socket.socket
     address: tuple[str, int]
     received: bytearray = field(default_factory=bytearray)
-    head: _Head | None = None
+    head: RequestHead | None = None
     since: float = field(default_factory=time.monotonic)
     """When the request began, or the last one ended."""
 
@@ -149,22 +87,10 @@ class _Held:
         self._counting = threading.Lock()
 
     def add(self, size: int) -> bool:
-        """Count more, or less; tell whether there is room for all."""
+        """Count more, or less; give whether all of them may be held."""
         with self._counting:
             self._bytes += size
-            return self._bytes <= _MOST_HELD
-
-
-@dataclass(frozen=True, slots=True)
-class _Description:
-    """A model as the process that owns it describes it."""
-
-    name: str
-    checkpoint: str
-    note: str | None
-    """What a bundled model is, in one sentence."""
-    languages: frozenset[str]
-    until: float
+            return self._bytes <= _MAX_HELD_BYTES
 
 
 class Front:
@@ -176,31 +102,20 @@ class Front:
         self._listener = listener
         self._control = control
         self._options = options
-        self._settings = replace(options.settings, transcribe_num_workers=0)
+        self._settings = options.settings
         self._sending = threading.Lock()
         """Held while something is sent over `control`."""
         self._selector = selectors.DefaultSelector()
         self._connections: set[_Connection] = set()
         """Those that the loop waits for."""
         self._answered: deque[_Connection] = deque()
-        """Those that it is to wait for again."""
+        """Those that the loop has to wait for again."""
         self._waking, self._wake = socket.socketpair()
         self._workers = ThreadPoolExecutor(options.threads, thread_name_prefix="clip")
         self._busy = 0
         self._counting = threading.Lock()
         self._held = _Held()
-        self._local = threading.local()
-        self._links: set[socket.socket] = set()
-        self._descriptions: dict[str, _Description] = {}
-        self._metrics = Metrics()
-        self._decoder = FfmpegDecoder(
-            executable=options.ffmpeg,
-            max_seconds=self._settings.max_audio_hours * 3600,
-            audio_filter=(
-                self._settings.denoise_filter if self._settings.enable_ffmpeg_denoise else None
-            ),
-        )
-        self._policy = ChunkPolicy.from_settings(self._settings, longest_s=options.longest_chunk_s)
+        self._transcriber = ClipTranscriber(options, pass_link=self._pass_link)
 
     def run(self) -> None:
         """Serve until the process with the model is gone."""
@@ -222,7 +137,7 @@ class Front:
         self._close()
 
     def _close(self) -> None:
-        """Let no more connections in, and the answers under way end."""
+        """Accept no more connections, and let the answers under way end."""
         self._listener.close()
         for connection in [*self._connections]:
             self._leave(connection)
@@ -233,8 +148,7 @@ class Front:
         while self._answered:
             self._answered.popleft().sock.close()
         self._workers.shutdown(wait=False)
-        for link in self._links:
-            link.close()
+        self._transcriber.close()
         self._selector.close()
         self._waking.close()
         self._wake.close()
@@ -250,7 +164,7 @@ class Front:
             return
         sock.setblocking(False)
         connection = _Connection(sock, address)
-        if len(self._connections) < _MOST_CONNECTIONS:
+        if len(self._connections) < _MAX_CONNECTIONS:
             self._wait_for(connection)
         else:
             self._pass_on(connection)
@@ -291,15 +205,15 @@ class Front:
             self._pass_on(connection)
 
     def _look_at(self, connection: _Connection) -> None:
-        """Begin to work on a request that is here as a whole; pass on what is not for here."""
+        """Begin to work on a request that has arrived as a whole; pass on what is not plain."""
         try:
             connection.head = connection.head or self._head_of(connection)
             if connection.head is None:
                 return
             missing = connection.head.size + connection.head.body_size - len(connection.received)
             if missing < 0 or self._busy >= self._options.threads:
-                raise NotHereError
-        except NotHereError:
+                raise PassOnError
+        except PassOnError:
             self._leave(connection)
             self._pass_on(connection)
             return
@@ -309,28 +223,28 @@ class Front:
                 self._busy += 1
             self._workers.submit(self._work, connection, connection.head)
 
-    def _head_of(self, connection: _Connection) -> _Head | None:
-        """Read a head that is here as a whole. Raises `NotHereError`."""
-        end = connection.received.find(b"\r\n\r\n", 0, _LONGEST_HEAD)
+    def _head_of(self, connection: _Connection) -> RequestHead | None:
+        """Parse a head that has arrived as a whole. Raises `PassOnError`."""
+        end = connection.received.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES)
         if end < 0:
-            if len(connection.received) >= _LONGEST_HEAD:
-                raise NotHereError
+            if len(connection.received) >= _MAX_HEAD_BYTES:
+                raise PassOnError
             return None
         head = parse_head(bytes(connection.received[:end]))
-        if not self._is_for_here(head.headers):
-            raise NotHereError
+        if not self._is_plain(head.headers):
+            raise PassOnError
         return head
 
-    def _is_for_here(self, headers: Mapping[str, str]) -> bool:
+    def _is_plain(self, headers: Mapping[str, str]) -> bool:
         keys = self._settings.api_keys
         length = headers.get("content-length", "")
         return (
             headers.get("content-type", "").lower().startswith(MULTIPART)
             and length.isdecimal()
             and length.isascii()
-            and int(length) <= min(_MOST_BODY, self._settings.max_upload_bytes)
+            and int(length) <= min(_MAX_BODY_BYTES, self._settings.max_upload_bytes)
             and headers.get("connection", "").lower() in ("", "close", "keep-alive")
-            and not any(name in headers for name in _NOT_HERE)
+            and not any(name in headers for name in _PASSED_ON_HEADERS)
             and (not keys or is_accepted(sent_key(headers.get("authorization", "")), keys))
         )
 
@@ -342,7 +256,7 @@ class Front:
                 self._pass_on(connection)
 
     def _pass_on(self, connection: _Connection) -> None:
-        """Let the process with the model have a connection, and what was read from it."""
+        """Pass a connection to the process with the model, and what was read from it."""
         with self._sending, contextlib.suppress(LinkClosedError):
             send_socket(
                 self._control,
@@ -358,7 +272,11 @@ class Front:
         self._held.add(-len(connection.received))
         connection.received = bytearray()
 
-    def _work(self, connection: _Connection, head: _Head) -> None:
+    def _pass_link(self, link: socket.socket) -> None:
+        with self._sending:
+            send_socket(self._control, link, ("link", None), b"")
+
+    def _work(self, connection: _Connection, head: RequestHead) -> None:
         """Answer a request, or pass it on."""
         try:
             stays = self._answer(connection, head)
@@ -366,8 +284,7 @@ class Front:
             self._release(connection)
             connection.sock.close()
         except Exception as error:
-            # A thread's border. Whatever it is, the process with the model finds it too, and tells
-            # the client as it should be told.
+            # A thread's border. The process with the model meets the same error, and answers it.
             logger.debug("passed on: %r", error)
             self._pass_on(connection)
         else:
@@ -383,22 +300,28 @@ class Front:
             with self._counting:
                 self._busy -= 1
 
-    def _answer(self, connection: _Connection, head: _Head) -> bool:
-        """Answer a request; tell whether the connection stays open."""
+    def _answer(self, connection: _Connection, head: RequestHead) -> bool:
+        """Answer a request; give whether the connection stays open."""
         given = head.headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:12]
         form = UploadForm.for_body(
             self._settings.temp_uploads_dir, head.headers.get("content-type", "")
         )
         if form is None:
-            raise NotHereError
+            raise PassOnError
         with closing(form):
             with memoryview(connection.received) as view:
-                for start in range(head.size, len(view), _PIECE_BYTES):
-                    form.append(bytes(view[start : start + _PIECE_BYTES]))
-            model, rendered = self._transcribe(form, connection, head, request_id)
+                for start in range(head.size, len(view), _BLOCK_BYTES):
+                    form.append(bytes(view[start : start + _BLOCK_BYTES]))
+            model, rendered = self._transcriber.transcribe(
+                form.result(),
+                head,
+                request_id=request_id,
+                sock=connection.sock,
+                peer=connection.address[0],
+            )
         closes = head.headers.get("connection", "").lower() == "close"
-        answer = _response(rendered, request_id, model, closes=closes)
+        answer = response(rendered, request_id, model.checkpoint, model.note, closes=closes)
         connection.sock.settimeout(_SEND_S)
         try:
             connection.sock.sendall(answer)
@@ -407,156 +330,9 @@ class Front:
         connection.sock.setblocking(False)
         return not closes
 
-    def _transcribe(
-        self, form: UploadForm, connection: _Connection, head: _Head, request_id: str
-    ) -> tuple[_Description, Rendered]:
-        fields, files = form.result()
-        upload = files.get("file")
-        if upload is None:
-            raise NotHereError
-        path = Path(str(upload.stream.name))
-        asked = read_field(fields, "model")
-        model = self._describe(asked)
-        params = parse_params(fields, languages=model.languages, model=model.name)
-        if params.stream or path.stat().st_size == 0:
-            raise NotHereError
-        client = self._client(connection.address[0], head.headers)
-        wanted = Wanted(asked, request_id, client, head.path)
-        recognizer = _Recognizer(lambda chunk: self._recognize(chunk, wanted, connection.sock))
-        pipeline = Pipeline(
-            decoder=self._decoder,
-            batcher=recognizer,
-            policy=self._policy,
-            settings=self._settings,
-            metrics=self._metrics,
-        )
-        transcript = pipeline.transcribe(
-            path,
-            languages=params.languages,
-            track=params.audio_track,
-            allow_partial=params.allow_partial,
-        )
-        return model, render(transcript, params, settings=self._settings)
-
-    def _client(self, peer: str, headers: Mapping[str, str]) -> str:
-        """Tell a client's address, as the trusted proxies before it have it."""
-        if not self._settings.trusted_proxy:
-            return peer
-        proxies = TrustedProxies(
-            lambda environ, _: [environ["REMOTE_ADDR"].encode()],
-            trusted=self._settings.trusted_proxy,
-        )
-        environ = {
-            "REMOTE_ADDR": peer,
-            "HTTP_X_FORWARDED_FOR": headers.get("x-forwarded-for", ""),
-        }
-        return b"".join(proxies(environ, lambda *_: lambda _: None)).decode()
-
-    def _describe(self, name: str) -> _Description:
-        """Ask what a model's name means. Raises `NotHereError` for one that cannot be used."""
-        known = self._descriptions.get(name)
-        if known is None or known.until < time.monotonic():
-            link = self._link()
-            send(link, ("describe", name))
-            kind, *described = receive(link)[0]
-            if kind != "model":
-                raise NotHereError
-            model_name, checkpoint, note, languages = described
-            until = time.monotonic() + _DESCRIPTION_S
-            known = _Description(model_name, checkpoint, note, frozenset(languages), until)
-            if len(self._descriptions) < _MOST_NAMES:
-                self._descriptions[name] = known
-        return known
-
-    def _recognize(self, chunk: Chunk, wanted: Wanted, client: socket.socket) -> list[Word]:
-        """Have a clip recognised. Raises `NotHereError`, and `ClientGoneError` if nobody waits."""
-        link = self._link()
-        send(link, ("recognize", *wanted), chunk.samples.data.cast("B"))
-        if not _await(link, client):
-            # The other process sees it by the link's end.
-            self._local.link = None
-            self._links.discard(link)
-            link.close()
-            raise ClientGoneError
-        (kind, *packed), _ = receive(link)
-        if kind != "words":
-            raise NotHereError
-        return unpack_words(packed[0])
-
-    def _link(self) -> socket.socket:
-        """Give this thread's own link to the process with the model."""
-        link: socket.socket | None = getattr(self._local, "link", None)
-        if link is None:
-            link, theirs = socket.socketpair()
-            with self._sending, theirs:
-                send_socket(self._control, theirs, ("link", None), b"")
-            self._local.link = link
-            self._links.add(link)
-        return link
-
-
-class _Recognizer:
-    """What a pipeline needs of a batcher, for a recording of one chunk."""
-
-    def __init__(self, recognize: Callable[[Chunk], list[Word]]) -> None:
-        self._recognize = recognize
-
-    def recognize(
-        self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool] = lambda: False
-    ) -> Generator[tuple[Chunk, list[Word]]]:
-        """Yield the chunk with its words. Raises `NotHereError` where there are more."""
-        coming = iter(chunks)
-        only = next(coming, None)
-        if only is None or next(coming, None) is not None or cancelled():
-            raise NotHereError
-        yield only, self._recognize(only)
-
-
-def parse_head(head: bytes) -> _Head:
-    """Read a request's head, without the empty line. Raises `NotHereError` if it is not plain."""
-    first, *lines = head.split(b"\r\n")
-    request = _REQUEST_LINE.fullmatch(first)
-    if request is None:
-        raise NotHereError
-    headers: dict[str, str] = {}
-    for line in lines:
-        header = _HEADER.fullmatch(line)
-        name = header[1].decode("ascii").lower() if header else ""
-        if header is None or name in headers:
-            raise NotHereError
-        headers[name] = header[2].decode("latin-1")
-    return _Head(request[1].decode("ascii"), headers, len(head) + len(b"\r\n\r\n"))
-
-
-def _response(rendered: Rendered, request_id: str, model: _Description, *, closes: bool) -> bytes:
-    """Write an answer, its headers in the server's order."""
-    body = rendered.body.encode()
-    headers = {
-        **({"Connection": "close"} if closes else {}),
-        "Content-Length": str(len(body)),
-        "Content-Type": rendered.media_type,
-        "Date": formatdate(usegmt=True),
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-        "X-Parakeet-Model": model.checkpoint,
-        **({"X-Parakeet-Model-Note": model.note} if model.note is not None else {}),
-        "X-Request-Id": request_id,
-        **rendered.headers,
-    }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode("latin-1") + body
-
-
-def _await(link: socket.socket, client: socket.socket) -> bool:
-    """Wait for an answer on the link; tell whether the client has waited too."""
-    poll = select.poll()
-    poll.register(link, select.POLLIN)
-    poll.register(client, select.POLLRDHUP)
-    return any(number == link.fileno() for number, _ in poll.poll())
-
 
 def main() -> None:
-    """Serve, with what the process that started this one says first."""
+    """Serve, with the options that the parent process sends first."""
     listener, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     # Both are for the process with the model, which ends this one.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -569,7 +345,7 @@ def main() -> None:
     try:
         Front(listener, control, options).run()
     finally:
-        # Threads that still wait for words would keep the process.
+        # Threads that still wait for words would keep the process alive.
         os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What the processes that receive clips and the one that owns the model say to each other.
+"""Messages between the processes that receive clips and the one that owns the model.
 
 A message is a tuple of plain values and some bytes, over a pair of sockets between a process and
 its parent; sockets of clients go along where the parent is to answer.
@@ -15,8 +15,8 @@ from typing import Any
 from parakeet_api.transcript import Token, Word
 
 _HEAD = struct.Struct("<II")
-_MOST = 64 * 1024 * 1024
-"""Bytes. Longer is no message of ours."""
+_MAX_BYTES = 64 * 1024 * 1024
+"""A longer message is a fault."""
 
 Values = tuple[Any, ...]
 """What `marshal` writes: numbers, texts, bytes, and tuples, lists and dictionaries of them."""
@@ -94,7 +94,7 @@ def unpack_words(packed: Iterable[Values]) -> list[Word]:
 
 def _body(link: socket.socket, head: bytes | bytearray) -> tuple[Values, bytearray]:
     size, data_size = _HEAD.unpack(head)
-    if size + data_size > _MOST:
+    if size + data_size > _MAX_BYTES:
         raise LinkClosedError
     values: Values = marshal.loads(_exactly(link, size))  # noqa: S302 - our own process wrote it
     return values, _exactly(link, data_size)

@@ -1,4 +1,4 @@
-"""Pages of other origins: which of them may call this server from a browser (CORS)."""
+"""Which pages of other origins may call this server from a browser (CORS)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _EXPOSED = (
 )
 """Headers of an answer that such a page may read beside the usual ones."""
 _PREFLIGHT_S = 7200
-"""How long a browser remembers an answer: the longest that Chromium does."""
+"""How long a browser may cache an answer: Chromium's maximum."""
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
-    """Let pages of these origins use the API; cookies are never part of it.
+    """Allow pages of these origins to use the API, without cookies.
 
-    Call it before anything else that looks at a request: a preflight carries no key.
+    Call it before all other hooks: a preflight request carries no key.
     """
 
     def allowed() -> bool:
@@ -29,10 +29,10 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
             return None
         response = Response(status=204)
         if allowed():
-            wanted = request.headers.get("Access-Control-Request-Headers", "")
+            requested = request.headers.get("Access-Control-Request-Headers", "")
             response.headers["Access-Control-Allow-Methods"] = _METHODS
-            # SDKs have a dozen of their own; none can do more than a client that is no browser.
-            response.headers["Access-Control-Allow-Headers"] = wanted or "Authorization"
+            # SDKs send a dozen headers of their own; none allows more than other clients may do.
+            response.headers["Access-Control-Allow-Headers"] = requested or "Authorization"
             response.headers["Access-Control-Max-Age"] = str(_PREFLIGHT_S)
             # For pages from the internet that call a server of the home network.
             if request.headers.get("Access-Control-Request-Private-Network") == "true":

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, render_template
 
 from parakeet_api import __version__
-from parakeet_api.http.web import services
+from parakeet_api.http.services import services
 from parakeet_api.openapi.document import Facts, describe
 
 docs = Blueprint("docs", __name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from flask import Blueprint, Response, request, url_for
 
@@ -14,30 +13,34 @@ from parakeet_api.errors import (
     StoppingError,
 )
 from parakeet_api.formats.request_params import parse_params, read_field
-from parakeet_api.http.web import (
-    accepted_key_hash,
-    answer,
-    chosen_model,
-    received_file,
-    record,
-    require_api_key,
-    services,
+from parakeet_api.http.auth import accepted_key_hash, require_api_key
+from parakeet_api.http.received_form import received_form
+from parakeet_api.http.request_log import record
+from parakeet_api.http.services import chosen_model, services
+from parakeet_api.http.transcription import answer
+from parakeet_api.jobs.job import (
+    DEFAULT_LISTED,
+    MAX_LISTED,
+    DeletedJob,
+    Job,
+    JobJson,
+    JobList,
+    job_object,
 )
-from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED, Job, job_object
 
 job_api = Blueprint("jobs", __name__)
 job_api.before_request(require_api_key)
 
 
 @job_api.post("/jobs")
-def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
+def submit() -> tuple[JobJson, int, dict[str, str]]:
     """Accept an upload and answer at once."""
     if services().admission.stopping:
         raise StoppingError
     services().jobs.refuse_if_full()
-    recording = received_file()
-    model = chosen_model(request.form)
-    params = parse_params(request.form, languages=model.languages, model=model.name)
+    form = received_form()
+    model = chosen_model(form.fields)
+    params = parse_params(form.fields, languages=model.languages, model=model.name)
     if params.stream:
         raise InvalidRequestError(
             "stream: a job has no stream. Ask for its progress, or send the recording to"
@@ -45,36 +48,35 @@ def submit() -> tuple[dict[str, Any], int, dict[str, str]]:
             param="stream",
         )
     job = services().jobs.submit(
-        recording,
+        form.upload,
         params,
         owner=accepted_key_hash(),
-        webhook_url=read_field(request.form, "webhook_url") or None,
+        webhook_url=read_field(form.fields, "webhook_url") or None,
     )
-    return job_object(job, None), 202, {"Location": url_for(".show", job_id=job.id)}
+    return job_object(job), 202, {"Location": url_for(".show", job_id=job.id)}
 
 
 @job_api.get("/jobs")
-def list_jobs() -> dict[str, Any]:
+def list_jobs() -> JobList:
     """List the caller's jobs, newest first, without their results."""
-    limit = _limit(request.args.get("limit") or str(USUALLY_LISTED))
-    # One more than asked for tells whether there is another page.
+    limit = _limit(request.args.get("limit") or str(DEFAULT_LISTED))
+    # One more than requested shows whether there is another page.
     jobs = services().jobs.newest(
         owner=accepted_key_hash(), limit=limit + 1, after=request.args.get("after") or None
     )
     return {
         "object": "list",
-        "data": [job_object(job, None) for job in jobs[:limit]],
+        "data": [job_object(job) for job in jobs[:limit]],
         "has_more": len(jobs) > limit,
     }
 
 
 @job_api.get("/jobs/<job_id>")
-def show(job_id: str) -> dict[str, Any]:
-    """Tell how far a job is, with its result once it has one."""
-    # A client that asks every second would fill the log.
+def show(job_id: str) -> JobJson:
+    """Give a job's progress, with its result once it has one."""
+    # Clients poll once a second: at INFO they would fill the log.
     record().quiet = True
-    job = _job(job_id)
-    return job_object(job, services().jobs.result(job))
+    return job_object(_job(job_id))
 
 
 @job_api.get("/jobs/<job_id>/result")
@@ -85,19 +87,18 @@ def show_result(job_id: str) -> Response:
         return Response(job.failure.body, job.failure.status, content_type="application/json")
     if job.status == "cancelled":
         raise JobCancelledError("The job was cancelled: it has no result.")
-    result = services().jobs.result(job)
-    if result is None:
+    if job.result is None:
         raise JobNotFinishedError(f"The job is {job.status}. Its result comes later.")
-    return answer(result)
+    return answer(job.result)
 
 
 @job_api.delete("/jobs/<job_id>")
-def delete(job_id: str) -> dict[str, Any]:
+def delete(job_id: str) -> JobJson | DeletedJob:
     """Cancel an unfinished job; forget a finished one and its result."""
     remaining = services().jobs.delete(_job(job_id))
     if remaining is None:
         return {"id": job_id, "object": "transcription.job", "deleted": True}
-    return job_object(remaining, None)
+    return job_object(remaining)
 
 
 def _job(job_id: str) -> Job:
@@ -105,8 +106,8 @@ def _job(job_id: str) -> Job:
 
 
 def _limit(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_LISTED:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_LISTED:
         raise InvalidRequestError(
-            f"limit={text[:20]!r} is not a whole number from 1 to {MOST_LISTED}.", param="limit"
+            f"limit={text[:20]!r} is not a whole number from 1 to {MAX_LISTED}.", param="limit"
         )
     return int(text)

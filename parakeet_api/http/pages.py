@@ -1,9 +1,6 @@
-"""What people and probes look at: the upload page and the server's health."""
+"""The upload page, and health, readiness and metrics."""
 
 from __future__ import annotations
-
-import dataclasses
-from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 
@@ -11,8 +8,16 @@ from parakeet_api import __version__
 from parakeet_api.audio.decoder import FILE_EXTENSIONS
 from parakeet_api.errors import ApiError, ModelLoadError
 from parakeet_api.formats.request_params import read_boolean
+from parakeet_api.formats.status import (
+    DeviceMemoryJson,
+    Health,
+    JobsStatus,
+    ModelStatus,
+    Readiness,
+)
+from parakeet_api.http.auth import require_api_key
+from parakeet_api.http.services import Services, services
 from parakeet_api.http.start_report import report_start
-from parakeet_api.http.web import Services, require_api_key, services
 from parakeet_api.metrics import MEDIA_TYPE
 from parakeet_api.model.cuda import device_memory
 from parakeet_api.served_models import ServedModel
@@ -28,7 +33,7 @@ _PAGE_POLICY = (
 
 @pages.get("/")
 def page() -> Response:
-    """Serve the upload page, and make ready for the recording that will soon follow."""
+    """Serve the upload page, and prepare for the recording that will follow."""
     services().models.first.slot.prepare()
     response = Response(render_template("index.html"), content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _PAGE_POLICY
@@ -37,13 +42,13 @@ def page() -> Response:
 
 @pages.get("/health/simple")
 def alive() -> Response:
-    """Tell that the process answers, and nothing else."""
+    """Show that the process answers, and nothing else."""
     return Response("ok\n", content_type="text/plain; charset=utf-8")
 
 
 @pages.get("/ready")
-def ready() -> tuple[dict[str, Any], int]:
-    """Tell whether a transcription could be served now, or why not."""
+def ready() -> tuple[Readiness, int]:
+    """Return whether a transcription could be served now, or the reason why not."""
     reason = _why_not_ready(services())
     return {"ready": reason is None, "reason": reason}, 503 if reason else 200
 
@@ -67,8 +72,8 @@ def metrics() -> Response:
 
 
 @pages.get("/health")
-def health() -> dict[str, Any]:
-    """Tell that the process is alive and how the models are; never waits for inference."""
+def health() -> Health:
+    """Give the state of the process and its models; never wait for inference."""
     wired = services()
     if not _is_verbose():
         return _health(wired)
@@ -81,7 +86,7 @@ def _is_verbose() -> bool:
     return read_boolean(request.args, "verbose", default=False)
 
 
-def _health(wired: Services) -> dict[str, Any]:
+def _health(wired: Services) -> Health:
     settings, plan, models = wired.settings, wired.plan, wired.models
     info, device = models.first.slot.info, models.device()
     active, waiting = wired.admission.counts()
@@ -114,7 +119,7 @@ def _health(wired: Services) -> dict[str, Any]:
     }
 
 
-def _model_status(model: ServedModel) -> dict[str, Any]:
+def _model_status(model: ServedModel) -> ModelStatus:
     store, manager = model.checkpoints.status, model.slot
     known = store.checkpoint
     return {
@@ -128,15 +133,21 @@ def _model_status(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _memory_of(device: str | None) -> dict[str, int] | None:
-    """Look at the card, bytes, once a model was loaded on one: before, nobody has opened it."""
+def _memory_of(device: str | None) -> DeviceMemoryJson | None:
+    """Give the GPU's memory, bytes, once a model was loaded on it: before that it is not opened."""
     if device is None or device == "cpu":
         return None
     try:
-        return dataclasses.asdict(device_memory(device))
+        memory = device_memory(device)
     except RuntimeError:
-        # A card in trouble answers nothing; how the models are is told all the same.
+        # A GPU that has failed does not answer; the rest of the health report does not need it.
         return None
+    return {
+        "used": memory.used,
+        "total": memory.total,
+        "allocated": memory.allocated,
+        "reserved": memory.reserved,
+    }
 
 
 def _why_not_ready(wired: Services) -> str | None:
@@ -147,14 +158,14 @@ def _why_not_ready(wired: Services) -> str | None:
         return error.message
     if not wired.decoder.is_usable:
         return "There is no ffmpeg to decode recordings with."
-    # After a while requests are let through again: the next one tries the load anew.
+    # After a while requests are admitted again: the next one repeats the load.
     manager = wired.models.first.slot
     if manager.failed_lately(ModelLoadError.retry_after_s):
         return manager.error
     return None
 
 
-def _jobs_status(wired: Services) -> dict[str, Any]:
+def _jobs_status(wired: Services) -> JobsStatus:
     counts, fault = wired.jobs.counts, wired.jobs.fault
     return {
         "queued": counts.queued,

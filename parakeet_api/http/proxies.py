@@ -1,4 +1,4 @@
-"""Reverse proxies: their word on who the client is counts where the operator said so."""
+"""Reverse proxies: their `X-Forwarded-*` headers count where the operator trusts them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 EVERYONE = "*"
 _PASSED_ON = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 """What proxies add to a request."""
-_BELIEVED = "werkzeug.proxy_fix.orig"
+_TRUSTED = "werkzeug.proxy_fix.orig"
 """What `ProxyFix` leaves in the environment of a request that came through it."""
 
 
 class TrustedProxies:
-    """A WSGI application behind proxies: believes the `X-Forwarded-*` of trusted ones alone.
+    """A WSGI application behind proxies: accepts `X-Forwarded-*` from trusted ones alone.
 
-    waitress' own `trusted_proxy` takes one address, and werkzeug's `ProxyFix` believes everyone.
+    waitress' own `trusted_proxy` takes one address, and werkzeug's `ProxyFix` trusts everyone.
     `trusted` holds addresses and networks, or `*` where nobody but the proxy can connect.
     """
 
@@ -42,7 +42,7 @@ class TrustedProxies:
         return self._forwarded(environ, start_response)
 
     def _client(self, peer: str, hops: list[str]) -> str:
-        """Find the last hop that is no proxy of ours: what stands before it, anyone can write."""
+        """Find the last hop that is not a trusted proxy: anyone can write the ones before it."""
         for hop in reversed(hops):
             if _address(hop) is None:
                 break
@@ -57,14 +57,14 @@ class TrustedProxies:
 
 
 def is_local(environ: WSGIEnvironment) -> bool:
-    """Tell whether a request comes from this machine, as far as that can be known.
+    """Return whether a request comes from this machine, as far as that can be known.
 
-    One that a proxy passed on comes from anywhere, unless the proxy is trusted: then its word
-    stands in `REMOTE_ADDR` already.
+    One that a proxy passed on may come from anywhere, unless the proxy is trusted: then
+    `REMOTE_ADDR` is the client's address already.
     """
     passed_on = any(name in environ for name in _PASSED_ON)
     address = _address(environ.get("REMOTE_ADDR", ""))
-    return address is not None and address.is_loopback and (not passed_on or _BELIEVED in environ)
+    return address is not None and address.is_loopback and (not passed_on or _TRUSTED in environ)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

@@ -1,4 +1,4 @@
-"""How often a client may ask for a transcription: by its key, else by its address."""
+"""How many transcriptions a client may request in a time: by its key, else by its address."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from flask_limiter.errors import RateLimitExceeded
 from limits.errors import ConfigurationError
 
 from parakeet_api.errors import RateLimitError, SettingsError
-from parakeet_api.http.web import accepted_key_hash, answer_error
+from parakeet_api.http.auth import accepted_key_hash
+from parakeet_api.http.error_answers import answer_error
 from parakeet_api.settings import Settings
 
 _IPV6_CLIENT_BITS = 64
-"""A client with IPv6 has so many addresses to itself as the other half of them counts."""
+"""Bits of an IPv6 address that identify a client: it may use all addresses of its /64 network."""
 
 
 def limit_rates(app: Flask, settings: Settings) -> None:
-    """Refuse with 429 what is above `RATE_LIMIT`, before an upload is looked at.
+    """Refuse with 429 what is above `RATE_LIMIT`, before an upload is received.
 
-    Where the storage fails, each process counts for itself until it is back. Raises
+    While the storage fails, each process counts for itself. Raises
     `SettingsError` for a storage whose package is not installed.
     """
     if settings.rate_limit is None:
@@ -32,7 +33,7 @@ def limit_rates(app: Flask, settings: Settings) -> None:
             _client,
             app=app,
             application_limits=[settings.rate_limit],
-            # All transcribing is a POST, and no other request costs anything.
+            # Every transcription is a POST; other requests are cheap.
             application_limits_exempt_when=lambda: (
                 request.method != "POST" or request.blueprint == "admin"
             ),
@@ -58,7 +59,7 @@ def limit_rates(app: Flask, settings: Settings) -> None:
 
 
 def _client() -> str:
-    """Name who is counted. A wrong key is not: one could make up a new one for each request."""
+    """Identify the client to count. Not by a wrong key, which it could change with each request."""
     return accepted_key_hash() or _network(request.remote_addr or "unknown")
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from parakeet_api.formats.status import (
+    GpuJson,
+    HostMemoryJson,
+    ModelReport,
+    PlanReport,
+    StartReportJson,
+)
 from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main_permits
 from parakeet_api.model.memory import HostMemory, host_memory
 from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
+
+logger = logging.getLogger(__name__)
+
 
 _GIB = 1024**3
 
@@ -34,10 +43,10 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartReport:
-    """What an operator asks first when something is wrong."""
+    """What an operator needs first when something is wrong."""
 
     gpu: Gpu | None
-    """The card that would be used."""
+    """The GPU that would be used."""
     cores: int
     """Processor cores that this process may use."""
     memory: HostMemory | None
@@ -53,7 +62,7 @@ class StartReport:
                 f"  device     {self._device()}; DEVICE={self.settings.device}",
                 f"  memory     {self._memory()}",
                 f"  precision  {self.settings.precision} wanted, {self._decoding()} decoding",
-                *(f"  model      {_told(model)}" for model in self.models),
+                *(f"  model      {_line(model)}" for model in self.models),
                 f"  plan       {self._plan()}",
                 f"  requests   {self._requests()}",
                 "  settings",
@@ -64,26 +73,20 @@ class StartReport:
             ]
         )
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> StartReportJson:
         """Give the report as JSON: of paths the last part alone."""
         settings = self.settings
         return {
             "device": {
                 "wanted": settings.device,
-                "card": dataclasses.asdict(self.gpu) if self.gpu else None,
+                "card": _gpu_json(self.gpu) if self.gpu else None,
                 "cores": self.cores,
             },
-            "memory": dataclasses.asdict(self.memory) if self.memory else None,
+            "memory": _memory_json(self.memory) if self.memory else None,
             "precision": settings.precision,
             "decoding": self._decoding(),
-            "models": [
-                dataclasses.asdict(model) | {"path": model.path.name if model.path else None}
-                for model in self.models
-            ],
-            "plan": {
-                **dataclasses.asdict(self.plan),
-                "permits": settings.max_concurrent_inferences,
-            },
+            "models": [_model_json(model) for model in self.models],
+            "plan": _plan_json(self.plan, permits=settings.max_concurrent_inferences),
             "settings": [
                 {"name": name, "value": value, "origin": origin}
                 for name, value, origin in settings.describe(whole_paths=False)
@@ -109,7 +112,7 @@ class StartReport:
         reason = (
             "as measured on a CPU"
             if plan.memory_mb is None
-            else f"as a pass may take {plan.memory_mb:.0f} MB of the card: {plan.memory_limit}"
+            else f"as a pass may take {plan.memory_mb:.0f} MB of the GPU: {plan.memory_limit}"
         )
         permits = self.settings.max_concurrent_inferences
         for_clips = ", one of them for clips" if main_permits(permits) < permits else ""
@@ -146,6 +149,15 @@ def report_start(
     )
 
 
+def log_start(
+    settings: Settings, *, models: ServedModels, gpu: Gpu | None, plan: InferencePlan
+) -> None:
+    """Log what the server was started with."""
+    logger.info("%s", report_start(settings, models=models, gpu=gpu, plan=plan).text())
+    if settings.origins["enable_gradient_checkpointing"] == "environment":
+        logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
+
+
 def _file_of(model: ServedModel) -> ModelFile:
     checkpoint = model.checkpoints.status.checkpoint
     return ModelFile(
@@ -166,7 +178,45 @@ def _size_of(path: Path) -> int | None:
         return None
 
 
-def _told(model: ModelFile) -> str:
+def _gpu_json(gpu: Gpu) -> GpuJson:
+    return {
+        "name": gpu.name,
+        "total_gb": gpu.total_gb,
+        "free_gb": gpu.free_gb,
+        "device": gpu.device,
+        "driver": gpu.driver,
+    }
+
+
+def _memory_json(memory: HostMemory) -> HostMemoryJson:
+    return {"available": memory.available, "total": memory.total}
+
+
+def _model_json(model: ModelFile) -> ModelReport:
+    return {
+        "name": model.name,
+        "model_id": model.model_id,
+        "path": model.path.name if model.path else None,
+        "bytes": model.bytes,
+        "demo": model.demo,
+        "note": model.note,
+        "languages": list(model.languages),
+    }
+
+
+def _plan_json(plan: InferencePlan, *, permits: int) -> PlanReport:
+    return {
+        "longest_chunk_s": plan.longest_chunk_s,
+        "batch_size": plan.batch_size,
+        "batch_s": plan.batch_s,
+        "memory_mb": plan.memory_mb,
+        "memory_limit": plan.memory_limit,
+        "graphed_s": plan.graphed_s,
+        "permits": permits,
+    }
+
+
+def _line(model: ModelFile) -> str:
     if model.path is None:
         return f"{model.name}: to be fetched as {model.model_id}"
     size = "gone" if model.bytes is None else f"{model.bytes / 1e6:,.0f} MB"

@@ -1,4 +1,4 @@
-"""Uploads on disk: never left behind, even by a process that was killed."""
+"""Files of uploads; those of a process that was killed are deleted at the next start."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def prepare_uploads(folder: Path) -> None:
 
 
 def create_upload(folder: Path) -> IO[bytes]:
-    """Open a new file, named by us; it is this process' until it is closed."""
-    # Not tempfile's: it wraps each method of a file, of which a clip calls twenty.
+    """Create a file under a name of our own, locked by this process until it is closed."""
+    # Not tempfile's: it wraps each method of a file, and a clip calls twenty.
     path = folder / f"{_PREFIX}{secrets.token_hex(8)}"
     upload = open(path, "x+b", opener=_OWNERS_ALONE)  # noqa: SIM115 - Path knows no opener
     fcntl.flock(upload, fcntl.LOCK_SH)
@@ -39,14 +39,14 @@ def create_upload(folder: Path) -> IO[bytes]:
 
 
 def hold_upload(path: Path) -> IO[bytes]:
-    """Open an upload once more, so that it stays this process' when the first handle closes."""
+    """Open and lock an upload once more, so that it stays locked when the first handle closes."""
     upload = path.open("rb")
     fcntl.flock(upload, fcntl.LOCK_SH)
     return upload
 
 
 def sweep_uploads(folder: Path) -> None:
-    """Delete the uploads of processes that are no more; a lock tells those that still run."""
+    """Delete the uploads of processes that have ended; those of running ones are locked."""
     for path in folder.glob(f"{_PREFIX}*"):
         try:
             with path.open("rb") as upload:
@@ -54,7 +54,7 @@ def sweep_uploads(folder: Path) -> None:
                 path.unlink()
                 logger.info("deleted %s: left by a process that was killed", path)
         except FileNotFoundError:
-            # Another process was quicker.
+            # Another process has deleted it.
             continue
         except OSError as error:
             logger.debug("%s stays: %s", path, error)

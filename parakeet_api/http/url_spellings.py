@@ -1,4 +1,4 @@
-"""Addresses as people paste them: with a slash too many, or with what the client adds itself."""
+"""Paths as people paste them: with a slash too many, or with a prefix that the client adds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MODEL_NAME = re.compile(r"^(/+v1)*/+models/+")
 
 
 class SpellingOfPaths:
-    """Let an application see each path in its usual spelling."""
+    """Give an application each path in its usual spelling."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Pass a request on."""
+        """Call the application with the usual spelling."""
         environ["PATH_INFO"] = usual_spelling(environ.get("PATH_INFO", ""))
         return self._app(environ, start_response)
 

@@ -1,6 +1,6 @@
-"""Transcriptions that outlast a connection and a restart.
+"""Background transcriptions that survive disconnects and restarts.
 
-`service.Jobs` accepts, finds, cancels and removes jobs; `store` keeps them in SQLite, `runner`
-works on them, `webhooks` reports their end, and `job` holds their values and what clients see of
-them. Imports `pipeline` and `formats`; knows nothing of HTTP requests.
+`service.Jobs` accepts, finds, cancels and removes jobs; `store` persists them in SQLite, `runner`
+processes them, `webhooks` reports their end, and `job` holds their values and their JSON. Imports
+`pipeline` and `formats`; does not depend on HTTP requests.
 """

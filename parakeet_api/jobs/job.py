@@ -1,4 +1,4 @@
-"""A job: what was asked, how far it is, how it ended; and what clients see of it."""
+"""A job: its parameters, progress and outcome, and the JSON that clients see."""
 
 from __future__ import annotations
 
@@ -8,36 +8,113 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from parakeet_api.errors import ApiError
-from parakeet_api.formats.rendering import Rendered, warnings_list
-from parakeet_api.formats.request_params import TranscriptionParams
+from typing_extensions import TypedDict
+
+from parakeet_api.errors import ApiError, ErrorDetails
+from parakeet_api.formats.json_types import Count, Seconds, Share, UnixTime
+from parakeet_api.formats.rendering import (
+    HasWarnings,
+    Rendered,
+    TranscriptionJson,
+    VerboseTranscriptionJson,
+    warnings_field,
+    warnings_list,
+)
+from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
 from parakeet_api.transcript import Caveat
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
-MOST_LISTED = 100
-USUALLY_LISTED = 20
-"""Jobs on a page of a list, where a client asks for no number."""
+MAX_LISTED = 100
+"""Jobs on a page of a list."""
+DEFAULT_LISTED = 20
+"""Jobs on a page of a list, where the request has no `limit`."""
+
+
+class ProgressJson(TypedDict):
+    """Progress of a job."""
+
+    done_s: Seconds
+    """Audio recognised so far, seconds."""
+    total_s: Seconds | None
+    """Length of the recording, where known, seconds."""
+    fraction: Share | None
+    """Their ratio."""
+
+
+class WebhookJson(TypedDict):
+    """The webhook that is called when a job ends."""
+
+    url: str
+    """Where the finished job is sent."""
+    attempts: Count
+    """Attempts so far."""
+    delivered: bool
+    """Whether the response was 2xx."""
+    last_error: str | None
+    """Why the last attempt failed."""
+
+
+class JobJson(HasWarnings):
+    """A transcription in the background."""
+
+    id: str
+    """Its id, which cannot be guessed."""
+    object: Literal["transcription.job"]
+    status: JobStatus
+    """Its status."""
+    created_at: UnixTime
+    started_at: UnixTime | None
+    finished_at: UnixTime | None
+    progress: ProgressJson
+    model: str | None
+    """Its model; null in jobs of older versions."""
+    response_format: ResponseFormat
+    """Format of the result."""
+    result: TranscriptionJson | VerboseTranscriptionJson | str | None
+    """The transcript, once there is one: an object of the formats that are JSON, else text.
+    Lists leave it out."""
+    error: ErrorDetails | None
+    webhook: WebhookJson | None
+
+
+class JobList(TypedDict):
+    """A page of jobs."""
+
+    object: Literal["list"]
+    data: list[JobJson]
+    """Newest first."""
+    has_more: bool
+    """Whether there are older ones: request them with `after` = the last one's id."""
+
+
+class DeletedJob(TypedDict):
+    """A deleted job."""
+
+    id: str
+    """Its id."""
+    object: Literal["transcription.job"]
+    deleted: Literal[True]
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error as it would have been answered to a request."""
+    """The error response that a direct request would have got."""
 
     status: int
-    """Of HTTP."""
+    """HTTP status."""
     body: str
     """JSON, in OpenAI's shape."""
 
     @classmethod
     def of(cls, error: ApiError) -> Failure:
-        """Keep what the error handler would answer."""
+        """Serialize an error as the HTTP error handler does."""
         return cls(error.status, json.dumps(error.body(), ensure_ascii=False))
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Who is to be told of a job's end, and how far that came."""
+    """A URL that is called when a job ends, and the outcome of the calls so far."""
 
     url: str
     attempts: int = 0
@@ -47,42 +124,46 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A transcription that is done when its time comes."""
+    """A transcription that is processed in the background."""
 
     id: str
-    """Not to be guessed."""
+    """A random UUID: it cannot be guessed."""
     owner: str | None
-    """Hash of the API key that made it; `None` = made without one."""
+    """Hash of the API key that submitted it; `None` = submitted without a key."""
     status: JobStatus
     params: TranscriptionParams
     created_at: float
-    """Unix time, seconds, as all its times."""
+    """Unix time in seconds, like the other times."""
     started_at: float | None
     finished_at: float | None
     done_s: float
     """Seconds of the recording that have been recognised."""
     total_s: float | None
-    """Seconds that the recording has, where that is known."""
+    """Length of the recording in seconds, where it is known."""
     interruptions: int
-    """How often the process died while this job ran."""
+    """How often the process ended abnormally while this job ran."""
     failure: Failure | None
     webhook: Webhook | None
+    result: Rendered | None = None
+    """The response body; `None` unless the job succeeded, and in lists of jobs."""
 
     @property
     def finished(self) -> bool:
+        """Tell whether the job has ended, with or without a result."""
         return self.status not in ("queued", "running")
 
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """The jobs that are not finished."""
+    """Numbers of unfinished jobs."""
 
     queued: int
     running: int
 
 
-def job_object(job: Job, result: Rendered | None) -> dict[str, object]:
-    """Give a job as clients and webhooks see it; `result` is parsed where it is JSON."""
+def job_object(job: Job) -> JobJson:
+    """Give a job as clients and webhooks see it; its result is parsed where it is JSON."""
+    result = job.result
     return {
         "id": job.id,
         "object": "transcription.job",
@@ -94,13 +175,22 @@ def job_object(job: Job, result: Rendered | None) -> dict[str, object]:
         "model": job.params.model or None,
         "response_format": job.params.response_format,
         "result": result.content if result is not None else None,
-        **({"warnings": warnings_list(result.caveats)} if result and result.caveats else {}),
+        **warnings_field(result.caveats if result is not None else ()),
         "error": json.loads(job.failure.body)["error"] if job.failure is not None else None,
-        "webhook": dataclasses.asdict(job.webhook) if job.webhook is not None else None,
+        "webhook": _webhook(job.webhook) if job.webhook is not None else None,
     }
 
 
-def _progress(job: Job) -> dict[str, float | None]:
+def _webhook(webhook: Webhook) -> WebhookJson:
+    return {
+        "url": webhook.url,
+        "attempts": webhook.attempts,
+        "delivered": webhook.delivered,
+        "last_error": webhook.last_error,
+    }
+
+
+def _progress(job: Job) -> ProgressJson:
     fraction = min(1.0, job.done_s / job.total_s) if job.total_s else None
     return {
         "done_s": round(job.done_s, 3),
@@ -110,17 +200,17 @@ def _progress(job: Job) -> dict[str, float | None]:
 
 
 def caveats_to_json(caveats: Sequence[Caveat]) -> str:
-    """Write caveats for `caveats_from_json`."""
+    """Serialize caveats for `caveats_from_json`."""
     return json.dumps(warnings_list(caveats))
 
 
 def caveats_from_json(text: str) -> tuple[Caveat, ...]:
-    """Read caveats."""
+    """Parse the output of `caveats_to_json`."""
     return tuple(Caveat(**entry) for entry in json.loads(text))
 
 
 def params_to_json(params: TranscriptionParams) -> str:
-    """Write parameters for `params_from_json`."""
+    """Serialize parameters for `params_from_json`."""
     return json.dumps(
         {
             name: sorted(value) if isinstance(value, frozenset) else value
@@ -130,7 +220,10 @@ def params_to_json(params: TranscriptionParams) -> str:
 
 
 def params_from_json(text: str) -> TranscriptionParams:
-    """Read parameters, also of a version that knew others: those it lacks have their defaults."""
+    """Parse the output of `params_to_json`, also of another version.
+
+    Unknown parameters are ignored, missing ones have their defaults.
+    """
     known = {field.name for field in dataclasses.fields(TranscriptionParams)}
     given: dict[str, Any] = {
         name: frozenset(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Work on jobs, oldest first; what ends without their fault is tried again."""
+"""Process jobs, oldest first; retry those that fail for temporary reasons."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Protocol
 
 from parakeet_api.errors import (
     ApiError,
@@ -20,8 +18,9 @@ from parakeet_api.errors import (
     ServiceUnavailableError,
 )
 from parakeet_api.formats.rendering import Rendered, render
-from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.jobs.job import Failure, Job
+from parakeet_api.jobs.live import LiveJobs
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.pipeline import Pipeline, Progress
@@ -30,64 +29,24 @@ from parakeet_api.settings import Settings
 logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-"""How often a job that is to be tried again is looked at."""
-_LONGEST_PAUSE_S = 300.0
-"""Between two tries of a job that the server cannot do for now."""
+"""How often the queue is checked for jobs whose pause has ended."""
+_MAX_PAUSE_S = 300.0
+"""Between two attempts at a job."""
 _DISK_RETRY_S = 5.0
-_MOST_FAULTS = 3
-"""A job that fails so often for a reason that nobody foresaw is not tried again. Once is often a
-card's hiccup, or a lack of memory, that is soon over."""
-
-
-class Transcribe(Protocol):
-    """What is done for a job, as for a request."""
-
-    def __call__(
-        self,
-        recording: Path,
-        params: TranscriptionParams,
-        *,
-        on_progress: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
-    ) -> Rendered: ...
-
-
-def transcriber(*, settings: Settings, pipeline_of: Callable[[str], Pipeline]) -> Transcribe:
-    """Give the work of a job.
-
-    `pipeline_of` gives a model's, and raises `ServiceUnavailableError` while there is no file of
-    that model: that is told before the recording is decoded.
-    """
-
-    def transcribe(
-        recording: Path,
-        params: TranscriptionParams,
-        *,
-        on_progress: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
-    ) -> Rendered:
-        transcript = pipeline_of(params.model).transcribe(
-            recording,
-            languages=params.languages,
-            track=params.audio_track,
-            allow_partial=params.allow_partial,
-            on_progress=on_progress,
-            cancelled=cancelled,
-        )
-        return render(transcript, params, settings=settings)
-
-    return transcribe
+_MAX_UNEXPECTED = 3
+"""A job fails after this many unexpected errors. A single one is often temporary: a GPU error, or a
+lack of memory."""
 
 
 @dataclass(eq=False, slots=True)
 class _Run:
-    """A job that is worked on."""
+    """A job that is being processed."""
 
     job: Job
-    """With its progress; replaced as a whole."""
+    """With its current progress; replaced as a whole."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def note(self, progress: Progress) -> None:
+    def record(self, progress: Progress) -> None:
         self.job = dataclasses.replace(
             self.job, done_s=progress.done_s, total_s=progress.total_s or self.job.total_s
         )
@@ -95,37 +54,48 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Pause:
-    """How long a job waits that the server cannot do for now."""
+    """The time until the next attempt at a job."""
 
-    tries: int
-    faults: int
-    """Tries that failed for a reason that nobody foresaw."""
+    attempts: int
+    unexpected: int
+    """Attempts that failed with an unexpected error."""
     until: float
     """On the monotonic clock."""
 
 
-_NO_PAUSE = _Pause(tries=0, faults=0, until=0.0)
+_NO_PAUSE = _Pause(attempts=0, unexpected=0, until=0.0)
 
 
 class JobRunner:
-    """Run the jobs of a store."""
+    """Process the jobs of a store in worker threads."""
 
     def __init__(
-        self, store: JobStore, *, transcribe: Transcribe, on_end: Callable[[], None], workers: int
+        self,
+        store: JobStore,
+        *,
+        pipeline_of: Callable[[str], Pipeline],
+        live: LiveJobs,
+        settings: Settings,
+        on_end: Callable[[], None],
+        workers: int,
     ) -> None:
-        """Begin with what is queued, `workers` jobs at a time.
+        """Start with the queued jobs, `workers` at a time.
 
-        `on_end` is called after each job's end.
+        `pipeline_of` gives a model's pipeline by name; it raises `ServiceUnavailableError` while
+        the model's file is missing, before the recording is decoded. `on_end` is called when a job
+        has ended.
         """
         self._store = store
-        self._transcribe = transcribe
+        self._pipeline_of = pipeline_of
+        self._live = live
+        self._settings = settings
         self._on_end = on_end
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._runs: dict[str, _Run] = {}
-        """By job."""
+        """By job id."""
         self._pauses: dict[str, _Pause] = {}
-        """By job that the server could not do for now."""
+        """By id, of jobs that wait for another attempt."""
         self._threads = [
             threading.Thread(target=self._work, name=f"job-{n}", daemon=True)
             for n in range(workers)
@@ -134,20 +104,20 @@ class JobRunner:
             thread.start()
 
     def notify(self) -> None:
-        """Tell that a job was added."""
+        """Wake the workers: a job was added."""
         with self._changed:
             self._changed.notify_all()
 
     def latest(self, job: Job) -> Job:
-        """Give a job with the progress that it has made, which is not on the disk."""
+        """Add the progress of a running job, which is in memory only."""
         if job.status != "running":
             return job
         run = self._runs.get(job.id)
-        # Without one it has ended since it was read.
+        # Without a run, the job has ended since it was read.
         return run.job if run is not None else self._store.get(job.id) or job
 
     def cancel(self, job: Job) -> bool:
-        """End an unfinished job; tell whether it was one."""
+        """Cancel an unfinished job; tell whether it was unfinished."""
         with self._changed:
             cancelled = self._store.cancel(self.latest(job))
             if job.id in self._runs:
@@ -157,7 +127,7 @@ class JobRunner:
         return cancelled
 
     def close(self, *, within_s: float) -> None:
-        """Stop; jobs under way are queued again, and nothing is waited for longer than told."""
+        """Stop; queue running jobs again. Wait at most `within_s` for the workers."""
         deadline = time.monotonic() + within_s
         self._closing.set()
         self.notify()
@@ -167,22 +137,22 @@ class JobRunner:
     def _work(self) -> None:
         while not self._closing.is_set():
             try:
-                run = self._next()
+                run = self._take_next()
                 if run is not None:
-                    self._do(run)
-            # A thread's border: a disk that refuses now may not in a while.
+                    self._process(run)
+            # The border of a thread: disk errors may be temporary.
             except Exception:
-                logger.exception("jobs cannot be worked on")
+                logger.exception("jobs cannot be processed")
                 self._closing.wait(_DISK_RETRY_S)
 
-    def _next(self) -> _Run | None:
-        """Wait for a job and start it. `None` once closed."""
+    def _take_next(self) -> _Run | None:
+        """Wait for a job and start it; `None` once closed."""
         with self._changed:
             while not self._closing.is_set():
                 queued = self._store.queued()
-                self._forget_pauses_except(queued)
+                self._drop_pauses_except(queued)
                 oldest = next((job for job in queued if self._is_due(job)), None)
-                if oldest is not None and self._has_room_for(oldest):
+                if oldest is not None and self._may_start(oldest):
                     started = self._store.start(oldest)
                     if started is not None:
                         run = self._runs[started.id] = _Run(started)
@@ -191,25 +161,25 @@ class JobRunner:
         return None
 
     def _is_due(self, job: Job) -> bool:
-        # One that was put back a moment ago may still be counted among those that run.
+        # A job that was just queued again may still have its run.
         return job.id not in self._runs and time.monotonic() >= self._pause_of(job).until
 
     def _pause_of(self, job: Job) -> _Pause:
         return self._pauses.get(job.id, _NO_PAUSE)
 
-    def _forget_pauses_except(self, queued: list[Job]) -> None:
+    def _drop_pauses_except(self, queued: list[Job]) -> None:
         unfinished = {job.id for job in queued} | self._runs.keys()
         self._pauses = {key: self._pauses[key] for key in unfinished & self._pauses.keys()}
 
-    def _has_room_for(self, job: Job) -> bool:
-        """Let a job that the process died in run alone: if it does so again, no other is blamed."""
-        suspected = [run for run in self._runs.values() if run.job.interruptions]
-        return not suspected and not (job.interruptions and self._runs)
+    def _may_start(self, job: Job) -> bool:
+        """Let a job run alone if the process ended during it: it may be what ended the process."""
+        suspects = [run for run in self._runs.values() if run.job.interruptions]
+        return not suspects and not (job.interruptions and self._runs)
 
-    def _do(self, run: _Run) -> None:
+    def _process(self, run: _Run) -> None:
         try:
-            keep = self._outcome(run)
-            while not _is_kept(keep) and not self._closing.wait(_DISK_RETRY_S):
+            save = self._outcome(run)
+            while not _try_to_save(save) and not self._closing.wait(_DISK_RETRY_S):
                 pass
         finally:
             with self._changed:
@@ -218,59 +188,65 @@ class JobRunner:
         self._on_end()
 
     def _outcome(self, run: _Run) -> Callable[[], None]:
-        """Work on a job; give the change of the store that keeps its outcome."""
-
-        def cancelled() -> bool:
-            return run.cancelled.is_set() or self._closing.is_set()
-
-        job, recording = run.job, self._store.recording(run.job)
+        """Process a job; give the call that saves its outcome in the store."""
+        job = run.job
         logger.info("job %s: started", job.id)
         try:
-            if not recording.is_file():
-                raise ServerError("The job's recording is gone from DATA_DIR.")
-            result = self._transcribe(
-                recording, job.params, on_progress=run.note, cancelled=cancelled
-            )
+            result = self._transcribe(run)
         except RequestCancelled:
-            # Where it was the job and not the server that was stopped, this changes nothing.
-            return partial(self._store.put_back, job)
+            # Either the server stops, or the job was cancelled, and then this changes nothing.
+            return partial(self._store.requeue, job)
         except ServiceUnavailableError as error:
             self._postpone(job, error)
-            return partial(self._store.put_back, job)
+            return partial(self._store.requeue, job)
         except ApiError as error:
             logger.info("job %s: failed: %s", job.id, error)
             return partial(self._store.fail, run.job, Failure.of(error))
-        # A thread's border, as the error handler of HTTP is one.
+        # The border of a thread, like the error handler of HTTP.
         except Exception:
             if not run.cancelled.is_set():
                 logger.exception("job %s: failed", job.id)
-            fault = ServerError("The server had an error while processing your request.")
-            if self._pause_of(job).faults + 1 < _MOST_FAULTS:
-                self._postpone(job, ServiceUnavailableError(fault.message), unforeseen=True)
-                return partial(self._store.put_back, job)
-            return partial(self._store.fail, run.job, Failure.of(fault))
+            message = "The server had an error while processing your request."
+            if self._pause_of(job).unexpected + 1 < _MAX_UNEXPECTED:
+                self._postpone(job, ServiceUnavailableError(message), unexpected=True)
+                return partial(self._store.requeue, job)
+            return partial(self._store.fail, run.job, Failure.of(ServerError(message)))
         logger.info("job %s: succeeded", job.id)
         return partial(self._store.succeed, run.job, result)
 
+    def _transcribe(self, run: _Run) -> Rendered:
+        recording, params = self._store.recording(run.job), run.job.params
+        if not recording.is_file():
+            raise ServerError("The job's recording is gone from DATA_DIR.")
+        transcript = transcribe_recording(
+            self._pipeline_of(params.model),
+            recording,
+            params,
+            on_progress=self._live.follow(run.job, run.record),
+            cancelled=lambda: run.cancelled.is_set() or self._closing.is_set(),
+        )
+        return render(transcript, params, settings=self._settings)
+
     def _postpone(
-        self, job: Job, error: ServiceUnavailableError, *, unforeseen: bool = False
+        self, job: Job, error: ServiceUnavailableError, *, unexpected: bool = False
     ) -> None:
-        """Let a job wait until the server may be able to do it; longer each time."""
+        """Delay the next attempt at a job; the pauses double."""
         assert error.retry_after_s is not None
-        was = self._pause_of(job)
-        pause_s = min(error.retry_after_s * 2.0**was.tries, _LONGEST_PAUSE_S)
-        # To ask for a model costs nothing, and once it is there nobody should wait.
-        tries = was.tries + (not isinstance(error, ModelNotReadyError))
-        faults = was.faults + unforeseen
+        last = self._pause_of(job)
+        pause_s = min(error.retry_after_s * 2.0**last.attempts, _MAX_PAUSE_S)
+        # Checking for a model is cheap, and once it is ready the job should start soon.
+        attempts = last.attempts + (not isinstance(error, ModelNotReadyError))
         with self._changed:
-            self._pauses[job.id] = _Pause(tries, faults, until=time.monotonic() + pause_s)
-        logger.info("job %s: is tried again in %.0f s: %s", job.id, pause_s, error)
+            self._pauses[job.id] = _Pause(
+                attempts, last.unexpected + unexpected, until=time.monotonic() + pause_s
+            )
+        logger.info("job %s: retried in %.0f s: %s", job.id, pause_s, error)
 
 
-def _is_kept(keep: Callable[[], None]) -> bool:
+def _try_to_save(save: Callable[[], None]) -> bool:
     try:
-        keep()
+        save()
     except JobsUnavailableError as error:
-        logger.error("a job's outcome cannot be kept for now: %s", error)
+        logger.error("the outcome of a job cannot be saved for now: %s", error)
         return False
     return True

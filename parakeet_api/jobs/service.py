@@ -1,102 +1,121 @@
-"""Transcriptions that outlast a connection: accepted at once, done in turn, kept until fetched."""
+"""Accept jobs at once, process them in order, keep their results until they are fetched."""
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from parakeet_api.errors import JobsUnavailableError, NotFoundError
-from parakeet_api.formats.rendering import Rendered
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, JobCounts, job_object
-from parakeet_api.jobs.runner import JobRunner, Transcribe
+from parakeet_api.jobs.live import LiveJobs
+from parakeet_api.jobs.runner import JobRunner
 from parakeet_api.jobs.store import JobStore
-from parakeet_api.jobs.webhooks import AllowedHosts, Courier
+from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
+from parakeet_api.metrics import Metrics
+from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_UPKEEP_S = 5.0
-"""How often old jobs are removed, and a DATA_DIR that could not be used is tried again."""
+_MAINTENANCE_S = 5.0
+"""How often expired jobs are removed, and an unusable DATA_DIR is tried again."""
 _CLOSING_S = 5.0
-"""A job stops within half a second, unless ffmpeg or the model is stuck."""
-_NOTHING = JobCounts(queued=0, running=0)
+"""A job stops within half a second, unless ffmpeg or the model hangs."""
+_NO_JOBS = JobCounts(queued=0, running=0)
 
-LEAST_WORKERS = 2
-"""Jobs that are worked on at a time. Their chunks take turns with those of requests: on a CPU more
-would only make each of them later."""
-MOST_WORKERS = 8
+MIN_WORKERS = 2
+"""Jobs that are processed at a time. Their chunks take turns with those of requests: on a CPU, more
+would only delay each of them."""
+MAX_WORKERS = 8
 
 
 def workers_for(*, cores: int, batch_size: int) -> int:
-    """Give the jobs that keep a model busy whose passes have `batch_size` chunks.
+    """Give the number of jobs that keep a model with batches of `batch_size` chunks busy.
 
     One file is decoded on one core, at 1,300 times real time; a large GPU recognises at 7,000.
     """
-    return max(LEAST_WORKERS, min(MOST_WORKERS, cores // 2, batch_size // 16))
+    return max(MIN_WORKERS, min(MAX_WORKERS, cores // 2, batch_size // 16))
 
 
 @dataclass(frozen=True, slots=True)
-class _Works:
-    """What runs while DATA_DIR can be used."""
+class _OpenStore:
+    """The store of a usable DATA_DIR, and the threads that work on it."""
 
     store: JobStore
     runner: JobRunner
-    courier: Courier
+    sender: WebhookSender
 
 
 class Jobs:
-    """Accept jobs, see that they are done and told of, and keep their results for a while.
+    """Accept and process jobs, call their webhooks, and keep their results for a while.
 
-    Where `DATA_DIR` cannot be used, everything else of the server works, and every method raises
-    `JobsUnavailableError` until it can.
+    While `DATA_DIR` is unusable, every method raises `JobsUnavailableError`, and the rest of the
+    server works.
     """
 
     def __init__(
-        self, *, settings: Settings, transcribe: Transcribe, workers: int = LEAST_WORKERS
+        self,
+        *,
+        settings: Settings,
+        pipeline_of: Callable[[str], Pipeline],
+        workers: int = MIN_WORKERS,
+        metrics: Metrics | None = None,
     ) -> None:
-        """Work on `workers` jobs at a time, once started."""
+        """Process `workers` jobs at a time, once started.
+
+        `pipeline_of` gives a model's pipeline by name; see `JobRunner`.
+        """
         self._settings = settings
-        self._transcribe = transcribe
+        self.live = LiveJobs(settings)
+        """The words of running jobs."""
+        self._pipeline_of = pipeline_of
         self._workers = workers
         self._hosts = AllowedHosts(settings.allow_webhooks)
         self._closing = threading.Event()
-        self._upkeep = threading.Thread(target=self._keep_up, name="job-upkeep", daemon=True)
-        self._works: _Works | None = None
+        self._maintenance = threading.Thread(
+            target=self._maintain, name="job-maintenance", daemon=True
+        )
+        self._open: _OpenStore | None = None
         self.fault: JobsUnavailableError | None = None
-        """Why no jobs are taken."""
+        """Why no jobs are accepted."""
+        if metrics is not None:
+            metrics.jobs.labels("queued").set_function(lambda: self.counts.queued)
+            metrics.jobs.labels("running").set_function(lambda: self.counts.running)
 
     def start(self) -> None:
-        """Go on with the jobs that an earlier process left."""
+        """Open the store and continue with unfinished jobs."""
         self._try_to_open()
-        self._upkeep.start()
+        self._maintenance.start()
 
     def close(self) -> None:
-        """Stop; what is unfinished is done after the next start."""
+        """Stop; unfinished jobs are processed after the next start."""
         self._closing.set()
-        if self._upkeep.is_alive():
-            self._upkeep.join()
-        works, self._works = self._works, None
-        if works is not None:
+        if self._maintenance.is_alive():
+            self._maintenance.join()
+        opened, self._open = self._open, None
+        if opened is not None:
             deadline = time.monotonic() + _CLOSING_S
-            works.runner.close(within_s=_CLOSING_S)
-            works.courier.close(within_s=max(0.0, deadline - time.monotonic()))
-            works.store.close()
+            opened.runner.close(within_s=_CLOSING_S)
+            opened.sender.close(within_s=max(0.0, deadline - time.monotonic()))
+            opened.store.close()
 
     @property
     def counts(self) -> JobCounts:
-        """Count the unfinished jobs, without waiting."""
-        works = self._works
-        return works.store.counts if works else _NOTHING
+        """Count the unfinished jobs, without locking."""
+        opened = self._open
+        return opened.store.counts if opened else _NO_JOBS
 
     def refuse_if_full(self) -> None:
-        """Raise `QueueFullError` where `submit` would: before an upload is looked at."""
-        self._opened().store.refuse_beyond(self._settings.max_queued_jobs)
+        """Raise `QueueFullError` where `submit` would, before the upload is read."""
+        self._require_open().store.check_capacity(self._settings.max_queued_jobs)
 
     def submit(
         self,
@@ -106,87 +125,101 @@ class Jobs:
         owner: str | None,
         webhook_url: str | None = None,
     ) -> Job:
-        """Accept a recording; `upload` itself stays the caller's.
+        """Queue a job for a recording; the caller still deletes `upload`.
 
-        Raises `InvalidRequestError` for a webhook that must not be called, `QueueFullError`.
+        Raises `InvalidRequestError` for a webhook that is not allowed, `QueueFullError`.
         """
         if webhook_url:
             self._hosts.check(webhook_url)
-        works = self._opened()
-        job = works.store.add(
+        opened = self._require_open()
+        job = opened.store.add(
             upload,
             params,
             owner=owner,
             webhook_url=webhook_url or None,
-            most_unfinished=self._settings.max_queued_jobs,
+            max_unfinished=self._settings.max_queued_jobs,
         )
-        works.runner.notify()
+        opened.runner.notify()
         return job
 
     def get(self, job_id: str, *, owner: str | None) -> Job:
-        """Give one of the owner's jobs. Raises `NotFoundError`, also for another's."""
-        works = self._opened()
-        job = works.store.get(job_id)
+        """Give one of the owner's jobs, with its result if it succeeded.
+
+        Raises `NotFoundError`, also for a job of another owner.
+        """
+        opened = self._require_open()
+        job = opened.store.get(job_id)
         if job is None or not hmac.compare_digest(job.owner or "", owner or ""):
             raise NotFoundError("There is no such job; finished ones are removed after a while.")
-        return works.runner.latest(job)
+        return opened.runner.latest(job)
 
     def newest(self, *, owner: str | None, limit: int, after: str | None = None) -> list[Job]:
-        """List the owner's jobs, newest first; `after` is the last one of the page before."""
-        works = self._opened()
-        return [
-            works.runner.latest(job) for job in works.store.newest(owner, limit=limit, after=after)
-        ]
+        """List the owner's jobs, newest first, without results.
 
-    def result(self, job: Job) -> Rendered | None:
-        """Give what the job's request would have been answered, once it succeeded."""
-        return self._opened().store.result(job)
+        `after` is the id of the last job on the previous page.
+        """
+        opened = self._require_open()
+        jobs = opened.store.newest(owner, limit=limit, after=after)
+        # A job that ends meanwhile is read again, with its result.
+        return [dataclasses.replace(opened.runner.latest(job), result=None) for job in jobs]
+
+    def queue_position(self, job: Job) -> int | None:
+        """Give a waiting job's place among all that wait, from 1; `None` where it does not."""
+        if job.status != "queued":
+            return None
+        waiting = [queued.id for queued in self._require_open().store.queued()]
+        return waiting.index(job.id) + 1 if job.id in waiting else None
 
     def delete(self, job: Job) -> Job | None:
-        """Cancel an unfinished job and give it as it is now; forget a finished one altogether."""
-        works = self._opened()
-        if works.runner.cancel(job):
-            return works.store.get(job.id)
-        works.store.remove(job)
+        """Cancel an unfinished job and give it; delete a finished one with its result."""
+        opened = self._require_open()
+        if opened.runner.cancel(job):
+            return opened.store.get(job.id)
+        opened.store.remove(job)
         return None
 
-    def _opened(self) -> _Works:
-        works = self._works
-        if works is None:
+    def _require_open(self) -> _OpenStore:
+        opened = self._open
+        if opened is None:
             raise self.fault or JobsUnavailableError("The server is starting or stopping.")
-        return works
+        return opened
 
-    def _keep_up(self) -> None:
-        while not self._closing.wait(_UPKEEP_S):
+    def _maintain(self) -> None:
+        while not self._closing.wait(_MAINTENANCE_S):
             try:
-                self._tidy()
-            # A thread's border: a disk that refuses now may not in a while.
+                self._maintain_store()
+            # The border of a thread: disk errors may be temporary.
             except Exception:
-                logger.exception("old jobs could not be removed")
+                logger.exception("the job store could not be maintained")
 
-    def _tidy(self) -> None:
-        works, hours = self._works, self._settings.job_retention_hours
-        if works is None:
+    def _maintain_store(self) -> None:
+        opened, hours = self._open, self._settings.job_retention_hours
+        if opened is None:
             self._try_to_open()
         elif hours:
-            works.store.remove_finished_before(time.time() - hours * 3600)
+            opened.store.remove_finished_before(time.time() - hours * 3600)
 
     def _try_to_open(self) -> None:
         try:
             store = JobStore(self._settings.jobs_dir)
         except JobsUnavailableError as error:
             if self.fault is None or self.fault.message != error.message:
-                logger.error("no jobs are taken for now: %s", error)
+                logger.error("jobs are not accepted for now: %s", error)
             self.fault = error
             return
         counts = store.counts
         logger.info("jobs in %s: %d unfinished", self._settings.jobs_dir, counts.queued)
-        courier = Courier(
+        sender = WebhookSender(
             store,
             hosts=self._hosts,
-            body=lambda job: json.dumps(job_object(job, store.result(job))).encode(),
+            body=lambda job: json.dumps(job_object(store.get(job.id) or job)).encode(),
         )
         runner = JobRunner(
-            store, transcribe=self._transcribe, on_end=courier.notify, workers=self._workers
+            store,
+            pipeline_of=self._pipeline_of,
+            live=self.live,
+            settings=self._settings,
+            on_end=sender.notify,
+            workers=self._workers,
         )
-        self._works, self.fault = _Works(store, runner, courier), None
+        self._open, self.fault = _OpenStore(store, runner, sender), None

@@ -1,13 +1,13 @@
-"""Jobs on disk: their state and results in SQLite, their recordings as files beside it.
+"""Jobs on disk: state and results in SQLite, recordings as files beside the database.
 
-A change is one transaction, so whatever ends the process, each job is as it was before the change
-or as it is after it. The database is locked for as long as it is open: no second server can run the
-same jobs.
+Every change is one transaction, so a crash leaves each job as it was before or after a change. The
+database is locked while it is open, so a second server cannot process the same jobs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import sqlite3
@@ -33,10 +33,10 @@ from parakeet_api.jobs.job import (
     params_to_json,
 )
 
-_MOST_INTERRUPTIONS = 3
-"""A recording that ends the process as often is not tried again."""
+_MAX_INTERRUPTIONS = 3
+"""A job fails once the process has ended this often while it ran."""
 _VERSION = 1
-"""Of the tables; in SQLite's `user_version`."""
+"""Version of the tables, in SQLite's `user_version`."""
 
 _TABLES = f"""
 BEGIN;
@@ -73,39 +73,40 @@ COMMIT;
 """
 
 _ADD_CAVEATS = "ALTER TABLE results ADD COLUMN caveats TEXT NOT NULL DEFAULT '[]'"
-"""For tables of before; a server of before can read and write those with it."""
+"""Upgrades tables of earlier versions, which can still read and write the result."""
 
 _PRAGMAS = (
-    # Held until it is closed. Also lets WAL do without shared memory, which network drives lack.
+    # Locks the database until it is closed, and WAL then needs no shared memory, which network
+    # drives lack.
     "PRAGMA locking_mode = EXCLUSIVE",
-    # The space of removed results is given back to the disk.
+    # Removed results free disk space.
     "PRAGMA auto_vacuum = FULL",
     "PRAGMA journal_mode = WAL",
     "PRAGMA journal_size_limit = 1000000",
-    # A job that was accepted outlives a power cut as well.
+    # An accepted job survives a power failure.
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
 )
 
 
 class JobStore:
-    """Keep jobs in a folder; safe to use from many threads.
+    """Store jobs in a folder; safe to use from many threads.
 
-    Every method raises `JobsUnavailableError` where the disk refuses; nothing is changed then.
+    Every method raises `JobsUnavailableError` for disk errors, and then changes nothing.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open or create; jobs that ran when the last process died are queued again.
+        """Open or create the store; queue jobs again that ran when the last process ended.
 
-        Raises `JobsUnavailableError` where the folder cannot be used, or another process uses it.
+        Raises `JobsUnavailableError` where the folder is unusable or in use by another process.
         """
         self._folder = folder
         self._lock = threading.Lock()
         self._recordings = folder / "recordings"
         self.counts = JobCounts(queued=0, running=0)
-        """Replaced after each change, so it may be read at any time without waiting."""
-        with self._disk():
-            # Recordings are private, and their owners' keys are hashed in there.
+        """Replaced after each change, so it can be read without locking."""
+        with self._disk_errors():
+            # Recordings and hashes of API keys are private.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._recordings.mkdir(mode=0o700, exist_ok=True)
             self._db = _connect(folder / "jobs.sqlite3")
@@ -116,7 +117,7 @@ class JobStore:
                 raise
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Close the database, so that another process can use the folder."""
         with self._lock:
             self._db.close()
 
@@ -127,21 +128,21 @@ class JobStore:
         *,
         owner: str | None,
         webhook_url: str | None,
-        most_unfinished: int,
+        max_unfinished: int,
     ) -> Job:
-        """Take a recording over and queue a job for it; `upload` itself stays the caller's.
+        """Store a recording and queue a job for it; the caller still deletes `upload`.
 
-        Raises `QueueFullError` where `most_unfinished` jobs are unfinished already.
+        Raises `QueueFullError` where `max_unfinished` jobs are unfinished already.
         """
         job_id = uuid.uuid4().hex
         recording = self._recordings / job_id
-        # Looked at first as well: to take a recording over may mean to copy it.
-        self.refuse_beyond(most_unfinished)
-        with self._disk():
-            _take_over(upload, recording)
+        # Checked before as well: storing the recording may mean copying it.
+        self.check_capacity(max_unfinished)
+        with self._disk_errors():
+            _link_or_copy(upload, recording)
         try:
             with self._changing() as db:
-                _refuse_beyond(most_unfinished, db)
+                _check_capacity(db, max_unfinished)
                 db.execute(
                     "INSERT INTO jobs (id, owner, status, params, created_at, webhook_url)"
                     " VALUES (?, ?, 'queued', ?, ?, ?)",
@@ -154,18 +155,28 @@ class JobStore:
         assert job is not None
         return job
 
-    def refuse_beyond(self, most_unfinished: int) -> None:
+    def check_capacity(self, max_unfinished: int) -> None:
         """Raise `QueueFullError` where `add` would."""
         with self._reading() as db:
-            _refuse_beyond(most_unfinished, db)
+            _check_capacity(db, max_unfinished)
 
     def get(self, job_id: str) -> Job | None:
-        """Give a job, if there is one."""
-        found = self._select("WHERE id = ?", job_id)
-        return found[0] if found else None
+        """Give a job with its result, read together: only one that succeeded has a result."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT jobs.*, media_type, body, caveats"
+                " FROM jobs LEFT JOIN results ON results.job = jobs.id WHERE id = ?",
+                (job_id,),
+            ).fetchone()
+        if row is None:
+            return None
+        return dataclasses.replace(_job_from(row), result=_result_from(row))
 
     def newest(self, owner: str | None, *, limit: int, after: str | None = None) -> list[Job]:
-        """List an owner's jobs, newest first; `after` is the last one of the page before."""
+        """List an owner's jobs, newest first, without results.
+
+        `after` is the id of the last job on the previous page.
+        """
         return self._select(
             "WHERE owner IS ? AND (? IS NULL OR number < (SELECT number FROM jobs WHERE id = ?))"
             " ORDER BY number DESC LIMIT ?",
@@ -176,25 +187,15 @@ class JobStore:
         )
 
     def queued(self) -> list[Job]:
-        """List the jobs that wait, oldest first."""
+        """List the queued jobs, oldest first."""
         return self._select("WHERE status = 'queued' ORDER BY number")
 
     def recording(self, job: Job) -> Path:
-        """Give where a job's recording is while the job is not finished."""
+        """Give the path of an unfinished job's recording."""
         return self._recordings / job.id
 
-    def result(self, job: Job) -> Rendered | None:
-        """Give what a job that succeeded is answered with."""
-        with self._reading() as db:
-            row = db.execute(
-                "SELECT body, media_type, caveats FROM results WHERE job = ?", (job.id,)
-            ).fetchone()
-        if row is None:
-            return None
-        return Rendered(row["body"], row["media_type"], caveats_from_json(row["caveats"]))
-
     def start(self, job: Job) -> Job | None:
-        """Note that a queued job runs; give it as it is now, unless it is not queued any more."""
+        """Mark a queued job as running and give it; `None` where it is no longer queued."""
         with self._changing() as db:
             started = db.execute(
                 "UPDATE jobs SET status = 'running', started_at = ?"
@@ -204,8 +205,8 @@ class JobStore:
             row = db.execute("SELECT * FROM jobs WHERE id = ?", (job.id,)).fetchone()
         return _job_from(row) if started.rowcount else None
 
-    def put_back(self, job: Job) -> None:
-        """Queue a running job again, in its old place."""
+    def requeue(self, job: Job) -> None:
+        """Queue a running job again, at its old position."""
         with self._changing() as db:
             db.execute(
                 "UPDATE jobs SET status = 'queued', started_at = NULL"
@@ -214,7 +215,7 @@ class JobStore:
             )
 
     def succeed(self, job: Job, result: Rendered) -> None:
-        """Keep a running job's result, unless it was cancelled meanwhile."""
+        """Store a running job's result, unless it was cancelled in the meantime."""
         with self._changing() as db:
             ended = _end(db, job, "succeeded")
             if ended:
@@ -223,10 +224,10 @@ class JobStore:
                     (job.id, result.media_type, result.body, caveats_to_json(result.caveats)),
                 )
         if ended:
-            self._drop_recording(job.id)
+            self._delete_recording(job.id)
 
     def fail(self, job: Job, failure: Failure) -> None:
-        """Note why a running job has no result."""
+        """Store a running job's error, unless it was cancelled in the meantime."""
         with self._changing() as db:
             ended = _end(db, job, "failed")
             if ended:
@@ -235,37 +236,37 @@ class JobStore:
                     (failure.status, failure.body, job.id),
                 )
         if ended:
-            self._drop_recording(job.id)
+            self._delete_recording(job.id)
 
     def cancel(self, job: Job) -> bool:
-        """End a job without a result; tell whether it was unfinished until now."""
+        """Cancel an unfinished job; tell whether it was unfinished."""
         with self._changing() as db:
             cancelled = _end(db, job, "cancelled", also_from="queued")
         if cancelled:
-            self._drop_recording(job.id)
+            self._delete_recording(job.id)
         return cancelled
 
     def remove(self, job: Job) -> None:
-        """Forget a finished job and its result."""
+        """Delete a finished job and its result."""
         with self._changing() as db:
             db.execute("DELETE FROM jobs WHERE id = ? AND finished_at IS NOT NULL", (job.id,))
 
     def remove_finished_before(self, moment: float) -> int:
-        """Forget the jobs that had ended by then (Unix time, seconds); count them."""
+        """Delete the jobs that ended before a Unix time in seconds; give their number."""
         with self._changing() as db:
             removed = db.execute("DELETE FROM jobs WHERE finished_at < ?", (moment,))
         return removed.rowcount
 
-    def untold(self, *, most_attempts: int) -> list[Job]:
-        """List the finished jobs whose webhook is still to be called, oldest first."""
+    def pending_webhooks(self, *, max_attempts: int) -> list[Job]:
+        """List the finished jobs whose webhook must still be called, oldest first."""
         return self._select(
             "WHERE webhook_url IS NOT NULL AND finished_at IS NOT NULL"
             " AND NOT webhook_delivered AND webhook_attempts < ? ORDER BY finished_at",
-            most_attempts,
+            max_attempts,
         )
 
-    def note_call(self, job: Job, *, error: str | None) -> None:
-        """Count a call of a job's webhook; without an error it is the last one."""
+    def record_attempt(self, job: Job, *, error: str | None) -> None:
+        """Store the outcome of a webhook call; without an error it is delivered."""
         with self._changing() as db:
             db.execute(
                 "UPDATE jobs SET webhook_attempts = webhook_attempts + 1, webhook_delivered = ?,"
@@ -274,10 +275,10 @@ class JobStore:
             )
 
     def _recover(self) -> None:
-        """Bring the folder in order after whatever ended the last process."""
-        given_up = Failure.of(
+        """Repair the state that a crash of the last process left behind."""
+        failure = Failure.of(
             ServerError(
-                f"The server ended {_MOST_INTERRUPTIONS} times while it worked on this recording,"
+                f"The server ended {_MAX_INTERRUPTIONS} times while it worked on this recording,"
                 " so it is not tried again."
             )
         )
@@ -289,44 +290,44 @@ class JobStore:
             db.execute(
                 "UPDATE jobs SET status = 'failed', finished_at = ?, error_status = ?,"
                 " error_body = ? WHERE status = 'queued' AND interruptions >= ?",
-                (time.time(), given_up.status, given_up.body, _MOST_INTERRUPTIONS),
+                (time.time(), failure.status, failure.body, _MAX_INTERRUPTIONS),
             )
-        wanted = {job.id for job in self.queued()}
+        queued = {job.id for job in self.queued()}
         for file in self._recordings.iterdir():
-            if file.name not in wanted:
+            if file.name not in queued:
                 file.unlink()
 
-    def _drop_recording(self, job_id: str) -> None:
-        # Where it cannot be deleted now, the next start does it.
+    def _delete_recording(self, job_id: str) -> None:
+        # If this fails, `_recover` deletes the file at the next start.
         with contextlib.suppress(OSError):
             (self._recordings / job_id).unlink(missing_ok=True)
 
     def _select(self, clause: str, *values: object) -> list[Job]:
         with self._reading() as db:
-            # The clauses are constants of this module.
+            # Clauses are constants of this module, never input.
             rows = db.execute(f"SELECT * FROM jobs {clause}", values).fetchall()  # noqa: S608
         return [_job_from(row) for row in rows]
 
-    def _counted(self) -> JobCounts:
-        counted = dict(self._db.execute("SELECT status, count(*) FROM jobs GROUP BY status"))
-        return JobCounts(queued=counted.get("queued", 0), running=counted.get("running", 0))
+    def _count(self) -> JobCounts:
+        counts = dict(self._db.execute("SELECT status, count(*) FROM jobs GROUP BY status"))
+        return JobCounts(queued=counts.get("queued", 0), running=counts.get("running", 0))
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._disk(), self._lock:
+        with self._disk_errors(), self._lock:
             yield self._db
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
-        """Make what the block does one transaction."""
-        with self._disk(), self._lock:
+        """Run the block as one transaction."""
+        with self._disk_errors(), self._lock:
             with self._db:
                 yield self._db
-            self.counts = self._counted()
+            self.counts = self._count()
 
     @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """Say of every fault of the disk where it was."""
+    def _disk_errors(self) -> Iterator[None]:
+        """Translate disk errors into `JobsUnavailableError`."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -338,8 +339,9 @@ class JobStore:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open the database, with the tables of this version; it is locked at once."""
-    # Threads take turns by the store's lock. Another process keeps it as long as it runs.
+    """Open and lock the database; create or upgrade its tables."""
+    # The store's lock serializes threads. `timeout=0`: another process holds the database for as
+    # long as it runs, so waiting for it is useless.
     db = sqlite3.connect(path, timeout=0, check_same_thread=False)
     try:
         db.row_factory = sqlite3.Row
@@ -358,12 +360,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _take_over(upload: Path, target: Path) -> None:
-    """Make the upload's content a file of ours, and make sure that it is on the disk."""
+def _link_or_copy(upload: Path, target: Path) -> None:
+    """Give the upload's content a second name, or copy it; flush it to disk."""
     try:
         target.hardlink_to(upload)
     except OSError:
-        # Another file system, or one without links.
+        # Another file system, or one without hard links.
         try:
             shutil.copyfile(upload, target)
         except BaseException:
@@ -377,9 +379,9 @@ def _take_over(upload: Path, target: Path) -> None:
             os.close(descriptor)
 
 
-def _refuse_beyond(most_unfinished: int, db: sqlite3.Connection) -> None:
+def _check_capacity(db: sqlite3.Connection, max_unfinished: int) -> None:
     (unfinished,) = db.execute("SELECT count(*) FROM jobs WHERE finished_at IS NULL").fetchone()
-    if unfinished >= most_unfinished:
+    if unfinished >= max_unfinished:
         raise QueueFullError(
             f"{unfinished} jobs are unfinished, the most this server keeps (MAX_QUEUED_JOBS)."
             " Try again when some are done."
@@ -389,7 +391,7 @@ def _refuse_beyond(most_unfinished: int, db: sqlite3.Connection) -> None:
 def _end(
     db: sqlite3.Connection, job: Job, status: JobStatus, *, also_from: JobStatus = "running"
 ) -> bool:
-    """Give a running job its last status and progress; tell whether it was running."""
+    """Store a running job's final status and progress; tell whether it was running."""
     ended = db.execute(
         "UPDATE jobs SET status = ?, finished_at = ?, done_s = ?, total_s = ?"
         " WHERE id = ? AND status IN ('running', ?)",
@@ -399,7 +401,7 @@ def _end(
 
 
 def _job_from(row: sqlite3.Row) -> Job:
-    failed, calls = row["error_body"] is not None, row["webhook_url"] is not None
+    failed, has_webhook = row["error_body"] is not None, row["webhook_url"] is not None
     return Job(
         id=row["id"],
         owner=row["owner"],
@@ -418,6 +420,12 @@ def _job_from(row: sqlite3.Row) -> Job:
             delivered=bool(row["webhook_delivered"]),
             last_error=row["webhook_error"],
         )
-        if calls
+        if has_webhook
         else None,
     )
+
+
+def _result_from(row: sqlite3.Row) -> Rendered | None:
+    if row["body"] is None:
+        return None
+    return Rendered(row["body"], row["media_type"], caveats_from_json(row["caveats"]))

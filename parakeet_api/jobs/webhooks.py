@@ -1,7 +1,7 @@
-"""Tell webhooks that jobs have ended: only on hosts that the operator listed.
+"""Call webhooks when jobs end, only on hosts that the operator allows.
 
-A client names the address, so it is hostile: what is compared with the list is what httpx connects
-to, no redirect is followed, and nothing of the environment (proxies, ~/.netrc) is used.
+Clients choose the URL, so it is untrusted: the host that is checked is the one that httpx connects
+to, redirects are not followed, and proxies and ~/.netrc of the environment are ignored.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ from parakeet_api.jobs.store import JobStore
 logger = logging.getLogger(__name__)
 
 RETRY_DELAYS_S = (5.0, 15.0, 45.0, 135.0, 405.0)
-"""Pauses between calls: six calls in ten minutes, in which a receiver can restart."""
+"""Pauses between attempts: six attempts in ten minutes, enough for a receiver to restart."""
 _TIMEOUT_S = 10.0
-"""For connecting, and for each answer."""
-_USUAL_PORTS = {"http": 80, "https": 443}
-_LONGEST_URL = 2048
-_LONGEST_REASON = 300
-"""Characters of a failed call's reason that are kept."""
+"""For connecting, and for the response."""
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_MAX_URL_LENGTH = 2048
+_MAX_REASON_LENGTH = 300
+"""Characters of an error message that are stored."""
 
 
 class AllowedHosts:
-    """The hosts that webhooks may be on, as `host` (its usual ports, 80 and 443) or `host:port`."""
+    """The hosts that webhooks may use, as `host` (ports 80 and 443) or `host:port`."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
         self._allowed = {
             (listed.raw_host, port)
             for listed in (httpx.URL(f"//{host}") for host in hosts)
-            for port in ((listed.port,) if listed.port else _USUAL_PORTS.values())
+            for port in ((listed.port,) if listed.port else _DEFAULT_PORTS.values())
         }
 
     def check(self, text: str) -> None:
-        """Raise `InvalidRequestError` for an address that must not be called."""
+        """Raise `InvalidRequestError` for a URL that is not allowed."""
         if not self._allowed:
             raise _refused("this server calls no webhooks (ALLOW_WEBHOOKS is empty)")
         try:
             url = httpx.URL(text)
         except httpx.InvalidURL as error:
             raise _refused(f"it is not a URL ({error})") from error
-        if url.scheme not in _USUAL_PORTS or not url.host or len(text) > _LONGEST_URL:
+        if url.scheme not in _DEFAULT_PORTS or not url.host or len(text) > _MAX_URL_LENGTH:
             raise _refused(
                 "it is not a URL that begins with http:// or https://, of at most"
-                f" {_LONGEST_URL} characters"
+                f" {_MAX_URL_LENGTH} characters"
             )
         if url.userinfo:
             raise _refused("it holds a user name or password")
-        # A dot at its end makes a name absolute, not another one.
+        # A trailing dot makes a name absolute; it is the same host.
         host = url.raw_host.removesuffix(b".")
-        port = _USUAL_PORTS[url.scheme] if url.port is None else url.port
+        port = _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
         if (host, port) not in self._allowed:
             raise _refused("its host and port are not among those of ALLOW_WEBHOOKS")
 
 
-class Courier:
+class WebhookSender:
     """Call the webhooks of finished jobs, from one thread.
 
-    A call is repeated until it is answered 2xx or `delays_s` are used up; what is still to be told
-    when the process ends is told after the next start. So a receiver may hear of a job twice.
+    A call is repeated until the response is 2xx or `delays_s` are used up. Pending calls are made
+    after a restart, so a receiver may get the same job twice.
     """
 
     def __init__(
@@ -82,18 +82,18 @@ class Courier:
         self._body = body
         self._delays_s = delays_s
         self._due: dict[str, float] = {}
-        """When a job whose webhook failed is next, by id, on the monotonic clock."""
+        """Time of the next attempt by job id, on the monotonic clock."""
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="webhooks", daemon=True)
         self._thread.start()
 
     def notify(self) -> None:
-        """Tell that a job has finished."""
+        """Wake the thread: a job has ended."""
         self._wake.set()
 
     def close(self, *, within_s: float) -> None:
-        """Call no more; wait so long for the call under way."""
+        """Stop; wait at most `within_s` for the current call."""
         self._closing = True
         self._wake.set()
         self._thread.join(within_s)
@@ -102,7 +102,7 @@ class Courier:
         while not self._closing:
             try:
                 pause_s = self._call_all()
-            # A thread's border: a disk that refuses now may not in a while.
+            # The border of a thread: disk errors may be temporary.
             except Exception:
                 logger.exception("webhooks could not be called")
                 pause_s = self._delays_s[0]
@@ -110,10 +110,10 @@ class Courier:
             self._wake.clear()
 
     def _call_all(self) -> float | None:
-        """Make the calls that are due; give the seconds until the next one, if there is one."""
-        untold = self._store.untold(most_attempts=len(self._delays_s) + 1)
-        self._due = {job.id: self._due.get(job.id, 0.0) for job in untold}
-        for job in untold:
+        """Make the calls that are due; give the seconds until the next one, or `None`."""
+        pending = self._store.pending_webhooks(max_attempts=len(self._delays_s) + 1)
+        self._due = {job.id: self._due.get(job.id, 0.0) for job in pending}
+        for job in pending:
             if self._closing:
                 return None
             if self._due[job.id] <= time.monotonic():
@@ -123,8 +123,8 @@ class Courier:
 
     def _call(self, job: Job) -> None:
         assert job.webhook is not None
-        error = self._outcome(job.webhook.url, self._body(job))
-        self._store.note_call(job, error=error)
+        error = self._attempt(job.webhook.url, self._body(job))
+        self._store.record_attempt(job, error=error)
         if error is None or job.webhook.attempts == len(self._delays_s):
             del self._due[job.id]
         else:
@@ -132,28 +132,28 @@ class Courier:
         if error is not None:
             logger.warning("the webhook of job %s failed: %s", job.id, error)
 
-    def _outcome(self, url: str, body: bytes) -> str | None:
-        """Call; give what went wrong, if anything did."""
+    def _attempt(self, url: str, body: bytes) -> str | None:
+        """Call a webhook; give the error message, or `None`."""
         try:
-            # Again, as the list may have been changed since the job was accepted.
+            # Checked again: ALLOW_WEBHOOKS may have changed since the job was accepted.
             self._hosts.check(url)
             post(url, body)
-        # Whatever it is, the webhooks of other jobs must not wait for it.
+        # Any error: it must not stop the webhooks of other jobs.
         except Exception as error:
-            return (str(error) or type(error).__name__)[:_LONGEST_REASON]
+            return (str(error) or type(error).__name__)[:_MAX_REASON_LENGTH]
         return None
 
 
 def post(url: str, body: bytes) -> None:
-    """Send JSON. Raises `httpx.HTTPError` unless it is answered 2xx."""
+    """POST JSON. Raises `httpx.HTTPError` unless the response is 2xx."""
     headers = {"Content-Type": "application/json", "User-Agent": f"parakeet-api/{__version__}"}
     with (
         httpx.Client(trust_env=False, follow_redirects=False, timeout=_TIMEOUT_S) as client,
-        # The answer's body is not read, however long.
-        client.stream("POST", url, content=body, headers=headers) as answer,
+        # A stream, so that the body of the response is not read.
+        client.stream("POST", url, content=body, headers=headers) as response,
     ):
-        if not answer.is_success:
-            raise httpx.HTTPError(f"answered {answer.status_code} {answer.reason_phrase}")
+        if not response.is_success:
+            raise httpx.HTTPError(f"answered {response.status_code} {response.reason_phrase}")
 
 
 def _refused(reason: str) -> InvalidRequestError:

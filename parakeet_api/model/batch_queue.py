@@ -23,7 +23,7 @@ _GPU_SPANS = (math.inf, 4.0, *_CPU_SPANS)
 _CPU_PASS_S = 4.0
 _GPU_PASS_S = 100.0
 """Seconds of audio that take as long as a pass does however little is in it: with models of 3 and
-600 M parameters on a CPU 3.6 and 5, on an H200 some 130, on slower cards less."""
+600 M parameters on a CPU 3.6 and 5, on an H200 some 130, on slower GPUs less."""
 _CHOICE = 4
 """Times what fits that is looked at, at most."""
 

@@ -36,7 +36,7 @@ What filled the memory is often another program, and it may have ended."""
 _ENOUGH = 20
 """Doublings after which any length is tried."""
 _SHORTEST = 5 * SAMPLE_RATE
-"""Samples. So little is always tried; if it does not fit, the card is full."""
+"""Samples. So little is always tried; if it does not fit, the GPU is full."""
 _CONTEXT = 2 * SAMPLE_RATE
 """Samples of the other half that each half of a chunk hears."""
 _REACH = SAMPLE_RATE
@@ -113,7 +113,7 @@ class Batcher:
         metrics: Metrics | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the workers; `on_device_lost` is told, once, that the card refuses all work."""
+        """Start the workers; `on_device_lost` is called once if the GPU refuses all work."""
         self._lease = lease
         self._on_device_lost = on_device_lost
         self._metrics = metrics or Metrics()
@@ -143,7 +143,7 @@ class Batcher:
         Takes from `chunks` only as far ahead as the workers can use. Closing the generator, or
         `cancelled` turning true (then `RequestCancelled` is raised), takes what waits out of the
         queue. Raises what the lease or the model raised for a chunk,
-        `StoppingError` once the batcher is closed, and `DeviceLostError` once the card refuses
+        `StoppingError` once the batcher is closed, and `DeviceLostError` once the GPU refuses
         all work.
         """
         waiting: deque[_Job] = deque()
@@ -216,7 +216,7 @@ class Batcher:
                     if not job.outcome.done():
                         job.outcome.set_exception(error)
                 if isinstance(error, DeviceLostError) and self._refuse(error):
-                    logger.critical("the card refuses all further work", exc_info=error)
+                    logger.critical("the GPU refuses all further work", exc_info=error)
                     self._on_device_lost()
             self._passed(batch)
             # Else the last batch, samples and all, would live until the next one comes.

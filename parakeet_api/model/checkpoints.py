@@ -38,11 +38,11 @@ _RETRY_AFTER_S = 30.0
 """A failed download is tried again by the first request after so long."""
 _LOG_STEP = 0.05
 """The download's progress is logged every 5 %."""
-_LONGEST_CONFIG = 16_000_000
+_MAX_CONFIG = 16_000_000
 """Bytes. v3's, with 8,192 pieces of vocabulary written out three times, has a thirtieth of it."""
 _RNNT_BPE = re.compile(r"\w*RNNT\w*BPE\w*")
 """NeMo's class of Parakeet-TDT and its kin: EncDecRNNTBPEModel, EncDecHybridRNNTCTCBPEModel."""
-_LONGEST_REASON = 400
+_MAX_REASON = 400
 """Characters. The hub's own errors end in a paragraph of advice for programmers."""
 _ADVICE = "Download it again, or name another file in MODEL_PATH."
 
@@ -294,7 +294,7 @@ def check_checkpoint(path: Path) -> None:
             if not {"model_config.yaml", "model_weights.ckpt"} <= members.keys():
                 raise CheckpointError(f"{path} is an archive, but not of a NeMo model. {_ADVICE}")
             config = archive.extractfile(members["model_config.yaml"])
-            text = config.read(_LONGEST_CONFIG) if config is not None else b""
+            text = config.read(_MAX_CONFIG) if config is not None else b""
     # KeyError: a link in the archive that leads nowhere.
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
         raise DamagedCheckpointError(
@@ -364,7 +364,7 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
     if isinstance(cached, str):
         return Path(cached)
     url = hf_hub_url(settings.model_id, name, endpoint=endpoint)
-    # The download asks the same, but retries for minutes where nobody answers.
+    # The download sends the same request, but retries for minutes if the hub does not answer.
     _within(_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, endpoint=endpoint))
     logger.info("downloading %s from %s", settings.model_id, without_passwords(endpoint))
     report(0, None)
@@ -380,7 +380,7 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
 
 
 def _within(timeout_s: float, ask: Callable[[], Any]) -> Any:
-    """Ask in a thread of its own: the hub's client retries and may wait far longer than told."""
+    """Run in a thread: the hub's client retries and may exceed its timeout by far."""
     answer: Future[Any] = Future()
 
     def run() -> None:
@@ -441,4 +441,4 @@ def _is_writable(folder: Path) -> bool:
 def _reason(error: Exception) -> str:
     """Give an error's text on one line, of bearable length."""
     words = without_passwords(" ".join(str(error).split()))
-    return words[:_LONGEST_REASON] or type(error).__name__
+    return words[:_MAX_REASON] or type(error).__name__

@@ -100,8 +100,8 @@ _turns: defaultdict[str, contextlib.AbstractContextManager[object]] = defaultdic
 def turn_on(device: str) -> Iterator[None]:
     """Hold the GPU for one forward pass, one load or one capture; a CPU takes several at a time.
 
-    All kernels of a process run on one stream, one after the other, whoever launches them. Passes
-    of several threads would gain nothing, and add up in memory.
+    All kernels of a process run on one stream, one after the other, whichever thread launches
+    them: passes of several threads would gain nothing and add up in memory.
     """
     with contextlib.nullcontext() if device == "cpu" else _turns[device], current(device):
         yield
@@ -145,7 +145,7 @@ class CacheTrimmer:
         self._closed = False
 
     def before_pass(self) -> None:
-        """Make room where the GPU is nearly full, whoever fills it."""
+        """Release cached memory where the GPU is nearly full, also if other processes fill it."""
         memory = device_memory(self._device)
         if memory.used > self._full_above * memory.total and self._unused_mb() > 0:
             self._trim_if_due()
@@ -186,7 +186,7 @@ class CacheTrimmer:
                 self._timer = None
                 if not self._closed:
                     self.after_pass()
-        # A thread's border: the GPU may have been lost meanwhile, and the next pass tells.
+        # A thread's border: if the GPU was lost meanwhile, the next pass raises.
         except RuntimeError:
             logger.warning("unused GPU memory could not be given back", exc_info=True)
 
@@ -205,19 +205,19 @@ class GraphVerdict:
 
     def condemn(self, reason: str) -> None:
         """Remember that graphs failed."""
-        told = json.dumps({"setup": self._setup, "reason": reason})
+        content = json.dumps({"setup": self._setup, "reason": reason})
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(told, encoding="utf-8")
+            self._path.write_text(content, encoding="utf-8")
         except OSError as error:
             logger.error("that CUDA graphs failed cannot be remembered: %s", error)
 
     def reason_against(self) -> str | None:
         """Tell why graphs must not be tried, if they must not."""
         try:
-            told = json.loads(self._path.read_text(encoding="utf-8"))
+            content = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if not isinstance(told, dict) or told.get("setup") != self._setup:
+        if not isinstance(content, dict) or content.get("setup") != self._setup:
             return None
-        return f"{told.get('reason')}; delete {self._path} to try them again"
+        return f"{content.get('reason')}; delete {self._path} to try them again"

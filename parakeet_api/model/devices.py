@@ -1,7 +1,8 @@
 """Which device there is, and how much audio it takes at once.
 
-Asks the CUDA driver first, which takes no memory and no import of torch. Only where it has a card,
-a process of its own tries that: the one that serves holds nothing of it while no model is loaded.
+Asks the CUDA driver first, which takes no memory and no import of torch. Only where it has a GPU,
+a process of its own tries that: the one that serves holds nothing of it until it loads a model.
+From then on it keeps a CUDA context, some hundreds of megabytes, also while no model is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parakeet_api.errors import SettingsError
-from parakeet_api.model.gpu_check import CardReport
+from parakeet_api.model.gpu_check import GpuReport
 from parakeet_api.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -46,22 +47,22 @@ _ADVICE = {
     "out of memory": "{name} is full: `nvidia-smi` lists the programs that fill it ({said})",
     "ALLOC_FAILED": "{name} is full: `nvidia-smi` lists the programs that fill it ({said})",
     "No CUDA GPUs are available": (
-        "torch sees no card: look at CUDA_VISIBLE_DEVICES and `nvidia-smi -L`"
+        "torch sees no GPU: look at CUDA_VISIBLE_DEVICES and `nvidia-smi -L`"
     ),
     "invalid device ordinal": (
-        "torch has no card of that number: look at CUDA_VISIBLE_DEVICES and `nvidia-smi -L`"
+        "torch has no GPU of that number: look at CUDA_VISIBLE_DEVICES and `nvidia-smi -L`"
     ),
     "busy or unavailable": (
         "{name} is taken by another program alone: `nvidia-smi -c DEFAULT` lets programs share it"
     ),
 }
-"""What torch says, in part, and what to tell a person; the first that fits."""
+"""Parts of torch's error messages, each with advice; the first match is used."""
 
 _CPU_CHUNK_S = 30.0
 """Measured on two cores with the demo model: an hour takes 12.9 s in 30 s windows, 13.3 s in 20 s,
 16.1 s in 60 s and 39 s in 120 s; attention is quadratic."""
 _CUDA_CHUNK_S = 60.0
-"""Below it the encoder's memory grows linearly, and a card is busy with a few of them."""
+"""Below it the encoder's memory grows linearly, and a GPU is busy with a few of them."""
 _CPU_BATCH_S = 60.0
 """A CPU gains nothing from batches of long chunks, and others would wait for them."""
 
@@ -84,16 +85,16 @@ _GRAPHS_GB = 0.25
 """The encoder's graphs themselves: up to 54 of 2,000 kernels each."""
 _SHARE_OF_FREE = 0.8
 """The rest is for what other programs take later, and what the formula above does not know."""
-_MOST_DECODERS = 4
+_MAX_DECODERS = 4
 """Of one recording: they decode an hour in some 1.5 s."""
 _MANY_CORES = 4
-_LEAST_PASS_MB = 64.0
+_MIN_PASS_MB = 64.0
 """19 s of audio: below it chunks would be too short to be understood."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A CUDA card on which a kernel has run."""
+    """A GPU on which a kernel has run."""
 
     name: str
     total_gb: float
@@ -102,7 +103,7 @@ class Gpu:
     """When it was tried, beside a CUDA context; `None` = all of it."""
     device: str = "cuda:0"
     driver: str | None = None
-    """NVIDIA's number of it, where the system tells."""
+    """The NVIDIA driver's version, where the system reports it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,71 +117,71 @@ class InferencePlan:
     batch_s: float
     """Seconds of audio in one forward pass, padding included, at most; one chunk always fits."""
     memory_mb: float | None = None
-    """Megabytes of the card that a pass may take, from which the rest follows; `None` on a CPU."""
+    """Megabytes of the GPU that a pass may take, from which the rest follows; `None` on a CPU."""
     memory_limit: str | None = None
     """What leaves it no more."""
     graphed_s: float = 0.0
     """Seconds of audio that a batch may have, padding included, whose encoder pass is a graph."""
 
 
-class CardError(Exception):
-    """The card cannot be used; the message is one line that says why, and what to do."""
+class GpuError(Exception):
+    """The GPU cannot be used; the message is one line that says why, and what to do."""
 
 
-class NoCardError(CardError):
+class NoGpuError(GpuError):
     """There is none, or no driver for it."""
 
 
 def find_gpu(device: str) -> Gpu | None:
-    """Find the CUDA card that `DEVICE` means and run a kernel on it; `None` = use the CPU.
+    """Find the GPU that `DEVICE` means and run a kernel on it; `None` = use the CPU.
 
-    Takes seconds where there is a card, and no time where there is none. Raises `SettingsError`
-    if a card was asked for by name and cannot be used.
+    Takes seconds where there is a GPU, and no time where there is none. Raises `SettingsError`
+    if `DEVICE` names a GPU that cannot be used.
     """
     if device == "cpu":
         return None
     ordinal = int(device.partition(":")[2] or 0)
     try:
-        _look_for_card(ordinal)
-        return _try_card(f"cuda:{ordinal}")
-    except CardError as error:
+        _look_for_gpu(ordinal)
+        return _try_gpu(f"cuda:{ordinal}")
+    except GpuError as error:
         if device != "auto":
             raise SettingsError(f"DEVICE={device!r} cannot be used: {error}") from error
-        if not isinstance(error, NoCardError):
-            logger.warning("the CPU takes over, the CUDA card cannot be used: %s", error)
+        if not isinstance(error, NoGpuError):
+            logger.warning("the CPU takes over, the GPU cannot be used: %s", error)
         return None
 
 
-def _look_for_card(ordinal: int) -> None:
-    """Ask the driver whether it has a card of that number. Raises `CardError`."""
+def _look_for_gpu(ordinal: int) -> None:
+    """Ask the driver whether it has a GPU of that number. Raises `GpuError`."""
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise NoCardError("the package cuda-python is missing: install requirements.txt") from error
+        raise NoGpuError("the package cuda-python is missing: install requirements.txt") from error
     try:
         outcome = int(driver.cuInit(0)[0])
     except RuntimeError as error:
         # The bindings raise it where they find no libcuda.
-        raise NoCardError(
+        raise NoGpuError(
             "there is no NVIDIA driver: install it; a container needs the NVIDIA Container Toolkit"
             " and `--gpus all`"
         ) from error
     if outcome == _NO_DEVICE:
-        raise NoCardError("the NVIDIA driver sees no card: `nvidia-smi` should list it")
+        raise NoGpuError("the NVIDIA driver sees no GPU: `nvidia-smi` should list it")
     if outcome != 0:
-        raise CardError(
+        raise GpuError(
             f"the NVIDIA driver does not start (CUDA error {outcome}): restart the machine after an"
             " update of the driver, and see what `nvidia-smi` says"
         )
     if int(driver.cuDeviceGet(ordinal)[0]) != 0:
-        raise NoCardError(f"the NVIDIA driver has no card number {ordinal}: see `nvidia-smi -L`")
+        raise NoGpuError(f"the NVIDIA driver has no GPU number {ordinal}: see `nvidia-smi -L`")
 
 
-def _try_card(device: str) -> Gpu:
-    """Run a kernel on the card, in a process of its own. Raises `CardError`."""
+def _try_gpu(device: str) -> Gpu:
+    """Run a kernel on the GPU, in a process of its own. Raises `GpuError`."""
     report = _run_check(device)
     if report.error is not None:
-        raise CardError(advice(report))
+        raise GpuError(advice(report))
     gpu = Gpu(report.name, report.total_bytes / 1e9, report.free_bytes / 1e9, device, report.driver)
     logger.info(
         "a kernel ran on %s: %s (%s), %.1f of %.1f GB free, driver %s",
@@ -194,7 +195,7 @@ def _try_card(device: str) -> Gpu:
     return gpu
 
 
-def _run_check(device: str) -> CardReport:
+def _run_check(device: str) -> GpuReport:
     try:
         done = subprocess.run(
             [*_CHECK, device],
@@ -207,27 +208,27 @@ def _run_check(device: str) -> CardReport:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise CardError(
+        raise GpuError(
             f"no kernel ran on it within {_CHECK_LIMIT_S:.0f} s: see what `nvidia-smi` says, and"
             " restart the machine if that hangs too"
         ) from error
     try:
-        return CardReport.from_json(done.stdout)
+        return GpuReport.from_json(done.stdout)
     except (ValueError, TypeError, KeyError) as error:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise CardError(
+        raise GpuError(
             f"the program that tries it ended with status {done.returncode} and said: {said}"
         ) from error
 
 
-def advice(report: CardReport) -> str:
-    """Say in one line why a card cannot be used, and what to do."""
+def advice(report: GpuReport) -> str:
+    """Say in one line why a GPU cannot be used, and what to do."""
     said = report.error or ""
     if report.cuda is None:
         return "this torch was built for CPUs: install the one of requirements.txt from PyPI"
-    for part, told in _ADVICE.items():
+    for part, text in _ADVICE.items():
         if part in said:
-            return told.format(
+            return text.format(
                 said=said,
                 name=report.name,
                 cuda=report.cuda,
@@ -256,7 +257,7 @@ def decoding_workers(gpu: Gpu | None, cores: int) -> int:
     A GPU recognises an hour faster than one core decodes it; a CPU does not, and needs its cores.
     """
     is_worth_it = gpu is not None or cores >= _MANY_CORES
-    return max(1, min(_MOST_DECODERS, cores // 2)) if is_worth_it else 1
+    return max(1, min(_MAX_DECODERS, cores // 2)) if is_worth_it else 1
 
 
 def main_permits(permits: int) -> int:
@@ -293,7 +294,7 @@ def activations_mb(rows: int, seconds: float) -> float:
 
 
 def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
-    """Derive what one forward pass may take of the card, megabytes, and what leaves it no more."""
+    """Derive what one forward pass may take of the GPU, megabytes, and what leaves it no more."""
     resident_gb = _resident_gb(settings, gpu)
     free_gb = gpu.total_gb if gpu.free_gb is None else gpu.free_gb
     limits_mb = {
@@ -304,16 +305,16 @@ def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
         * (_SHARE_OF_FREE * (free_gb - resident_gb)),
     }
     reason = min(limits_mb, key=limits_mb.__getitem__)
-    if limits_mb[reason] < _LEAST_PASS_MB:
+    if limits_mb[reason] < _MIN_PASS_MB:
         logger.warning(
             "%s has %.1f of %.1f GB free; a 0.6 B model takes %.1f GB, and %.0f MB for a pass",
             gpu.name,
             free_gb,
             gpu.total_gb,
             resident_gb,
-            _LEAST_PASS_MB,
+            _MIN_PASS_MB,
         )
-    return max(limits_mb[reason], _LEAST_PASS_MB), reason
+    return max(limits_mb[reason], _MIN_PASS_MB), reason
 
 
 def _resident_gb(settings: Settings, gpu: Gpu) -> float:

@@ -1,7 +1,7 @@
-"""Try a CUDA card: `python -m parakeet_api.model.gpu_check cuda:0` prints what it found, as JSON.
+"""Try a GPU: `python -m parakeet_api.model.gpu_check cuda:0` prints what it found, as JSON.
 
-It runs in a process of its own, so that the one that serves holds nothing of the card while no
-model is loaded.
+It runs in a process of its own, so that the one that serves holds nothing of the GPU until
+it loads a model.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _SIZE = 256
 """Rows and columns of the product: enough for cuBLAS to use the tensor cores."""
 _TOLERANCE = 0.05
-"""Relative; fp16 measures 0.0003, a card that computes nonsense anything."""
+"""Relative; fp16 measures 0.0003, a GPU that computes nonsense anything."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CardReport:
-    """What is known of a card once it was tried."""
+class GpuReport:
+    """What is known of a GPU once it was tried."""
 
     error: str | None = None
     """Why no kernel ran, in torch's or the driver's words; `None` = one did."""
@@ -38,10 +38,10 @@ class CardReport:
     cuda: str | None = None
     """CUDA that this torch was built with: `13.0`."""
     driver: str | None = None
-    """`580.65.06`, where the system tells."""
+    """`580.65.06`, where the system reports it."""
 
     @classmethod
-    def from_json(cls, text: str) -> CardReport:
+    def from_json(cls, text: str) -> GpuReport:
         """Read what `python -m parakeet_api.model.gpu_check` printed.
 
         Raises `ValueError` or `TypeError` if it is something else.
@@ -50,11 +50,11 @@ class CardReport:
         return cls(**(fields | {"architectures": tuple(fields["architectures"])}))
 
 
-def check_card(device: str) -> CardReport:
-    """Run kernels on a card; what goes wrong is part of the report."""
+def check_gpu(device: str) -> GpuReport:
+    """Run kernels on a GPU; what goes wrong is part of the report."""
     import torch
 
-    report = CardReport(
+    report = GpuReport(
         architectures=tuple(torch.cuda.get_arch_list()),
         cuda=torch.version.cuda,
         driver=_driver_version(),
@@ -82,7 +82,7 @@ def check_card(device: str) -> CardReport:
 
 
 def _product_error(device: str, dtype: torch.dtype) -> float:
-    """Multiply two matrices on the card; give the relative error against the CPU's product."""
+    """Multiply two matrices on the GPU; give the relative error against the CPU's product."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -103,4 +103,4 @@ def _driver_version() -> str | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(check_card(sys.argv[1]))))
+    print(json.dumps(dataclasses.asdict(check_gpu(sys.argv[1]))))

@@ -220,7 +220,8 @@ def _build_decoder(model: Any, options: ModelOptions, *, graphs: GraphShape | No
         config.beam.allow_cuda_graphs = graphs is not None
         config.beam.beam_size = options.beam_size
         config.beam.return_best_hypothesis = True
-        # Greedy takes the most probable, which the joint network tells again; a beam may not.
+        # Greedy decoding takes the most probable duration, which one more joint pass gives again; a
+        # beam may take another one.
         config.tdt_include_token_duration = beam
         # NeMo's own timestamps take a hundred times longer than grouping tokens into words.
         config.compute_timestamps = False

@@ -11,7 +11,7 @@ from parakeet_api.settings import Settings
 _PROC = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _RESERVE_BYTES = 300_000_000
-"""What nobody counts: CUDA's workspaces, decoders, uploads on their way."""
+"""Not counted elsewhere: CUDA's workspaces, decoders, uploads in progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def host_memory(*, meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> HostMemory 
 def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
     """Tell whether a checkpoint can be loaded beside what is in the memory of `device` already.
 
-    Where the file or the memory cannot be looked at, there is room: the load tells what is wrong.
+    Where the file or the memory cannot be read, there is room: the load then reports the fault.
     """
     try:
         size = checkpoint.stat().st_size
@@ -43,11 +43,11 @@ def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
         return memory is None or memory.available >= 2 * size + _RESERVE_BYTES
     weights = size if settings.precision == "fp32" else size / 2
     one_pass = settings.max_chunk_memory_mb * 1e6
-    return _free_on_card(device, settings) >= weights + one_pass + _RESERVE_BYTES
+    return _free_on_gpu(device, settings) >= weights + one_pass + _RESERVE_BYTES
 
 
-def _free_on_card(device: str, settings: Settings) -> float:
-    """Give what this process may still take of the card, bytes; torch's own cache is free too."""
+def _free_on_gpu(device: str, settings: Settings) -> float:
+    """Give what this process may still take of the GPU, bytes; torch's own cache is free too."""
     memory = device_memory(device)
     free = memory.total - memory.used + memory.reserved - memory.allocated
     return min(free, settings.gpu_memory_fraction * memory.total - memory.allocated)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 WORD_START = "\u2581"
 """SentencePiece's mark of a space before a piece."""
 _TRIAL_PASSES = 100
-"""Passes after a load in which a lost GPU is laid to the CUDA graphs' charge."""
+"""Passes after a load in which the loss of the GPU is attributed to CUDA graphs."""
 _SCORED_TOKENS = 8192
 """Tokens whose probabilities are computed at once: 270 MB with a vocabulary of 8,192."""
 
@@ -48,7 +48,7 @@ class OutOfDeviceMemoryError(Exception):
 
 
 class Recognizer(Protocol):
-    """What the rest of the service asks of a model."""
+    """What the rest of the service needs of a model."""
 
     info: ModelInfo
 
@@ -181,7 +181,7 @@ class NemoRecognizer:
                 self._cache.before_pass()
             encoded, lengths = self._encoder.encode(staged)
             emissions = self._emissions(encoded, self._decoder.decode(encoded, lengths))
-            # The caches' keepers look at what nobody uses any more.
+            # The memory trimmers release what is not used any more.
             del encoded, lengths
             if self._cache is not None:
                 self._cache.after_pass()
@@ -215,7 +215,7 @@ class NemoRecognizer:
 
         The decoder reports neither reliably: its confidences cost time in its inner loop and are
         missing from beams, and its batched torch path overwrites durations of other rows (NeMo
-        issue 16097). The joint network is asked once more instead, along the path taken: one pass
+        issue 16097). The joint network runs once more instead, along the path taken: one pass
         for the whole batch, exact to 5e-7, a twentieth of the decoder's time.
         """
         import torch

@@ -76,7 +76,7 @@ def restore(path: Path) -> Any:
 def _folder_to_unpack() -> Iterator[Path]:
     """Make a folder for the time of the block; first remove those of processes that were killed.
 
-    A lock tells those that still run. With the 0.6B model such a folder holds 2.5 GB.
+    Those of running processes are locked. With the 0.6B model such a folder holds 2.5 GB.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{_UNPACKED}*"):
         with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):

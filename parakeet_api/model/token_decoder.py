@@ -49,7 +49,7 @@ class Tokens:
     frames: Tensor
     """Encoder frame of each, shape (B, U), int64."""
     durations: Tensor | None
-    """Frames that each lasts, shape (B, U), int64; `None` = the joint network is to be asked."""
+    """Frames that each lasts, shape (B, U), int64; `None` = one more joint pass gives them."""
     counts: list[int]
     """How many there are in each row; the largest is U."""
 

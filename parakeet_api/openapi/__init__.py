@@ -1,6 +1,6 @@
 """The running server described as an OpenAPI document.
 
-`document` puts it together from the operations, `schemas` of all JSON bodies, `examples` that are
-rendered from one real transcript, and `parts` that operations share. It imports what it describes
-and does no I/O.
+`document` builds it from the operations, whose shared parts are in `parts`. `schemas` publishes the
+types of JSON bodies, `json_schema` helps to write schemas by hand, `examples` renders one real
+transcript. Imports what it describes: `formats`, `jobs`, `settings`, `errors`.
 """

@@ -1,8 +1,8 @@
-"""What the running server does, as an OpenAPI 3.1 document.
+"""The running server as an OpenAPI 3.1 document.
 
-Built from the tables that the server itself works with: formats, parameters' values, errors,
-settings. `tests/openapi/test_openapi.py` holds it beside the routes,
-`tests/http/test_contract.py` and `tests/openapi/test_schemathesis.py` beside the answers.
+Built from the tables that the server itself uses: formats, values of parameters, errors, settings.
+`tests/openapi/test_openapi.py` compares it with the routes, `tests/http/test_contract.py` and
+`tests/openapi/test_schemathesis.py` with the responses.
 """
 
 from __future__ import annotations
@@ -11,32 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from parakeet_api import errors
 from parakeet_api.audio.ffmpeg import SUPPORTED_FORMATS
-from parakeet_api.errors import (
-    ApiError,
-    AudioDecodeError,
-    AudioTooLongError,
-    AuthenticationError,
-    DeviceLostError,
-    ForbiddenError,
-    InvalidRequestError,
-    JobCancelledError,
-    JobNotFinishedError,
-    JobsUnavailableError,
-    ModelInUseError,
-    ModelLoadError,
-    ModelNotFoundError,
-    ModelNotReadyError,
-    NoAudioTrackError,
-    NotFoundError,
-    QueueFullError,
-    RateLimitError,
-    ServiceUnavailableError,
-    StoppingError,
-    TruncatedAudioError,
-    UnsupportedLanguageError,
-    UploadTooLargeError,
-)
+from parakeet_api.errors import ApiError
 from parakeet_api.formats.asr_api import AsrParams, Output, render_asr
 from parakeet_api.formats.request_params import (
     Granularity,
@@ -45,43 +22,51 @@ from parakeet_api.formats.request_params import (
     Task,
     TranscriptionParams,
 )
-from parakeet_api.jobs.job import MOST_LISTED, USUALLY_LISTED
+from parakeet_api.jobs.job import DEFAULT_LISTED, MAX_LISTED
 from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream
-from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_answer, operation
-from parakeet_api.openapi.schemas import (
-    SCHEMAS,
+from parakeet_api.openapi.json_schema import (
     Json,
     array,
     constant,
-    error_body,
-    error_details,
     flag,
     number,
     record,
     ref,
     text,
 )
+from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_answer, operation
+from parakeet_api.openapi.schemas import body_schemas, error_details
 from parakeet_api.settings import Settings, model_basename
 
-_BAD_REQUEST = (InvalidRequestError, UnsupportedLanguageError)
-_BAD_AUDIO = (AudioDecodeError, NoAudioTrackError, TruncatedAudioError, AudioTooLongError)
-_NO_MODEL = (ServiceUnavailableError, ModelNotReadyError, ModelLoadError, DeviceLostError)
+_BAD_REQUEST = (errors.InvalidRequestError, errors.UnsupportedLanguageError)
+_BAD_AUDIO = (
+    errors.AudioDecodeError,
+    errors.NoAudioTrackError,
+    errors.TruncatedAudioError,
+    errors.AudioTooLongError,
+)
+_NO_MODEL = (
+    errors.ServiceUnavailableError,
+    errors.ModelNotReadyError,
+    errors.ModelLoadError,
+    errors.DeviceLostError,
+)
 _TRANSCRIPTION_ERRORS = (
     *_BAD_REQUEST,
     *_BAD_AUDIO,
-    UploadTooLargeError,
-    RateLimitError,
+    errors.UploadTooLargeError,
+    errors.RateLimitError,
     *_NO_MODEL,
-    QueueFullError,
-    StoppingError,
+    errors.QueueFullError,
+    errors.StoppingError,
 )
 
 _SUMMARY = """\
 Speech to text with NVIDIA's Parakeet-TDT, on your own machine. Send any recording or video, get
 its transcript as text, JSON with word times, or subtitles.
 
-The paths under `/v1/audio` and `/v1/models` are OpenAI's, with the same parameters and answers, so
-that clients of OpenAI work with a changed `base_url`. They answer without `/v1` as well. `/v1/jobs`
+The paths under `/v1/audio` and `/v1/models` are OpenAI's, with the same parameters and responses,
+so that OpenAI's clients work with a changed `base_url`. They also work without `/v1`. `/v1/jobs`
 is this server's own. `/asr` and `/detect-language` are those of whisper-asr-webservice.
 
 Every error has one shape, `{"error": {"message", "type", "param", "code"}}`. Fields that are not
@@ -91,18 +76,18 @@ listed are ignored. A path that does not exist is a 404, a method that it does n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the description tells of the running server."""
+    """What the document says about the running server."""
 
     version: str
     model: str
-    """The first model's name, or that of the one being fetched."""
+    """The first model's name, or that of the one being downloaded."""
     languages: frozenset[str]
-    """ISO 639-1 codes of what the models speak."""
+    """ISO 639-1 codes of the models' languages."""
     settings: Settings
 
 
 def describe(facts: Facts) -> Json:
-    """Give the OpenAPI document, ready to be written as JSON."""
+    """Build the OpenAPI document, ready to be written as JSON."""
     keys = bool(facts.settings.api_keys)
     security: Json = {"security": [{"bearer": []}]} if keys else {}
     return {
@@ -113,14 +98,14 @@ def describe(facts: Facts) -> Json:
             "description": f"{_SUMMARY}\n\n{_this_server(facts)}",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        # Relative to the document: right behind any path prefix.
+        # Relative to the document, so it is right behind any path prefix of a proxy.
         "servers": [{"url": "./", "description": "This server"}],
         **security,
         "tags": [
-            {"name": "OpenAI", "description": "As OpenAI's API has them."},
-            {"name": "Jobs", "description": "Transcriptions that outlast a connection."},
-            {"name": "whisper-asr-webservice", "description": "As Bazarr and others ask."},
-            {"name": "Server", "description": "For people and probes."},
+            {"name": "OpenAI", "description": "Compatible with OpenAI's API."},
+            {"name": "Jobs", "description": "Transcriptions in the background."},
+            {"name": "whisper-asr-webservice", "description": "For Bazarr and others."},
+            {"name": "Server", "description": "Pages, health, metrics and administration."},
         ],
         "paths": _openai_paths(facts)
         | _job_paths(facts)
@@ -133,20 +118,20 @@ def describe(facts: Facts) -> Json:
 
 def _this_server(facts: Facts) -> str:
     settings = facts.settings
-    access = "a bearer key is needed" if settings.api_keys else "open to everyone, no key is needed"
+    access = "a bearer key is required" if settings.api_keys else "no key is required"
     return (
         f"This server: {_models(facts)} {_listed(facts.languages)};"
         f" uploads of at most {settings.max_upload_mb:g} MB and {settings.max_audio_hours:g} hours;"
-        f" {settings.app_threads} transcriptions at a time, {settings.max_queued_requests} more may"
-        f" wait; {access}."
+        f" {settings.app_threads} transcriptions at a time, a queue of"
+        f" {settings.max_queued_requests}; {access}."
     )
 
 
 def _models(facts: Facts) -> str:
     others = [model_basename(name) for name in facts.settings.models[1:]]
     if not others:
-        return f"model `{facts.model}`, which speaks"
-    return f"models `{facts.model}`, {_listed(others)}, which together speak"
+        return f"model `{facts.model}`, which transcribes"
+    return f"models `{facts.model}`, {_listed(others)}, which together transcribe"
 
 
 def _components(*, keys: bool) -> Json:
@@ -158,11 +143,7 @@ def _components(*, keys: bool) -> Json:
         }
     }
     return {
-        "schemas": SCHEMAS
-        | {
-            "ErrorDetails": error_details(list(MEANINGS)),
-            "Error": error_body(ref("ErrorDetails")),
-        },
+        "schemas": body_schemas() | {"ErrorDetails": error_details(list(MEANINGS))},
         "headers": dict(HEADERS),
         **({"securitySchemes": schemes} if keys else {}),
     }
@@ -177,9 +158,9 @@ def _openai_paths(facts: Facts) -> Json:
                 "listModels",
                 tag="OpenAI",
                 summary="List the models",
-                description="Usually one; those of `MODELS` where the server was given several.",
+                description="One, or those of `MODELS`.",
                 answers={200: json_answer(ref("ModelList"))},
-                errors=_guarded(facts),
+                refusals=_guarded(facts),
             )
         },
         "/v1/models/{name}": {
@@ -187,13 +168,12 @@ def _openai_paths(facts: Facts) -> Json:
                 "showModel",
                 tag="OpenAI",
                 summary="Describe a model",
-                description="The first also answers to the names of OpenAI's models, whose place it"
-                " takes.",
+                description="The first also has the names of OpenAI's models.",
                 parameters=[
                     _in_path("name", "A model's name, which may hold slashes.", example=facts.model)
                 ],
                 answers={200: json_answer(ref("Model"))},
-                errors=_guarded(facts, NotFoundError, ModelNotFoundError),
+                refusals=_guarded(facts, errors.NotFoundError, errors.ModelNotFoundError),
             )
         },
     }
@@ -202,25 +182,25 @@ def _openai_paths(facts: Facts) -> Json:
 def _job_paths(facts: Facts) -> Json:
     transcripts = _transcripts(facts.settings)
     at_job = [_in_path("job_id", "The job's id.")]
-    unknown = (NotFoundError, JobsUnavailableError)
+    unknown = (errors.NotFoundError, errors.JobsUnavailableError)
     return {
         "/v1/jobs": {
             "post": operation(
                 "submitJob",
                 tag="Jobs",
-                summary="Accept a recording, to be transcribed later",
+                summary="Submit a recording to be transcribed in the background",
                 description="The form is that of a transcription, without `stream`.",
                 form=_job_form(facts),
                 answers={202: json_answer(ref("Job"))},
-                errors=_guarded(
+                refusals=_guarded(
                     facts,
                     *_BAD_REQUEST,
                     *_choice(facts),
-                    UploadTooLargeError,
-                    RateLimitError,
-                    QueueFullError,
-                    StoppingError,
-                    JobsUnavailableError,
+                    errors.UploadTooLargeError,
+                    errors.RateLimitError,
+                    errors.QueueFullError,
+                    errors.StoppingError,
+                    errors.JobsUnavailableError,
                 ),
             ),
             "get": operation(
@@ -234,35 +214,61 @@ def _job_paths(facts: Facts) -> Json:
                         {
                             "type": "integer",
                             "minimum": 1,
-                            "maximum": MOST_LISTED,
-                            "default": USUALLY_LISTED,
-                            "description": "How many at most.",
+                            "maximum": MAX_LISTED,
+                            "default": DEFAULT_LISTED,
+                            "description": "Most jobs to list.",
                         },
                     ),
-                    _query("after", text("The id of the last job of the page before.")),
+                    _query("after", text("The id of the last job on the previous page.")),
                 ],
                 answers={200: json_answer(ref("JobList"))},
-                errors=_guarded(facts, InvalidRequestError, JobsUnavailableError),
+                refusals=_guarded(facts, errors.InvalidRequestError, errors.JobsUnavailableError),
             ),
         },
         "/v1/jobs/{job_id}": {
             "get": operation(
                 "showJob",
                 tag="Jobs",
-                summary="How far a job is",
-                description="With its result or its error, once it has one.",
+                summary="Describe a job",
+                description="With its progress, and its result or error once it has one.",
                 parameters=at_job,
                 answers={200: json_answer(ref("Job"))},
-                errors=_guarded(facts, *unknown),
+                refusals=_guarded(facts, *unknown),
             ),
             "delete": operation(
                 "deleteJob",
                 tag="Jobs",
-                summary="Cancel or forget a job",
-                description="An unfinished job is cancelled, a finished one forgotten.",
+                summary="Cancel or delete a job",
+                description="An unfinished job is cancelled, a finished one deleted.",
                 parameters=at_job,
                 answers={200: json_answer({"anyOf": [ref("Job"), ref("DeletedJob")]})},
-                errors=_guarded(facts, *unknown),
+                refusals=_guarded(facts, *unknown),
+            ),
+        },
+        "/v1/jobs/{job_id}/events": {
+            "get": operation(
+                "showJobEvents",
+                tag="Jobs",
+                summary="The words of a job as they come",
+                description="What became final since the client asked last, as the events of a"
+                " stream. A job that is started again, after a crash, has another `run`: its events"
+                " begin again.",
+                parameters=[
+                    *at_job,
+                    _query("run", text("The `run` of the answer before.")),
+                    _query(
+                        "after",
+                        {
+                            "type": "integer",
+                            "minimum": 0,
+                            "maximum": 999_999_999,
+                            "default": 0,
+                            "description": "The `following` of the answer before.",
+                        },
+                    ),
+                ],
+                answers={200: json_answer(ref("JobEvents"))},
+                refusals=_guarded(facts, errors.InvalidRequestError, *unknown),
             ),
         },
         "/v1/jobs/{job_id}/result": {
@@ -270,19 +276,18 @@ def _job_paths(facts: Facts) -> Json:
                 "showJobResult",
                 tag="Jobs",
                 summary="The result of a job",
-                description="What the transcription itself would have been answered, be it an"
-                " error.",
+                description="The response of a direct transcription, which may be an error.",
                 parameters=at_job,
                 answers={200: transcripts},
                 has_warnings=True,
-                errors=_guarded(
+                refusals=_guarded(
                     facts,
                     *unknown,
                     *_BAD_AUDIO,
                     *_choice(facts),
                     *_NO_MODEL,
-                    JobNotFinishedError,
-                    JobCancelledError,
+                    errors.JobNotFinishedError,
+                    errors.JobCancelledError,
                 ),
             )
         },
@@ -293,8 +298,8 @@ def _job_form(facts: Facts) -> Json:
     form = _transcription_form(facts)
     fields = {name: schema for name, schema in form["properties"].items() if name != "stream"}
     hosts = ", ".join(facts.settings.allow_webhooks)
-    calls = f"to these hosts alone: {hosts}" if hosts else "which this server does not"
-    webhook = text(f"Where to POST the finished job to, {calls}.", default="")
+    calls = f"only on these hosts: {hosts}" if hosts else "which this server does not allow"
+    webhook = text(f"Where to POST the finished job, {calls}.", default="")
     return form | {"properties": fields | {"webhook_url": webhook}}
 
 
@@ -324,7 +329,7 @@ def _asr_paths(facts: Facts) -> Json:
         "allow_partial": _allow_partial(),
     }
     wanted = {
-        "output": text("What the answer looks like.", enum=list(get_args(Output)), default="txt"),
+        "output": text("Format of the response.", enum=list(get_args(Output)), default="txt"),
         "task": text(
             "`translate` transcribes English and refuses other languages: the model does not"
             " translate.",
@@ -339,24 +344,24 @@ def _asr_paths(facts: Facts) -> Json:
                 "asr",
                 tag="whisper-asr-webservice",
                 summary="Transcribe a recording",
-                description="The parameters may stand in the form as well.",
+                description="The parameters may also be in the form.",
                 parameters=[_query(name, schema) for name, schema in (wanted | expected).items()],
                 form=recording,
                 answers={200: _asr_transcripts(facts.settings)},
                 has_warnings=True,
-                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+                refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
         },
         "/detect-language": {
             "post": operation(
                 "detectLanguage",
                 tag="whisper-asr-webservice",
-                summary="Tell the language of a recording",
-                description="From its first words; no more of it is heard than is needed.",
+                summary="Detect the language of a recording",
+                description="From its first words; decoding stops once they are enough.",
                 parameters=[_query(name, schema) for name, schema in expected.items()],
                 form=recording,
                 answers={200: json_answer(ref("DetectedLanguage"))},
-                errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+                refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
         },
     }
@@ -385,9 +390,9 @@ def _asr_transcripts(settings: Settings) -> Json:
             "schema": ref("AsrTranscription"),
             "example": example("json", word_timestamps=True),
         },
-        "text/plain": {"schema": text("A sentence a line."), "example": example("txt")},
+        "text/plain": {"schema": text("One sentence per line."), "example": example("txt")},
         "text/tab-separated-values": {
-            "schema": text("A heading, then a sentence a line; times in milliseconds."),
+            "schema": text("A header, then one sentence per line; times in milliseconds."),
             "example": example("tsv"),
         },
         "application/x-subrip": {"schema": text("SubRip subtitles."), "example": example("srt")},
@@ -402,7 +407,7 @@ def _server_paths(facts: Facts) -> Json:
         "/openapi.json": operation(
             "openapi",
             tag="Server",
-            summary="This description",
+            summary="This document",
             description="As OpenAPI 3.1.",
             answers={
                 200: json_answer({"type": "object", "required": ["openapi", "info", "paths"]})
@@ -412,18 +417,18 @@ def _server_paths(facts: Facts) -> Json:
             "alive",
             tag="Server",
             summary="Whether the server answers",
-            description="And nothing else.",
+            description="Says nothing about models.",
             answers={200: {"text/plain": {"schema": text("Always `ok`."), "example": "ok\n"}}},
         ),
         "/ready": operation(
             "ready",
             tag="Server",
             summary="Whether a transcription could be served now",
-            description="For load balancers: a 503, in this shape, says no.",
+            description="For load balancers: a 503 of the same shape means no.",
             answers={status: json_answer(ref("Readiness")) for status in (200, 503)},
         ),
     }
-    # Said of each: the document's own requirement would hold for them as well.
+    # Stated for each, or the document's own requirement would apply.
     paths = {path: {"get": {**known, "security": []}} for path, known in public.items()}
     return {
         **paths,
@@ -437,43 +442,44 @@ def _health(facts: Facts) -> Json:
     return operation(
         "health",
         tag="Server",
-        summary="How the models, the queue and the jobs are",
-        description="Never waits, whatever the models are doing.",
+        summary="State of the models, the queue and the jobs",
+        description="Never waits for a model.",
         parameters=[
             _query(
                 "verbose",
                 flag(
-                    "Also tell what the server was started with, settings included. Where keys are"
-                    " set, this needs one.",
+                    "Also report hardware, models and settings of the start. If keys are set, this"
+                    " needs one.",
                     default=False,
                 ),
             )
         ],
         answers={200: json_answer(ref("Health"))},
-        errors=_guarded(facts, InvalidRequestError),
+        refusals=_guarded(facts, errors.InvalidRequestError),
     ) | {"security": keyless}
 
 
 def _admin_paths(facts: Facts) -> Json:
     who = (
-        ""
-        if facts.settings.api_keys
-        else " Without `API_KEY`, from the server's own machine alone."
+        "" if facts.settings.api_keys else " Without `API_KEY`, only from the server's own machine."
     )
-    meant = text("The model that is meant.", default="")
-    refusals = (*(() if facts.settings.api_keys else (ForbiddenError,)), InvalidRequestError)
+    name = text("Name of the model.", default="")
+    refusals = (
+        *(() if facts.settings.api_keys else (errors.ForbiddenError,)),
+        errors.InvalidRequestError,
+    )
     return {
         "/admin/unload": {
             "post": operation(
                 "unload",
                 tag="Server",
                 summary="Unload the models",
-                description="Gives their memory back at once: all models', or that of the one that"
-                " is named. Waits for nothing: a model that is in use stays, which is a 409, and"
-                f" the others are unloaded. The next request loads it again.{who}",
-                parameters=[_query("model", meant)],
+                description="Frees the memory of the named model, or of all models. Does not wait:"
+                " a model that is in use stays loaded, which is a 409; the others are unloaded."
+                f" The next request loads a model again.{who}",
+                parameters=[_query("model", name)],
                 answers={200: json_answer(ref("AdminReport"))},
-                errors=_guarded(facts, *refusals, *_choice(facts), ModelInUseError),
+                refusals=_guarded(facts, *refusals, *_choice(facts), errors.ModelInUseError),
             )
         },
         "/admin/load": {
@@ -481,11 +487,13 @@ def _admin_paths(facts: Facts) -> Json:
                 "load",
                 tag="Server",
                 summary="Load a model",
-                description="The one that is named, or the first. Answers when it is loaded, or"
-                f" after two minutes with a 503, while the load goes on.{who}",
-                parameters=[_query("model", meant)],
+                description="The named model, or the first. Responds when it is loaded, or after"
+                f" two minutes with a 503, while loading continues.{who}",
+                parameters=[_query("model", name)],
                 answers={200: json_answer(ref("AdminReport"))},
-                errors=_guarded(facts, *refusals, *_choice(facts), *_NO_MODEL, StoppingError),
+                refusals=_guarded(
+                    facts, *refusals, *_choice(facts), *_NO_MODEL, errors.StoppingError
+                ),
             )
         },
     }
@@ -498,7 +506,7 @@ def _metrics(facts: Facts) -> Json:
         summary="Metrics for Prometheus",
         description="Counters, gauges and histograms, in Prometheus' text format.",
         answers={200: {"text/plain": {"schema": text("The metrics.")}}},
-        errors=_guarded(facts),
+        refusals=_guarded(facts),
     )
 
 
@@ -507,7 +515,7 @@ def _page(name: str, summary: str) -> Json:
         name,
         tag="Server",
         summary=summary,
-        description="For a browser. It loads nothing from other hosts.",
+        description="For a browser. Loads nothing from other hosts.",
         answers={200: {"text/html": {"schema": {"type": "string"}}}},
     )
 
@@ -517,12 +525,12 @@ def _transcription(facts: Facts) -> Json:
         "transcribe",
         tag="OpenAI",
         summary="Transcribe a recording",
-        description="Answers when the whole recording is transcribed, or with `stream=true` as it"
-        " goes. Silence is an empty text. If the client hangs up, the work stops.",
+        description="Responds when the whole recording is transcribed, or with `stream=true`"
+        " continuously. Silence gives an empty text. If the client disconnects, the work stops.",
         form=_transcription_form(facts),
         answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
         has_warnings=True,
-        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+        refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
 
 
@@ -536,55 +544,55 @@ def _translation(facts: Facts) -> Json:
         form=_transcription_form(facts),
         answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
         has_warnings=True,
-        errors=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
+        refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
 
 
 def _transcription_form(facts: Facts) -> Json:
     form = record(
-        "The recording, and how it is wanted. An empty field is one that was not sent.",
+        "The recording and the parameters. An empty field counts as not sent.",
         {
             "file": _recording(facts.settings),
             "model": _model(facts),
             "response_format": text(
-                "What the answer looks like.", enum=list(get_args(ResponseFormat)), default="json"
+                "Format of the response.", enum=list(get_args(ResponseFormat)), default="json"
             ),
             "language": _language(facts),
             "languages[]": _languages(),
             "timestamp_granularities[]": array(
                 {"type": "string", "enum": list(get_args(Granularity))},
-                "What `verbose_json` lists; without effect on other formats.",
+                "Lists in `verbose_json`; no effect on other formats.",
                 default=["segment"],
             ),
             "include[]": array(
                 {"type": "string", "enum": list(get_args(Include))},
-                "What comes with the transcript: `logprobs`, the probabilities of tokens, in"
+                "Additional parts of the response: `logprobs`, the log-probabilities of tokens, in"
                 " `json`, `verbose_json` and streams. `progress` and `peaks`, this server's own,"
-                " are events of a stream and without effect elsewhere.",
+                " are events of a stream and have no effect elsewhere.",
                 default=[],
             ),
             "stream": flag(
-                "Answer with server-sent events: words as they become final, then the whole.",
+                "Respond with server-sent events: words as they become final, then the whole.",
                 default=False,
             ),
             "audio_track": _audio_track(),
             "allow_partial": _allow_partial(),
             "temperature": number(
-                "Checked, then without effect: nothing is sampled.",
+                "Checked, but has no effect: decoding does not sample.",
                 minimum=0,
                 maximum=1,
                 default=0,
             ),
             "prompt": text(
-                "Accepted without effect: this kind of model takes no prompt.", default=""
+                "Accepted, but has no effect: this kind of model takes no prompt.", default=""
             ),
             "keywords[]": array(
                 {"type": "string", "pattern": r"^[^<>\r\n]*$"},
-                "Checked, then without effect: this kind of model takes no hints of words.",
+                "Checked, but has no effect: this kind of model takes no keywords.",
                 default=[],
             ),
             "chunking_strategy": text(
-                "Checked, then without effect: recordings are always cut at silences. `auto`, or an"
+                "Checked, but has no effect: recordings are always cut at silences. `auto`, or an"
                 " object with the `type` `auto` or `server_vad` as JSON; also as"
                 " `chunking_strategy[type]=server_vad`.",
                 default="auto",
@@ -598,11 +606,13 @@ def _transcription_form(facts: Facts) -> Json:
 def _model(facts: Facts) -> Json:
     names = facts.settings.models
     if not names:
-        return text(f"Any name: the loaded model, `{facts.model}`, answers.", default=facts.model)
+        return text(
+            f"Any name is accepted; the loaded model is `{facts.model}`.", default=facts.model
+        )
     return text(
-        f"One of {_listed(map(model_basename, names))}. The first, `{facts.model}`, also answers"
-        " where none is named, and to what clients call OpenAI's models and Whisper's. Any other"
-        " name is a 404.",
+        f"One of {_listed(map(model_basename, names))}. The first, `{facts.model}`, is"
+        " the default, and is also used for the names of OpenAI's models and of Whisper's. Any"
+        " other name is a 404.",
         default=facts.model,
         examples=list(map(model_basename, names)),
     )
@@ -611,8 +621,8 @@ def _model(facts: Facts) -> Json:
 def _language(facts: Facts) -> Json:
     return text(
         "The language spoken: a code, a locale or a name (`de`, `deu`, `de-AT`, `German`,"
-        " `Deutsch`); `auto` = not said. Not said, it is detected from the text. One that the model"
-        f" does not speak is a 400; it speaks {_listed(facts.languages)}.",
+        " `Deutsch`). `auto`, or none: detected from the text. A language that the model"
+        f" does not support is a 400; it supports {_listed(facts.languages)}.",
         default="auto",
     )
 
@@ -620,25 +630,25 @@ def _language(facts: Facts) -> Json:
 def _languages() -> Json:
     return array(
         {"type": "string"},
-        "Languages that may be spoken, as hints: those that the model does not speak are ignored,"
-        " unless it speaks none of them, which is a 400.",
+        "Languages that may be spoken, as hints: those that the model does not support are"
+        " ignored, but if it supports none of them, that is a 400.",
         default=[],
     )
 
 
 def _audio_track() -> Json:
     return {
-        "description": "Which sound track of the file: its number, from 1, or `all`, which mixes"
-        " them. Not said, it is the one that a player would play; one that is silent or cannot be"
-        " decoded gives way to the next, with a warning.",
+        "description": "The sound track of the file: its number, from 1, or `all` = all mixed."
+        " By default the one that a player would choose; if that is silent or cannot be decoded,"
+        " the next one, with a warning.",
         "anyOf": [{"type": "integer", "minimum": 1}, constant("all")],
     }
 
 
 def _allow_partial() -> Json:
     return flag(
-        "`true`: a file that is cut short is transcribed as far as it goes, with a warning, instead"
-        " of a 400 with the code `truncated_audio`.",
+        "`true`: a truncated file is transcribed as far as it goes, with a warning, instead of a"
+        " 400 with the code `truncated_audio`.",
         default=False,
     )
 
@@ -646,7 +656,7 @@ def _allow_partial() -> Json:
 def _recording(settings: Settings) -> Json:
     return {
         "type": "string",
-        # 3.1 leaves this keyword to tools, and they all offer a file for it.
+        # OpenAPI 3.1 leaves this keyword to tools, which offer a file for it.
         "format": "binary",
         "description": "The recording: audio or video, anything that ffmpeg can decode"
         f" ({', '.join(SUPPORTED_FORMATS)} and more), at most {settings.max_upload_mb:g} MB and"
@@ -655,7 +665,7 @@ def _recording(settings: Settings) -> Json:
 
 
 def _transcripts(settings: Settings) -> Json:
-    """Give the media types of a transcription's answer."""
+    """Describe the media types of a transcription."""
     verbose = TranscriptionParams(
         response_format="verbose_json", granularities=frozenset(get_args(Granularity))
     )
@@ -667,17 +677,17 @@ def _transcripts(settings: Settings) -> Json:
                 "verbose_json": {"value": example_of(verbose, settings)},
             },
         },
-        "text/plain": _text("text", "The text and a line's end.", settings),
+        "text/plain": _text("text", "The text and a line feed.", settings),
         "application/x-subrip": _text("srt", "SubRip subtitles.", settings),
         "text/vtt": _text("vtt", "WebVTT subtitles.", settings),
     }
 
 
 def _stream(settings: Settings) -> Json:
-    """Give the media type of a streamed answer."""
+    """Describe the media type of a stream."""
     return {
         "text/event-stream": {
-            # As OpenAPI 3.2 has it: of a stream, each event is described.
+            # Like OpenAPI 3.2, which describes each event of a stream.
             "schema": record(
                 "An event; an error ends the stream.",
                 {
@@ -686,7 +696,7 @@ def _stream(settings: Settings) -> Json:
                         contentMediaType="application/json",
                         contentSchema=ref("StreamedEvent"),
                     ),
-                    # No line says so: it is what readers of a stream take an event for.
+                    # No line has it: it is the default of the standard.
                     "event": constant("message"),
                 },
                 optional=("event",),
@@ -701,16 +711,16 @@ def _text(response_format: ResponseFormat, description: str, settings: Settings)
     return {"schema": text(description), "example": example_of(params, settings)}
 
 
-def _guarded(facts: Facts, *errors: type[ApiError]) -> tuple[type[ApiError], ...]:
-    """Add the error of a missing key, where keys are set; drop that of a rate without a limit."""
+def _guarded(facts: Facts, *refusals: type[ApiError]) -> tuple[type[ApiError], ...]:
+    """Add the error of a missing key, if keys are set; drop that of the rate without a limit."""
     if facts.settings.rate_limit is None:
-        errors = tuple(error for error in errors if error is not RateLimitError)
-    return (AuthenticationError, *errors) if facts.settings.api_keys else errors
+        refusals = tuple(kind for kind in refusals if kind is not errors.RateLimitError)
+    return (errors.AuthenticationError, *refusals) if facts.settings.api_keys else refusals
 
 
 def _choice(facts: Facts) -> tuple[type[ApiError], ...]:
-    """Give the error of a wrong name, where requests choose a model."""
-    return (ModelNotFoundError,) if facts.settings.models else ()
+    """Give the error of an unknown model, if requests choose one."""
+    return (errors.ModelNotFoundError,) if facts.settings.models else ()
 
 
 def _listed(names: Iterable[str]) -> str:

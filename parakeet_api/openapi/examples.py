@@ -1,7 +1,6 @@
-"""One real transcript in all its forms, for the description of the API.
+"""One real transcript in all formats, for the description of the API.
 
-Written by the code that writes the answers, with the running server's settings: an example can't
-differ from what is answered.
+The code that writes responses renders it with the running server's settings, so examples are exact.
 """
 
 from __future__ import annotations
@@ -51,21 +50,21 @@ _WORDS = (
 )
 
 EXAMPLE = Transcript(segments=(Segment(_WORDS),), duration=3.192, language="en")
-"""What the demo model hears in `EXAMPLE_FILE`."""
+"""What the demo model recognises in `EXAMPLE_FILE`."""
 
 
 def example_of(params: TranscriptionParams, settings: Settings) -> Any:
-    """Give the example in the format asked for: an object, or text."""
+    """Render the example: an object, or text."""
     return render(EXAMPLE, params, settings=settings).content
 
 
 def example_stream(settings: Settings) -> str:
-    """Write the example as it is streamed."""
+    """Render the example as a stream of events."""
     writer = EventWriter(TranscriptionParams(stream=True), settings=settings)
-    heard = Progress(
+    progress = Progress(
         words=_WORDS,
         samples=np.zeros(0, np.int16),
         done_s=EXAMPLE.duration,
         total_s=EXAMPLE.duration,
     )
-    return writer.progress(heard) + writer.done(EXAMPLE)
+    return writer.progress(progress) + writer.done(EXAMPLE)

@@ -1,66 +1,42 @@
-"""The pieces that operations are described with: answers, refusals, headers."""
+"""What descriptions of operations share: responses, errors, headers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from parakeet_api.errors import (
-    ApiError,
-    AudioDecodeError,
-    AudioTooLongError,
-    AuthenticationError,
-    DeviceLostError,
-    ForbiddenError,
-    InvalidRequestError,
-    JobCancelledError,
-    JobNotFinishedError,
-    JobsUnavailableError,
-    MethodNotAllowedError,
-    ModelInUseError,
-    ModelLoadError,
-    ModelNotFoundError,
-    ModelNotReadyError,
-    NoAudioTrackError,
-    NotFoundError,
-    QueueFullError,
-    RateLimitError,
-    ServerError,
-    ServiceUnavailableError,
-    StoppingError,
-    TruncatedAudioError,
-    UnsupportedLanguageError,
-    UploadTooLargeError,
-)
-from parakeet_api.openapi.schemas import Json, error_body, error_details
+from parakeet_api import errors
+from parakeet_api.errors import ApiError
+from parakeet_api.openapi.json_schema import Json
+from parakeet_api.openapi.schemas import error_body, error_details
 
 MEANINGS: Mapping[type[ApiError], str] = {
-    InvalidRequestError: "the request is wrong: `message` says how, `param` where",
-    UnsupportedLanguageError: "the model does not speak that language",
-    AudioDecodeError: "the upload is not audio that can be used",
-    NoAudioTrackError: "a video without sound",
-    TruncatedAudioError: "the file is cut short; `allow_partial=true` takes what there is",
-    AudioTooLongError: "the recording is longer than this server accepts",
-    AuthenticationError: "no key, or a wrong one",
-    RateLimitError: "more requests than `RATE_LIMIT` allows",
-    ForbiddenError: "not from here without a key",
-    NotFoundError: "there is no such path",
-    ModelNotFoundError: "there is no such model",
-    MethodNotAllowedError: "the path exists, with other methods; `Allow` lists them",
-    JobNotFinishedError: "the job has no result yet",
-    JobCancelledError: "the job was cancelled and will have no result",
-    ModelInUseError: "the model is at work or being loaded, and stays",
-    UploadTooLargeError: "the upload is larger than this server accepts",
-    ServiceUnavailableError: "the request can't be served now",
-    ModelNotReadyError: "the model is still being downloaded or loaded",
-    QueueFullError: "too many requests wait",
-    StoppingError: "the server is about to stop",
-    JobsUnavailableError: "no jobs are taken: the server can't use their folder",
-    ModelLoadError: "the model can't be had or loaded; `GET /health` tells why",
-    DeviceLostError: "the server's graphics card has failed; it starts again at once",
-    ServerError: "a fault of the server's; its log has the request's id",
+    errors.InvalidRequestError: "the request is wrong: `message` says how, `param` where",
+    errors.UnsupportedLanguageError: "the model does not support that language",
+    errors.AudioDecodeError: "the upload is not audio that can be used",
+    errors.NoAudioTrackError: "a video without sound",
+    errors.TruncatedAudioError: "the file is truncated; `allow_partial=true` accepts it",
+    errors.AudioTooLongError: "the recording is longer than this server accepts",
+    errors.AuthenticationError: "no key, or a wrong one",
+    errors.RateLimitError: "more requests than `RATE_LIMIT` allows",
+    errors.ForbiddenError: "only from the server's own machine, or with a key",
+    errors.NotFoundError: "there is no such path",
+    errors.ModelNotFoundError: "there is no such model",
+    errors.MethodNotAllowedError: "the path exists, with other methods; `Allow` lists them",
+    errors.JobNotFinishedError: "the job has no result yet",
+    errors.JobCancelledError: "the job was cancelled and will have no result",
+    errors.ModelInUseError: "the model is in use or being loaded, and stays loaded",
+    errors.UploadTooLargeError: "the upload is larger than this server accepts",
+    errors.ServiceUnavailableError: "the request can't be served now",
+    errors.ModelNotReadyError: "the model is still being downloaded or loaded",
+    errors.QueueFullError: "the queue is full",
+    errors.StoppingError: "the server is about to stop",
+    errors.JobsUnavailableError: "jobs are not accepted: the server can't use their folder",
+    errors.ModelLoadError: "the model can't be downloaded or loaded; `GET /health` says why",
+    errors.DeviceLostError: "the server's GPU has failed; the server restarts",
+    errors.ServerError: "an internal error; the server's log has the request's id",
 }
-"""Each error in half a sentence."""
+"""What each error means."""
 
 HEADERS: Mapping[str, Json] = {
     "X-Request-Id": {
@@ -68,7 +44,7 @@ HEADERS: Mapping[str, Json] = {
         "schema": {"type": "string"},
     },
     "X-Parakeet-Model": {
-        "description": "The model that answers, once it is known which.",
+        "description": "The model of the response, once it is known.",
         "schema": {"type": "string"},
     },
     "X-Parakeet-Model-Note": {
@@ -77,8 +53,8 @@ HEADERS: Mapping[str, Json] = {
         "schema": {"type": "string"},
     },
     "X-Transcript-Warnings": {
-        "description": "What a reader should know of how the recording was heard, as a JSON list of"
-        " `Warning`; left out where there is nothing.",
+        "description": "Problems that affect the transcript, as a JSON list of `Warning`; absent if"
+        " there are none.",
         "schema": {"type": "string", "contentMediaType": "application/json"},
     },
     "Retry-After": {
@@ -88,7 +64,7 @@ HEADERS: Mapping[str, Json] = {
 }
 
 
-_PHRASES = {200: "Done.", 202: "Accepted; done later.", 503: "Not now."}
+_PHRASES = {200: "Done.", 202: "Accepted.", 503: "Not ready."}
 
 
 def operation(
@@ -99,11 +75,11 @@ def operation(
     description: str,
     answers: Mapping[int, Json],
     has_warnings: bool = False,
-    errors: Sequence[type[ApiError]] = (),
+    refusals: Sequence[type[ApiError]] = (),
     parameters: Sequence[Json] = (),
     form: Json | None = None,
 ) -> Json:
-    """Describe a method of a path; `answers` are the media types of each status."""
+    """Describe a method of a path; `answers` has the media types by status."""
     body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     return {
         "operationId": name,
@@ -122,30 +98,30 @@ def operation(
                 }
                 for status, content in answers.items()
             },
-            **_refusals([*errors, ServerError]),
+            **_refusals([*refusals, errors.ServerError]),
         },
     }
 
 
-def _refusals(errors: Iterable[type[ApiError]]) -> Json:
+def _refusals(classes: Iterable[type[ApiError]]) -> Json:
     """Describe errors, those of one status together."""
-    by_status = groupby(sorted(errors, key=_status), key=_status)
-    return {str(status): _refusal(list(classes)) for status, classes in by_status}
+    by_status = groupby(sorted(classes, key=_status), key=_status)
+    return {str(status): _refusal(list(group)) for status, group in by_status}
 
 
 def _status(error: type[ApiError]) -> int:
     return error.status
 
 
-def _refusal(errors: Sequence[type[ApiError]]) -> Json:
-    retry = any(error.retry_after_s is not None for error in errors)
+def _refusal(classes: Sequence[type[ApiError]]) -> Json:
+    retry = any(error.retry_after_s is not None for error in classes)
     return {
         "description": "\n".join(
             f"- {f'`{error.code}`' if error.code else 'no code'}: {MEANINGS[error]}"
-            for error in errors
+            for error in classes
         ),
         "headers": _headers() | (_header("Retry-After") if retry else {}),
-        "content": json_answer(error_body(error_details(errors))),
+        "content": json_answer(error_body(error_details(classes))),
     }
 
 
@@ -159,5 +135,5 @@ def _header(name: str) -> Json:
 
 
 def json_answer(schema: Json) -> Json:
-    """Give the media types of an answer that is JSON."""
+    """Give the media types of a JSON response."""
     return {"application/json": {"schema": schema}}

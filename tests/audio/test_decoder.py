@@ -13,7 +13,8 @@ from conftest import Clip, decode, encode
 from pipeline_helpers import ffmpegs
 
 from parakeet_api.audio import ffmpeg
-from parakeet_api.audio.decoder import AudioStream, FfmpegDecoder, check_filter, find_ffmpeg
+from parakeet_api.audio.decoder import AudioStream, FfmpegDecoder
+from parakeet_api.audio.ffmpeg import check_filter, find_ffmpeg
 from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,

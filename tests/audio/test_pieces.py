@@ -63,9 +63,9 @@ FORMATS = {
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut half a minute as if it were an hour, which libsndfile is not given."""
     monkeypatch.setattr("parakeet_api.audio.decoder.open_sound", lambda path: None)
-    monkeypatch.setattr(pieces, "_SHORTEST_S", 20)
-    monkeypatch.setattr(pieces, "_LONGEST_PIECE_S", 6)
-    monkeypatch.setattr(pieces, "_SHORTEST_PIECE_S", 2)
+    monkeypatch.setattr(pieces, "_MIN_RECORDING_S", 20)
+    monkeypatch.setattr(pieces, "_MAX_PIECE_S", 6)
+    monkeypatch.setattr(pieces, "_MIN_PIECE_S", 2)
 
 
 @pytest.fixture(params=FFMPEGS)
@@ -295,7 +295,7 @@ def test_short_recordings_are_left_to_one_ffmpeg(
     file = make(tmp_path, name)
 
     assert plan_pieces(file, workers=1) == ()
-    monkeypatch.setattr(pieces, "_SHORTEST_S", SECONDS + 1)
+    monkeypatch.setattr(pieces, "_MIN_RECORDING_S", SECONDS + 1)
     assert plan_pieces(file, workers=3) == ()
 
 

@@ -22,7 +22,7 @@ from http_helpers import request
 from settings_tables import ALL_NAMES
 
 from parakeet_api import errors
-from parakeet_api.http.web import MULTIPART_OVERHEAD
+from parakeet_api.http.received_form import MULTIPART_OVERHEAD
 from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
 

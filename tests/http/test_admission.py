@@ -18,7 +18,7 @@ def quick_poll(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def enter(admission: Admission, leave: threading.Event, order: list[int], number: int) -> None:
-    with admission.place():
+    with admission.slot():
         order.append(number)
         assert leave.wait(20)
 
@@ -39,7 +39,7 @@ def test_places_are_bounded_and_given_to_those_who_wait() -> None:
             wait_for(lambda: held(admission) == number + 1)  # noqa: B023
         wait_for(lambda: len(order) == 2)
 
-        with pytest.raises(QueueFullError) as caught, admission.place():
+        with pytest.raises(QueueFullError) as caught, admission.slot():
             pass
         assert caught.value.status == 503
         assert caught.value.retry_after_s
@@ -60,10 +60,10 @@ def test_places_are_bounded_and_given_to_those_who_wait() -> None:
 def test_nobody_may_wait_where_no_waiting_is_allowed() -> None:
     admission = Admission(active=1, waiting=0)
 
-    with admission.place(), pytest.raises(QueueFullError), admission.place():
+    with admission.slot(), pytest.raises(QueueFullError), admission.slot():
         pass
 
-    with admission.place():
+    with admission.slot():
         pass
 
 
@@ -73,10 +73,10 @@ def test_a_client_that_goes_while_it_waits_gives_its_place_back() -> None:
     gone = threading.Event()
 
     def wait() -> None:
-        with admission.place(cancelled=gone.is_set):
+        with admission.slot(cancelled=gone.is_set):
             pytest.fail("there is no place")
 
-    with ThreadPoolExecutor(1) as threads, admission.place():
+    with ThreadPoolExecutor(1) as threads, admission.slot():
         told = threads.submit(wait)
         wait_for(lambda: admission.counts() == (1, 1))
         gone.set()
@@ -88,7 +88,7 @@ def test_places_are_given_back_after_errors() -> None:
     admission = Admission(active=1, waiting=0)
 
     for _ in range(3):
-        with pytest.raises(AudioDecodeError), admission.place():
+        with pytest.raises(AudioDecodeError), admission.slot():
             raise AudioDecodeError("no audio")
 
     assert admission.counts() == (0, 0)
@@ -100,11 +100,11 @@ def test_those_who_wait_are_told_their_position_and_served_in_order() -> None:
     served: list[int] = []
 
     def wait(number: int) -> None:
-        with admission.place(on_wait=told[number].append):
+        with admission.slot(on_wait=told[number].append):
             served.append(number)
 
     with ThreadPoolExecutor(3) as threads:
-        with admission.place():
+        with admission.slot():
             for number in range(3):
                 threads.submit(wait, number)
                 wait_for(lambda: told[number] == [number + 1])  # noqa: B023
@@ -121,10 +121,10 @@ def test_a_newcomer_does_not_overtake_the_line() -> None:
     order: list[str] = []
 
     def wait(name: str) -> None:
-        with admission.place():
+        with admission.slot():
             order.append(name)
 
-    with ThreadPoolExecutor(2) as threads, admission.place():
+    with ThreadPoolExecutor(2) as threads, admission.slot():
         threads.submit(wait, "first")
         wait_for(lambda: admission.counts() == (1, 1))
         threads.submit(wait, "second")
@@ -137,5 +137,5 @@ def test_a_full_line_is_told_before_a_place_is_asked_for() -> None:
     admission = Admission(active=1, waiting=0)
     admission.refuse_if_full()
 
-    with admission.place(), pytest.raises(QueueFullError):
+    with admission.slot(), pytest.raises(QueueFullError):
         admission.refuse_if_full()

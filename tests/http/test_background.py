@@ -32,7 +32,7 @@ def test_what_is_emitted_comes_out_in_order() -> None:
         for number in range(100):
             emit(number)
 
-    assert list(in_background(work, gone=never, silence_s=60)) == list(range(100))
+    assert list(in_background(work, gone=never, heartbeat_s=60)) == list(range(100))
 
 
 def test_silence_is_told() -> None:
@@ -42,7 +42,7 @@ def test_silence_is_told() -> None:
         assert spoken.wait(20)
         emit("at last")
 
-    items = in_background(work, gone=never, silence_s=0.01)
+    items = in_background(work, gone=never, heartbeat_s=0.01)
 
     assert [next(items), next(items)] == [None, None]
     spoken.set()
@@ -54,7 +54,7 @@ def test_an_error_comes_after_what_was_emitted_before_it() -> None:
         emit("first")
         raise ValueError("broken")
 
-    items = in_background(work, gone=never, silence_s=60)
+    items = in_background(work, gone=never, heartbeat_s=60)
 
     assert next(items) == "first"
     with pytest.raises(ValueError, match="broken"):
@@ -71,7 +71,7 @@ def test_closing_ends_the_work() -> None:
         finally:
             ended.set()
 
-    items = in_background(work, gone=never, silence_s=60)
+    items = in_background(work, gone=never, heartbeat_s=60)
     assert next(items) == 0
     items.close()
 
@@ -86,7 +86,7 @@ def test_work_that_looks_sees_that_it_is_cancelled() -> None:
         wait_for(cancelled)
         seen.set()
 
-    items = in_background(work, gone=never, silence_s=60)
+    items = in_background(work, gone=never, heartbeat_s=60)
     assert next(items) == 1
     items.close()
 
@@ -104,7 +104,7 @@ def test_a_client_that_has_gone_ends_both_sides(chatty: bool) -> None:
         wait_for(cancelled)
         raise RequestCancelled
 
-    items = in_background(work, gone=gone.is_set, silence_s=60)
+    items = in_background(work, gone=gone.is_set, heartbeat_s=60)
     assert next(items) == 1
     gone.set()
 
@@ -121,9 +121,9 @@ def test_a_slow_reader_holds_the_work_back() -> None:
             emit(number)
             emitted += 1
 
-    items = in_background(work, gone=never, silence_s=60)
+    items = in_background(work, gone=never, heartbeat_s=60)
     assert next(items) == 0
-    wait_for(lambda: emitted > parakeet_api.http.background._MOST_WAITING)
+    wait_for(lambda: emitted > parakeet_api.http.background._MAX_WAITING)
 
-    assert emitted <= parakeet_api.http.background._MOST_WAITING + 2
+    assert emitted <= parakeet_api.http.background._MAX_WAITING + 2
     assert list(items) == list(range(1, 1000))

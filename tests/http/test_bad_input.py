@@ -23,7 +23,7 @@ import pytest
 from conftest import SPEECH, Clip, Server, encode, running_server
 from http_helpers import ENDPOINT, error_of, ffmpegs, request, transcribe, uploads, wav
 
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.transcript import SAMPLE_RATE
 
 MB = 1024 * 1024

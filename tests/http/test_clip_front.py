@@ -15,9 +15,9 @@ import pytest
 from conftest import wait_for
 from http_helpers import multipart, wav
 
-from parakeet_api.audio.decoder import find_ffmpeg
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.http import clip_front
-from parakeet_api.http.clip_front import Front, FrontOptions
+from parakeet_api.http.clip_front import Front
 from parakeet_api.http.clip_link import (
     LinkClosedError,
     Values,
@@ -27,6 +27,7 @@ from parakeet_api.http.clip_link import (
     send,
     unpack_words,
 )
+from parakeet_api.http.clip_transcriber import FrontOptions
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Token, Word
 
@@ -46,7 +47,7 @@ class Owner:
     answers: Callable[[Values], Values] = lambda asked: (
         ("model", "parakeet", "parakeet.nemo", ["en"])
         if asked[0] == "describe"
-        else ("words", pack_words(HEARD))
+        else ("words", pack_words(HEARD), [(1.0, 2.5)])
     )
     let: threading.Event = field(default_factory=threading.Event)
     """Recognition waits for it."""
@@ -281,7 +282,7 @@ def test_what_does_not_fit_the_memory_for_requests_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = request()
-    monkeypatch.setattr(clip_front, "_MOST_HELD", 2 * len(sent))
+    monkeypatch.setattr(clip_front, "_MAX_HELD_BYTES", 2 * len(sent))
 
     with running(tmp_path) as owner, owner.connect() as one, owner.connect() as other:
         # What was answered, and what was passed on, is held no longer.

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from api_description import validate
 from conftest import Server, running_server
 from http_helpers import error_of, request
 
@@ -15,6 +16,8 @@ from parakeet_api.http.start_report import ModelFile, StartReport, report_start
 from parakeet_api.model.cuda import DeviceMemory
 from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.memory import HostMemory
+from parakeet_api.openapi.json_schema import ref
+from parakeet_api.openapi.schemas import body_schemas
 from parakeet_api.settings import Settings
 
 CPU_PLAN = InferencePlan(longest_chunk_s=30, batch_size=8, batch_s=60)
@@ -22,7 +25,7 @@ CARD_PLAN = InferencePlan(60, 8, 454.5, memory_mb=1500, memory_limit="MAX_CHUNK_
 
 PLAN_LINE = (
     "  plan       chunks of at most 60 s, batches of at most 8 chunks and 454 s, as a pass may take"
-    " 1500 MB of the card: MAX_CHUNK_MEMORY_MB; 3 at a time, one of them for clips"
+    " 1500 MB of the GPU: MAX_CHUNK_MEMORY_MB; 3 at a time, one of them for clips"
 )
 
 
@@ -78,6 +81,13 @@ def test_without_a_card_the_plan_depends_on_no_memory() -> None:
     assert body["device"] == {"wanted": "auto", "card": None, "cores": 4}
     assert body["plan"]["memory_mb"] is None
     assert report(Gpu("L4", 23.6)).body()["plan"]["memory_mb"] == 1500
+
+
+@pytest.mark.parametrize("gpu", [None, Gpu("L4", 23.6, free_gb=22.9, driver="580.65")], ids=str)
+def test_it_is_described(gpu: Gpu | None) -> None:
+    document = {"components": {"schemas": body_schemas()}}
+
+    validate(document, ref("StartReport"), report(gpu).body())
 
 
 def test_as_json_it_has_no_secret_and_no_path() -> None:

@@ -53,7 +53,7 @@ def store(folder: Path) -> Iterator[JobStore]:
 
 
 def add(store: JobStore, upload: Path, *, owner: str | None = None, webhook: str = "") -> Job:
-    return store.add(upload, PARAMS, owner=owner, webhook_url=webhook or None, most_unfinished=1000)
+    return store.add(upload, PARAMS, owner=owner, webhook_url=webhook or None, max_unfinished=1000)
 
 
 def start(store: JobStore, job: Job) -> Job:
@@ -114,11 +114,11 @@ def test_a_job_beyond_the_limit_is_refused_and_leaves_nothing(
     first = add(store, upload)
 
     with pytest.raises(QueueFullError, match="MAX_QUEUED_JOBS"):
-        store.add(upload, PARAMS, owner=None, webhook_url=None, most_unfinished=1)
+        store.add(upload, PARAMS, owner=None, webhook_url=None, max_unfinished=1)
 
     assert recordings(folder) == {first.id}
     store.cancel(first)
-    store.add(upload, PARAMS, owner=None, webhook_url=None, most_unfinished=1)
+    store.add(upload, PARAMS, owner=None, webhook_url=None, max_unfinished=1)
 
 
 def test_only_one_of_many_threads_starts_a_job(store: JobStore, upload: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_result_is_kept_to_the_letter_and_the_recording_goes(
     store.succeed(job, RESULT)
 
     assert read(store, job).status == "succeeded"
-    assert store.result(job) == RESULT
+    assert read(store, job).result == RESULT
     assert recordings(folder) == set()
 
 
@@ -153,11 +153,11 @@ def test_a_job_that_was_cancelled_while_it_ran_gets_no_result(
 
     store.succeed(job, RESULT)
     store.fail(job, FAILURE)
-    store.put_back(job)
+    store.requeue(job)
 
     assert read(store, job).status == "cancelled"
     assert read(store, job).failure is None
-    assert store.result(job) is None
+    assert read(store, job).result is None
 
 
 def test_pages_of_a_list_hold_each_job_once_newest_first(store: JobStore, upload: Path) -> None:
@@ -224,11 +224,11 @@ def test_a_job_that_ends_the_process_three_times_fails(
     assert recordings(folder) == set()
 
 
-def test_a_job_that_was_put_back_was_not_interrupted(
+def test_a_job_that_was_requeue_was_not_interrupted(
     store: JobStore, folder: Path, upload: Path
 ) -> None:
     job = start(store, add(store, upload))
-    store.put_back(job)
+    store.requeue(job)
     store.close()
 
     assert reopened(folder).queued()[0].interruptions == 0
@@ -297,7 +297,7 @@ def test_a_full_disk_changes_nothing_and_the_same_change_works_later(
 
     store._db.execute("PRAGMA max_page_count = 100000")
     store.succeed(job, large)
-    assert store.result(job) == large
+    assert read(store, job).result == large
 
 
 def test_parameters_of_an_older_version_have_their_defaults(store: JobStore, upload: Path) -> None:
@@ -347,7 +347,7 @@ class Life(RuleBasedStateMachine):
         elif outcome == "failed":
             self.store.fail(job, FAILURE)
         else:
-            self.store.put_back(job)
+            self.store.requeue(job)
         if self.status.get(job.id) == "running":
             self.status[job.id] = outcome
 
@@ -384,7 +384,9 @@ class Life(RuleBasedStateMachine):
         assert recordings(self.folder) == unfinished
         assert self.store.counts.queued + self.store.counts.running == len(unfinished)
         for job in found.values():
-            assert (self.store.result(job) == RESULT) == (job.status == "succeeded")
+            assert job.result is None
+            result = RESULT if job.status == "succeeded" else None
+            assert self.store.get(job.id) == replace(job, result=result)
             assert (job.failure is not None) == (job.status == "failed")
             assert (job.finished_at is not None) == job.finished
 
@@ -404,7 +406,7 @@ def test_a_results_warnings_are_kept(store: JobStore, upload: Path) -> None:
 
     store.succeed(job, replace(RESULT, caveats=caveats))
 
-    assert store.result(job) == replace(RESULT, caveats=caveats)
+    assert read(store, job).result == replace(RESULT, caveats=caveats)
 
 
 def test_tables_of_before_results_had_warnings_are_read_and_written(
@@ -424,5 +426,5 @@ def test_tables_of_before_results_had_warnings_are_read_and_written(
     job = start(store, add(store, upload))
     store.succeed(job, RESULT)
 
-    assert store.result(done) == store.result(job) == RESULT
+    assert read(store, done).result == read(store, job).result == RESULT
     store.close()

@@ -15,6 +15,7 @@ import pytest
 from conftest import SPEECH, Clip, wait_for
 from pipeline_helpers import Counting, ffmpegs, pipeline_of
 
+from parakeet_api.audio.decoder import TrackChoice
 from parakeet_api.errors import (
     AudioDecodeError,
     JobsUnavailableError,
@@ -23,19 +24,18 @@ from parakeet_api.errors import (
     QueueFullError,
     ServiceUnavailableError,
 )
-from parakeet_api.formats.rendering import Rendered, render
+from parakeet_api.formats.rendering import render
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs import runner as job_runner
 from parakeet_api.jobs import service as jobs
 from parakeet_api.jobs.job import Job, job_object
-from parakeet_api.jobs.runner import Transcribe, transcriber
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.model.recognizer import NemoRecognizer
-from parakeet_api.pipeline import Progress
+from parakeet_api.pipeline import Pipeline, Progress
 from parakeet_api.settings import Settings
-from parakeet_api.transcript import Chunk, Word
+from parakeet_api.transcript import Chunk, Segment, Transcript, Word
 
 TEXT = TranscriptionParams(response_format="text")
 
@@ -53,9 +53,10 @@ def upload(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def jobs_of(folder: Path, transcribe: Transcribe, **environ: str) -> Iterator[Jobs]:
+def jobs_of(folder: Path, pipeline: Pipeline, **environ: str) -> Iterator[Jobs]:
     started = Jobs(
-        settings=Settings.from_env({"DATA_DIR": str(folder)} | environ), transcribe=transcribe
+        settings=Settings.from_env({"DATA_DIR": str(folder)} | environ),
+        pipeline_of=lambda _: pipeline,
     )
     started.start()
     try:
@@ -72,25 +73,29 @@ def ends(started: Jobs, job: Job) -> Callable[[], bool]:
     return lambda: started.get(job.id, owner=job.owner).finished
 
 
-class Scripted:
-    """Work whose outcome is told by the recording: what to raise, or when to go on."""
+class Scripted(Pipeline):
+    """A pipeline whose recordings name what happens: an error, or a gate to wait for."""
 
     def __init__(self) -> None:
+        # Nothing of the real pipeline is used.
         self.seen: list[str] = []
         self.together: list[set[str]] = []
         self.errors: dict[str, list[Exception]] = {}
         self.gates: dict[str, threading.Event] = {}
         self._now: set[str] = set()
 
-    def __call__(
+    def transcribe(
         self,
-        recording: Path,
-        params: TranscriptionParams,
+        path: Path,
         *,
-        on_progress: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
-    ) -> Rendered:
-        name = recording.read_text()
+        languages: frozenset[str] = frozenset(),
+        raw_pcm: bool = False,
+        track: TrackChoice = None,
+        allow_partial: bool = False,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Transcript:
+        name = path.read_text()
         self.seen.append(name)
         self._now.add(name)
         self.together.append(set(self._now))
@@ -100,7 +105,7 @@ class Scripted:
             while name in self.gates and not self.gates[name].wait(0.01):
                 if cancelled():
                     raise RequestCancelled
-            return Rendered(f"words of {name}", "text/plain")
+            return Transcript((Segment((Word(name, 0.0, 1.0),)),), 1.0, "en")
         finally:
             self._now.discard(name)
 
@@ -114,7 +119,7 @@ def recording_of(folder: Path, name: str) -> Path:
 def left_behind(store: JobStore, folder: Path, name: str) -> Job:
     """Queue a job as an earlier process may have done."""
     recording = recording_of(folder, name)
-    return store.add(recording, TEXT, owner=None, webhook_url=None, most_unfinished=99)
+    return store.add(recording, TEXT, owner=None, webhook_url=None, max_unfinished=99)
 
 
 def submit(started: Jobs, folder: Path, name: str) -> Job:
@@ -152,11 +157,10 @@ def test_a_jobs_result_is_what_a_request_is_answered(
     settings = Settings.from_env({})
     params = TranscriptionParams(response_format="verbose_json")
     with pipeline_of(recognizer) as pipeline:
-        work = transcriber(settings=settings, pipeline_of=lambda _: pipeline)
-        with jobs_of(folder, work) as started:
+        with jobs_of(folder, pipeline) as started:
             job = started.submit(clips[1].path, params, owner=None)
             wait_for(ends(started, job))
-            result = started.result(job)
+            result = started.get(job.id, owner=None).result
         direct = render(pipeline.transcribe(clips[1].path), params, settings=settings)
 
     assert result == direct
@@ -166,19 +170,17 @@ def test_a_jobs_result_is_what_a_request_is_answered(
 
 def test_progress_is_told_while_it_is_made_and_kept_at_the_end(folder: Path) -> None:
     recording = SPEECH / "long-pauses.ogg"
-    with pipeline_of(Slow()) as pipeline:
-        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
-        with jobs_of(folder, work) as started:
-            job = started.submit(recording, TEXT, owner=None)
-            wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
-            under_way = started.get(job.id, owner=None)
-            wait_for(ends(started, job))
-            done = started.get(job.id, owner=None)
+    with pipeline_of(Slow()) as pipeline, jobs_of(folder, pipeline) as started:
+        job = started.submit(recording, TEXT, owner=None)
+        wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
+        under_way = started.get(job.id, owner=None)
+        wait_for(ends(started, job))
+        done = started.get(job.id, owner=None)
 
     assert under_way.total_s == pytest.approx(done.done_s, abs=1)
     assert 0 < under_way.done_s < done.done_s
     length_s = round(done.done_s, 3)
-    assert job_object(done, None)["progress"] == {
+    assert job_object(done)["progress"] == {
         "done_s": length_s,
         "total_s": length_s,
         "fraction": 1.0,
@@ -195,36 +197,33 @@ class Slow(Counting):
 
 def test_a_cancelled_job_ends_its_work_within_2_s(folder: Path) -> None:
     recording = SPEECH / "long-pauses.ogg"
-    with pipeline_of(Slow()) as pipeline:
-        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
-        with jobs_of(folder, work) as started:
-            job = started.submit(recording, TEXT, owner=None)
-            wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
-            since = time.monotonic()
+    with pipeline_of(Slow()) as pipeline, jobs_of(folder, pipeline) as started:
+        job = started.submit(recording, TEXT, owner=None)
+        wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
+        since = time.monotonic()
 
-            remaining = started.delete(started.get(job.id, owner=None))
+        remaining = started.delete(started.get(job.id, owner=None))
 
-            assert remaining is not None
-            assert remaining.status == status(started, job) == "cancelled"
-            batcher: Any = pipeline._batcher
-            wait_for(lambda: not ffmpegs() and not batcher.waiting())
-            assert time.monotonic() - since < 2
-            assert recordings(folder) == []
-            assert started.delete(remaining) is None
-            with pytest.raises(NotFoundError):
-                started.get(job.id, owner=None)
+        assert remaining is not None
+        assert remaining.status == status(started, job) == "cancelled"
+        batcher: Any = pipeline._batcher
+        wait_for(lambda: not ffmpegs() and not batcher.waiting())
+        assert time.monotonic() - since < 2
+        assert recordings(folder) == []
+        assert started.delete(remaining) is None
+        with pytest.raises(NotFoundError):
+            started.get(job.id, owner=None)
 
 
 def test_stopping_in_the_middle_ends_the_work_and_the_next_process_does_it(folder: Path) -> None:
     recording = SPEECH / "long-pauses.ogg"
     with pipeline_of(Slow()) as pipeline:
-        work = transcriber(settings=Settings.from_env({}), pipeline_of=lambda _: pipeline)
-        with jobs_of(folder, work) as started:
+        with jobs_of(folder, pipeline) as started:
             job = started.submit(recording, TEXT, owner=None)
             wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
         assert ffmpegs() == []
 
-        with jobs_of(folder, work) as started:
+        with jobs_of(folder, pipeline) as started:
             wait_for(ends(started, job))
             done = started.get(job.id, owner=None)
 
@@ -232,6 +231,41 @@ def test_stopping_in_the_middle_ends_the_work_and_the_next_process_does_it(folde
 
 
 # Order and ends
+
+
+def test_only_a_job_that_succeeded_has_a_result_whenever_it_is_read(folder: Path) -> None:
+    with jobs_of(folder, Scripted()) as started:
+        for name in "abcdefgh":
+            job = submit(started, folder, name)
+            ended = False
+            while not ended:
+                read = started.get(job.id, owner=None)
+                assert (read.result is not None) == (read.status == "succeeded")
+                (listed, *_) = started.newest(owner=None, limit=1)
+                assert listed.result is None
+                ended = read.finished
+            assert read.result is not None
+            assert read.result.body == f"{name}\n"
+
+
+def test_a_job_that_ends_after_it_was_read_is_read_again_with_its_result(folder: Path) -> None:
+    work = Scripted()
+    work.gates = {"a": threading.Event()}
+    with jobs_of(folder, work) as started:
+        job = submit(started, folder, "a")
+        wait_for(lambda: status(started, job) == "running")
+        running = started.get(job.id, owner=None)
+        work.gates["a"].set()
+        wait_for(ends(started, job))
+        assert started._open is not None
+        runner = started._open.runner
+        wait_for(lambda: not runner._runs)
+
+        latest = runner.latest(running)
+
+    assert (running.status, running.result) == ("running", None)
+    assert latest.status == "succeeded"
+    assert latest.result is not None
 
 
 def test_two_are_worked_on_at_a_time_oldest_first(folder: Path) -> None:
@@ -332,14 +366,14 @@ def test_the_pauses_between_tries_grow_unless_it_is_the_model_that_is_awaited(
     work = Scripted()
     told = [ServiceUnavailableError("x"), ModelNotReadyError("x"), ServiceUnavailableError("x")]
     with jobs_of(folder, work) as started:
-        works = started._works
-        assert works is not None
-        job = left_behind(works.store, folder, "a")
+        opened = started._open
+        assert opened is not None
+        job = left_behind(opened.store, folder, "a")
         pauses = []
         for error in [*told, *[ServiceUnavailableError("x")] * 9]:
             before = time.monotonic()
-            works.runner._postpone(job, error)
-            pauses.append(round(works.runner._pauses[job.id].until - before))
+            opened.runner._postpone(job, error)
+            pauses.append(round(opened.runner._pauses[job.id].until - before))
 
     assert pauses[:4] == [5, 20, 10, 20]
     assert pauses[-1] == 300
@@ -349,7 +383,7 @@ def test_jobs_that_may_have_ended_the_process_run_alone(folder: Path) -> None:
     store = JobStore(folder)
     for name in "abc":
         job = store.add(
-            recording_of(folder, name), TEXT, owner=None, webhook_url=None, most_unfinished=9
+            recording_of(folder, name), TEXT, owner=None, webhook_url=None, max_unfinished=9
         )
         if name != "c":
             store.start(job)
@@ -369,9 +403,7 @@ def test_jobs_that_may_have_ended_the_process_run_alone(folder: Path) -> None:
 
 def test_a_recording_that_is_gone_fails_its_job(folder: Path) -> None:
     store = JobStore(folder)
-    job = store.add(
-        recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, most_unfinished=9
-    )
+    job = store.add(recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, max_unfinished=9)
     store.recording(job).unlink()
     store.close()
 
@@ -395,11 +427,11 @@ def test_an_outcome_that_the_disk_refuses_is_kept_once_it_does_not(
     with jobs_of(folder, work) as started:
         job = submit(started, folder, "a")
         wait_for(lambda: status(started, job) == "running")
-        assert started._works is not None
-        database = started._works.store._db
+        assert started._open is not None
+        database = started._open.store._db
         database.execute("PRAGMA query_only = ON")
         work.gates["a"].set()
-        wait_for(lambda: "cannot be kept for now" in caplog.text)
+        wait_for(lambda: "cannot be saved for now" in caplog.text)
         assert status(started, job) == "running"
 
         database.execute("PRAGMA query_only = OFF")
@@ -414,14 +446,14 @@ def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
 ) -> None:
     monkeypatch.setattr(job_runner, "_DISK_RETRY_S", 0.02)
     with jobs_of(folder, Scripted()) as started:
-        assert started._works is not None
-        store = started._works.store
+        assert started._open is not None
+        store = started._open.store
         job = store.add(
-            recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, most_unfinished=9
+            recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, max_unfinished=9
         )
         store._db.execute("PRAGMA query_only = ON")
-        started._works.runner.notify()
-        wait_for(lambda: "jobs cannot be worked on" in caplog.text)
+        started._open.runner.notify()
+        wait_for(lambda: "jobs cannot be processed" in caplog.text)
 
         store._db.execute("PRAGMA query_only = OFF")
         wait_for(ends(started, job))
@@ -430,7 +462,7 @@ def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
 def test_a_folder_that_cannot_be_used_is_told_and_tried_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, upload: Path
 ) -> None:
-    monkeypatch.setattr(jobs, "_UPKEEP_S", 0.02)
+    monkeypatch.setattr(jobs, "_MAINTENANCE_S", 0.02)
     folder.write_text("a file stands where the folder should be")
     with jobs_of(folder, Scripted()) as started:
         time.sleep(0.2)
@@ -448,7 +480,7 @@ def test_a_folder_that_cannot_be_used_is_told_and_tried_again(
 def test_two_processes_never_share_a_folder_and_the_second_takes_over(
     folder: Path, monkeypatch: pytest.MonkeyPatch, upload: Path
 ) -> None:
-    monkeypatch.setattr(jobs, "_UPKEEP_S", 0.02)
+    monkeypatch.setattr(jobs, "_MAINTENANCE_S", 0.02)
     with jobs_of(folder, Scripted()) as first:
         with jobs_of(folder, Scripted()) as second:
             with pytest.raises(JobsUnavailableError, match="another server uses it"):
@@ -462,7 +494,7 @@ def test_two_processes_never_share_a_folder_and_the_second_takes_over(
 
 def test_closing_before_the_start_and_twice_is_fine(folder: Path) -> None:
     never_started = Jobs(
-        settings=Settings.from_env({"DATA_DIR": str(folder)}), transcribe=Scripted()
+        settings=Settings.from_env({"DATA_DIR": str(folder)}), pipeline_of=lambda _: Scripted()
     )
     never_started.close()
     never_started.close()
@@ -495,7 +527,7 @@ def test_the_settings_bound_the_jobs_that_are_unfinished(folder: Path) -> None:
 def test_finished_jobs_are_removed_after_their_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch, hours: str, kept: bool
 ) -> None:
-    monkeypatch.setattr(jobs, "_UPKEEP_S", 0.02)
+    monkeypatch.setattr(jobs, "_MAINTENANCE_S", 0.02)
     with jobs_of(folder, Scripted(), JOB_RETENTION_HOURS=hours) as started:
         job = submit(started, folder, "a")
         wait_for(lambda: started.counts.queued + started.counts.running == 0)

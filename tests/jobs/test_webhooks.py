@@ -15,7 +15,7 @@ from parakeet_api.formats.rendering import Rendered
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, Webhook
 from parakeet_api.jobs.store import JobStore
-from parakeet_api.jobs.webhooks import AllowedHosts, Courier
+from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
 from parakeet_api.settings import Settings
 
 QUICK = (0.05, 0.05, 0.05)
@@ -43,7 +43,7 @@ def finish(store: JobStore, tmp_path: Path) -> Callable[[str], Job]:
         upload = tmp_path / "upload"
         upload.write_bytes(b"sound")
         job = store.add(
-            upload, TranscriptionParams(), owner=None, webhook_url=url, most_unfinished=99
+            upload, TranscriptionParams(), owner=None, webhook_url=url, max_unfinished=99
         )
         started = store.start(job)
         assert started is not None
@@ -54,18 +54,18 @@ def finish(store: JobStore, tmp_path: Path) -> Callable[[str], Job]:
 
 
 @contextmanager
-def courier_of(store: JobStore, *hosts: str) -> Iterator[Courier]:
+def sender_of(store: JobStore, *hosts: str) -> Iterator[WebhookSender]:
     def body(job: Job) -> bytes:
         return json.dumps({"id": job.id}).encode()
 
-    courier = Courier(store, hosts=AllowedHosts(hosts), body=body, delays_s=QUICK)
+    sender = WebhookSender(store, hosts=AllowedHosts(hosts), body=body, delays_s=QUICK)
     try:
-        yield courier
+        yield sender
     finally:
-        courier.close(within_s=10)
+        sender.close(within_s=10)
 
 
-def told(store: JobStore, job: Job) -> Webhook:
+def webhook_of(store: JobStore, job: Job) -> Webhook:
     found = store.get(job.id)
     assert found is not None
     assert found.webhook is not None
@@ -157,24 +157,24 @@ def test_a_job_is_told_once(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
 ) -> None:
     job = finish(f"{receiver.url}/done?token=1")
-    with courier_of(store, f"127.0.0.1:{receiver.port}") as courier:
-        wait_for(lambda: told(store, job).delivered)
-        courier.notify()
+    with sender_of(store, f"127.0.0.1:{receiver.port}") as sender:
+        wait_for(lambda: webhook_of(store, job).delivered)
+        sender.notify()
         time.sleep(0.2)
 
     assert receiver.heard == [{"path": "/done?token=1", "id": job.id}]
     assert receiver.headers[0]["content-type"] == "application/json"
-    assert told(store, job) == Webhook(f"{receiver.url}/done?token=1", 1, delivered=True)
+    assert webhook_of(store, job) == Webhook(f"{receiver.url}/done?token=1", 1, delivered=True)
 
 
 def test_a_job_that_ends_later_is_told_when_it_does(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
 ) -> None:
-    with courier_of(store, f"127.0.0.1:{receiver.port}") as courier:
+    with sender_of(store, f"127.0.0.1:{receiver.port}") as sender:
         time.sleep(0.1)
         job = finish(receiver.url)
-        courier.notify()
-        wait_for(lambda: told(store, job).delivered)
+        sender.notify()
+        wait_for(lambda: webhook_of(store, job).delivered)
 
 
 @pytest.mark.parametrize("status", [500, 404, 301, 307])
@@ -184,11 +184,11 @@ def test_a_call_that_is_not_answered_well_is_repeated_and_never_redirected(
     receiver.answers = [status, status]
     job = finish(f"{receiver.url}/done")
 
-    with courier_of(store, f"127.0.0.1:{receiver.port}"):
-        wait_for(lambda: told(store, job).delivered)
+    with sender_of(store, f"127.0.0.1:{receiver.port}"):
+        wait_for(lambda: webhook_of(store, job).delivered)
 
     assert [call["path"] for call in receiver.heard] == ["/done"] * 3
-    assert told(store, job) == Webhook(f"{receiver.url}/done", 3, delivered=True)
+    assert webhook_of(store, job) == Webhook(f"{receiver.url}/done", 3, delivered=True)
 
 
 def test_after_the_last_try_it_is_left_with_the_reason(
@@ -197,12 +197,12 @@ def test_after_the_last_try_it_is_left_with_the_reason(
     receiver.answers = [503] * 99
     job = finish(receiver.url)
 
-    with courier_of(store, f"127.0.0.1:{receiver.port}"):
-        wait_for(lambda: told(store, job).attempts == 4)
+    with sender_of(store, f"127.0.0.1:{receiver.port}"):
+        wait_for(lambda: webhook_of(store, job).attempts == 4)
         time.sleep(0.3)
 
     assert len(receiver.heard) == 4
-    assert told(store, job) == Webhook(
+    assert webhook_of(store, job) == Webhook(
         receiver.url, 4, delivered=False, last_error="answered 503 Service Unavailable"
     )
 
@@ -214,11 +214,11 @@ def test_a_receiver_that_is_down_does_not_hold_up_others(
     nobody.close()
     down, up = finish(nobody.url), finish(receiver.url)
 
-    with courier_of(store, f"127.0.0.1:{receiver.port}", f"127.0.0.1:{nobody.port}"):
-        wait_for(lambda: told(store, up).delivered)
-        wait_for(lambda: told(store, down).attempts == 4)
+    with sender_of(store, f"127.0.0.1:{receiver.port}", f"127.0.0.1:{nobody.port}"):
+        wait_for(lambda: webhook_of(store, up).delivered)
+        wait_for(lambda: webhook_of(store, down).attempts == 4)
 
-    assert "refused" in (told(store, down).last_error or "")
+    assert "refused" in (webhook_of(store, down).last_error or "")
 
 
 def test_what_is_still_to_be_told_is_told_by_the_next_process(
@@ -226,17 +226,17 @@ def test_what_is_still_to_be_told_is_told_by_the_next_process(
 ) -> None:
     receiver.answers = [500]
     job = finish(receiver.url)
-    slow = Courier(
+    slow = WebhookSender(
         store,
         hosts=AllowedHosts([f"127.0.0.1:{receiver.port}"]),
         body=lambda job: json.dumps({"id": job.id}).encode(),
         delays_s=(3600,),
     )
-    wait_for(lambda: told(store, job).attempts == 1)
+    wait_for(lambda: webhook_of(store, job).attempts == 1)
     slow.close(within_s=10)
 
-    with courier_of(store, f"127.0.0.1:{receiver.port}"):
-        wait_for(lambda: told(store, job).delivered)
+    with sender_of(store, f"127.0.0.1:{receiver.port}"):
+        wait_for(lambda: webhook_of(store, job).delivered)
 
 
 def test_a_host_that_was_taken_off_the_list_is_not_called(
@@ -244,11 +244,11 @@ def test_a_host_that_was_taken_off_the_list_is_not_called(
 ) -> None:
     job = finish(receiver.url)
 
-    with courier_of(store, "elsewhere.example"):
-        wait_for(lambda: told(store, job).attempts == 4)
+    with sender_of(store, "elsewhere.example"):
+        wait_for(lambda: webhook_of(store, job).attempts == 4)
 
     assert receiver.heard == []
-    assert "ALLOW_WEBHOOKS" in (told(store, job).last_error or "")
+    assert "ALLOW_WEBHOOKS" in (webhook_of(store, job).last_error or "")
 
 
 def test_nothing_of_the_environment_is_used(
@@ -265,8 +265,8 @@ def test_nothing_of_the_environment_is_used(
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     job = finish(receiver.url)
 
-    with courier_of(store, f"127.0.0.1:{receiver.port}"):
-        wait_for(lambda: told(store, job).delivered)
+    with sender_of(store, f"127.0.0.1:{receiver.port}"):
+        wait_for(lambda: webhook_of(store, job).delivered)
 
     assert "authorization" not in receiver.headers[0]
 
@@ -276,7 +276,7 @@ def test_a_job_that_was_removed_is_not_told(
 ) -> None:
     store.remove(finish(receiver.url))
 
-    with courier_of(store, f"127.0.0.1:{receiver.port}"):
+    with sender_of(store, f"127.0.0.1:{receiver.port}"):
         time.sleep(0.2)
 
     assert receiver.heard == []
@@ -286,12 +286,12 @@ def test_closing_does_not_wait_for_the_next_try(
     store: JobStore, finish: Callable[[str], Job]
 ) -> None:
     finish("http://127.0.0.1:1/")
-    courier = Courier(
+    sender = WebhookSender(
         store, hosts=AllowedHosts(["127.0.0.1:1"]), body=lambda _: b"{}", delays_s=(3600,)
     )
     started = time.monotonic()
 
-    courier.close(within_s=30)
+    sender.close(within_s=30)
 
     assert time.monotonic() - started < 20
-    assert not courier._thread.is_alive()
+    assert not sender._thread.is_alive()

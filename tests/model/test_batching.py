@@ -490,7 +490,7 @@ def test_what_did_not_fit_is_tried_again_step_by_step(clock: Clock) -> None:
         assert most_tried() == 60
 
 
-def test_a_card_that_stays_full_is_tried_once_in_a_while(clock: Clock) -> None:
+def test_a_gpu_that_stays_full_is_tried_once_in_a_while(clock: Clock) -> None:
     model = Narrow(20)
     with running(model) as (batcher, _):
         list(batcher.recognize([minute(0)]))
@@ -544,7 +544,7 @@ def test_an_error_of_the_decoder_reaches_its_request_and_leaves_the_queue_clean(
     assert model.batches == [["9.0"], ["3.0"]]
 
 
-def test_a_lost_card_refuses_all_and_is_told_once() -> None:
+def test_a_lost_gpu_refuses_all_and_is_told_once() -> None:
     """Every later pass would fail as well, so none is tried."""
 
     def lose(_: Sequence[Chunk]) -> None:
@@ -568,8 +568,8 @@ def test_a_lost_card_refuses_all_and_is_told_once() -> None:
     assert told == [None]
 
 
-def test_a_card_lost_while_the_memory_is_short_is_told_too() -> None:
-    """Parts of a chunk are tried in turn; the first that finds the card lost ends it."""
+def test_a_gpu_lost_while_the_memory_is_short_is_told_too() -> None:
+    """Parts of a chunk are tried in turn; the first that finds the GPU lost ends it."""
 
     def fail(pieces: Sequence[Chunk]) -> None:
         if len(pieces[0].samples) > 10 * SAMPLE_RATE:
@@ -587,7 +587,7 @@ def test_a_card_lost_while_the_memory_is_short_is_told_too() -> None:
     assert told == [None]
 
 
-def test_a_card_lost_while_the_model_is_loaded_is_told_too() -> None:
+def test_a_gpu_lost_while_the_model_is_loaded_is_told_too() -> None:
     @contextmanager
     def lease() -> Iterator[Model]:
         raise DeviceLostError

@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.errors import SettingsError
-from parakeet_api.model import devices, loading, recognizer
-from parakeet_api.model import gpu_check as card_check
+from parakeet_api.model import devices, gpu_check, loading, recognizer
 from parakeet_api.model.devices import (
     Gpu,
     InferencePlan,
@@ -27,7 +26,7 @@ from parakeet_api.model.devices import (
     main_permits,
     plan_inference,
 )
-from parakeet_api.model.gpu_check import CardReport, check_card
+from parakeet_api.model.gpu_check import GpuReport, check_gpu
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.settings import Settings
@@ -48,7 +47,7 @@ def graphs_gb(plan: InferencePlan) -> float:
 
 def planned(vram_gb: float | None, **environ: str) -> tuple[Settings, InferencePlan]:
     settings = Settings.from_env(environ, detected_vram_gb=vram_gb)
-    return settings, plan_inference(settings, Gpu("a card", vram_gb) if vram_gb else None)
+    return settings, plan_inference(settings, Gpu("a GPU", vram_gb) if vram_gb else None)
 
 
 def memory_mb(batch: int, seconds: float) -> float:
@@ -78,7 +77,7 @@ def memory_mb(batch: int, seconds: float) -> float:
         (141, "balanced", (60, 256, 4848.5)),
     ],
 )
-def test_the_plan_suits_the_card(
+def test_the_plan_suits_the_gpu(
     vram_gb: float | None, preset: str, expected: tuple[float, int, float]
 ) -> None:
     _, plan = planned(vram_gb, PRESET=preset)
@@ -112,12 +111,12 @@ def test_the_largest_batch_fits_beside_the_weights(vram_gb: float) -> None:
     ],
 )
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
-def test_the_recommended_rows_fit_their_cards(
+def test_the_recommended_rows_fit_their_gpus(
     sold_as_gb: int, row: dict[str, str], precision: str
 ) -> None:
-    """Weights, reserve and the largest batch stay below the share of the card."""
+    """Weights, reserve and the largest batch stay below the share of the GPU."""
     if (sold_as_gb, precision) == (4, "fp32"):
-        pytest.skip("2.5 GB of weights are for larger cards")
+        pytest.skip("2.5 GB of weights are for larger GPUs")
     settings, plan = planned(sold_as_gb, PRECISION=precision, **row)
     scale = 2 if precision == "fp32" else 1
     largest = min(plan.batch_size, int(plan.batch_s / plan.longest_chunk_s))
@@ -129,10 +128,10 @@ def test_the_recommended_rows_fit_their_cards(
     assert needed_gb <= settings.gpu_memory_fraction * sold_as_gb
 
 
-def test_a_card_that_others_use_is_given_less_at_once() -> None:
+def test_a_gpu_that_others_use_is_given_less_at_once() -> None:
     settings = Settings.from_env({}, detected_vram_gb=24)
 
-    plan = plan_inference(settings, Gpu("a card", 24.0, free_gb=3.0))
+    plan = plan_inference(settings, Gpu("a GPU", 24.0, free_gb=3.0))
 
     resident_gb = WEIGHTS_GB + RESERVE_GB + graphs_gb(plan)
     assert plan.batch_s == pytest.approx(max(64, 0.8 * (3.0 - resident_gb) * 1000) / 3.3), (
@@ -141,7 +140,7 @@ def test_a_card_that_others_use_is_given_less_at_once() -> None:
     assert plan.memory_limit == "80% of what is free, less the model"
 
 
-def test_a_small_share_of_the_card_bounds_the_batch() -> None:
+def test_a_small_share_of_the_gpu_bounds_the_batch() -> None:
     _, plan = planned(12, GPU_MEMORY_FRACTION="0.25")
 
     resident_gb = WEIGHTS_GB + RESERVE_GB + graphs_gb(plan)
@@ -166,13 +165,13 @@ def test_small_gpus_have_no_memory_for_graphs_of_the_encoder(
     assert planned(vram_gb, ENABLE_CUDA_GRAPHS="false")[1].graphed_s == 0
 
 
-def test_a_card_without_room_for_the_model_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gpu_without_room_for_the_model_is_told(caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings.from_env({}, detected_vram_gb=24)
 
-    plan = plan_inference(settings, Gpu("a card", 24.0, free_gb=1.0))
+    plan = plan_inference(settings, Gpu("a GPU", 24.0, free_gb=1.0))
 
     assert plan.batch_s * 3.3 == pytest.approx(64)
-    assert "a card has 1.0 of 24.0 GB free" in caplog.text
+    assert "a GPU has 1.0 of 24.0 GB free" in caplog.text
 
 
 def test_full_precision_takes_twice_the_memory() -> None:
@@ -212,23 +211,23 @@ def test_chunks_are_never_longer_than_was_asked_for(vram_gb: float | None) -> No
     assert planned(vram_gb, CHUNK_MINITE="0.2")[1].longest_chunk_s == pytest.approx(12)
 
 
-# The card
+# The GPU
 
 
 class Driver(ModuleType):
     """Stands for cuda.bindings.driver: every function returns (CUresult, value)."""
 
-    def __init__(self, *, init: int = OK, cards: int = 1) -> None:
+    def __init__(self, *, init: int = OK, gpus: int = 1) -> None:
         super().__init__("cuda.bindings.driver")
         self._init = init
-        self._cards = cards
+        self._gpus = gpus
 
     def cuInit(self, flags: int) -> tuple[int]:  # noqa: N802
         assert flags == 0
         return (self._init,)
 
     def cuDeviceGet(self, ordinal: int) -> tuple[int, str | None]:  # noqa: N802
-        return (OK, f"card {ordinal}") if ordinal < self._cards else (INVALID_DEVICE, None)
+        return (OK, f"GPU {ordinal}") if ordinal < self._gpus else (INVALID_DEVICE, None)
 
 
 class Driverless(Driver):
@@ -236,7 +235,7 @@ class Driverless(Driver):
         raise RuntimeError("libcuda.so.1 could not be found")
 
 
-REPORT = CardReport(
+REPORT = GpuReport(
     name="NVIDIA A10",
     total_bytes=24_000_000_000,
     free_bytes=20_000_000_000,
@@ -265,23 +264,23 @@ def install(monkeypatch: pytest.MonkeyPatch) -> InstallDriver:
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch, install: InstallDriver) -> Callable[[str], None]:
-    """Let a driver have two cards, and a program of the test's try them."""
+    """Let a driver have two GPUs, and a program of the test's try them."""
 
     def check(program: str) -> None:
-        install(Driver(cards=2))
+        install(Driver(gpus=2))
         monkeypatch.setattr(devices, "_CHECK", (sys.executable, "-c", program))
 
     return check
 
 
-def printing(report: CardReport) -> str:
+def printing(report: GpuReport) -> str:
     return f"print({json.dumps(asdict(report))!r})"
 
 
 @pytest.mark.parametrize(
     ("device", "used"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1")]
 )
-def test_a_card_on_which_a_kernel_ran_is_used(
+def test_a_gpu_on_which_a_kernel_ran_is_used(
     check: Callable[[str], None], device: str, used: str
 ) -> None:
     check(printing(REPORT))
@@ -289,7 +288,7 @@ def test_a_card_on_which_a_kernel_ran_is_used(
     assert find_gpu(device) == Gpu("NVIDIA A10", 24.0, 20.0, used, "580.65.06")
 
 
-def test_the_card_that_was_asked_for_is_the_one_that_is_tried(check: Callable[[str], None]) -> None:
+def test_the_gpu_that_was_asked_for_is_the_one_that_is_tried(check: Callable[[str], None]) -> None:
     told = json.dumps(asdict(REPORT))
     check(f"import json, sys; print(json.dumps(json.loads({told!r}) | {{'name': sys.argv[1]}}))")
 
@@ -299,7 +298,7 @@ def test_the_card_that_was_asked_for_is_the_one_that_is_tried(check: Callable[[s
     assert found.name == "cuda:1"
 
 
-def test_a_cpu_is_no_card_and_nobody_is_asked(install: InstallDriver) -> None:
+def test_a_cpu_is_no_gpu_and_nobody_is_asked(install: InstallDriver) -> None:
     install(ModuleType("cuda.bindings.driver"))
 
     assert find_gpu("cpu") is None
@@ -310,11 +309,11 @@ def test_a_cpu_is_no_card_and_nobody_is_asked(install: InstallDriver) -> None:
     [
         (None, "cuda-python is missing"),
         (Driverless(), "there is no NVIDIA driver"),
-        (Driver(init=NO_DEVICE), "the NVIDIA driver sees no card"),
-        (Driver(cards=0), "has no card number 0"),
+        (Driver(init=NO_DEVICE), "the NVIDIA driver sees no GPU"),
+        (Driver(gpus=0), "has no GPU number 0"),
     ],
 )
-def test_where_the_driver_has_no_card_no_program_is_started(
+def test_where_the_driver_has_no_gpu_no_program_is_started(
     install: InstallDriver,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -325,15 +324,15 @@ def test_where_the_driver_has_no_card_no_program_is_started(
     monkeypatch.setattr(subprocess, "run", None)
 
     assert find_gpu("auto") is None
-    assert caplog.text == "", "a machine without a card is nothing to warn about"
+    assert caplog.text == "", "a machine without a GPU is nothing to warn about"
     with pytest.raises(SettingsError, match=f"DEVICE='cuda' cannot be used: .*{told}"):
         find_gpu("cuda")
 
 
-def test_a_card_that_is_not_there_is_named(install: InstallDriver) -> None:
-    install(Driver(cards=1))
+def test_a_gpu_that_is_not_there_is_named(install: InstallDriver) -> None:
+    install(Driver(gpus=1))
 
-    with pytest.raises(SettingsError, match=r"DEVICE='cuda:1' cannot be used: .* card number 1"):
+    with pytest.raises(SettingsError, match=r"DEVICE='cuda:1' cannot be used: .* GPU number 1"):
         find_gpu("cuda:1")
 
 
@@ -372,7 +371,7 @@ FAILURES = [
     ("CUDA error: out of memory", "NVIDIA A10 is full"),
     ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "NVIDIA A10 is full"),
     ("No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES"),
-    ("CUDA error: invalid device ordinal", "no card of that number"),
+    ("CUDA error: invalid device ordinal", "no GPU of that number"),
     ("CUDA error: all CUDA-capable devices are busy or unavailable", "nvidia-smi -c DEFAULT"),
     ("CUDA error: uncorrectable ECC error encountered", "uncorrectable ECC error .*nvidia-smi"),
 ]
@@ -380,7 +379,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("said", "told"), FAILURES)
-def test_a_card_that_cannot_be_used_is_told_in_one_line_with_what_to_do(
+def test_a_gpu_that_cannot_be_used_is_told_in_one_line_with_what_to_do(
     check: Callable[[str], None], caplog: pytest.LogCaptureFixture, said: str, told: str
 ) -> None:
     check(printing(replace(REPORT, error=said)))
@@ -392,7 +391,7 @@ def test_a_card_that_cannot_be_used_is_told_in_one_line_with_what_to_do(
         find_gpu("cuda:0")
 
 
-def test_a_card_that_does_not_answer_is_not_waited_for(
+def test_a_gpu_that_does_not_answer_is_not_waited_for(
     check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check("import time; time.sleep(60)")
@@ -411,7 +410,7 @@ def test_a_card_that_does_not_answer_is_not_waited_for(
         ("print('{}')", "ended with status 0"),
     ],
 )
-def test_a_check_that_crashes_is_a_card_that_cannot_be_used(
+def test_a_check_that_crashes_is_a_gpu_that_cannot_be_used(
     check: Callable[[str], None], program: str, told: str
 ) -> None:
     check(program)
@@ -435,19 +434,19 @@ def test_the_real_check_says_what_torch_says(
 def test_the_check_multiplies_matrices_and_looks_at_the_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Played on the CPU: only what asks the card itself is replaced."""
+    """Played on the CPU: only what asks the GPU itself is replaced."""
     properties = SimpleNamespace(name="NVIDIA A10", total_memory=24_000, major=8, minor=6)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20_000, 24_000))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
 
-    report = check_card("cpu")
+    report = check_gpu("cpu")
     assert (report.error, report.name, report.capability) == (None, "NVIDIA A10", "sm_86")
     assert (report.free_bytes, report.total_bytes) == (20_000, 24_000)
-    assert CardReport.from_json(json.dumps(asdict(report))) == report
+    assert GpuReport.from_json(json.dumps(asdict(report))) == report
 
-    monkeypatch.setattr(card_check, "_product_error", lambda *_: float("nan"))
-    assert check_card("cpu").error == "a matrix product is wrong by nan"
+    monkeypatch.setattr(gpu_check, "_product_error", lambda *_: float("nan"))
+    assert check_gpu("cpu").error == "a matrix product is wrong by nan"
 
 
 def test_what_is_known_before_the_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,7 +461,7 @@ def test_what_is_known_before_the_error_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5, 6))
     monkeypatch.setattr(torch.cuda, "synchronize", no_kernel)
 
-    report = check_card("cpu")
+    report = check_gpu("cpu")
 
     assert report.error == "CUDA error: no kernel image is available for execution on the device"
     assert (report.name, report.capability, report.free_bytes) == ("NVIDIA GTX 1060", "sm_61", 5)
@@ -529,7 +528,7 @@ def test_passes_over_long_chunks_share_the_cores(
     assert [options.cpu_threads for options in loaded] == [threads]
 
 
-def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_set_for_a_gpu_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[tuple[float, str]] = []
     loaded: list[ModelOptions] = []
     monkeypatch.setattr(recognizer, "import_libraries", lambda: None)
@@ -544,7 +543,7 @@ def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatc
         "ENABLE_CUDA_GRAPHS": "false",
     }
     settings, plan = planned(24, **environ)
-    gpu = Gpu("a card", 24.0, 24.0, "cuda:1")
+    gpu = Gpu("a GPU", 24.0, 24.0, "cuda:1")
 
     recognizer.load_recognizer(
         Path("a.nemo"), lambda _: None, settings=settings, gpu=gpu, plan=plan
@@ -573,4 +572,4 @@ def test_what_is_set_for_a_card_reaches_the_model(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_recording_is_decoded_by_half_the_cores(has_gpu: bool, cores: int, workers: int) -> None:
-    assert decoding_workers(Gpu("a card", 24) if has_gpu else None, cores) == workers
+    assert decoding_workers(Gpu("a GPU", 24) if has_gpu else None, cores) == workers

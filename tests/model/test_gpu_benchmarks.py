@@ -32,7 +32,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.sections import DRY_EXTENT, IMAGE_ALLOCATOR, SMALL, Section, sections
 from benchmarks.http_load import Load, ask, ask_on, request_of
 from parakeet_api.model import encoder, token_decoder
-from parakeet_api.model.gpu_check import CardReport
+from parakeet_api.model.gpu_check import GpuReport
 from parakeet_api.model.loading import load_model
 
 GPU_PROGRAM = (sys.executable, "-m", "benchmarks.gpu")
@@ -530,7 +530,7 @@ def test_the_images_allocator_is_the_one_that_is_tried() -> None:
 
 
 def test_gpus_are_named_with_driver_and_packages() -> None:
-    gpu = CardReport(name="H200", capability="sm_90", driver="580.65", total_bytes=141 * 10**9)
+    gpu = GpuReport(name="H200", capability="sm_90", driver="580.65", total_bytes=141 * 10**9)
 
     (line,) = program.headline(gpu, dry_run=False)
 

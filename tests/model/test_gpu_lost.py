@@ -1,4 +1,4 @@
-"""A card that refuses all further work ends the server, which the container starts again."""
+"""A GPU that refuses all further work ends the server, which the container starts again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from parakeet_api.model import recognizer
 def broken(self, chunks):
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-# All that is played: a kernel that fails, and a card that goes on refusing.
+# All that is played: a kernel that fails, and a GPU that goes on refusing.
 recognizer.NemoRecognizer._pass = broken
 recognizer.context_is_lost = lambda device: True
 status = app.main()
@@ -58,11 +58,11 @@ def test_requests_get_503_and_the_process_ends_with_its_own_status(
     assert status == EXIT_DEVICE_LOST == 70
     assert took_s < 20, "within STOP_GRACE_SECONDS: nothing is waited for"
     log = server.log.read_text()
-    assert "the card refuses all further work" in log
+    assert "the GPU refuses all further work" in log
     assert "an illegal memory access was encountered" in log
 
 
-def test_a_card_lost_before_serving_ends_the_start_with_that_status(tmp_path: Path) -> None:
+def test_a_gpu_lost_before_serving_ends_the_start_with_that_status(tmp_path: Path) -> None:
     program = PROGRAM.replace(
         "recognizer.NemoRecognizer._pass = broken", "recognizer.load_model = broken"
     )

@@ -89,7 +89,7 @@ class TestRoom:
         # Weights, 1500 MB for the one pass at a time, 300 MB.
         [("auto", 1, 3_000_000_000), ("fp32", 1, 4_200_000_000), ("fp16", 2, 3_000_000_000)],
     )
-    def test_a_card_needs_room_for_weights_and_batches(
+    def test_a_gpu_needs_room_for_weights_and_batches(
         self,
         checkpoint: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -103,16 +103,16 @@ class TestRoom:
         total = 100_000_000_000
         for short, fits in ((0, True), (1, False)):
             used = total - needed + short
-            card = DeviceMemory(used=used, total=total, allocated=0, reserved=0)
-            monkeypatch.setattr(memory, "device_memory", lambda _, card=card: card)
+            gpu = DeviceMemory(used=used, total=total, allocated=0, reserved=0)
+            monkeypatch.setattr(memory, "device_memory", lambda _, gpu=gpu: gpu)
             assert has_room(checkpoint, "cuda:0", settings=settings) == fits
 
     def test_what_torch_keeps_for_later_is_free_but_not_beyond_our_share(
         self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         gb = 1_000_000_000
-        card = DeviceMemory(used=10 * gb, total=10 * gb, allocated=2 * gb, reserved=6 * gb)
-        monkeypatch.setattr(memory, "device_memory", lambda _: card)
+        gpu = DeviceMemory(used=10 * gb, total=10 * gb, allocated=2 * gb, reserved=6 * gb)
+        monkeypatch.setattr(memory, "device_memory", lambda _: gpu)
 
         assert has_room(checkpoint, "cuda:0", settings=Settings(gpu_memory_fraction=0.95))
         assert not has_room(checkpoint, "cuda:0", settings=Settings(gpu_memory_fraction=0.4))

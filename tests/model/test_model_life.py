@@ -72,7 +72,7 @@ class TestColdStart:
 
         def fail() -> None:
             assert failing.wait(60)
-            raise RuntimeError("the card fell out")
+            raise RuntimeError("the GPU fell out")
 
         count.before = fail
         answers: list[httpx.Response] = []
@@ -97,7 +97,7 @@ class TestColdStart:
             status = here.server.health()["model"]
             assert request(here.server, "GET", "/ready").status_code == 503
 
-        assert told == {"The model could not be loaded: the card fell out"}
+        assert told == {"The model could not be loaded: the GPU fell out"}
         assert (status["state"], status["error"]) == ("failed", told.pop())
 
 
@@ -174,7 +174,8 @@ from pathlib import Path
 
 import numpy, psutil
 
-from parakeet_api.audio.decoder import FfmpegDecoder, find_ffmpeg
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.checkpoints import CheckpointStore
 from parakeet_api.model.slot import ModelSlot
 from parakeet_api.model.loading import ModelOptions

@@ -301,7 +301,7 @@ def overflowing_fp16(model: Any, precision: str, *, device: str) -> None:
 def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
     recognizer: NemoRecognizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A card with bf16, on which neither half precision computes anything of use."""
+    """A GPU with bf16, on which neither half precision computes anything of use."""
     from parakeet_api.model import precision as module
 
     def broken(model: Any, precision: str, *, device: str) -> None:
@@ -326,7 +326,7 @@ def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
 
 
 @pytest.mark.parametrize(("bf16", "candidates"), [(True, ("fp16", "bf16")), (False, ("fp16",))])
-def test_a_card_is_tried_with_the_half_precisions_that_it_has(
+def test_a_gpu_is_tried_with_the_half_precisions_that_it_has(
     monkeypatch: pytest.MonkeyPatch, bf16: bool, candidates: tuple[str, ...]
 ) -> None:
     from parakeet_api.model.precision import _candidates
@@ -360,7 +360,7 @@ def test_a_large_model_on_a_cpu_is_tried_with_what_the_cpu_is_fast_at(
     assert module._candidates(None, "cpu") == (), "small models gain nothing"
 
 
-def test_int8_on_a_card_is_refused_by_name() -> None:
+def test_int8_on_a_gpu_is_refused_by_name() -> None:
     from parakeet_api.model.precision import _cast_encoder
 
     with pytest.raises(SettingsError, match="PRECISION='int8'"):

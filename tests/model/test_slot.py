@@ -116,7 +116,7 @@ def test_all_who_wait_for_a_load_that_fails_see_its_error_and_the_next_tries_aga
 
     def fail() -> None:
         wait_for(lambda: manager._leases == 20)
-        raise RuntimeError("no room on the card")
+        raise RuntimeError("no room on the GPU")
 
     def use() -> None:
         with manager.lease():
@@ -127,11 +127,9 @@ def test_all_who_wait_for_a_load_that_fails_see_its_error_and_the_next_tries_aga
 
     assert len(raised) == 20
     assert all(isinstance(error, ModelLoadError) for error in raised)
-    assert {str(error) for error in raised} == {
-        "The model could not be loaded: no room on the card"
-    }
+    assert {str(error) for error in raised} == {"The model could not be loaded: no room on the GPU"}
     assert (manager.state, models.loads) == ("failed", 1)
-    assert manager.error == "The model could not be loaded: no room on the card"
+    assert manager.error == "The model could not be loaded: no room on the GPU"
 
     models.before = lambda: None
     with manager.lease() as recognizer:

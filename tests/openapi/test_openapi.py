@@ -31,7 +31,7 @@ from parakeet_api.formats.request_params import (
     parse_params,
 )
 from parakeet_api.http.routes import create_app
-from parakeet_api.http.web import Services
+from parakeet_api.http.services import Services
 from parakeet_api.openapi.document import Facts, describe
 from parakeet_api.openapi.parts import MEANINGS
 from parakeet_api.settings import Settings

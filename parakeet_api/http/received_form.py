@@ -1,0 +1,116 @@
+"""The form of the current request, received while it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from flask import g, request
+from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from parakeet_api.errors import InvalidRequestError
+from parakeet_api.http.request_log import record
+from parakeet_api.http.services import services
+from parakeet_api.http.upload_form import MULTIPART, ParsedForm, TextTooLongError, UploadForm
+
+MULTIPART_OVERHEAD = 64 * 1024
+"""Bytes that fields and boundaries add to a file of exactly `MAX_UPLOAD_MB`."""
+_BLOCK_BYTES = 256 * 1024
+"""A clip of 8 s is parsed in one step."""
+_TEXT_NOT_FILE = "it is a text field here: send it as a file, with a file name"
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedForm:
+    """A form with an upload."""
+
+    upload: Path
+    """Whole and on disk until the request ends, unless `take_over` is called."""
+    fields: MultiDict[str, str]
+
+
+def received_form(file_field: str = "file") -> ReceivedForm:
+    """Receive the form of the current request.
+
+    Whatever may refuse the request without its body comes before this. Raises
+    `InvalidRequestError` where the body is malformed or has no such file, `UploadTooLargeError` and
+    werkzeug's `RequestEntityTooLarge`, `OSError` where the file cannot be written, and
+    `RequestCancelled` if the client goes.
+    """
+    if request.mimetype != MULTIPART:
+        # A form of another type would be read into memory, however long.
+        raise _no_file(file_field, "send it as multipart/form-data")
+    try:
+        form = _parse()
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"The multipart body is malformed or cut short ({error}).", param=file_field
+        ) from error
+    except TextTooLongError as error:
+        if error.field != file_field:
+            raise
+        raise _no_file(file_field, _TEXT_NOT_FILE) from error
+    upload = form.files.get(file_field)
+    if upload is None:
+        is_text = file_field in form.fields
+        raise _no_file(file_field, _TEXT_NOT_FILE if is_text else "the form has no such field")
+    if upload.stat().st_size == 0:
+        raise InvalidRequestError("The file is empty.", param=file_field)
+    return ReceivedForm(upload, form.fields)
+
+
+def received_fields() -> MultiDict[str, str]:
+    """Receive a form of any type; give its text fields. Raises `ValueError` if it is malformed."""
+    return _parse().fields if request.mimetype == MULTIPART else request.form
+
+
+def take_over(upload: Path) -> IO[bytes]:
+    """Keep an upload beyond its request; the caller deletes it and closes what this gives."""
+    form: UploadForm = g.upload_form
+    return form.take_over(upload)
+
+
+def discard_form(_: BaseException | None) -> None:
+    """Delete the uploads that nobody took over: at a request's end, before its answer is sent."""
+    form: UploadForm | None = g.pop("upload_form", None)
+    if form is not None:
+        form.close()
+
+
+def _parse() -> ParsedForm:
+    form = UploadForm.for_body(
+        services().settings.temp_uploads_dir, request.headers.get("Content-Type", "")
+    )
+    if form is None:
+        raise ValueError("it names no boundary")
+    g.upload_form = form
+    for block in _blocks():
+        form.append(block)
+    record().body_received()
+    return form.result()
+
+
+def _blocks() -> Iterator[bytes]:
+    """Read the body. Raises `RequestEntityTooLarge` above the limit."""
+    limit = request.max_content_length
+    # Not `request.stream`, which would copy each byte twice more.
+    stream: IO[bytes] = request.environ["wsgi.input"]
+    size = request.content_length or 0
+    if limit is not None and size > limit:
+        raise RequestEntityTooLarge
+    size = 0
+    while block := stream.read(_BLOCK_BYTES):
+        size += len(block)
+        if limit is not None and size > limit:
+            raise RequestEntityTooLarge
+        yield block
+
+
+def _no_file(field: str, hint: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Missing required parameter: '{field}'; {hint} (curl: -F {field}=@recording.mp3).",
+        param=field,
+    )

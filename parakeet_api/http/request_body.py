@@ -1,0 +1,153 @@
+"""A request's body on its way from the thread that receives it to the thread that reads it."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from parakeet_api.model.batching import RequestCancelled
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_MAX_HELD = 256 * 1024
+"""Bytes that wait for the reader before the receiver pauses: a clip of 8 s, and 320 MB for 1,000
+connections with what one more `recv` adds."""
+
+
+class RequestBody(io.RawIOBase):
+    """A bounded pipe between two threads; what is read of it is `wsgi.input`.
+
+    The receiver calls `append` and `end` and never waits: it stops receiving while `is_full`. The
+    reader waits in `read`. After `close` everything that still arrives is dropped.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_first_read: Callable[[], object] = lambda: None,
+        on_room: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Call `on_first_read` when a body is wanted, and `on_room` when it is no longer full.
+
+        Both are called in the reader's thread.
+        """
+        super().__init__()
+        self._on_first_read = on_first_read
+        self._on_room = on_room
+        self._changed = threading.Condition()
+        self._pieces: deque[memoryview] = deque()
+        self._held = 0
+        self._received = 0
+        self._wanted = 0
+        """Bytes that a reader waits for."""
+        self._was_read = False
+        self._ended = False
+        self._error: Exception | None = None
+
+    def append(self, data: bytes) -> None:
+        """Take the next bytes from the client."""
+        with self._changed:
+            self._received += len(data)
+            if self.closed or self._ended or not data:
+                return
+            self._pieces.append(memoryview(data))
+            self._held += len(data)
+            if 0 < self._wanted <= self._held:
+                self._changed.notify()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Let the reader see the end, or `error` if no more than this arrives; once."""
+        with self._changed:
+            if not self._ended:
+                self._ended, self._error = True, error
+                self._changed.notify()
+
+    def abort(self) -> None:
+        """Let the reader see that its client has gone, unless the body is complete."""
+        self.end(RequestCancelled())
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether the receiver must pause."""
+        return self._held >= _MAX_HELD
+
+    def __len__(self) -> int:
+        """Count the bytes received so far, those that were dropped included."""
+        return self._received
+
+    def __bool__(self) -> bool:
+        """Be true also while nothing has arrived."""
+        return True
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Give the next `size` bytes, 256 KB at most, or fewer at the end; all if it is negative.
+
+        Raises `RequestCancelled` if the client has gone, and the error given to `end`.
+        """
+        if size is None or size < 0:
+            return self.readall()
+        # Not by `readinto`, which would copy each byte three times.
+        return b"".join(self._next(size))
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fill the buffer as far as `read` would; give the bytes written."""
+        view = memoryview(buffer).cast("B")
+        written = 0
+        for piece in self._next(len(view)):
+            view[written : written + len(piece)] = piece
+            written += len(piece)
+        return written
+
+    def _next(self, size: int) -> list[memoryview]:
+        """Wait for `size` bytes, or as many as are held at most, and take them."""
+        if not self._was_read:
+            self._was_read = True
+            self._on_first_read()
+        with self._changed:
+            self._wanted = min(size, _MAX_HELD)
+            self._changed.wait_for(self._can_be_read)
+            self._wanted = 0
+            if self.closed:
+                raise ValueError("the body is closed")
+            if self._error is not None:
+                raise self._error
+            was_full = self.is_full
+            taken = self._take(min(size, self._held))
+            has_room = was_full and not self.is_full
+        if has_room:
+            self._on_room()
+        return taken
+
+    def close(self) -> None:
+        """Drop what was not read, and what still arrives."""
+        with self._changed:
+            was_full = self.is_full
+            self._pieces.clear()
+            self._held = 0
+            super().close()
+            self._changed.notify()
+        if was_full:
+            self._on_room()
+
+    def _can_be_read(self) -> bool:
+        return self._held >= self._wanted or self._ended or self.closed
+
+    def _take(self, size: int) -> list[memoryview]:
+        taken = []
+        self._held -= size
+        while size:
+            piece = self._pieces.popleft()
+            if len(piece) > size:
+                self._pieces.appendleft(piece[size:])
+                piece = piece[:size]
+            taken.append(piece)
+            size -= len(piece)
+        return taken

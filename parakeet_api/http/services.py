@@ -1,0 +1,50 @@
+"""The objects that the routes call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import current_app, g, request
+
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.formats.request_params import Form, read_field
+from parakeet_api.http.admission import Admission
+from parakeet_api.jobs.service import Jobs
+from parakeet_api.metrics import Metrics
+from parakeet_api.model.devices import Gpu, InferencePlan
+from parakeet_api.served_models import ServedModel, ServedModels
+from parakeet_api.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The objects that the routes call; built once by `app.py`."""
+
+    settings: Settings
+    models: ServedModels
+    admission: Admission
+    metrics: Metrics
+    jobs: Jobs
+    decoder: FfmpegDecoder
+    plan: InferencePlan
+    gpu: Gpu | None
+
+
+def services() -> Services:
+    """Give the running application's services."""
+    wired: Services = current_app.extensions["services"]
+    return wired
+
+
+def chosen_model(form: Form) -> ServedModel:
+    """Give the model that a request names in `model`. Raises `ModelNotFoundError`."""
+    model = services().models.named(read_field(form, "model"))
+    g.model = model
+    return model
+
+
+def client_gone() -> Callable[[], bool]:
+    """Give the function that returns whether the client has closed its connection."""
+    gone: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
+    return gone

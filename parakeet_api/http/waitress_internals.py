@@ -1,0 +1,441 @@
+"""waitress' server, channel, parser, tasks and threads, changed where its own do not fit.
+
+All private interfaces of waitress that the service relies on are used in this module;
+`tests/http/test_waitress_internals.py` checks that the pinned version has them.
+
+waitress receives a whole body before the application is called. Here the application is called when
+the head has been read, and reads the body from a `RequestBody` while it arrives: a request can be
+refused before its body is sent, and nothing is parsed or written in the thread that serves all
+connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from waitress.adjustments import Adjustments
+from waitress.channel import ClientDisconnected, HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+
+from parakeet_api.errors import ApiError, InvalidRequestError, ServerError, UploadTooLargeError
+from parakeet_api.http.admission import Admission
+from parakeet_api.http.request_body import RequestBody
+
+logger = logging.getLogger(__name__)
+
+_WINDOW_S = 60
+_MIN_BYTES = 16 * 1024
+"""What a transfer must move in each window: 2 kbit/s, a tenth of the slowest mobile network.
+Otherwise a byte now and then would hold a connection forever."""
+UPLOAD_SLACK = 1024 * 1024
+"""Bytes above the limit that are still read, so that a small excess is answered by Flask."""
+_LINGER_S = 30.0
+"""How long a refused client may go on sending before its connection is closed: nginx's value."""
+_MAX_DISCARDED = 256 * 1024
+"""Bytes of a refused request's body that are received and dropped so that its connection can serve
+the next request; with more to come it is closed."""
+_IDLE_THREAD_S = 5.0
+"""How long a thread waits for a request before it ends."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Dispatcher(ThreadedTaskDispatcher):
+    """Threads for requests: one is started when all others are busy, idle ones end after a while.
+
+    A request has a thread while its body is received. One that waits for a slow client takes 60 KB
+    of memory, and there are no more of them than connections.
+    """
+
+    def __init__(self, *, max_threads: int, max_idle: int) -> None:
+        """Start at most `max_threads`; of those without a request, keep at most `max_idle`."""
+        super().__init__()
+        self._max_threads = max_threads
+        self._max_idle = max_idle
+        self._numbers = itertools.count()
+
+    def add_task(self, task: Any) -> None:
+        """Let a request be worked on as soon as a thread is free."""
+        with self.lock:
+            self.queue.append(task)
+            idle = len(self.threads) - self.stop_count - self.active_count
+            if len(self.queue) <= idle or len(self.threads) >= self._max_threads:
+                self.queue_cv.notify()
+                return
+            number = next(self._numbers)
+            self.threads.add(number)
+            self.active_count += 1
+        try:
+            self.start_new_thread(self.handler_thread, number)
+        except RuntimeError:
+            # The system's limit of threads; the request waits for one that there is.
+            logger.warning("no more threads can be started than %d", len(self.threads) - 1)
+            with self.lock:
+                self.threads.discard(number)
+                self.active_count -= 1
+                self.queue_cv.notify()
+
+    def handler_thread(self, thread_no: int) -> None:
+        """Work on requests until there are none for a while, or until `shutdown`."""
+        while (task := self._next_task(thread_no)) is not None:
+            try:
+                task.service()
+            except BaseException:
+                logger.exception("a request's thread failed")
+
+    def _next_task(self, number: int) -> Any:
+        """Wait for a request; give `None` where this thread is to end."""
+        with self.lock:
+            while not self.queue and not self.stop_count:
+                if len(self.threads) - self.active_count >= self._max_idle:
+                    break
+                self.active_count -= 1
+                notified = self.queue_cv.wait(_IDLE_THREAD_S)
+                self.active_count += 1
+                if not (notified or self.queue):
+                    break
+            if self.queue and not self.stop_count:
+                return self.queue.popleft()
+            self.active_count -= 1
+            self.threads.discard(number)
+            if self.stop_count:
+                self.stop_count -= 1
+                self.thread_exit_cv.notify()
+            return None
+
+
+class Parser(HTTPRequestParser):
+    """A request as it arrives; its body goes to `body`."""
+
+    body: RequestBody | None = None
+    is_started = False
+    """Whether the application has been called, or will be."""
+    _waits_for_continue = False
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel.adj)
+        self._channel = channel
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read the head; prepare for the body."""
+        super().parse_header(header_plus)
+        # waitress would send `100 Continue` now. A request may be refused until its body is read.
+        self._waits_for_continue, self.expect_continue = self.expect_continue, False
+        if self.body_rcv is not None:
+            self.body = RequestBody(
+                on_first_read=self._send_continue, on_room=self._channel.server.pull_trigger
+            )
+            buffer: Any = self.body
+            self.body_rcv.buf = buffer
+
+    def received(self, data: bytes) -> int:
+        """Take what was sent; give how many bytes of it belong to this request."""
+        consumed = int(super().received(data))
+        if self.completed and self.body is not None:
+            self.body.end(self.failure(self.adj) if self.error is not None else None)
+        return consumed
+
+    def get_body_stream(self) -> Any:
+        """Give what the application reads as `wsgi.input`."""
+        return super().get_body_stream() if self.body is None else self.body
+
+    def is_rest_short(self) -> bool:
+        """Return whether what is still to come of the body is small enough to be discarded."""
+        if self.body is None or (self.completed and self.error is None):
+            return True
+        missing = self.content_length - len(self.body)
+        return not (self.chunked or self._waits_for_continue) and missing <= _MAX_DISCARDED
+
+    def failure(self, adj: Adjustments) -> ApiError:
+        """Give the error that the client receives for what waitress refuses."""
+        error: Any = self.error
+        if error.code == UploadTooLargeError.status:
+            limit = adj.max_request_body_size - UPLOAD_SLACK
+            return UploadTooLargeError.above(limit, sent=self.content_length or None)
+        if error.code == ServerError.status:
+            return ServerError("The server had an error while processing your request.")
+        failure = InvalidRequestError(f"{error.reason}: {error.body}")
+        # waitress answers an unknown transfer encoding with 501, which clients would send again.
+        failure.status = error.code if error.code < ServerError.status else 400
+        return failure
+
+    def _send_continue(self) -> None:
+        if self._waits_for_continue:
+            self._waits_for_continue = False
+            # Where the client has gone, the reader sees that by itself.
+            with contextlib.suppress(ClientDisconnected):
+                self._channel.write_soon(_CONTINUE)
+
+
+class ClosingTask(WSGITask):
+    """The application's answer to a request.
+
+    The connection ends with it while the server is stopping, and where much of a body is left that
+    the application did not want.
+    """
+
+    channel: Channel
+    request: Parser  # type: ignore[assignment]
+
+    def build_response_header(self) -> bytes:
+        """Write the header."""
+        if not self.request.is_rest_short():
+            self.channel.refused = True
+            self.set_close_on_finish()
+        if self.channel.server.admission.stopping:
+            self.set_close_on_finish()
+        header: bytes = super().build_response_header()
+        return header
+
+
+class JsonErrorTask(ErrorTask):
+    """The answer to what waitress refuses: a body above the limit, bytes that are not HTTP."""
+
+    channel: Channel
+    request: Any
+    """The stubs call it an error; it is a `Parser` with one."""
+
+    def execute(self) -> None:
+        """Write the answer, after which the connection ends."""
+        failure = self.request.failure(self.channel.adj)
+        body = json.dumps(failure.body()).encode()
+        self.status = f"{failure.status} {HTTPStatus(failure.status).phrase}"
+        self.response_headers = [("Content-Type", "application/json")]
+        self.content_length = len(body)
+        self.set_close_on_finish()
+        self.channel.refused = True
+        self.write(body)
+
+
+class Channel(HTTPChannel):
+    """A connection: starts requests when their heads have been read, and lingers after a refusal.
+
+    A socket closed with unread data in it resets the connection, and a client that is still sending
+    then loses the answer. So the rest is received for a while, and dropped.
+    """
+
+    task_class = ClosingTask
+    error_task_class = JsonErrorTask
+    server: Server
+    request: Parser | None
+    requests: list[Parser]
+    requests_lock: threading.Lock
+    refused = False
+    """Whether a request was answered before it was received to its end."""
+    _linger_until: float | None = None
+    _last_activity = 0.0
+    _moved = 0
+    """Bytes received and sent since the last `is_stuck`."""
+    _seen_request: object = None
+    _seen_unsent = 0
+
+    def parser_class(self, _: Adjustments) -> Parser:  # type: ignore[override]
+        """Make a parser for the next request."""
+        return Parser(self)
+
+    def service(self) -> None:
+        """Work on a request, unless `cancel` has removed it since a thread was found for it."""
+        if self.requests:
+            super().service()
+
+    @property
+    def last_activity(self) -> float:
+        """When something was last sent or received."""
+        return self._last_activity
+
+    @last_activity.setter
+    def last_activity(self, _: float) -> None:
+        # waitress takes the wall clock: when that is set, all connections look idle, or none.
+        self._last_activity = time.monotonic()
+
+    def readable(self) -> bool:
+        """Return whether more can be received; not while the application reads more slowly."""
+        return bool(super().readable()) and not self._is_held_back()
+
+    def is_under_way(self) -> bool:
+        """Return whether a request or its answer is under way."""
+        if self._linger_until is not None:
+            return False
+        return bool(self.request or self.requests or self.total_outbufs_len)
+
+    def is_waiting(self) -> bool:
+        """Return whether the server waits for this client alone: to send a request, or its rest."""
+        return not self.total_outbufs_len and (not self.requests or self._receiving() is not None)
+
+    def is_stuck(self) -> bool:
+        """Return whether what was under way at the last call has hardly moved since."""
+        receiving = None if self._is_held_back() else self._receiving()
+        stuck = self._moved < min(_MIN_BYTES, self._seen_unsent) or (
+            receiving is not None and receiving is self._seen_request and self._moved < _MIN_BYTES
+        )
+        self._seen_request, self._seen_unsent = receiving, self.total_outbufs_len
+        self._moved = 0
+        return stuck
+
+    def received(self, data: bytes) -> bool:
+        """Take what was sent; after a refusal, drop it."""
+        self._moved += len(data)
+        if self._linger_until is not None:
+            if time.monotonic() > self._linger_until:
+                self.will_close = True
+            return False
+        with self.requests_lock:
+            # A thread may have set either after this was found readable.
+            if self.will_close or self.close_when_flushed:
+                return False
+            self._parse(data)
+        return True
+
+    def send(self, data: bytes, do_close: bool = True) -> int:
+        """Send what the socket takes."""
+        sent: int = super().send(data, do_close)
+        self._moved += sent
+        return sent
+
+    def handle_close(self) -> None:
+        """Close; a refused client first gets the time to stop sending."""
+        sock, lingers = self.socket, self._linger_until is not None
+        if sock is not None and self.refused and self.will_close and not lingers:
+            self._linger_until = time.monotonic() + _LINGER_S
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            else:
+                self.will_close = False
+                return
+        self._abort_bodies()
+        super().handle_close()
+
+    def cancel(self) -> None:
+        """Let the request under way see that nobody waits for it."""
+        self._abort_bodies()
+        super().cancel()
+
+    def _parse(self, data: bytes) -> None:
+        """Give the bytes to their requests; start those whose head is complete."""
+        while data:
+            request = self.request = self.request or self.parser_class(self.adj)
+            if request.error is not None:
+                # The connection ends with the answer: where the next request begins is not known.
+                return
+            consumed = request.received(data)
+            if request.completed:
+                if not request.empty:
+                    self._start(request)
+                if request.error is None:
+                    self.request = None
+            data = data[consumed:]
+        if self.request is not None and self.request.body is not None:
+            self._start(self.request)
+
+    def _start(self, request: Parser) -> None:
+        if not request.is_started:
+            request.is_started = True
+            self.requests.append(request)
+            # Later ones are started by `service`, one after the other.
+            if len(self.requests) == 1:
+                task: Any = self
+                self.server.add_task(task)
+
+    def _receiving(self) -> Parser | None:
+        """Give the request that is being received, unless others are worked on before it."""
+        if self.requests and self.requests[0] is not self.request:
+            return None
+        return self.request
+
+    def _is_held_back(self) -> bool:
+        request = self.request
+        return request is not None and request.body is not None and request.body.is_full
+
+    def _abort_bodies(self) -> None:
+        for request in (self.request, *self.requests):
+            if request is not None and request.body is not None:
+                request.body.abort()
+
+
+class Server(TcpWSGIServer):
+    """waitress' server; slow clients cannot keep others out."""
+
+    channel_class = Channel
+    admission: Admission
+    next_channel_cleanup: float = math.inf  # type: ignore[assignment]
+    """waitress' own, by the wall clock: never."""
+    _next_maintenance = 0.0
+    accepts_elsewhere: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether other processes accept the connections, and pass on those that are for this one."""
+
+    def adopt(self, sock: socket.socket, address: tuple[str, int], received: bytes) -> None:
+        """Take over a connection that another process accepted, with what it has read from it."""
+
+        def begin() -> None:
+            channel = Channel(self, sock, address, self.adj, map=self._map)  # type: ignore[attr-defined]
+            if received:
+                channel.received(received)
+
+        # In the server's own thread, which is the only one that may touch its map.
+        trigger: Any = self.trigger  # The stubs call it a number.
+        trigger.pull_trigger(begin)
+
+    def readable(self) -> bool:
+        """Return whether connections can be accepted; once a minute, close those that are stuck."""
+        now = time.monotonic()
+        if now >= self._next_maintenance:
+            self._next_maintenance = now + _WINDOW_S
+            self.maintenance(now)
+        return bool(super().readable()) and not self.accepts_elsewhere()
+
+    def maintenance(self, now: float) -> None:
+        """Close what is idle for too long, as waitress does, and what hardly moves.
+
+        `now` is of the monotonic clock.
+        """
+        super().maintenance(int(now))
+        for channel in self.channels():
+            if channel.is_stuck() or channel.will_close:
+                # Now: waitress waits until it could write, which a client that does not read
+                # can put off forever.
+                channel.handle_close()
+
+    def handle_accept(self) -> None:
+        """Accept a connection; where all are taken, at the cost of another."""
+        if len(self._map) + 1 >= self.adj.connection_limit:  # type: ignore[attr-defined]
+            self._make_room()
+        super().handle_accept()
+
+    def channels(self) -> list[Channel]:
+        """List the connections."""
+        channels: Any = self.active_channels  # A dictionary, whatever the stubs say.
+        return list(channels.values())
+
+    def under_way(self) -> int:
+        """Count the connections whose request or answer is under way."""
+        return sum(channel.is_under_way() for channel in self.channels())
+
+    def cancel_all(self) -> None:
+        """Let all requests see that nobody waits for them any more."""
+        for channel in self.channels():
+            channel.cancel()
+
+    def _make_room(self) -> None:
+        """Close a connection that no request is worked on for, of the address with most of them.
+
+        Of those the one that has been quiet for longest: an idle one, or one that trickles.
+        """
+        waiting = [channel for channel in self.channels() if channel.is_waiting()]
+        if waiting:
+            held = Counter(channel.addr[0] for channel in waiting)
+            victim = min(waiting, key=lambda c: (-held[c.addr[0]], c.last_activity))
+            victim.handle_close()

@@ -1,0 +1,127 @@
+"""The pipe between the thread that receives a body and the one that reads it."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+
+import pytest
+from conftest import wait_for
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parakeet_api.http.request_body import _MAX_HELD, RequestBody
+from parakeet_api.model.batching import RequestCancelled
+
+
+@given(
+    content=st.binary(max_size=2000),
+    splits=st.sets(st.integers(0, 2000)),
+    size=st.integers(1, 300),
+)
+def test_what_is_read_is_what_was_received_in_its_order(
+    content: bytes, splits: set[int], size: int
+) -> None:
+    body = RequestBody()
+    for start, end in pairwise([0, *sorted(splits), len(content)]):
+        body.append(content[start:end])
+    body.end()
+    assert len(body) == len(content)
+
+    read = [body.read(size) for _ in range(len(content) // size + 1)]
+
+    assert b"".join(part or b"" for part in read) == content
+    assert body.read(size) == b""
+
+
+def test_a_reader_waits_for_as_much_as_it_wants_or_the_end() -> None:
+    body = RequestBody()
+    with ThreadPoolExecutor(1) as pool:
+        read: Future[bytes | None] = pool.submit(body.read, 10)
+        body.append(b"1234")
+        wait_for(lambda: body._wanted == 10)
+        assert not read.done()
+        body.append(b"567890ab")
+        assert read.result(10) == b"1234567890"
+
+        rest = pool.submit(body.read, 10)
+        body.end()
+        assert rest.result(10) == b"ab"
+
+
+def test_a_full_body_tells_once_there_is_room() -> None:
+    told = threading.Event()
+    body = RequestBody(on_room=told.set)
+    while not body.is_full:
+        body.append(bytes(60_000))
+
+    body.read(1)
+    assert body.is_full == (len(body) > _MAX_HELD)
+    body.read(60_000)
+
+    assert not body.is_full
+    assert told.is_set()
+
+
+def test_a_read_larger_than_what_may_be_held_ends() -> None:
+    body = RequestBody()
+    while not body.is_full:
+        body.append(bytes(60_000))
+
+    assert len(body.read(100 * _MAX_HELD) or b"") == len(body)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_reader_sees_that_its_client_has_gone(waits: bool) -> None:
+    body = RequestBody()
+    body.append(b"half")
+    with ThreadPoolExecutor(1) as pool:
+        if waits:
+            read = pool.submit(body.read, 100)
+            wait_for(lambda: body._wanted == 100)
+            body.abort()
+        else:
+            body.abort()
+            read = pool.submit(body.read, 100)
+        with pytest.raises(RequestCancelled):
+            read.result(10)
+
+
+def test_a_client_that_goes_after_the_end_is_no_error() -> None:
+    body = RequestBody()
+    body.append(b"whole")
+    body.end()
+    body.abort()
+
+    assert body.read(100) == b"whole"
+
+
+def test_a_closed_body_drops_what_arrives_and_is_never_full() -> None:
+    told = threading.Event()
+    body = RequestBody(on_room=told.set)
+    while not body.is_full:
+        body.append(bytes(60_000))
+    body.close()
+    received = len(body)
+
+    assert told.is_set()
+    for _ in range(10):
+        body.append(bytes(60_000))
+    assert not body.is_full
+    assert len(body) == received + 600_000
+    with pytest.raises(ValueError, match="closed"):
+        body.read(1)
+
+
+def test_the_first_read_alone_is_announced() -> None:
+    calls: list[str] = []
+    body = RequestBody(on_first_read=lambda: calls.append("wanted"))
+    body.append(b"abc")
+    body.end()
+    assert calls == []
+
+    body.read(1)
+    body.read(1)
+
+    assert calls == ["wanted"]
