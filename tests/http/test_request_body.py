@@ -11,7 +11,7 @@ from conftest import wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parakeet_api.http.request_body import _MAX_HELD, RequestBody
+from parakeet_api.http.request_body import MAX_HELD, RequestBody
 from parakeet_api.model.batching import RequestCancelled
 
 
@@ -57,7 +57,7 @@ def test_a_full_body_tells_once_there_is_room() -> None:
         body.append(bytes(60_000))
 
     body.read(1)
-    assert body.is_full == (len(body) > _MAX_HELD)
+    assert body.is_full == (len(body) > MAX_HELD)
     body.read(60_000)
 
     assert not body.is_full
@@ -69,7 +69,7 @@ def test_a_read_larger_than_what_may_be_held_ends() -> None:
     while not body.is_full:
         body.append(bytes(60_000))
 
-    assert len(body.read(100 * _MAX_HELD) or b"") == len(body)
+    assert len(body.read(100 * MAX_HELD) or b"") == len(body)
 
 
 @pytest.mark.parametrize("waits", [True, False])
