@@ -51,7 +51,7 @@ _IDLE_THREAD_S = 5.0
 """How long a thread waits for a request before it ends."""
 _SHORT_WAIT_S = 0.1
 """How long a request waits for the rest of a short body before it is started without it. Most bodies
-arrive sooner, and a clip whose thread does not wait for it takes 0.4 ms less of a core."""
+arrive sooner, and a thread that needs not wait for a clip saves 0.2 ms of a core."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -347,12 +347,12 @@ class Channel(HTTPChannel):
                 if request.error is None:
                     self.request = None
             data = data[consumed:]
-        request = self.request
-        if request is not None and request.body is not None:
-            if request.is_short():
-                self.server.start_soon(self, request)
+        receiving = self.request
+        if receiving is not None and receiving.body is not None:
+            if receiving.is_short():
+                self.server.start_soon(self, receiving)
             else:
-                self._start(request)
+                self._start(receiving)
 
     def start(self, request: Parser) -> None:
         """Start a request that is still being received; not one that has gone."""
@@ -380,9 +380,9 @@ class Channel(HTTPChannel):
         return request is not None and request.body is not None and request.body.is_full
 
     def _abort_bodies(self) -> None:
-        for request in (self.request, *self.requests):
-            if request is not None and request.body is not None:
-                request.body.abort()
+        for received in (self.request, *self.requests):
+            if received is not None and received.body is not None:
+                received.body.abort()
 
 
 class Server(TcpWSGIServer):
