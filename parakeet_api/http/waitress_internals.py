@@ -50,8 +50,8 @@ the next request; with more to come it is closed."""
 _IDLE_THREAD_S = 5.0
 """How long a thread waits for a request before it ends."""
 _SHORT_WAIT_S = 0.1
-"""How long a request waits for the rest of a short body before it is started without it. Most bodies
-arrive sooner, and a thread that needs not wait for a clip saves 0.2 ms of a core."""
+"""How long a request waits for the rest of a short body before it is started without it. Most
+bodies arrive sooner, and a thread that need not wait for a clip saves 0.2 ms of a core."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
