@@ -13,14 +13,16 @@ from typing import NamedTuple
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.formats.rendering import Rendered, render
 from parakeet_api.formats.request_params import parse_params, read_field
+from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.http.clip_link import receive, send, unpack_words
 from parakeet_api.http.clip_request import PassOnError, RequestHead
 from parakeet_api.http.proxies import TrustedProxies
 from parakeet_api.http.upload_form import ParsedForm
 from parakeet_api.metrics import Metrics
-from parakeet_api.pipeline import Pipeline
+from parakeet_api.pipeline import Pipeline, unheard_caveats
 from parakeet_api.settings import Settings
 from parakeet_api.speech.chunking import ChunkPolicy
+from parakeet_api.speech.holes import Completed, Span
 from parakeet_api.transcript import Chunk, Word
 
 _MAX_NAMES = 100
@@ -127,11 +129,9 @@ class ClipTranscriber:
             settings=self._settings,
             metrics=self._metrics,
         )
-        transcript = pipeline.transcribe(
-            path,
-            languages=params.languages,
-            track=params.audio_track,
-            allow_partial=params.allow_partial,
+        transcript = transcribe_recording(pipeline, path, params)
+        transcript = replace(
+            transcript, caveats=(*transcript.caveats, *unheard_caveats(recognizer.unheard))
         )
         return model, render(transcript, params, settings=self._settings)
 
@@ -165,7 +165,7 @@ class ClipTranscriber:
                 self._descriptions[name] = known
         return known
 
-    def _recognize(self, chunk: Chunk, info: ClipInfo, client: socket.socket) -> list[Word]:
+    def _recognize(self, chunk: Chunk, info: ClipInfo, client: socket.socket) -> Completed:
         """Get a clip's words. Raises `PassOnError`, and `ClientGoneError` if the client goes."""
         link = self._link()
         send(link, ("recognize", *info), chunk.samples.data.cast("B"))
@@ -178,7 +178,8 @@ class ClipTranscriber:
         (kind, *packed), _ = receive(link)
         if kind != "words":
             raise PassOnError
-        return unpack_words(packed[0])
+        words, unheard = packed
+        return Completed(unpack_words(words), tuple(Span(*span) for span in unheard))
 
     def _link(self) -> socket.socket:
         """Give this thread's own link to the process with the model."""
@@ -195,8 +196,10 @@ class ClipTranscriber:
 class _Recognizer:
     """What a pipeline needs of a batcher, for a recording of one chunk."""
 
-    def __init__(self, recognize: Callable[[Chunk], list[Word]]) -> None:
+    def __init__(self, recognize: Callable[[Chunk], Completed]) -> None:
         self._recognize = recognize
+        self.unheard: tuple[Span, ...] = ()
+        """Speech of the recording that got no words."""
 
     def recognize(
         self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool] = lambda: False
@@ -206,7 +209,9 @@ class _Recognizer:
         only = next(iterator, None)
         if only is None or next(iterator, None) is not None or cancelled():
             raise PassOnError
-        yield only, self._recognize(only)
+        completed = self._recognize(only)
+        self.unheard = completed.unheard
+        yield only, completed.words
 
 
 def _await(link: socket.socket, client: socket.socket) -> bool:

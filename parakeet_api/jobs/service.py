@@ -15,6 +15,7 @@ from pathlib import Path
 from parakeet_api.errors import JobsUnavailableError, NotFoundError
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, JobCounts, job_object
+from parakeet_api.jobs.live import LiveJobs
 from parakeet_api.jobs.runner import JobRunner
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
@@ -73,6 +74,8 @@ class Jobs:
         `pipeline_of` gives a model's pipeline by name; see `JobRunner`.
         """
         self._settings = settings
+        self.live = LiveJobs(settings)
+        """The words of running jobs."""
         self._pipeline_of = pipeline_of
         self._workers = workers
         self._hosts = AllowedHosts(settings.allow_webhooks)
@@ -160,6 +163,13 @@ class Jobs:
         # A job that ends meanwhile is read again, with its result.
         return [dataclasses.replace(opened.runner.latest(job), result=None) for job in jobs]
 
+    def queue_position(self, job: Job) -> int | None:
+        """Give a waiting job's place among all that wait, from 1; `None` where it does not."""
+        if job.status != "queued":
+            return None
+        waiting = [queued.id for queued in self._require_open().store.queued()]
+        return waiting.index(job.id) + 1 if job.id in waiting else None
+
     def delete(self, job: Job) -> Job | None:
         """Cancel an unfinished job and give it; delete a finished one with its result."""
         opened = self._require_open()
@@ -207,6 +217,7 @@ class Jobs:
         runner = JobRunner(
             store,
             pipeline_of=self._pipeline_of,
+            live=self.live,
             settings=self._settings,
             on_end=sender.notify,
             workers=self._workers,
