@@ -18,8 +18,8 @@ from parakeet_api.http.upload_form import MULTIPART, ParsedForm, TextTooLongErro
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that fields and boundaries add to a file of exactly `MAX_UPLOAD_MB`."""
-_BLOCK_BYTES = 256 * 1024
-"""A clip of 8 s is parsed in one step."""
+_BLOCK_BYTES = 512 * 1024
+"""A clip of 16 s as wav is parsed in one step."""
 _TEXT_NOT_FILE = "it is a text field here: send it as a file, with a file name"
 
 
