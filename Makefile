@@ -8,6 +8,7 @@
 # make fire   an hour of mixed load while the server is killed, starved and lied to
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
+# make accuracy  word error rates on recordings of people, by source: one pass beside chunks
 # make screenshots  take the pictures of docs/screenshots anew
 # make audit  look for known vulnerabilities of what constraints.txt pins; asks pypi.org
 # make licences  check that every installed package may be used and passed on
@@ -27,7 +28,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench cpu gpu connections fuzz fire fuzz-api fidelity screenshots audit licences sbom clean
+.PHONY: run test lint bench cpu gpu connections fuzz fire fuzz-api fidelity accuracy screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -60,6 +61,9 @@ fuzz-api: $(VENV)/.development
 
 fidelity: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fidelity
+
+accuracy: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.accuracy
 
 fuzz: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fuzz

@@ -17,22 +17,19 @@ if __name__ == "__main__" and os.getpid() == 1:
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.audio.ffmpeg import check_filter, find_ffmpeg
 from parakeet_api.command_line import parse_arguments
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http.admission import Admission
-from parakeet_api.http.clip_desk import ClipDesk
-from parakeet_api.http.graceful_stop import GracefulStop
 from parakeet_api.http.routes import create_app
-from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.server import bind
 from parakeet_api.http.services import Services
-from parakeet_api.http.start_report import report_start
+from parakeet_api.http.serving import run_server
+from parakeet_api.http.start_report import log_start
 from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
@@ -47,9 +44,6 @@ from parakeet_api.model.devices import (
 )
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 logger = logging.getLogger("parakeet_api")
 
@@ -78,18 +72,12 @@ def build_services(
 
     Raises `SettingsError` or `CheckpointError` for what should stop the start.
     """
-    ffmpeg = find_ffmpeg()
-    if settings.enable_ffmpeg_denoise:
-        check_filter(ffmpeg, settings.denoise_filter)
+    decoder = FfmpegDecoder.from_settings(
+        settings, workers=decoding_workers(gpu, available_cores())
+    )
     prepare_uploads(settings.temp_uploads_dir)
     plan = plan_inference(settings, gpu)
     metrics = Metrics()
-    decoder = FfmpegDecoder(
-        executable=ffmpeg,
-        max_seconds=settings.max_audio_hours * 3600,
-        audio_filter=settings.denoise_filter if settings.enable_ffmpeg_denoise else None,
-        workers=decoding_workers(gpu, available_cores()),
-    )
     models = ServedModels.from_settings(
         settings,
         gpu=gpu,
@@ -106,8 +94,8 @@ def build_services(
         settings=settings,
         pipeline_of=models.pipeline_of,
         workers=workers_for(cores=available_cores(), batch_size=plan.batch_size),
+        metrics=metrics,
     )
-    _export_counts(metrics, admission, jobs)
     try:
         yield Services(
             settings=settings,
@@ -124,14 +112,6 @@ def build_services(
         models.close(last_pass_s=_LAST_PASS_S)
 
 
-def _export_counts(metrics: Metrics, admission: Admission, jobs: Jobs) -> None:
-    """Set up the gauges that are read when metrics are collected."""
-    metrics.requests_active.set_function(lambda: admission.counts()[0])
-    metrics.requests_waiting.set_function(lambda: admission.counts()[1])
-    metrics.jobs.labels("queued").set_function(lambda: jobs.counts.queued)
-    metrics.jobs.labels("running").set_function(lambda: jobs.counts.running)
-
-
 def serve(settings: Settings, gpu: Gpu | None) -> int:
     """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to end.
 
@@ -146,7 +126,7 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
         if not services.admission.stopping:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if gpu is not None:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
@@ -157,50 +137,19 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
         ):
             # Its settings, too, are refused before anything slow.
             application = create_app(services, root=ROOT)
-            _report(services)
+            log_start(settings, models=services.models, gpu=gpu, plan=services.plan)
             sweep_uploads(settings.temp_uploads_dir)
             if not settings.enable_lazy_load:
                 first = services.models.first
                 first.checkpoints.wait_until_decided()
                 services.models.load(first).result()
             services.jobs.start()
-            server = create_server(
-                application,
-                listener=listener,
-                max_upload_bytes=settings.max_upload_bytes,
-                max_requests=settings.app_threads + settings.max_queued_requests,
-                admission=services.admission,
-            )
-            desk = ClipDesk(services, server, listener=listener, ffmpeg=services.decoder.executable)
-            GracefulStop(
-                server, services.admission, grace_s=settings.stop_grace_s, elsewhere=desk
-            ).install()
-            desk.start()
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
-            try:
-                server.run()
-            finally:
-                desk.close()
-                server.close()
+            run_server(application, services, listener=listener)
     except KeyboardInterrupt:
         # While starting; later ones are GracefulStop's.
         pass
     logger.info("stopped")
     return EXIT_DEVICE_LOST if device_lost.is_set() else 0
-
-
-def _raise_interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _report(services: Services) -> None:
-    """Log what the server was started with."""
-    settings = services.settings
-    report = report_start(settings, models=services.models, gpu=services.gpu, plan=services.plan)
-    logger.info("%s", report.text())
-    if settings.origins["enable_gradient_checkpointing"] == "environment":
-        logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

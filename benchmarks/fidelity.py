@@ -27,9 +27,10 @@ from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
+from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.settings import Settings
 from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
-from parakeet_api.speech.speech_gate import heard_words
+from parakeet_api.speech.holes import complete_words
 from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
 
@@ -99,13 +100,16 @@ class Errors:
 def transcribe(recognizer: Recognizer, chunks: Iterator[Chunk]) -> Pass:
     """Recognise and stitch, as the service does, one chunk after the other."""
     stitcher = Stitcher(sentence_boundary_threshold_s=Settings().sentence_boundary_threshold_s)
+    detector = SileroDetector()
     words: list[Word] = []
     seams: list[float] = []
     for chunk in chunks:
-        heard = heard_words(chunk, recognizer.recognize([chunk])[0])
-        words.extend(stitcher.add(chunk, heard))
+        found = recognizer.recognize([chunk])[0]
+        completed = complete_words(chunk, found, detector=detector, recognize=recognizer.recognize)
+        words.extend(stitcher.add(chunk, completed.words))
         seams.append(chunk.owned_end / SAMPLE_RATE)
     words.extend(stitcher.finish())
+    detector.close()
     return Pass(words, seams[:-1])
 
 

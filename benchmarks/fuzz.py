@@ -299,8 +299,9 @@ def running_target(folder: Path) -> Iterator[Target]:
         model = replace(services.models.first, pipeline=cast(Pipeline, InstantPipeline()))
         model.checkpoints.wait_until_decided()
         models = replace(services.models, members=(model,))
+        application = create_app(replace(services, models=models), root=ROOT)
         server = create_server(
-            create_app(replace(services, models=models), root=ROOT),
+            application,
             listener=listener,
             max_upload_bytes=settings.max_upload_bytes,
             max_requests=1,

@@ -96,6 +96,16 @@ class Metrics:
         self.audio_seconds = Counter(
             "parakeet_audio_seconds", "Audio that was recognised.", registry=self.registry
         )
+        self.recovered_words = Counter(
+            "parakeet_recovered_words",
+            "Words of speech that the model skipped and a second look found.",
+            registry=self.registry,
+        )
+        self.unheard_seconds = Counter(
+            "parakeet_unheard_speech_seconds",
+            "Speech that got no words, also at a second look.",
+            registry=self.registry,
+        )
         self.rtfx = Histogram(
             "parakeet_rtfx",
             "Seconds of audio per second of a request, its waiting included.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ import numpy as np
 from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
 from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
+from parakeet_api.speech.activity import SpeechDetector
 from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
+from parakeet_api.speech.holes import Completed, Span, UnheardSpeech, complete_words
 from parakeet_api.speech.language_detection import detect_language
 from parakeet_api.speech.segmentation import split_into_segments
-from parakeet_api.speech.speech_gate import heard_words
 from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import (
     SAMPLE_RATE,
@@ -36,6 +37,8 @@ from parakeet_api.transcript import (
 logger = logging.getLogger(__name__)
 
 ENGLISH = frozenset({"en"})
+_MAX_UNHEARD = 100
+"""Places that a transcript warns of: a recording in another language would have thousands."""
 _NOTHING: Pcm = np.zeros(0, np.int16)
 
 
@@ -76,8 +79,11 @@ class Pipeline:
         policy: ChunkPolicy,
         settings: Settings,
         metrics: Metrics | None = None,
+        detector: SpeechDetector | None = None,
     ) -> None:
+        """Without a `detector`, speech that got no words is not looked for."""
         self._metrics = metrics or Metrics()
+        self._detector = detector
         self._decoder = decoder
         self._batcher = batcher
         self._policy = policy
@@ -153,6 +159,7 @@ class Pipeline:
         stitcher = Stitcher(
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
+        unheard = UnheardSpeech()
         done_s = decoding_s = 0.0
         with (
             self.counted(),
@@ -165,14 +172,37 @@ class Pipeline:
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
             for chunk, words in recognized:
-                final = tuple(stitcher.add(chunk, heard_words(chunk, words)))
+                completed = self.complete(chunk, words, cancelled=cancelled)
+                final = tuple(stitcher.add(chunk, completed.words))
+                unheard.add(completed.unheard)
+                unheard.explain(final)
                 self._metrics.audio_seconds.inc(len(chunk.owned_samples) / SAMPLE_RATE)
                 self._metrics.decode_seconds.inc(audio.spent_s - decoding_s)
                 done_s, decoding_s = chunk.owned_end / SAMPLE_RATE, audio.spent_s
                 yield Progress(final, chunk.owned_samples, done_s, audio.expected_s)
-        yield Progress(
-            tuple(stitcher.finish()), _NOTHING, done_s, done_s, audio.caveats, audio.tracks
-        )
+        final = tuple(stitcher.finish())
+        unheard.explain(final)
+        caveats = (*audio.caveats, *unheard_caveats(unheard.spans()))
+        yield Progress(final, _NOTHING, done_s, done_s, caveats, audio.tracks)
+
+    def complete(
+        self,
+        chunk: Chunk,
+        words: Sequence[Word],
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Completed:
+        """Drop a chunk's imagined words, and have speech without words recognised once more."""
+
+        def recognize(parts: Sequence[Chunk]) -> Iterator[list[Word]]:
+            with closing(self._batcher.recognize(parts, cancelled=cancelled)) as recognized:
+                for _, found in recognized:
+                    yield found
+
+        completed = complete_words(chunk, words, detector=self._detector, recognize=recognize)
+        self._metrics.recovered_words.inc(completed.recovered)
+        self._metrics.unheard_seconds.inc(sum(s.end - s.start for s in completed.unheard))
+        return completed
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -192,6 +222,19 @@ class Pipeline:
 
     def _prepared(self, chunks: Generator[Chunk]) -> Generator[Chunk]:
         return chunks if self._preparers is None else _one_ahead(chunks, self._preparers)
+
+
+def unheard_caveats(spans: Sequence[Span]) -> list[Caveat]:
+    """Tell where speech has no words."""
+    return [
+        Caveat(
+            "speech_without_words",
+            f"Speech from {span.start:.1f} to {span.end:.1f} s got no words.",
+            round(span.start, 3),
+            round(span.end, 3),
+        )
+        for span in spans[:_MAX_UNHEARD]
+    ]
 
 
 def _one_ahead(chunks: Generator[Chunk], executor: Executor) -> Generator[Chunk]:

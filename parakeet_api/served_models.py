@@ -25,6 +25,7 @@ from parakeet_api.model.pool import ModelPool
 from parakeet_api.model.recognizer import load_recognizer
 from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.slot import ModelSlot, Unloading
+from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings, model_basename
 from parakeet_api.speech.chunking import ChunkPolicy
@@ -116,6 +117,8 @@ class ServedModels:
             has_room=partial(has_room, settings=settings),
         )
 
+        detector = SileroDetector()
+
         def serve(slot: ModelSlot) -> ServedModel:
             batcher = Batcher(
                 partial(pool.lease, slot),
@@ -130,6 +133,7 @@ class ServedModels:
                 policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
                 settings=settings,
                 metrics=metrics,
+                detector=detector,
             )
             return ServedModel(
                 slot=slot,

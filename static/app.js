@@ -7,7 +7,9 @@
  */
 
 import { DocumentView } from "./document-view.js";
-import { alertWith, byId, debounced, say } from "./dom.js";
+import { alertWith, byId, element, say } from "./dom.js";
+import { downloadZip } from "./downloads.js";
+import { ExportView } from "./export-view.js";
 import { History } from "./history.js";
 import { HistoryView } from "./history-view.js";
 import { chooseLanguage, onLanguageChange, pageLanguage, preferredLanguage, text, useLanguage } from "./i18n.js";
@@ -17,17 +19,23 @@ import { Peaks } from "./peaks.js";
 import { Queue } from "./queue.js";
 import { QueueView, stateOf } from "./queue-view.js";
 import { Recorder } from "./recorder.js";
+import { deleteJob } from "./server.js";
 import { Settings } from "./settings.js";
+import { readStored, store } from "./stored.js";
 import { Transcript } from "./transcript.js";
 
-const SAVE_DELAY_MS = 800;
+const SHORTCUTS = ["space", "steps", "words", "edit", "undo", "uncertain", "search", "mend", "help"];
+/** Wide enough for the list beside the text. */
+const WIDE = matchMedia("(min-width: 64rem)");
 
 class Page {
   #settings = new Settings(() => {
     this.#document.settingsChanged();
     this.#model.refresh();
+    this.#retryWithKey();
   });
-  #document = new DocumentView(this.#settings);
+  #exporting = new ExportView(this.#settings);
+  #document = new DocumentView(this.#settings, this.#exporting);
   #history = new History();
   #historyView = new HistoryView(this.#history, (entry, contents) => this.#openStored(entry, contents));
   #model = new ModelStatus({
@@ -36,11 +44,15 @@ class Page {
     onHealth: (health) => this.#settings.learn(health),
   });
   #queue = new Queue({
-    prepare: () => ({ request: this.#settings.request, limits: this.#model.health?.limits ?? null }),
+    prepare: () => this.#prepared(),
     onChange: (job, event) => this.#jobChanged(job, event),
+    onKeep: (job) => this.#keepWork(job),
   });
   #queueView = new QueueView(this.#queue, {
-    open: (job) => this.#openJob(job),
+    open: (job) => {
+      this.#openJob(job);
+      this.#document.focus();
+    },
     cancel: (job) => this.#queue.cancel(job),
     retry: (job) => this.#queue.retry(job),
     remove: (job) => this.#remove(job),
@@ -49,7 +61,6 @@ class Page {
   #recorder = new Recorder((file) => this.#take([file], { areRecorded: true }));
   /** Phase that was told of each job last. */
   #told = new Map();
-  #recorded = new WeakSet();
   /** Whether the next recording that passes its checks takes the place of what is open. */
   #opensNext = false;
 
@@ -60,23 +71,66 @@ class Page {
     window.addEventListener("beforeunload", (event) => {
       if (this.#queue.isBusy || this.#recorder.isRecording) event.preventDefault();
     });
+    // Phones end a page that is hidden without another word.
+    window.addEventListener("pagehide", () => this.#document.commit());
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) this.#document.commit();
+    });
+    this.#history.listen({
+      onEdit: (id, event) => this.#editedElsewhere(id, event),
+      onList: () => this.#onStore(() => this.#historyView.refresh()),
+    });
+    byId("try-sample").addEventListener("click", () => this.#trySample());
+    byId("export-all").addEventListener("click", () => this.#exportAll());
+    byId("shortcuts-open").addEventListener("click", () => this.#showShortcuts());
+    byId("single-keys").checked = readStored("single-keys", true);
+    byId("single-keys").addEventListener("change", () => store("single-keys", byId("single-keys").checked));
+    this.#listenForSide();
+    // The list and the end of the text leave room for the player, however high it is.
+    new ResizeObserver(() => {
+      document.documentElement.style.setProperty("--bar-height", `${byId("bar").offsetHeight}px`);
+    }).observe(byId("bar"));
     this.#model.refresh();
-    this.#onStore(() => this.#historyView.refresh());
+    this.#onStore(async () => {
+      await this.#historyView.refresh();
+      await this.#resume();
+    });
     this.#render();
+  }
+
+  #prepared() {
+    const { health } = this.#model;
+    return {
+      request: this.#settings.request,
+      limits: health?.limits ?? null,
+      isModelLoading: health ? this.#settings.modelOf(health).state === "loading" : false,
+      acceptsJobs: !health?.jobs?.error && health?.limits?.max_queued_jobs !== 0,
+    };
   }
 
   #take(files, { areRecorded = false } = {}) {
     if (files.length === 0) return;
-    if (areRecorded) for (const file of files) this.#recorded.add(file);
-    if (!this.#queue.isBusy) this.#opensNext = true;
-    this.#queue.add(files);
+    if (!this.#queue.isWorking) this.#opensNext = true;
+    const jobs = this.#queue.add(files, { areRecorded });
+    for (const job of jobs) this.#onStore(() => this.#keepSound(job));
+  }
+
+  async #trySample() {
+    const reply = await fetch("static/sample.ogg");
+    if (reply.ok) this.#take([new File([await reply.blob()], text("sample.name"), { type: "audio/ogg" })]);
   }
 
   #remove(job) {
     this.#queue.remove(job);
     if (this.#document.openId === job.id) this.#document.open(null);
+    this.#onStore(() => this.#history.removeWork(job.id));
     byId("choose").focus();
     this.#render();
+  }
+
+  /** A key that was missing is there now. */
+  #retryWithKey() {
+    for (const job of this.#queue.jobs) if (job.problem?.isAboutKey && this.#settings.request.apiKey) this.#queue.retry(job);
   }
 
   // ---- What is open ----
@@ -86,57 +140,79 @@ class Page {
     this.#render();
   }
 
-  /** Whether what is open is a recording of which no word has come. */
+  /** Whether what is open is a recording of which no word will come. */
   get #nothingToRead() {
     const opened = this.#queue.jobs.find((job) => job.id === this.#document.openId);
-    return this.#document.openId === null || (opened && !opened.transcript && opened.deltas.length === 0);
+    return this.#document.openId === null || (opened?.isOver && !opened.transcript && opened.deltas.length === 0);
   }
 
   #documentOf(job) {
     return {
       id: job.id,
-      name: job.file.name,
+      name: job.name,
       file: job.file,
-      isRecorded: this.#recorded.has(job.file),
-      isRunning: job.isRunning,
+      isOver: job.isOver,
       deltas: job.deltas,
       peaks: job.peaks,
       durationS: () => job.transcript?.durationS ?? job.totalS ?? job.peaks.seconds,
       transcript: job.transcript,
       facts: job.transcript && { elapsedS: job.elapsedS, transcribingS: job.transcribingS || job.elapsedS },
-      onEdit: debounced(() => this.#keep(job), SAVE_DELAY_MS),
+      onEdit: (event) => this.#keepEdit(job.id, event),
+      onRename: (name) => this.#rename(job, name),
     };
   }
 
-  #openStored(entry, { answer, peaks }) {
-    const transcript = new Transcript(answer);
+  async #openStored(entry, { answer, peaks, edits }) {
+    const job = this.#queue.jobs.find(({ id }) => id === entry.id);
+    const transcript = new Transcript(answer, edits);
     const kept = Peaks.from(peaks);
+    const file = job?.file ?? (await this.#history.soundOf(entry.id)) ?? null;
     this.#document.open({
       id: entry.id,
       name: entry.name,
-      file: null,
-      isRecorded: false,
-      isRunning: false,
+      file,
+      isOver: true,
       deltas: [],
       peaks: kept,
       durationS: () => transcript.durationS,
       transcript,
       facts: null,
-      onEdit: debounced(() => this.#store(entry, transcript, kept), SAVE_DELAY_MS),
+      onEdit: (event) => this.#keepEdit(entry.id, event),
+      onRename: (name) => this.#rename(entry, name),
     });
     this.#render();
     this.#document.focus();
+  }
+
+  #rename(named, name) {
+    named.name = name;
+    this.#onStore(async () => {
+      await this.#history.rename(named.id, name);
+      await this.#historyView.refresh();
+    });
+  }
+
+  /** Take an edit that another tab has made to what is open here. */
+  #editedElsewhere(id, event) {
+    if (this.#document.openId !== id || !this.#document.transcript) return;
+    if (this.#document.transcript.take(event)) return;
+    // Both edited at the same moment: the log tells in which order.
+    this.#onStore(async () => {
+      const contents = await this.#history.contentsOf(id);
+      const entry = this.#historyView.entries.find((known) => known.id === id);
+      if (contents && entry) await this.#openStored(entry, contents);
+    });
   }
 
   // ---- What jobs tell ----
 
   #jobChanged(job, event) {
     const isNews = this.#told.get(job) !== job.phase;
-    if (isNews && job.phase === "uploading" && (this.#opensNext || this.#nothingToRead)) {
+    if (isNews && job.isRunning && (this.#opensNext || (this.#nothingToRead && job.phase !== "queued"))) {
       this.#opensNext = false;
       this.#openJob(job);
     }
-    if (this.#document.openId === job.id) this.#document.advance(this.#documentOf(job), event);
+    if (this.#document.openId === job.id && !job.transcript) this.#document.advance(this.#documentOf(job), event);
     if (isNews) {
       this.#told.set(job, job.phase);
       this.#tell(job);
@@ -149,14 +225,14 @@ class Page {
     if (job.phase === "done") this.#finished(job);
     if (job.phase === "failed") alertWith(problemWords(job));
     if (["uploading", "loading", "transcribing", "cancelled"].includes(job.phase)) {
-      say(text(`announce.${job.phase}`, { name: job.file.name }));
+      say(text(`announce.${job.phase}`, { name: job.name }));
     }
     // A request may have loaded the model, or shown that the server is gone.
-    if (job.phase !== "waiting") this.#model.refresh();
+    if (!["waiting", "checking"].includes(job.phase)) this.#model.refresh();
   }
 
   #finished(job) {
-    say(text("announce.done", { name: job.file.name }));
+    say(text("announce.done", { name: job.name }));
     this.#keep(job);
     if (this.#document.openId !== job.id) return;
     const stranded = byId("queue-section").contains(document.activeElement);
@@ -166,16 +242,38 @@ class Page {
 
   // ---- What stays ----
 
+  /** Keep a transcript; once it is safe here, the server need not keep it. */
   #keep(job) {
-    const entry = { id: job.id, name: job.file.name, savedAt: Date.now(), durationS: job.transcript.durationS };
-    this.#store(entry, job.transcript, job.peaks);
-  }
-
-  #store(entry, transcript, peaks) {
+    const entry = { id: job.id, name: job.name, savedAt: Date.now(), durationS: job.transcript.durationS };
     this.#onStore(async () => {
-      await this.#history.put(entry, { answer: transcript.toJson(), peaks: peaks.toStore() });
+      await this.#history.put(entry, { answer: job.answer, peaks: job.peaks.toStore() });
+      job.answer = null;
+      if (job.serverId) deleteJob(job.serverId, this.#settings.request.apiKey);
       await this.#historyView.refresh();
     });
+  }
+
+  #keepEdit(id, event) {
+    this.#onStore(() => this.#history.putEdit(id, event));
+  }
+
+  /** Keep what a recording under way needs to go on after a reload. */
+  #keepWork(job) {
+    this.#onStore(() => (job.phase === "cancelled" || job.phase === "failed" ? this.#history.removeWork(job.id) : this.#history.putWork(job.record)));
+  }
+
+  async #keepSound(job) {
+    await this.#history.putSound(job.id, job.file);
+    // It was refused meanwhile.
+    if (job.phase === "failed" && !job.serverId) await this.#history.removeWork(job.id);
+  }
+
+  async #resume() {
+    const records = await this.#history.work();
+    const known = new Set(this.#queue.jobs.map(({ id }) => id));
+    const left = records.filter(({ id }) => !known.has(id));
+    const files = await Promise.all(left.map(({ id }) => this.#history.soundOf(id)));
+    this.#queue.resume(left.map((record, index) => ({ ...record, file: files[index] ?? null })));
   }
 
   /** Do what needs the browser's storage; where that is refused, the page says so and goes on. */
@@ -184,31 +282,75 @@ class Page {
       await act();
     } catch (error) {
       console.warn(error);
+      const isFull = error?.name === "QuotaExceededError";
+      byId("history-refused").dataset.i18n = isFull ? "history.full" : "history.refused";
+      byId("history-refused").textContent = text(byId("history-refused").dataset.i18n);
       byId("history-refused").hidden = false;
     }
+  }
+
+  #exportAll() {
+    const { entries } = this.#historyView;
+    this.#exporting.openAll(entries.length, (formats) =>
+      this.#onStore(async () => {
+        const recordings = [];
+        for (const { id, name } of entries) {
+          const { answer, edits } = await this.#history.contentsOf(id);
+          recordings.push({ name, transcript: new Transcript(answer, edits) });
+        }
+        const archiveName = `${text("export.archive")} ${new Date().toLocaleDateString("sv")}.zip`;
+        await downloadZip(recordings, formats, { archiveName, options: this.#exporting.options });
+        say(text("announce.downloaded", { format: "ZIP" }));
+      }),
+    );
   }
 
   // ---- Rendering ----
 
   #render() {
-    this.#queueView.render(this.#document.openId);
+    const { openId } = this.#document;
+    this.#queueView.render(openId);
+    this.#historyView.show(openId);
     this.#document.render();
-    byId("page").classList.toggle("working", this.#document.openId !== null || this.#queue.jobs.length > 0);
+    document.documentElement.classList.toggle("working", openId !== null || this.#queue.isWorking);
+    byId("side-toggle").hidden = openId === null && !this.#queue.isWorking;
     // People look at other tabs meanwhile.
     const { current } = this.#queue;
     document.title = current ? `${stateOf(current)} · Parakeet` : text("page.title");
   }
 
+  #listenForSide() {
+    const show = (open) => {
+      document.documentElement.classList.toggle("side-closed", !open);
+      byId("side-toggle").setAttribute("aria-expanded", String(open));
+    };
+    show(readStored(WIDE.matches ? "side" : "side-narrow", true));
+    byId("side-toggle").addEventListener("click", () => {
+      const open = byId("side-toggle").getAttribute("aria-expanded") !== "true";
+      show(open);
+      store(WIDE.matches ? "side" : "side-narrow", open);
+    });
+  }
+
+  #showShortcuts() {
+    const rows = SHORTCUTS.map((name) => {
+      const [keys, words] = text(`shortcut.${name}`).split(" | ");
+      return [element("dt", {}, element("kbd", { textContent: keys })), element("dd", { textContent: words })];
+    });
+    byId("shortcut-list").replaceChildren(...rows.flat());
+    byId("shortcuts").showModal();
+  }
+
   /** Advance what counts seconds. */
   #tick() {
-    if (this.#queue.jobs.some((job) => job.isRunning || job.problem)) this.#queueView.render(this.#document.openId);
+    if (this.#queue.jobs.some((job) => job.isRunning || job.problem || job.hindrance)) this.#queueView.render(this.#document.openId);
   }
 }
 
-function problemWords({ file, problem }) {
-  const values = { name: file.name, ...problem.values };
+function problemWords({ name, problem }) {
+  const values = { name, ...problem.values };
   const words = ["title", "advice"].map((part) => text(`error.${problem.kind}.${part}`, values));
-  return [...words, problem.serverMessage ?? ""].join(" ");
+  return [...words, problem.messageFor(pageLanguage()) ?? ""].join(" ");
 }
 
 function listenForLanguage() {

@@ -1,7 +1,7 @@
 /** The open recording: its sound, its words as they come, and at the end the transcript. */
 
 import { byId, debounced, element, say, setText } from "./dom.js";
-import { copy, download, FORMAT_NAMES, saveFile, write } from "./downloads.js";
+import { copy, download, saveFile, stem, write } from "./downloads.js";
 import { clock, number, onLanguageChange, text, timesRealTime } from "./i18n.js";
 import { LiveView } from "./live-view.js";
 import { Player } from "./player.js";
@@ -12,9 +12,11 @@ const SEARCH_DELAY_MS = 150;
 /** Edits come in bursts; captions are written once they pause. */
 const CAPTIONS_DELAY_MS = 400;
 const COPY_FEEDBACK_MS = 2_000;
+/** What the keys for back and forward move by. */
+const STEP_S = 5;
 
 /**
- * What is open is `{id, name, file, isRecorded, isRunning, deltas, peaks, durationS(), transcript, facts, onEdit()}`.
+ * What is open is `{id, name, file, isRecorded, isOver, deltas, peaks, durationS(), transcript, facts, onEdit(event), onRename(name)}`.
  *
  * `file` is null for a transcript from the history, `transcript` while it is being made. `facts`,
  * `{elapsedS, transcribingS}`, tells how quickly that went, where it is known.
@@ -32,17 +34,29 @@ export class DocumentView {
   #writeCaptions = debounced(() => this.#showCaptions(), CAPTIONS_DELAY_MS);
   #uncertainAt = -1;
   #durationS = 0;
+  #exporting;
 
-  constructor(settings) {
+  constructor(settings, exporting) {
     this.#settings = settings;
+    this.#exporting = exporting;
     this.#player = new Player((seconds) => this.#moved(seconds));
-    this.#waveform = new Waveform((seconds) => this.#seek(seconds));
+    this.#waveform = new Waveform((seconds) => this.#goTo(seconds));
     this.#transcriptView = new TranscriptView({
       onPlay: (seconds) => this.#playFrom(seconds),
       onEditing: () => this.#player.pause(),
+      onFollow: () => this.#renderFollow(),
     });
     this.#listen();
     onLanguageChange(() => this.render());
+  }
+
+  get transcript() {
+    return this.#open?.transcript ?? null;
+  }
+
+  /** Finish an edit that is open. */
+  commit() {
+    this.#transcriptView.commit();
   }
 
   get openId() {
@@ -51,6 +65,7 @@ export class DocumentView {
 
   /** Show `opened`; `null` shows nothing. */
   open(opened) {
+    this.commit();
     const samePlayer = this.#open?.file && this.#open.file === opened?.file;
     this.#open = opened;
     this.#clearSearch();
@@ -60,11 +75,13 @@ export class DocumentView {
     else if (opened) this.#live.show(opened.deltas);
     this.#showSound();
     this.render();
+    this.#renderFollow();
   }
 
   /** Take what a running job's event has changed in what is open. */
   advance(opened, event) {
     this.#open = opened;
+    if (event?.type === "restart") this.#live.show([]);
     if (event?.type === "transcript.text.delta") this.#live.append(event.delta);
     if (event?.type === "transcript.peaks" || opened.durationS() !== this.#durationS) this.#showSound();
   }
@@ -75,49 +92,70 @@ export class DocumentView {
     this.render();
   }
 
+  /** Bring the beginning of what is open into view, and the keyboard there. */
   focus() {
-    byId("document-title").focus();
+    byId("document").scrollIntoView({ block: "start", behavior: "instant" });
+    byId("document-title").focus({ preventScroll: true });
   }
 
   render() {
     const opened = this.#open;
     const transcript = opened?.transcript ?? null;
     const isEmpty = transcript !== null && transcript.words.length === 0;
+    const isPartial = opened !== null && !transcript && opened.isOver && opened.deltas.length > 0;
     // A recording that failed keeps on the page what words had come.
-    byId("document").hidden = !opened || !(transcript || opened.isRunning || opened.deltas.length > 0);
-    byId("result-head").hidden = !transcript;
+    const isShown = opened !== null && (transcript !== null || !opened.isOver || isPartial);
+    byId("document").hidden = !isShown;
+    // Until there is something to hear or take away, a player would be an empty box.
+    byId("bar").hidden = !isShown || !(transcript || opened.deltas.length > 0 || opened.peaks.perSecond > 0);
+    byId("result-head").hidden = !opened;
     byId("tools").hidden = !transcript || isEmpty;
     byId("sentences").hidden = !transcript || isEmpty;
     byId("result-empty").hidden = !isEmpty;
+    byId("partial").hidden = !isPartial;
+    byId("live-wait").hidden = !opened || transcript !== null || opened.isOver || opened.deltas.length > 0;
     byId("reattach").hidden = !opened || this.#player.isLoaded;
-    byId("save-recording").hidden = !opened?.isRecorded;
+    for (const id of ["copy", "download-first", "export-open"]) byId(id).hidden = !transcript || isEmpty;
+    byId("follow").hidden = !transcript || isEmpty || !this.#player.isLoaded;
+    byId("save-recording").hidden = !opened?.file;
+    byId("rename").hidden = !transcript;
     if (!opened) return;
     setText(byId("document-title"), opened.name);
     setText(byId("document-detail"), transcript ? this.#detail() : "");
     setText(byId("copy"), text(this.#copyLabel));
+    setText(byId("download-first"), text("result.download", { format: this.#settings.format.toUpperCase() }));
+    byId("undo").disabled = !transcript?.canUndo;
+    byId("redo").disabled = !transcript?.canRedo;
+    byId("replace").hidden = byId("edit-hint").hidden = !this.#transcriptView.isEditing;
     this.#renderWarnings();
     this.#renderUncertain();
     this.#renderFound();
-    this.#renderDownloads();
     this.#waveform.redraw();
+  }
+
+  #renderFollow() {
+    byId("follow").setAttribute("aria-pressed", String(this.#transcriptView.follows));
   }
 
   #detail() {
     const { transcript, facts } = this.#open;
     const parts = [clock(transcript.durationS), text("result.words", { count: number(transcript.words.length) })];
-    if (facts) {
+    if (facts && transcript.words.length > 0) {
       const speed = timesRealTime(transcript.durationS, facts.transcribingS);
-      parts.push(text("result.speed", { elapsed: clock(facts.elapsedS), speed }));
+      const elapsed = facts.elapsedS < 10 ? text("unit.seconds", { seconds: number(facts.elapsedS, { maximumFractionDigits: 1 }) }) : clock(facts.elapsedS);
+      parts.push(text("result.speed", { elapsed, speed }));
     }
     return parts.join(" · ");
   }
 
   #renderWarnings() {
     const warnings = this.#open.transcript?.warnings ?? [];
-    const lines = warnings.map(({ code, message, start }) => {
-      const known = text(`warning.${code}`, { time: start === null ? "" : clock(start) });
-      // One that this page does not know is told as the server does.
-      return element("li", { textContent: known === `warning.${code}` ? message : known });
+    const lines = warnings.map((warning) => {
+      const words = warningWords(warning);
+      if (warning.start === null) return element("li", { textContent: words });
+      const go = element("button", { type: "button", className: "link", textContent: words });
+      go.addEventListener("click", () => this.#goTo(warning.start));
+      return element("li", {}, go);
     });
     byId("document-warnings").replaceChildren(...lines);
     byId("document-warnings").hidden = lines.length === 0;
@@ -127,19 +165,6 @@ export class DocumentView {
     const count = this.#open.transcript?.uncertainCount ?? 0;
     byId("uncertain").hidden = count === 0;
     setText(byId("uncertain"), text("result.uncertain", { count: number(count) }));
-  }
-
-  /** Put the preferred format first, for the keyboard as for the eye. */
-  #renderDownloads() {
-    for (const name of FORMAT_NAMES) {
-      const button = byId(`download-${name}`);
-      const preferred = name === this.#settings.format;
-      const label = text("result.download", { format: name.toUpperCase() });
-      button.classList.toggle("primary", preferred);
-      button.setAttribute("aria-label", label);
-      setText(button, preferred ? label : name.toUpperCase());
-      if (preferred && byId("downloads").firstElementChild !== button) byId("downloads").prepend(button);
-    }
   }
 
   // ---- Sound ----
@@ -165,6 +190,17 @@ export class DocumentView {
     else this.#moved(seconds);
   }
 
+  /** Go to a moment, with the text. */
+  #goTo(seconds) {
+    this.#seek(seconds);
+    const transcript = this.#open?.transcript;
+    if (transcript?.words.length) this.#transcriptView.showMoment(transcript.wordAt(seconds + 0.001));
+  }
+
+  #step(seconds) {
+    this.#goTo(Math.min(Math.max(0, this.#player.seconds + seconds), this.#durationS));
+  }
+
   #playFrom(seconds) {
     if (this.#player.isLoaded) this.#player.playFrom(seconds);
     else this.#moved(seconds);
@@ -173,7 +209,7 @@ export class DocumentView {
   #showCaptions() {
     const transcript = this.#open?.transcript;
     if (!transcript) return;
-    const vtt = write(transcript, "vtt", this.#settings.captions);
+    const vtt = write(transcript, "vtt", { captions: this.#settings.captions });
     this.#player.setCaptions(vtt, this.#settings.codeOf(transcript.language));
   }
 
@@ -182,17 +218,42 @@ export class DocumentView {
   #showTranscript() {
     const { transcript, onEdit } = this.#open;
     this.#transcriptView.show(transcript, this.#settings.codeOf(transcript.language));
-    transcript.onEdit = () => {
+    transcript.onEdit = onEdit;
+    transcript.onChange = (change) => {
+      this.#transcriptView.changed(change);
       this.#writeCaptions();
-      onEdit();
+      this.#clearFound();
       this.render();
+      this.#showSound();
     };
     this.#showCaptions();
   }
 
   #listen() {
-    for (const name of FORMAT_NAMES) byId(`download-${name}`).addEventListener("click", () => this.#download(name));
+    byId("download-first").addEventListener("click", () => this.#download(this.#settings.format));
+    byId("export-open").addEventListener("click", () => this.#exporting.open((format) => this.#download(format)));
     byId("copy").addEventListener("click", () => this.#copy());
+    byId("partial-copy").addEventListener("click", () => this.#copy());
+    byId("partial-download").addEventListener("click", () => {
+      const type = "text/plain;charset=utf-8";
+      saveFile(new Blob([`${this.#text()}\n`], { type }), `${stem(this.#open.name)}.${text("partial.suffix")}.txt`);
+    });
+    byId("undo").addEventListener("click", () => this.#open.transcript.undo());
+    byId("redo").addEventListener("click", () => this.#open.transcript.redo());
+    byId("reading").addEventListener("click", () => this.#toggle("reading"));
+    byId("follow").addEventListener("click", () => {
+      this.#transcriptView.follows = !this.#transcriptView.follows;
+      this.#renderFollow();
+    });
+    byId("back").addEventListener("click", () => this.#step(-STEP_S));
+    byId("forward").addEventListener("click", () => this.#step(STEP_S));
+    byId("rename").addEventListener("click", () => this.#rename());
+    byId("replace").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const count = this.#open.transcript.replaceAll(byId("search").value, byId("replacement").value);
+      say(text("replace.done", { count: number(count) }));
+      setText(byId("search-count"), text("replace.done", { count: number(count) }));
+    });
     byId("edit").addEventListener("click", () => this.#toggleEditing());
     byId("uncertain").addEventListener("click", () => this.#nextUncertain());
     byId("save-recording").addEventListener("click", () => saveFile(this.#open.file, this.#open.file.name));
@@ -209,37 +270,110 @@ export class DocumentView {
     });
     byId("search-next").addEventListener("click", () => this.#goToFound(1));
     byId("search-previous").addEventListener("click", () => this.#goToFound(-1));
-    byId("document").addEventListener("keydown", (event) => this.#key(event));
+    window.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  /** Space plays and pauses wherever it has no other meaning. */
+  /** The keys that mean the same everywhere on the page. */
   #key(event) {
-    if (event.key !== " " || event.target.closest("button, input, select, video, [role=button]")) return;
+    const { target, key } = event;
+    if (!this.#open || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+    if (target.closest?.("input:not([type=checkbox]), textarea, select")) return;
+    const act = event.ctrlKey || event.metaKey ? this.#commandOf(event) : event.altKey ? null : this.#plainKeyOf(key, target);
+    if (!act) return;
     event.preventDefault();
-    this.#player.toggle();
+    act();
+  }
+
+  #commandOf({ key, shiftKey }) {
+    const transcript = this.#open.transcript;
+    if (!transcript) return null;
+    const letter = key.toLowerCase();
+    if (letter === "z") return () => (shiftKey ? transcript.redo() : transcript.undo());
+    return letter === "y" ? () => transcript.redo() : null;
+  }
+
+  /** Space plays and pauses wherever it has no other meaning; letters only where they are wanted. */
+  #plainKeyOf(key, target) {
+    if (key === " ") return target.closest?.("button, video, a, [role=button]") ? null : () => this.#player.toggle();
+    if (!byId("single-keys").checked) return null;
+    return {
+      j: () => this.#step(-STEP_S),
+      k: () => this.#player.toggle(),
+      l: () => this.#step(STEP_S),
+      e: () => this.#open.transcript && this.#toggleEditing(),
+      n: () => this.#open.transcript?.uncertainCount && this.#nextUncertain(),
+      "/": () => byId("search").focus(),
+      "?": () => byId("shortcuts-open").click(),
+    }[key.toLowerCase()];
   }
 
   #download(format) {
     const { transcript, name } = this.#open;
-    download(transcript, format, { recordingName: name, subtitleOptions: this.#settings.captions });
+    download(transcript, format, { recordingName: name, options: this.#exporting.options });
     say(text("announce.downloaded", { format: format.toUpperCase() }));
   }
 
+  /** Give the words as text: all of them, or those that there are. */
+  #text() {
+    const { transcript, deltas } = this.#open;
+    return transcript ? write(transcript, "txt", this.#exporting.options) : deltas.join("").trim();
+  }
+
   async #copy() {
-    const copied = await copy(this.#open.transcript.toText());
+    const copied = await copy(this.#text());
     this.#copyLabel = copied ? "result.copied" : "result.copy_failed";
     say(text(this.#copyLabel));
+    setText(byId("partial-copy"), text(this.#copyLabel));
     this.render();
     setTimeout(() => {
       this.#copyLabel = "result.copy";
+      setText(byId("partial-copy"), text(this.#copyLabel));
       this.render();
     }, COPY_FEEDBACK_MS);
   }
 
+  /** Write another name in the title's place. */
+  #rename() {
+    const { name, onRename } = this.#open;
+    const title = byId("document-title");
+    const field = element("input", { className: "title-field", value: name });
+    field.setAttribute("aria-label", text("result.rename"));
+    let isOpen = true;
+    const close = (value) => {
+      if (!isOpen) return;
+      isOpen = false;
+      field.remove();
+      title.hidden = false;
+      if (value.trim() && value.trim() !== name) {
+        this.#open = { ...this.#open, name: value.trim() };
+        onRename(value.trim());
+      }
+      this.render();
+      byId("rename").focus();
+    };
+    field.addEventListener("blur", () => close(field.value));
+    field.addEventListener("keydown", ({ key }) => {
+      if (key === "Enter") close(field.value);
+      if (key === "Escape") close(name);
+    });
+    title.hidden = true;
+    title.before(field);
+    field.focus();
+    field.select();
+  }
+
+  #toggle(name) {
+    const on = byId(name).getAttribute("aria-pressed") !== "true";
+    byId(name).setAttribute("aria-pressed", String(on));
+    this.#transcriptView.keepPlace(() => byId("document").classList.toggle(name, on));
+  }
+
   #toggleEditing() {
+    this.commit();
     const editing = !this.#transcriptView.isEditing;
     byId("edit").setAttribute("aria-pressed", String(editing));
     byId("document").classList.toggle("editing", editing);
+    this.render();
   }
 
   #nextUncertain() {
@@ -254,6 +388,13 @@ export class DocumentView {
     this.#found = [];
     this.#foundAt = -1;
     this.#uncertainAt = -1;
+  }
+
+  /** Places of before an edit may be others now. */
+  #clearFound() {
+    this.#found = [];
+    this.#foundAt = -1;
+    this.#transcriptView.markFound([], -1);
   }
 
   #search() {
@@ -281,4 +422,11 @@ export class DocumentView {
     setText(byId("search-count"), searching ? text(count > 0 ? "search.place" : "search.none", values) : "");
     byId("search-next").hidden = byId("search-previous").hidden = count === 0;
   }
+}
+
+/** What this page does not know is told in the server's words. */
+function warningWords({ code, message, start, end }) {
+  const values = { time: start === null ? "" : clock(start), end: end === null ? "" : clock(end) };
+  const known = text(`warning.${code}`, values);
+  return known === `warning.${code}` ? text("warning.unknown", { message }) : known;
 }

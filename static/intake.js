@@ -1,6 +1,9 @@
-/** Recordings come in: dropped anywhere, picked, or pasted. */
+/** Recordings come in: dropped anywhere, folders too, picked, or pasted. */
 
 import { byId } from "./dom.js";
+
+/** What a folder holds beside recordings is not offered to the server; a file that was chosen is. */
+const RECORDING_NAME = /\.(aac|ac3|aif[fc]?|amr|ape|avi|caf|flac|flv|m2ts|m4[abv]|mka|mkv|mov|mp[234]|mpe?g|mts|mxf|og[agv]|opus|spx|ts|wav|web[ma]|wm[av]|3g[p2])$/i;
 
 /** Call `onFiles` with each list of files that a person gives the page. */
 export function listenForFiles(onFiles) {
@@ -11,10 +14,14 @@ export function listenForFiles(onFiles) {
 
 function listenForPicks(onFiles) {
   byId("choose").addEventListener("click", () => byId("file").click());
-  byId("file").addEventListener("change", ({ target }) => {
-    onFiles([...target.files]);
-    target.value = ""; // Choosing the same file again is then a change too.
-  });
+  byId("choose-folder").addEventListener("click", () => byId("folder").click());
+  for (const id of ["file", "folder"]) {
+    byId(id).addEventListener("change", ({ target }) => {
+      const files = [...target.files];
+      onFiles(id === "folder" ? recordingsAmong(files) : files);
+      target.value = ""; // Choosing the same file again is then a change too.
+    });
+  }
 }
 
 /** Take dropped files; other things that are dragged keep their usual ways. */
@@ -31,11 +38,11 @@ function listenForDrops(onFiles) {
     // Moving between two elements of the page leaves one for the other; leaving the page, for nothing.
     if (event.relatedTarget === null) showOverlay(false);
   });
-  window.addEventListener("drop", (event) => {
+  window.addEventListener("drop", async (event) => {
     showOverlay(false);
     if (!carriesFiles(event)) return;
     event.preventDefault();
-    onFiles([...event.dataTransfer.files]);
+    onFiles(await dropped(event.dataTransfer));
   });
 }
 
@@ -46,4 +53,34 @@ function listenForPastes(onFiles) {
     event.preventDefault();
     onFiles(files);
   });
+}
+
+/** Give the files that were dropped, and the recordings in the folders among them. */
+async function dropped(transfer) {
+  // Read before the first await: afterwards the browser has emptied it.
+  const files = [...transfer.files];
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry?.isDirectory);
+  if (entries.length === 0) return files;
+  const names = new Set(entries.map(({ name }) => name));
+  const inside = (await Promise.all(entries.map(filesIn))).flat();
+  return [...files.filter(({ name }) => !names.has(name)), ...recordingsAmong(inside)];
+}
+
+async function filesIn(entry) {
+  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  const reader = entry.createReader();
+  const found = [];
+  // A reader gives a hundred at a time.
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (some.length === 0) break;
+    found.push(...some);
+  }
+  return (await Promise.all(found.map(filesIn))).flat();
+}
+
+function recordingsAmong(files) {
+  return files
+    .filter(({ name, type }) => /^(audio|video)\//.test(type) || RECORDING_NAME.test(name))
+    .sort((left, right) => (left.webkitRelativePath || left.name).localeCompare(right.webkitRelativePath || right.name));
 }

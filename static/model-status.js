@@ -89,6 +89,7 @@ export class ModelStatus {
     }
     byId("model-status").dataset.state = this.#isReachable ? model?.state ?? "checking" : "unreachable";
     setText(byId("model-status"), this.#words());
+    byId("model-status").title = this.#words();
     setText(byId("version"), version ? text("footer.version", { version }) : "");
     setText(byId("limits"), limits ? limitsText(limits) : text("limits.unknown"));
     if (limits?.extensions) byId("file").accept = ["audio/*", "video/*", ...limits.extensions.map((name) => `.${name}`)].join();

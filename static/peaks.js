@@ -36,11 +36,20 @@ export class Peaks {
 
   /** Give the loudest within `[fromS, toS)`; 1 is the loudest of all, if that is more than a whisper. */
   loudest(fromS, toS) {
+    // Closer than the peaks are: from one to the next in a line, not in steps.
+    if ((toS - fromS) * this.perSecond < 1) return this.#between(((fromS + toS) / 2) * this.perSecond - 0.5);
     const first = Math.max(0, Math.floor(fromS * this.perSecond));
     const end = Math.min(this.#count, Math.max(first + 1, Math.ceil(toS * this.perSecond)));
     let most = 0;
     for (let index = first; index < end; index += 1) most = Math.max(most, this.#values[index]);
     return most / Math.max(this.#most, WHISPER);
+  }
+
+  #between(place) {
+    const left = Math.max(0, Math.floor(place));
+    const [before, after] = [left, left + 1].map((index) => (index < this.#count ? this.#values[index] : 0));
+    const share = Math.min(1, Math.max(0, place - left));
+    return (before * (1 - share) + after * share) / Math.max(this.#most, WHISPER);
   }
 
   /** Give what `Peaks.from` takes. */

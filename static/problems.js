@@ -4,12 +4,18 @@
 const EXPLAINED_CODES = new Set([
   "audio_too_long",
   "invalid_audio",
+  "job_cancelled",
+  "jobs_unavailable",
   "model_load_failed",
+  "model_not_found",
   "model_not_ready",
   "no_audio_track",
   "queue_full",
+  "rate_limit_exceeded",
+  "stopping",
   "truncated_audio",
   "unsupported_language",
+  "upload_too_large",
 ]);
 
 /** Problems that the same request, or the same with another key, may not meet again. */
@@ -18,10 +24,15 @@ const RETRYABLE_KINDS = new Set([
   "gateway",
   "key_missing",
   "key_refused",
+  "job_cancelled",
+  "job_lost",
   "model_load_failed",
   "model_not_ready",
   "network",
+  "model_not_found",
   "queue_full",
+  "rate_limit_exceeded",
+  "stopping",
   "server_error",
   "silent_server",
   "unavailable",
@@ -29,6 +40,9 @@ const RETRYABLE_KINDS = new Set([
   "unsendable_key",
   "unsupported_language",
 ]);
+
+/** Problems of which the page knows only that there is one: the server's sentence says which. */
+const TELLING_KINDS = new Set(["invalid_audio", "model_load_failed", "server_error"]);
 
 const KEY_KINDS = new Set(["key_missing", "key_refused", "unsendable_key"]);
 
@@ -43,8 +57,19 @@ export class Problem extends Error {
     this.retryAt = retryAfterS === null ? null : performance.now() + retryAfterS * 1000;
   }
 
+  /** The server's words, where they tell more than this page's own; always English. */
+  messageFor(language) {
+    const tells = this.kind === "bad_request" || (language === "en" && TELLING_KINDS.has(this.kind));
+    return tells ? this.serverMessage : null;
+  }
+
   get canBeRetried() {
     return RETRYABLE_KINDS.has(this.kind);
+  }
+
+  /** Whether the same is worth trying again without being asked. */
+  get isPassing() {
+    return PASSING_KINDS.has(this.kind);
   }
 
   /** Whether another API key would mend it. */
@@ -68,7 +93,10 @@ export function problemOfReply(request, { keyWasSent }) {
   });
 }
 
-/** Give the problem of an `{"error": ...}` event in the middle of a stream. */
+/** Problems that pass by themselves: what met one is tried again without being asked. */
+const PASSING_KINDS = new Set(["gateway", "model_not_ready", "network", "queue_full", "rate_limit_exceeded", "stopping", "unavailable"]);
+
+/** Give the problem of a job that failed, or of an `{"error": ...}` event in the middle of a stream. */
 export function problemOfEvent({ message, type, code }) {
   const status = type === "invalid_request_error" ? 400 : 500;
   return new Problem(kindOf(status, code, true), { serverMessage: message });
@@ -85,6 +113,7 @@ function serverError(body) {
 }
 
 function kindOf(status, code, keyWasSent) {
+  if (code === "invalid_api_key") return keyWasSent ? "key_refused" : "key_missing";
   if (EXPLAINED_CODES.has(code)) return code;
   if (status === 401) return keyWasSent ? "key_refused" : "key_missing";
   if (status === 404 || status === 405) return "not_found";

@@ -1,31 +1,59 @@
 /** The recordings on their way, each with how far it is and what can be done about it. */
 
 import { byId, setText } from "./dom.js";
-import { clock, fileSize, number, onLanguageChange, percentage, text, timesRealTime } from "./i18n.js";
+import { clock, fileSize, number, onLanguageChange, pageLanguage, percentage, text, timesRealTime } from "./i18n.js";
 
 /** An upload of which nothing leaves for so long has perhaps lost its network. */
 const STALLED_S = 15;
+/** Fewer recordings need no line for all of them. */
+const WORTH_OVERALL = 2;
 
 export class QueueView {
   #items = new Map();
   #queue;
   #acts;
+  #openId = null;
+  /** Jobs of this batch that ended, and their seconds: what is done leaves the list. */
+  #batch = { count: 0, doneS: 0, startedAt: null, ids: new Set() };
 
   /** `acts` are `{open(job), cancel(job), retry(job), remove(job), mend(problem)}`. */
   constructor(queue, acts) {
     this.#queue = queue;
     this.#acts = acts;
-    onLanguageChange(() => this.render());
+    byId("queue-cancel-all").addEventListener("click", () => {
+      for (const job of [...this.#queue.jobs].reverse()) if (!job.isOver) acts.cancel(job);
+    });
+    onLanguageChange(() => this.render(this.#openId));
   }
 
   /** Make the page say what the queue is; `openId` is the open document's. */
   render(openId = null) {
-    const { jobs } = this.#queue;
+    this.#openId = openId;
+    const jobs = this.#queue.jobs.filter((job) => job.phase !== "done");
     this.#forgetRemoved(jobs);
     for (const job of jobs) this.#itemOf(job).render(job.id === openId);
-    // The one finished recording is open below: a list of it would say the same again.
-    byId("queue-section").hidden = jobs.length === 0 || (jobs.length === 1 && jobs[0].phase === "done" && jobs[0].id === openId);
-    byId("queue-heading").hidden = jobs.length < 2;
+    byId("queue-section").hidden = jobs.length === 0;
+    byId("queue-cancel-all").hidden = jobs.filter((job) => !job.isOver).length < WORTH_OVERALL;
+    this.#renderOverall();
+  }
+
+  #renderOverall() {
+    const { jobs } = this.#queue;
+    if (!this.#queue.isWorking) this.#batch = { ids: new Set(jobs.map(({ id }) => id)), startedAt: null };
+    const batch = jobs.filter(({ id }) => !this.#batch.ids.has(id));
+    byId("queue-overall").hidden = batch.length < WORTH_OVERALL;
+    if (batch.length < WORTH_OVERALL) return;
+    const over = batch.filter((job) => job.isOver);
+    const totals = batch.map((job) => job.transcript?.durationS ?? job.totalS ?? 0);
+    const doneS = batch.reduce((sum, job, index) => sum + (job.isOver ? totals[index] : Math.min(job.doneS, totals[index])), 0);
+    const totalS = totals.reduce((sum, seconds) => sum + seconds, 0);
+    if (doneS > 0) this.#batch.startedAt ??= performance.now();
+    const share = totalS > 0 ? doneS / totalS : over.length / batch.length;
+    const words = [text("queue.overall", { done: number(over.length), count: number(batch.length) })];
+    const leftS = remainingS(share, this.#batch.startedAt);
+    if (leftS !== null) words.push(text("queue.remaining", { time: clock(leftS) }));
+    setText(byId("queue-overall-text"), words.join(" · "));
+    byId("queue-overall-bar").value = Math.min(1, share);
   }
 
   #itemOf(job) {
@@ -46,6 +74,12 @@ export class QueueView {
   }
 }
 
+/** Give how long the rest will take at the pace so far, or `null` while that is a guess. */
+function remainingS(share, startedAt) {
+  if (startedAt === null || share < 0.02 || share >= 1) return null;
+  return (((performance.now() - startedAt) / 1000) * (1 - share)) / share;
+}
+
 class QueueItem {
   root;
   #job;
@@ -55,47 +89,52 @@ class QueueItem {
     this.#job = job;
     this.root = byId("queue-item").content.firstElementChild.cloneNode(true);
     for (const part of this.root.querySelectorAll("[data-part]")) this.#parts[part.dataset.part] = part;
-    const { name, bar, open, stop, retry, mend } = this.#parts;
-    name.id = `job-${job.id}`;
-    setText(name, job.file.name);
-    bar.setAttribute("aria-labelledby", name.id);
+    const { bar, open, stop, retry, mend } = this.#parts;
+    open.id = `job-${job.id}`;
+    setText(open, job.name);
+    bar.setAttribute("aria-labelledby", open.id);
     open.addEventListener("click", () => acts.open(job));
     retry.addEventListener("click", () => acts.retry(job));
-    mend.addEventListener("click", () => acts.mend(job.problem));
+    mend.addEventListener("click", () => acts.mend(job.problem ?? job.hindrance));
     stop.addEventListener("click", () => (job.isOver ? acts.remove(job) : acts.cancel(job)));
   }
 
   render(isOpen) {
     const job = this.#job;
     const { state, detail, bar, open, stop, retry, mend } = this.#parts;
+    const problem = job.problem ?? job.hindrance;
     this.root.dataset.phase = job.phase;
+    this.root.classList.toggle("open", isOpen);
+    // Without a word there is nothing to open.
+    open.disabled = job.deltas.length === 0 && !job.isRunning;
+    open.toggleAttribute("aria-current", isOpen);
     setText(state, stateOf(job));
     setText(detail, detailOf(job));
     renderBar(bar, job);
-    open.hidden = job.phase !== "done" || isOpen;
-    retry.hidden = !(job.phase === "cancelled" || job.problem?.canBeRetried);
-    mend.hidden = !(job.problem?.isAboutKey || job.problem?.isAboutLanguage);
-    this.#label(open, "queue.open");
+    retry.hidden = !(job.file && (job.phase === "cancelled" || job.problem?.canBeRetried));
+    mend.hidden = !(problem?.isAboutKey || problem?.isAboutLanguage);
     this.#label(retry, "queue.retry");
-    this.#label(mend, job.problem?.isAboutLanguage ? "queue.mend_language" : "queue.mend_key");
+    this.#label(mend, problem?.isAboutLanguage ? "queue.mend_language" : "queue.mend_key");
     this.#label(stop, job.isOver ? "queue.remove" : "queue.cancel");
-    this.#renderProblem(job.problem);
+    this.#renderProblem(problem);
   }
 
   /** Several of these buttons are on the page: their names for screen readers say of what. */
   #label(button, key) {
     setText(button, text(key));
-    button.setAttribute("aria-label", text("queue.of", { action: text(key), name: this.#job.file.name }));
+    button.setAttribute("aria-label", text("queue.of", { action: text(key), name: this.#job.name }));
   }
 
   #renderProblem(problem) {
     const { trouble, advice, server, wait } = this.#parts;
     trouble.hidden = problem === null;
     if (!problem) return;
-    const values = { name: this.#job.file.name, ...problem.values };
-    setText(advice, text(`error.${problem.kind}.advice`, values));
-    server.hidden = !problem.serverMessage;
-    setText(server, problem.serverMessage ? text("error.server_says", { message: problem.serverMessage }) : "");
+    const values = { name: this.#job.name, ...problem.values };
+    const isPassing = this.#job.problem === null;
+    setText(advice, isPassing ? text("state.again") : text(`error.${problem.kind}.advice`, values));
+    const message = problem.messageFor(pageLanguage());
+    server.hidden = !message;
+    setText(server, message ? text("error.server_says", { message }) : "");
     wait.hidden = problem.retryAt === null;
     setText(wait, waitOf(problem));
   }
@@ -103,7 +142,8 @@ class QueueItem {
 
 /** Give the one line that says how far a job is; the tab's title shows it too. */
 export function stateOf(job) {
-  if (job.problem) return text(`error.${job.problem.kind}.title`, { name: job.file.name, ...job.problem.values });
+  const problem = job.problem ?? job.hindrance;
+  if (problem) return text(`error.${problem.kind}.title`, { name: job.name, ...problem.values });
   if (job.phase === "uploading") return text("state.uploading", { percent: percentage(job.sent) });
   if (job.phase === "queued" && job.queuePosition !== null) {
     return text("state.queued_at", { place: number(job.queuePosition) });
@@ -115,18 +155,19 @@ export function stateOf(job) {
 }
 
 function detailOf(job) {
-  const size = fileSize(job.file.size);
+  const size = fileSize(job.size);
   if (job.phase === "uploading") {
     const stalled = (performance.now() - job.sentAt) / 1000 > STALLED_S;
-    return stalled ? text("detail.stalled") : text("detail.uploading", { sent: fileSize(job.sent * job.file.size), total: size });
+    return stalled ? text("detail.stalled") : text("detail.uploading", { sent: fileSize(job.sent * job.size), total: size });
   }
   if (job.phase === "transcribing" && job.doneS > 0) {
     const speed = timesRealTime(job.doneS, job.transcribingS);
-    const values = { elapsed: clock(job.elapsedS), done: clock(job.doneS), total: clock(job.totalS ?? 0), speed };
+    const left = job.totalS ? remainingS(shareDone(job), job.transcribingAt) : null;
+    const values = { elapsed: clock(job.elapsedS), done: clock(job.doneS), total: clock(job.totalS ?? 0), speed, left: clock(left ?? 0) };
+    if (left !== null) return text("detail.transcribing_left", values);
     return text(job.totalS ? "detail.transcribing" : "detail.transcribing_on", values);
   }
   if (job.isRunning) return text("detail.elapsed", { elapsed: clock(job.elapsedS) });
-  if (job.transcript) return text("detail.done", { elapsed: clock(job.elapsedS), size });
   return size;
 }
 

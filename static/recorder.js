@@ -27,6 +27,10 @@ export class Recorder {
     this.#onRecording = onRecording;
     byId("record").addEventListener("click", () => this.#start());
     byId("record-stop").addEventListener("click", () => this.#session?.finish());
+    byId("record-pause").addEventListener("click", () => {
+      this.#session?.togglePause();
+      this.#render();
+    });
     byId("record-discard").addEventListener("click", () => this.#discard());
     byId("record-dismiss").addEventListener("click", () => this.#show({ problem: null }));
     onLanguageChange(() => this.#render());
@@ -79,6 +83,8 @@ export class Recorder {
     setText(byId("record-problem-text"), this.#problem ? text(this.#problem) : "");
     if (!this.#session) return;
     setText(byId("record-time"), clock(this.#session.seconds));
+    setText(byId("record-pause"), text(this.#session.isPaused ? "recorder.resume" : "recorder.pause"));
+    byId("recorder").classList.toggle("paused", this.#session.isPaused);
     byId("record-level").setAttribute("aria-valuenow", Math.round(this.#session.levels.at(-1) * 100));
     drawLevels(byId("record-picture"), this.#session.levels);
   }
@@ -94,6 +100,7 @@ class Session {
   #context = new AudioContext();
   #parts = [];
   #startedAt = performance.now();
+  #pausedAt = null;
   #timer;
 
   constructor(stream, { onTick, onEnd }) {
@@ -110,13 +117,28 @@ class Session {
     // A part each second: a microphone that is pulled out loses nothing that was said before.
     this.#recorder.start(1000);
     this.#timer = setInterval(() => {
-      this.levels.push(this.#level());
+      if (!this.isPaused) this.levels.push(this.#level());
       onTick();
     }, 1000 / LEVELS_PER_SECOND);
   }
 
   get seconds() {
-    return (performance.now() - this.#startedAt) / 1000;
+    return ((this.#pausedAt ?? performance.now()) - this.#startedAt) / 1000;
+  }
+
+  get isPaused() {
+    return this.#pausedAt !== null;
+  }
+
+  togglePause() {
+    if (this.#recorder.state === "recording") {
+      this.#recorder.pause();
+      this.#pausedAt = performance.now();
+    } else if (this.#recorder.state === "paused") {
+      this.#recorder.resume();
+      this.#startedAt += performance.now() - this.#pausedAt;
+      this.#pausedAt = null;
+    }
   }
 
   finish() {

@@ -1,4 +1,4 @@
-/** The two questions that the page asks the server. All addresses are relative to the page. */
+/** What the page asks of the server. All addresses are relative to the page. */
 
 import { Problem, problemOfEvent, problemOfReply } from "./problems.js";
 import { EventReader } from "./sse.js";
@@ -62,7 +62,66 @@ export function transcribe({ file, spokenLanguage, model, apiKey, track, allowsP
   });
 }
 
-function transcriptionForm({ file, spokenLanguage, model, track, allowsPartial }) {
+/**
+ * Send a recording as a job, which goes on without this page; give the job's id.
+ *
+ * `onSent(share)` tells how much has left. Rejects with a `Problem`, or with the signal's reason.
+ */
+export function submitJob(whole, { signal, onSent }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", "v1/jobs");
+    if (whole.apiKey) request.setRequestHeader("Authorization", `Bearer ${whole.apiKey}`);
+    request.upload.addEventListener("progress", ({ loaded, total }) => onSent(loaded / total));
+    request.addEventListener("load", () => {
+      if (request.status === 202) resolve(JSON.parse(request.responseText).id);
+      else reject(problemOfReply(request, { keyWasSent: whole.apiKey !== "" }));
+    });
+    request.addEventListener("error", () => reject(new Problem("network")));
+    request.addEventListener("abort", () => reject(signal.reason));
+    signal.addEventListener("abort", () => request.abort(), { once: true });
+    request.send(transcriptionForm(whole, { isJob: true }));
+  });
+}
+
+/** Give what came of a job since `{run, after}`: `{job, queue_position, run, following, events}`. */
+export async function jobEvents(id, { run, after }, apiKey) {
+  return (await askJob(`${id}/events?run=${encodeURIComponent(run)}&after=${after}`, apiKey)).json();
+}
+
+/** Give the transcript of a job that has succeeded. */
+export async function jobResult(id, apiKey) {
+  return (await askJob(`${id}/result`, apiKey)).json();
+}
+
+/** Cancel a job, or forget a finished one; a server that does not answer forgets it later by itself. */
+export async function deleteJob(id, apiKey) {
+  try {
+    await askJob(id, apiKey, { method: "DELETE" });
+  } catch (problem) {
+    console.info(problem);
+  }
+}
+
+async function askJob(path, apiKey, options = {}) {
+  let reply;
+  try {
+    reply = await fetch(`v1/jobs/${path}`, {
+      ...options,
+      cache: "no-store",
+      headers: apiKey ? { Authorization: `Bearer ${apiKey}` } : {},
+      signal: AbortSignal.timeout(SILENCE_LIMIT_S * 1000),
+    });
+  } catch {
+    throw new Problem("network");
+  }
+  if (reply.ok) return reply;
+  const responseText = await reply.text();
+  const asRequest = { status: reply.status, responseText, getResponseHeader: (name) => reply.headers.get(name) };
+  throw problemOfReply(asRequest, { keyWasSent: apiKey !== "" });
+}
+
+function transcriptionForm({ file, spokenLanguage, model, track, allowsPartial }, { isJob = false } = {}) {
   const form = new FormData();
   const fields = [
     ["model", model || "whisper-1"],
@@ -70,9 +129,7 @@ function transcriptionForm({ file, spokenLanguage, model, track, allowsPartial }
     ["timestamp_granularities[]", "word"],
     ["timestamp_granularities[]", "segment"],
     ["include[]", "logprobs"],
-    ["include[]", "progress"],
-    ["include[]", "peaks"],
-    ["stream", "true"],
+    ...(isJob ? [] : [["include[]", "progress"], ["include[]", "peaks"], ["stream", "true"]]),
   ];
   for (const [name, value] of fields) form.append(name, value);
   if (spokenLanguage) form.append("language", spokenLanguage);

@@ -114,6 +114,8 @@ export class Settings {
 
   #fill() {
     byId("format").value = readStored("format", "srt");
+    byId("theme").value = readStored("theme", "");
+    this.#showTheme();
     byId("allow-partial").checked = readStored("allow-partial", false);
     const key = readStored("api-key", "");
     byId("api-key").value = key;
@@ -127,8 +129,15 @@ export class Settings {
     for (const [name, id] of Object.entries(CAPTION_FIELDS)) byId(id).value = chosen[name];
   }
 
+  /** Light or dark, whatever the system has. */
+  #showTheme() {
+    document.documentElement.dataset.theme = byId("theme").value;
+  }
+
   #keep() {
     store("format", this.format);
+    store("theme", byId("theme").value);
+    this.#showTheme();
     // The track is not kept: the next recording may have no second one.
     store("allow-partial", byId("allow-partial").checked);
     store("spoken", byId("spoken").value);

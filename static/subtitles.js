@@ -25,27 +25,29 @@ const SRT_ARROW = /-[- ]*>/g;
 export function makeCues(transcript, options) {
   const limits = limitsOf(options);
   const pieces = transcript.sentences
-    .map((sentence) => readableWords(transcript.wordsOf(sentence)))
+    .map((sentence) => readableWords(transcript.wordsOf(sentence), sentence.speaker))
     .filter((piece) => piece.length > 0)
     .flatMap((piece) => split(piece, limits));
   const merged = mergeShort(pieces, limits);
   const times = timesOf(merged, limits);
-  return merged.map((piece, index) => ({ ...times[index], lines: breakLines(piece, limits) }));
+  return merged.map((piece, index) => ({ ...times[index], speaker: piece[0].speaker, lines: breakLines(piece, limits) }));
 }
 
 export function toSrt(cues) {
   return cues
-    .map(({ start, end, lines }, index) => {
-      const text = lines.join("\n").replace(SRT_ARROW, "→");
+    .map(({ start, end, speaker, lines }, index) => {
+      const isNew = speaker && speaker !== cues[index - 1]?.speaker;
+      const text = `${isNew ? `${speaker}: ` : ""}${lines.join("\n")}`.replace(SRT_ARROW, "→");
       return `${index + 1}\n${timestamp(start, ",")} --> ${timestamp(end, ",")}\n${text}\n\n`;
     })
     .join("");
 }
 
 export function toVtt(cues) {
-  const blocks = cues.map(({ start, end, lines }) => {
-    const text = lines.join("\n").replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-    return `${timestamp(start, ".")} --> ${timestamp(end, ".")}\n${text}\n\n`;
+  const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const blocks = cues.map(({ start, end, speaker, lines }) => {
+    const voice = speaker ? `<v ${escaped(speaker)}>` : "";
+    return `${timestamp(start, ".")} --> ${timestamp(end, ".")}\n${voice}${escaped(lines.join("\n"))}\n\n`;
   });
   return `WEBVTT\n\n${blocks.join("")}`;
 }
@@ -64,13 +66,14 @@ function limitsOf({ lineLength, lines, longestS, shortestS, mergeGapS, gapS, few
 }
 
 /** An edit may have put several words, or none, in one's place: those share its time. */
-function readableWords(words) {
+function readableWords(words, speaker) {
   return words.flatMap(({ text, start, end }) =>
     text.split(/\s+/).filter(Boolean).map((part) => ({
       text: part,
       length: [...part].length,
       start: ms(start),
       end: ms(end),
+      speaker,
     })),
   );
 }
@@ -130,6 +133,7 @@ function mergeShort(pieces, limits) {
 
 function belongTogether(left, right, limits) {
   return (
+    left[0].speaker === right[0].speaker &&
     right[0].start - left.at(-1).end <= limits.mergeGap &&
     (isShort(left, limits) || isShort(right, limits)) &&
     fits([...left, ...right], limits)

@@ -1,23 +1,25 @@
 /**
- * The transcript on the page: sentences with times, words that can be played, marked and edited.
+ * The transcript on the page: paragraphs of sentences with times, words that can be played and marked.
  *
- * Every sentence is in the page as text, for the browser's own search and for screen readers. Only
- * those near the window have an element for each word: 12 hours are 100,000 of them.
+ * Every sentence is in the page as text, for the browser's own search and for screen readers, and laid
+ * out: a jump knows where it goes. Only those near the window have an element for each word: 12 hours
+ * are 100,000 of them.
  *
  * Keyboard: one stop for Tab. Up and Down go from sentence to sentence, Left and Right from word to
  * word, Enter plays from there, F2 edits.
  */
 
-import { byId, debounced, element, prefersStillness } from "./dom.js";
+import { byId, debounced, element } from "./dom.js";
 import { clock, number, text } from "./i18n.js";
+import { SentenceEditor } from "./sentence-editor.js";
 import { isUncertain } from "./transcript.js";
 
 /** How far outside the window sentences get their words. */
 const NEAR = "800px 0px";
 /** How long the scrolling must rest for that: what flies by is never read word by word. */
 const REST_MS = 80;
-/** How long the page leaves a person alone who has scrolled, before it follows the sound again. */
-const LEAVE_ALONE_MS = 4_000;
+/** How long the target of a jump stays marked. */
+const TARGET_MS = 2_000;
 
 export class TranscriptView {
   #list = byId("sentences");
@@ -27,35 +29,57 @@ export class TranscriptView {
   #found = [];
   #current = null;
   #stop = null;
-  #scrolledAt = -Infinity;
+  #follows = true;
+  #targetTimer = null;
   #near = new Set();
   #expandNear = debounced(() => this.#near.forEach((item) => this.#expand(item)), REST_MS);
   #observer;
   #onPlay;
-  #onEditing;
+  #onFollow;
+  #editor;
 
   /**
-   * `onPlay(seconds)` is called to play from a moment, `onEditing()` when an edit begins.
+   * `onPlay(seconds)` is called to play from a moment, `onEditing()` when an edit begins, `onFollow()`
+   * when the person has scrolled away from what is spoken.
    */
-  constructor({ onPlay, onEditing }) {
+  constructor({ onPlay, onEditing, onFollow }) {
     this.#onPlay = onPlay;
-    this.#onEditing = onEditing;
+    this.#onFollow = onFollow;
+    this.#editor = new SentenceEditor({ onBegin: onEditing, onEnd: (at, how) => this.#edited(at, how) });
     this.#observer = new IntersectionObserver((entries) => this.#cross(entries), { rootMargin: NEAR });
     this.#list.addEventListener("click", (event) => this.#click(event));
     this.#list.addEventListener("dblclick", (event) => this.#editAt(event.target));
     this.#list.addEventListener("keydown", (event) => this.#key(event));
     for (const name of ["wheel", "touchmove"]) {
-      window.addEventListener(name, () => { this.#scrolledAt = performance.now(); }, { passive: true });
+      window.addEventListener(name, () => this.#scrolled(), { passive: true });
     }
+    window.addEventListener("keydown", ({ key, target }) => {
+      if (["PageUp", "PageDown"].includes(key) && !target.closest?.("[role=slider]")) this.#scrolled();
+    });
   }
 
   get isEditing() {
     return byId("edit").getAttribute("aria-pressed") === "true";
   }
 
-  /** Whether a person is at the words or at the search, and so would lose their place. */
-  get #isInUse() {
-    return [this.#list, byId("tools")].some((part) => part.contains(document.activeElement));
+  get follows() {
+    return this.#follows;
+  }
+
+  set follows(wanted) {
+    this.#follows = wanted;
+    if (wanted && this.#spoken >= 0) jumpTo(this.#itemOf(this.#spoken), "center");
+  }
+
+  #scrolled() {
+    if (!this.#follows || this.#spoken < 0) return;
+    this.#follows = false;
+    this.#onFollow();
+  }
+
+  /** Finish an edit that is open, as when the page is left. */
+  commit() {
+    this.#editor.close();
   }
 
   show(transcript, languageCode) {
@@ -66,11 +90,57 @@ export class TranscriptView {
     this.#found = [];
     this.#current = null;
     this.#list.lang = languageCode;
-    this.#items = transcript.sentences.map((sentence, index) => this.#item(sentence, index));
-    this.#list.replaceChildren(...this.#items);
+    this.#write();
+    this.#follows = true;
+  }
+
+  /** Take what an edit has changed. */
+  changed({ isStructural, changed }) {
+    this.#spoken = -1;
+    if (isStructural) {
+      this.keepPlace(() => this.#write());
+    } else {
+      for (const at of changed) this.#items[at].querySelector(".words").textContent = this.#transcript.textOf(this.#transcript.sentences[at]);
+      // The numbers of all words behind may have moved.
+      for (const item of this.#items) if (item.dataset.expanded) this.#writeWords(item);
+    }
+  }
+
+  #write() {
+    const { sentences } = this.#transcript;
+    this.#observer.disconnect();
+    this.#near.clear();
+    this.#items = sentences.map((sentence, index) => this.#item(sentence, index));
+    const paragraphs = this.#transcript.paragraphs().map((group) => this.#paragraph(group));
+    this.#list.replaceChildren(...paragraphs);
+    this.#writeHoles();
     this.#stop = null;
-    if (this.#items.length > 0) this.#stopAt(this.#items[0].firstChild);
-    for (const item of this.#items) this.#observer.observe(item);
+    if (this.#items.length > 0) this.#stopAt(this.#items[0].querySelector(".time"));
+    // A paragraph each: to look after every sentence of ten hours would make scrolling slow.
+    for (const paragraph of paragraphs) this.#observer.observe(paragraph);
+  }
+
+  /** Say between the sentences where there is speech without words. */
+  #writeHoles() {
+    for (const { code, start, end } of this.#transcript.warnings) {
+      if (code !== "speech_without_words" || start === null) continue;
+      const words = text("warning.hole", { time: clock(start), end: clock(end ?? start) });
+      const hole = element("button", { type: "button", className: "hole", textContent: words });
+      hole.addEventListener("click", () => this.#onPlay(start));
+      const next = this.#transcript.sentences.findIndex((sentence) => sentence.startS >= start);
+      if (next >= 0) this.#items[next].before(hole);
+      else this.#items.at(-1)?.after(hole);
+    }
+  }
+
+  /** Have the sentence at the window's middle stay where it is. */
+  keepPlace(act) {
+    const middle = innerHeight / 2;
+    const at = this.#items.findIndex((item) => item.getBoundingClientRect().bottom > middle);
+    const before = this.#items[at]?.getBoundingClientRect().top;
+    act();
+    const item = this.#items[Math.min(at, this.#items.length - 1)];
+    if (item) window.scrollBy({ top: item.getBoundingClientRect().top - before, behavior: "instant" });
   }
 
   /** Mark the word that is being spoken, and keep it in view. */
@@ -81,8 +151,24 @@ export class TranscriptView {
     const word = this.#wordElement(index);
     word?.classList.add("speaking");
     const item = this.#itemOf(index);
-    const left = performance.now() - this.#scrolledAt > LEAVE_ALONE_MS;
-    if (item && left && !this.#isInUse) bringIntoView(item, "nearest");
+    if (item && this.#follows && !this.#editor.isOpen && !this.#current) keepInView(item);
+  }
+
+  /** Go where a person has moved the sound to, and mark it. */
+  showMoment(index) {
+    this.#current = null;
+    const item = this.#itemOf(Math.max(0, index));
+    if (!item) return;
+    jumpTo(item, "center");
+    this.#target(item);
+  }
+
+  /** Mark the sentence that a jump has led to. */
+  #target(item) {
+    clearTimeout(this.#targetTimer);
+    for (const marked of this.#list.querySelectorAll(".target")) marked.classList.remove("target");
+    item.classList.add("target");
+    this.#targetTimer = setTimeout(() => item.classList.remove("target"), TARGET_MS);
   }
 
   /** Mark places, `{first, end}` each, and go to the one at `current`. */
@@ -95,12 +181,18 @@ export class TranscriptView {
     const item = this.#itemOf(this.#current.first);
     this.#expand(item);
     jumpTo(item, "center");
+    this.#target(item);
   }
 
   /** Go to a word and put the keyboard there. */
   goTo(index) {
-    this.#expand(this.#itemOf(index));
+    const item = this.#itemOf(index);
+    this.#expand(item);
     this.#focus(this.#wordElement(index), "center");
+    this.#target(item);
+    // With the mouse, the focus draws no ring.
+    for (const marked of this.#list.querySelectorAll(".here")) marked.classList.remove("here");
+    this.#wordElement(index).classList.add("here");
   }
 
   // ---- Sentences and their words ----
@@ -108,23 +200,38 @@ export class TranscriptView {
   #item(sentence, index) {
     const time = element("button", { type: "button", className: "time", tabIndex: -1, textContent: clock(sentence.startS) });
     time.setAttribute("aria-label", text("transcript.play_from", { time: clock(sentence.startS) }));
-    const words = element("p", { className: "words", dir: "auto", textContent: this.#transcript.textOf(sentence) });
-    const item = element("li", {}, time, words);
+    const words = element("span", { className: "words", textContent: this.#transcript.textOf(sentence) });
+    // A space, for the reading view and for what is copied.
+    const item = element("div", { className: "sentence" }, time, words, " ");
     item.dataset.index = index;
     return item;
   }
 
+  #paragraph(group) {
+    const { speaker } = this.#transcript.sentences[group[0]];
+    const before = this.#transcript.sentences[group[0] - 1]?.speaker ?? null;
+    const items = group.map((index) => this.#items[index]);
+    const paragraph = element("li", { className: "paragraph", dir: "auto" }, ...items);
+    if (!speaker || speaker === before) return paragraph;
+    const label = element("button", { type: "button", className: "speaker", textContent: speaker });
+    label.setAttribute("aria-label", text("speaker.rename", { name: speaker }));
+    paragraph.prepend(label);
+    return paragraph;
+  }
+
   #cross(entries) {
     for (const { target, isIntersecting } of entries) {
-      if (isIntersecting) this.#near.add(target);
-      else this.#near.delete(target);
-      if (!isIntersecting && !target.contains(document.activeElement)) this.#collapse(target);
+      for (const item of target.querySelectorAll(".sentence")) {
+        if (isIntersecting) this.#near.add(item);
+        else this.#near.delete(item);
+        if (!isIntersecting && !item.contains(document.activeElement)) this.#collapse(item);
+      }
     }
     this.#expandNear();
   }
 
   #expand(item) {
-    if (item.dataset.expanded) return;
+    if (item.dataset.expanded || item.classList.contains("being-edited")) return;
     item.dataset.expanded = "true";
     this.#writeWords(item);
   }
@@ -132,7 +239,7 @@ export class TranscriptView {
   #collapse(item) {
     if (!item.dataset.expanded) return;
     delete item.dataset.expanded;
-    item.lastChild.textContent = this.#transcript.textOf(this.#sentence(item));
+    item.querySelector(".words").textContent = this.#transcript.textOf(this.#sentence(item));
     this.#keepStop(item);
   }
 
@@ -147,7 +254,7 @@ export class TranscriptView {
       const made = this.#word(word, sentence.first + offset);
       return offset === 0 ? [made] : [" ", made];
     });
-    item.lastChild.replaceChildren(...nodes);
+    item.querySelector(".words").replaceChildren(...nodes);
     this.#keepStop(item);
   }
 
@@ -183,9 +290,11 @@ export class TranscriptView {
 
   #click({ target }) {
     const word = target.closest("[data-word]");
-    if (word && this.isEditing) this.#edit(word);
+    const item = target.closest(".sentence");
+    if (target.closest(".speaker")) this.#editor.renameSpeaker(target, this.#transcript);
+    else if (target.closest(".time")) this.#onPlay(this.#sentence(item).startS);
+    else if (item && this.isEditing) this.#edit(item, word);
     else if (word) this.#play(word);
-    else if (target.closest(".time")) this.#onPlay(this.#sentence(target.closest("li")).startS);
   }
 
   #play(word) {
@@ -193,17 +302,17 @@ export class TranscriptView {
   }
 
   #key(event) {
-    if (event.target.tagName === "INPUT") return;
+    if (event.target.closest("input, textarea") || !event.target.closest(".sentence")) return;
     const act = {
       ArrowDown: () => this.#focusSentence(event.target, 1),
       ArrowUp: () => this.#focusSentence(event.target, -1),
       ArrowRight: () => this.#focusWord(event.target, 1),
       ArrowLeft: () => this.#focusWord(event.target, -1),
-      Home: () => this.#focus(this.#items[0].firstChild),
-      End: () => this.#focus(this.#items.at(-1).firstChild),
+      Home: () => this.#focus(this.#items[0].querySelector(".time")),
+      End: () => this.#focus(this.#items.at(-1).querySelector(".time")),
       F2: () => this.#editAt(event.target),
       ...(event.target.dataset.word && {
-        Enter: () => (this.isEditing ? this.#edit(event.target) : this.#play(event.target)),
+        Enter: () => (this.isEditing ? this.#editAt(event.target) : this.#play(event.target)),
         " ": () => this.#play(event.target),
       }),
     }[event.key];
@@ -213,14 +322,14 @@ export class TranscriptView {
   }
 
   #focusSentence(from, step) {
-    const item = this.#items[Number(from.closest("li").dataset.index) + step];
-    if (item) this.#focus(item.firstChild);
+    const item = this.#items[Number(from.closest(".sentence").dataset.index) + step];
+    if (item) this.#focus(item.querySelector(".time"));
   }
 
   #focusWord(from, step) {
-    const item = from.closest("li");
+    const item = from.closest(".sentence");
     this.#expand(item);
-    const stops = [item.firstChild, ...item.querySelectorAll("[data-word]")];
+    const stops = [item.querySelector(".time"), ...item.querySelectorAll("[data-word]")];
     const next = stops[stops.indexOf(from) + step];
     if (next) this.#focus(next);
   }
@@ -228,12 +337,12 @@ export class TranscriptView {
   #focus(target, block = "nearest") {
     this.#stopAt(target);
     target.focus({ preventScroll: true });
-    jumpTo(target.closest("li"), block);
+    jumpTo(target.closest(".sentence"), block);
   }
 
   /** Keep the transcript reachable by Tab after its stop was among the words written anew. */
   #keepStop(item) {
-    if (this.#stop && !this.#stop.isConnected) this.#stopAt(item.firstChild);
+    if (this.#stop && !this.#stop.isConnected) this.#stopAt(item.querySelector(".time"));
   }
 
   /** Make `target` the transcript's one stop for Tab; a word is a button while it is that. */
@@ -251,34 +360,31 @@ export class TranscriptView {
   // ---- Editing ----
 
   #editAt(target) {
-    const word = target.closest("[data-word]");
-    if (word) this.#edit(word);
+    const item = target.closest(".sentence");
+    if (item && !target.closest("textarea, input")) this.#edit(item, target.closest("[data-word]"));
   }
 
-  #edit(word) {
-    const index = Number(word.dataset.word);
-    const before = this.#transcript.words[index].text;
-    const field = element("input", { className: "word-field", value: before, spellcheck: true });
-    field.setAttribute("aria-label", text("transcript.edit_word", { word: before }));
-    field.size = Math.max(4, before.length + 1);
-    this.#onEditing();
-    let open = true;
-    const close = (value, refocus) => {
-      if (!open) return;
-      open = false;
-      this.#transcript.edit(index, value);
-      this.#rewrite(this.#transcript.sentenceOf(index));
-      if (refocus) this.#focus(this.#wordElement(index));
-    };
-    field.addEventListener("blur", () => close(field.value, false));
-    field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") close(field.value, true);
-      if (event.key === "Escape") close(before, true);
-      if (event.key === "Enter" || event.key === "Escape") event.preventDefault();
-    });
-    word.replaceWith(field);
-    field.focus();
-    field.select();
+  /** Open a sentence for editing, with one of its words selected. */
+  #edit(item, word = null) {
+    this.#editor.close();
+    const at = Number(item.dataset.index);
+    // An edit of another tab may have taken it away.
+    if (!item.isConnected) return;
+    const place = word ? Number(word.dataset.word) - this.#sentence(item).first : -1;
+    this.#editor.open(item, this.#transcript, at, place);
+  }
+
+  /** Go on after an edit: `how` is `{focus: bool, next: index or null}`. */
+  #edited(at, { focus, next = null }) {
+    const item = this.#items[Math.min(next ?? at, this.#items.length - 1)];
+    if (!item) return;
+    const written = this.#items[Math.min(at, this.#items.length - 1)];
+    if (written.querySelector(".words").childElementCount === 0) {
+      delete written.dataset.expanded;
+      this.#expand(written);
+    }
+    if (next !== null) this.#edit(item);
+    else if (focus) this.#focus(item.querySelector("[data-word]") ?? item.querySelector(".time"));
   }
 }
 
@@ -292,13 +398,15 @@ function uncertainty({ probability }) {
   return text("transcript.uncertain", { percent: number(probability, { style: "percent" }) });
 }
 
-/** Scroll as a person asks for it. */
+/** Go there at once: on the way through hours of text there is nothing to see. */
 function jumpTo(item, block) {
-  // A scroll still under way would go on past an item that is in view at this moment.
-  window.scrollBy({ top: 0, behavior: "instant" });
-  bringIntoView(item, block);
+  item.scrollIntoView({ block, behavior: "instant" });
 }
 
-function bringIntoView(item, block) {
-  item.scrollIntoView({ block, behavior: prefersStillness() ? "auto" : "smooth" });
+/** Follow what is spoken: only a sentence that is about to leave the window moves the page. */
+function keepInView(item) {
+  const { top, bottom } = item.getBoundingClientRect();
+  const above = byId("tools").getBoundingClientRect().bottom;
+  const below = byId("bar").getBoundingClientRect().top;
+  if (top < above || bottom > below) jumpTo(item, "center");
 }

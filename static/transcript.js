@@ -1,4 +1,10 @@
-/** A transcript: words with times and probabilities, in sentences; edits reach every format. */
+/**
+ * A transcript: words with times and probabilities, in sentences; edits reach every format.
+ *
+ * Each change is an event `{key, type, ...}`: `edit` replaces sentences by others, `undo` and `redo`
+ * walk through the edits. The same events in the order of their keys give the same transcript, so
+ * a log of them is what is stored, and what another tab is sent.
+ */
 
 /** Below this probability a word is worth a second look. */
 const UNCERTAIN_BELOW = 0.5;
@@ -7,24 +13,33 @@ const PARAGRAPH_PAUSE_S = 1.5;
 /** So does the first sentence after this many characters. */
 const PARAGRAPH_CHARACTERS = 500;
 
+let eventCount = 0;
+const TAB = Math.random().toString(36).slice(2, 8);
+
 export class Transcript {
-  /** `{text, start, end, probability, edited}` each; seconds, and `probability` null if unknown. */
+  /** `{text, start, end, probability, edited, source}` each; seconds, and `probability` null if unknown. */
   words;
-  /** `{first, end, startS, endS}` each: words `[first, end)`. Sentences tile the words. */
+  /** `{uid, first, end, startS, endS, speaker, source}` each: words `[first, end)`. Sentences tile the words. */
   sentences;
   durationS;
-  /** Called after each edit. */
+  /** Called with the event of each edit made here. */
   onEdit = () => {};
+  /** Called after each change, with `isStructural`: whether sentences came or went; and which changed. */
+  onChange = () => {};
   #answer;
+  #done = [];
+  #undone = [];
+  #lastKey = "";
 
-  /** Read a `verbose_json` answer; it may be one that `toJson` gave. */
-  constructor(answer) {
+  /** Read a `verbose_json` answer, and do again what `events` did to it. */
+  constructor(answer, events = []) {
     // The tokens' log-probabilities are the words' already, and the most of it by far.
     const { logprobs, ...rest } = answer;
     this.#answer = rest;
     this.durationS = answer.duration;
     this.words = (answer.words ?? []).map(readWord);
     this.sentences = sentencesOf(answer.segments ?? [], this.words);
+    for (const event of [...events].sort((left, right) => (left.key < right.key ? -1 : 1))) this.#apply(event);
   }
 
   get language() {
@@ -37,20 +52,24 @@ export class Transcript {
   }
 
   get isEdited() {
-    return this.words.some((word) => word.edited);
+    return this.#done.length > 0;
   }
 
   get uncertainCount() {
     return this.words.filter(isUncertain).length;
   }
 
-  /** Put `text` in a word's place; it may be several words, or none. */
-  edit(index, text) {
-    const word = this.words[index];
-    const clean = text.trim().replace(/\s+/g, " ");
-    if (clean === word.text) return;
-    Object.assign(word, { text: clean, edited: true });
-    this.onEdit();
+  get canUndo() {
+    return this.#done.length > 0;
+  }
+
+  get canRedo() {
+    return this.#undone.length > 0;
+  }
+
+  /** The names of the speakers, in the order in which they first speak. */
+  get speakers() {
+    return [...new Set(this.sentences.map(({ speaker }) => speaker).filter(Boolean))];
   }
 
   wordsOf({ first, end }) {
@@ -83,19 +102,27 @@ export class Transcript {
     return needle === "" ? [] : this.sentences.flatMap((sentence) => this.#placesIn(sentence, needle));
   }
 
+  /** Group the sentences as paragraphs; give the indices of each one's. */
+  paragraphs() {
+    const groups = [];
+    let length = 0;
+    this.sentences.forEach((sentence, index) => {
+      const before = this.sentences[index - 1];
+      const begins =
+        !before ||
+        sentence.startS - before.endS >= PARAGRAPH_PAUSE_S ||
+        length >= PARAGRAPH_CHARACTERS ||
+        (sentence.speaker ?? null) !== (before.speaker ?? null);
+      if (begins) groups.push([]);
+      groups.at(-1).push(index);
+      length = (begins ? 0 : length) + this.textOf(sentence).length + 1;
+    });
+    return groups;
+  }
+
   /** Write it as paragraphs. */
   toText() {
-    const paragraphs = [];
-    let lastEndS = -Infinity;
-    for (const sentence of this.sentences) {
-      const text = this.textOf(sentence);
-      const last = paragraphs.length - 1;
-      const paused = sentence.startS - lastEndS >= PARAGRAPH_PAUSE_S;
-      if (text === "") continue;
-      if (last < 0 || paused || paragraphs[last].length >= PARAGRAPH_CHARACTERS) paragraphs.push(text);
-      else paragraphs[last] += ` ${text}`;
-      lastEndS = sentence.endS;
-    }
+    const paragraphs = this.paragraphs().map((group) => group.map((index) => this.textOf(this.sentences[index])).join(" "));
     return paragraphs.map((paragraph) => `${paragraph}\n`).join("\n");
   }
 
@@ -105,29 +132,227 @@ export class Transcript {
     return {
       ...this.#answer,
       text: joined(this.words),
-      words: this.words.map((word, index) => ({
-        ...this.#answer.words[index],
+      words: this.words.map((word) => ({
+        ...(word.source === null ? {} : this.#answer.words[word.source]),
         word: word.text,
+        start: word.start,
+        end: word.end,
         ...(word.edited && { edited: true }),
       })),
       segments: this.sentences.map((sentence, index) => ({
-        ...this.#answer.segments[index],
+        ...this.#answer.segments[sentence.source],
+        id: index,
+        start: sentence.startS,
+        end: sentence.endS,
         text: ` ${this.textOf(sentence)}`,
+        ...(sentence.speaker && { speaker: sentence.speaker }),
         ...(this.wordsOf(sentence).some((word) => word.edited) && { edited: true }),
       })),
     };
   }
 
+  // ---- Edits ----
+
+  /** Put `text` in a word's place; it may be several words, or none. */
+  editWord(index, text) {
+    const at = this.sentenceOf(index);
+    const sentence = this.sentences[at];
+    const words = this.wordsOf(sentence);
+    const place = index - sentence.first;
+    const written = retimed([words[place]], text);
+    this.#replace([{ at, count: 1, sentences: [{ ...sentence, words: words.toSpliced(place, 1, ...written) }] }]);
+  }
+
+  /** Put `text` in a sentence's place; words that stay keep their times, the others share what is between. */
+  editSentence(at, text) {
+    const sentence = this.sentences[at];
+    const words = retimed(this.wordsOf(sentence), text);
+    this.#replace([{ at, count: 1, sentences: words.length > 0 ? [{ ...sentence, words }] : [] }]);
+  }
+
+  /** Write `before` and `after` as two sentences in the place of one. */
+  split(at, before, after) {
+    const sentence = this.sentences[at];
+    const words = retimed(this.wordsOf(sentence), `${before} ${after}`);
+    const cut = tokensOf(before).length;
+    if (cut === 0 || cut === words.length) return;
+    this.#replace([
+      {
+        at,
+        count: 1,
+        sentences: [
+          { ...sentence, words: words.slice(0, cut) },
+          { ...sentence, uid: newUid(), words: words.slice(cut) },
+        ],
+      },
+    ]);
+  }
+
+  /** Make one sentence of this one and the next; the first one's speaker says it. */
+  joinNext(at, text = null) {
+    const [first, second] = this.sentences.slice(at, at + 2);
+    if (!second) return;
+    const words = text === null ? this.wordsOf(first) : retimed(this.wordsOf(first), text);
+    this.#replace([{ at, count: 2, sentences: [{ ...first, words: [...words, ...this.wordsOf(second)] }] }]);
+  }
+
+  /** Name who speaks, from a sentence on to where another speaker begins. */
+  setSpeaker(at, speaker) {
+    const was = this.sentences[at].speaker ?? null;
+    let end = at;
+    while (end < this.sentences.length && (this.sentences[end].speaker ?? null) === was) end += 1;
+    const name = cleaned(speaker) || null;
+    if (name !== was) this.#replace(this.#spoken(at, end, name));
+  }
+
+  renameSpeaker(was, speaker) {
+    const name = cleaned(speaker) || null;
+    const parts = this.sentences.flatMap((sentence, at) => (sentence.speaker === was ? this.#spoken(at, at + 1, name) : []));
+    if (name !== was) this.#replace(parts);
+  }
+
+  /** Replace each place where `wanted` is, whatever its case; give how many there were. */
+  replaceAll(wanted, replacement) {
+    const needle = folded(wanted.trim());
+    if (needle === "") return 0;
+    let count = 0;
+    const parts = this.sentences.flatMap((sentence, at) => {
+      const was = this.textOf(sentence);
+      const places = placesOf(folded(was), needle);
+      if (places.length === 0) return [];
+      count += places.length;
+      let text = "";
+      let end = 0;
+      for (const place of places) {
+        text += was.slice(end, place) + replacement;
+        end = place + needle.length;
+      }
+      const words = retimed(this.wordsOf(sentence), text + was.slice(end));
+      return [{ at, count: 1, sentences: words.length > 0 ? [{ ...sentence, words }] : [] }];
+    });
+    this.#replace(parts);
+    return count;
+  }
+
+  undo() {
+    if (this.canUndo) this.#make({ type: "undo" });
+  }
+
+  redo() {
+    if (this.canRedo) this.#make({ type: "redo" });
+  }
+
+  /** Take an event of another tab; give whether it came in its turn. Else all must be read anew. */
+  take(event) {
+    if (event.key <= this.#lastKey) return false;
+    this.onChange(this.#apply(event));
+    return true;
+  }
+
+  #spoken(first, end, speaker) {
+    const sentences = this.sentences.slice(first, end).map((sentence) => ({ ...sentence, speaker, words: this.wordsOf(sentence) }));
+    return [{ at: first, count: end - first, sentences }];
+  }
+
+  #replace(parts) {
+    const changed = parts.filter(({ at, count, sentences }) => !this.#isSame(at, count, sentences));
+    if (changed.length === 0) return;
+    this.#make({
+      type: "edit",
+      parts: changed.map(({ at, count, sentences }) => ({
+        uids: this.sentences.slice(at, at + count).map(({ uid }) => uid),
+        after: this.sentences[at - 1]?.uid ?? null,
+        sentences: sentences.map(({ uid, speaker, source, words }) => ({ uid, speaker: speaker ?? null, source, words })),
+      })),
+    });
+  }
+
+  #isSame(at, count, sentences) {
+    if (count !== 1 || sentences.length !== 1) return false;
+    const was = this.sentences[at];
+    const words = this.wordsOf(was);
+    return (
+      (was.speaker ?? null) === (sentences[0].speaker ?? null) &&
+      words.length === sentences[0].words.length &&
+      words.every((word, index) => word.text === sentences[0].words[index].text)
+    );
+  }
+
+  #make(what) {
+    // After all that are known, wherever their clocks stand.
+    const last = Number(this.#lastKey.slice(0, 15));
+    const now = String(Math.max(Date.now(), last + 1)).padStart(15, "0");
+    const event = { ...what, key: `${now}.${TAB}.${(eventCount += 1)}` };
+    const change = this.#apply(event);
+    this.onEdit(event);
+    this.onChange(change);
+  }
+
+  #apply(event) {
+    if (event.key > this.#lastKey) this.#lastKey = event.key;
+    if (event.type === "edit") {
+      this.#undone = [];
+      const change = this.#applyParts(event.parts);
+      this.#done.push({ parts: event.parts, inverse: change.inverse });
+      return change;
+    }
+    const [from, to] = event.type === "undo" ? [this.#done, this.#undone] : [this.#undone, this.#done];
+    const step = from.pop();
+    if (!step) return { isStructural: false, changed: [] };
+    const change = this.#applyParts(event.type === "undo" ? step.inverse : step.parts);
+    to.push(event.type === "undo" ? step : { ...step, inverse: change.inverse });
+    return change;
+  }
+
+  /** Replace sentences; give what undoes it, and what has changed. */
+  #applyParts(parts) {
+    const inverse = [];
+    const changed = [];
+    let isStructural = false;
+    for (const { uids, after, sentences } of parts) {
+      const at = this.#placeOf(uids, after);
+      // Another tab has taken these sentences away at the same moment.
+      if (at === -1) continue;
+      const was = this.sentences.slice(at, at + uids.length).map((sentence) => ({ ...sentence, words: this.wordsOf(sentence) }));
+      this.#splice(at, uids.length, sentences);
+      inverse.unshift({ uids: sentences.map(({ uid }) => uid), after, sentences: was });
+      isStructural ||= uids.length !== 1 || sentences.length !== 1 || (was[0].speaker ?? null) !== (sentences[0].speaker ?? null);
+      changed.push(at);
+    }
+    return { inverse, isStructural, changed };
+  }
+
+  #placeOf(uids, after) {
+    if (uids.length === 0) return after === null ? 0 : this.sentences.findIndex(({ uid }) => uid === after) + 1;
+    const at = this.sentences.findIndex(({ uid }) => uid === uids[0]);
+    const isThere = uids.every((uid, offset) => this.sentences[at + offset]?.uid === uid);
+    return isThere ? at : -1;
+  }
+
+  #splice(at, count, sentences) {
+    const first = this.sentences[at]?.first ?? this.words.length;
+    const end = count > 0 ? this.sentences[at + count - 1].end : first;
+    const words = sentences.flatMap((sentence) => sentence.words);
+    this.words = this.words.toSpliced(first, end - first, ...words.map((word) => ({ ...word })));
+    let next = first;
+    const placed = sentences.map(({ uid, speaker, source, words: own }) => {
+      const begin = next;
+      next += own.length;
+      return { uid, speaker, source, first: begin, end: next, startS: own[0].start, endS: own.at(-1).end };
+    });
+    const shift = words.length - (end - first);
+    const rest = this.sentences.slice(at + count);
+    const moved = shift === 0 ? rest : rest.map((sentence) => ({ ...sentence, first: sentence.first + shift, end: sentence.end + shift }));
+    this.sentences = [...this.sentences.slice(0, at), ...placed, ...moved];
+  }
+
   #placesIn(sentence, needle) {
     const words = this.wordsOf(sentence);
-    const text = folded(joined(words));
-    const places = [];
-    for (let at = text.indexOf(needle); at !== -1; at = text.indexOf(needle, at + needle.length)) {
+    return placesOf(folded(joined(words)), needle).map((at) => {
       const first = wordIndexAt(words, at);
       const last = wordIndexAt(words, at + needle.length - 1);
-      places.push({ first: sentence.first + first, end: sentence.first + last + 1 });
-    }
-    return places;
+      return { first: sentence.first + first, end: sentence.first + last + 1 };
+    });
   }
 }
 
@@ -136,22 +361,108 @@ export function isUncertain({ probability, edited }) {
   return !edited && probability !== null && probability < UNCERTAIN_BELOW;
 }
 
-function readWord({ word, start, end, logprob, edited }) {
+function readWord({ word, start, end, logprob, edited }, source) {
   const probability = typeof logprob === "number" ? Math.exp(logprob) : null;
-  return { text: word, start, end, probability, edited: edited === true };
+  return { text: word, start, end, probability, edited: edited === true, source };
+}
+
+function newUid() {
+  return crypto.randomUUID?.() ?? Math.random().toString(36).slice(2);
+}
+
+function cleaned(text) {
+  return text.trim().replace(/\s+/g, " ");
+}
+
+function tokensOf(text) {
+  return text.split(/\s+/).filter(Boolean);
+}
+
+function placesOf(text, needle) {
+  const places = [];
+  for (let at = text.indexOf(needle); at !== -1; at = text.indexOf(needle, at + needle.length)) places.push(at);
+  return places;
+}
+
+/**
+ * Give the words of `text`, with the times of `words` in whose place they stand.
+ *
+ * Words that stay keep their time and probability; those between two of them share the time between.
+ */
+function retimed(words, text) {
+  const tokens = tokensOf(text);
+  const result = [];
+  let [oldAt, newAt] = [0, 0];
+  for (const [oldMatch, newMatch] of [...matches(words, tokens), [words.length, tokens.length]]) {
+    result.push(...fill(words, oldAt, oldMatch, tokens.slice(newAt, newMatch)));
+    if (oldMatch < words.length) result.push(words[oldMatch]);
+    [oldAt, newAt] = [oldMatch + 1, newMatch + 1];
+  }
+  return result;
+}
+
+/** Place new words into the time of `words[from, to)`. */
+function fill(words, from, to, tokens) {
+  if (tokens.length === 0) return [];
+  if (tokens.length === to - from) {
+    return tokens.map((text, offset) => ({ ...words[from + offset], text, edited: true }));
+  }
+  const startS = from < to ? words[from].start : words[from - 1]?.end ?? words[from]?.start ?? 0;
+  const endS = Math.max(startS, from < to ? words[to - 1].end : words[to]?.start ?? words[from - 1]?.end ?? startS);
+  const total = tokens.reduce((sum, token) => sum + token.length, 0);
+  let passed = 0;
+  return tokens.map((text) => {
+    const start = startS + ((endS - startS) * passed) / total;
+    passed += text.length;
+    const end = startS + ((endS - startS) * passed) / total;
+    return { text, start: rounded(start), end: rounded(end), probability: null, edited: true, source: null };
+  });
+}
+
+function rounded(seconds) {
+  return Math.round(seconds * 1000) / 1000;
+}
+
+/** Pair the words that stay, `[old, new]` each: the longest common subsequence. */
+function matches(words, tokens) {
+  let head = 0;
+  while (head < words.length && head < tokens.length && words[head].text === tokens[head]) head += 1;
+  let tail = 0;
+  while (tail < Math.min(words.length, tokens.length) - head && words.at(-1 - tail).text === tokens.at(-1 - tail)) tail += 1;
+  const pairs = Array.from({ length: head }, (_, index) => [index, index]);
+  const [rows, columns] = [words.length - head - tail, tokens.length - head - tail];
+  // Lengths of the rest's longest common subsequences; a pasted novel is not compared word by word.
+  if (rows * columns <= 1_000_000) {
+    const lengths = Array.from({ length: rows + 1 }, () => new Uint16Array(columns + 1));
+    for (let row = rows - 1; row >= 0; row -= 1) {
+      for (let column = columns - 1; column >= 0; column -= 1) {
+        lengths[row][column] =
+          words[head + row].text === tokens[head + column]
+            ? lengths[row + 1][column + 1] + 1
+            : Math.max(lengths[row + 1][column], lengths[row][column + 1]);
+      }
+    }
+    for (let [row, column] = [0, 0]; row < rows && column < columns; ) {
+      if (words[head + row].text === tokens[head + column]) pairs.push([head + row++, head + column++]);
+      else if (lengths[row + 1][column] >= lengths[row][column + 1]) row += 1;
+      else column += 1;
+    }
+  }
+  for (let left = tail; left > 0; left -= 1) pairs.push([words.length - left, tokens.length - left]);
+  return pairs;
 }
 
 /** Share the words out to the segments; both are in order, and a segment holds whole words. */
 function sentencesOf(segments, words) {
   let next = 0;
-  return segments.map(({ start, end }, index) => {
+  return segments.map(({ start, end, speaker }, index) => {
     const first = next;
     const following = segments[index + 1]?.start ?? Infinity;
     // At least one: two sentences may begin at the same moment.
     do next += 1;
     while (next < words.length && words[next].start < following);
     next = Math.min(next, words.length);
-    return { first, end: next, startS: start, endS: end };
+    return { uid: String(index), first, end: next, startS: start, endS: end, speaker: speaker ?? null, source: index };
   });
 }
 

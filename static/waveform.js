@@ -21,7 +21,7 @@ const BAR_GAP = 1;
 const LABEL_HEIGHT = 24;
 const RIBBON_HEIGHT = 4;
 /** A narrower sentence would show no more than a letter. */
-const NARROWEST_LABEL = 44;
+const NARROWEST_LABEL = 72;
 
 const STEPS_S = { ArrowLeft: -5, ArrowDown: -5, ArrowRight: 5, ArrowUp: 5, PageDown: -30, PageUp: 30 };
 
@@ -77,6 +77,7 @@ export class Waveform {
 
   #listen() {
     new ResizeObserver(() => this.redraw()).observe(this.#slider);
+    new MutationObserver(() => this.redraw()).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     for (const canvas of [this.#whole, this.#close]) {
       canvas.addEventListener("pointerdown", (event) => this.#drag(canvas, event));
@@ -152,6 +153,11 @@ export class Waveform {
 
   #drawSentences(picture, top, height, labelled) {
     const spoken = this.#transcript.sentenceOf(this.#transcript.wordAt(this.#seconds));
+    for (const { code, start, end } of this.#transcript.warnings) {
+      if (code !== "speech_without_words" || end < picture.range.fromS || start > picture.range.toS) continue;
+      const [left, right] = [Math.max(0, picture.xOf(start)), Math.min(picture.width, picture.xOf(end))];
+      drawBox(picture, { left, top, width: Math.max(2, right - left), height }, picture.colours.warn);
+    }
     this.#transcript.sentences.forEach((sentence, index) => {
       if (sentence.endS < picture.range.fromS || sentence.startS > picture.range.toS) return;
       const left = Math.max(0, picture.xOf(sentence.startS));
@@ -202,6 +208,7 @@ function coloursOf(slider) {
     onAccent: colour("--on-accent"),
     quiet: colour("--wave"),
     text: colour("--text"),
+    warn: colour("--warn-mark"),
     tint: colour("--accent-tint"),
   };
 }

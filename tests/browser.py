@@ -40,6 +40,20 @@ _ARGUMENTS = (
 
 
 @dataclass(frozen=True)
+class Font:
+    """A font other than the one the page's author had."""
+
+    family: str
+    """What is taken where it is installed; the spacing does it everywhere else."""
+    spacing_em: float
+
+
+NARROW = Font('"Liberation Sans Narrow", "DejaVu Sans Condensed", "Arial Narrow"', -0.03)
+WIDE = Font('"DejaVu Sans", Verdana', 0.03)
+"""3 % of the height more for each letter than the widest font that systems have by default."""
+
+
+@dataclass(frozen=True)
 class Look:
     """One way in which people see the page."""
 
@@ -47,6 +61,7 @@ class Look:
     height: int = 900
     language: str = "en"
     dark: bool = False
+    font: Font | None = None
 
 
 @contextmanager
@@ -103,11 +118,33 @@ def visit(browser: Browser, url: str, look: Look | None = None) -> Iterator[Page
     try:
         page.goto(url)
         page.locator("#page").wait_for()
+        if look.font is not None:
+            _use_font(page, look.font)
         yield page
         assert faults == []
         assert hosts == {urlsplit(url).netloc}
     finally:
         context.close()
+
+
+def _use_font(page: Page, font: Font) -> None:
+    """Set everything in a font; the page's policy forbids style elements, not this."""
+    page.evaluate(
+        """([family, spacing]) => {
+            const sheet = new CSSStyleSheet();
+            sheet.replaceSync(`* {
+                font-family: ${family}, sans-serif !important;
+                letter-spacing: ${spacing}em !important;
+            }`);
+            document.adoptedStyleSheets.push(sheet);
+        }""",
+        [font.family, font.spacing_em],
+    )
+
+
+def is_too_wide(page: Page) -> bool:
+    """Tell whether the page would have to be scrolled sideways."""
+    return bool(page.evaluate("document.documentElement.scrollWidth > innerWidth"))
 
 
 def choose(page: Page, *paths: Path) -> None:
@@ -149,13 +186,14 @@ def _with_files(page: Page, paths: list[Path], kind: str) -> None:
 
 def transcript_of(page: Page) -> str:
     """Wait for the transcript; give its text."""
-    page.locator("#result-head").wait_for()
+    page.locator("#download-first").wait_for()
     return " ".join(page.locator("#sentences .words").all_text_contents())
 
 
 def saved(page: Page, name: str) -> tuple[str, str]:
     """Press a download button; give the file's name and text."""
     with page.expect_download() as download:
+        page.locator("#export-open").click()
         page.locator(f"#download-{name}").click()
     return download.value.suggested_filename, download.value.path().read_text(encoding="utf-8")
 
@@ -163,7 +201,11 @@ def saved(page: Page, name: str) -> tuple[str, str]:
 def edit_word(page: Page, word: Locator, text: str) -> None:
     """Write another word in a word's place."""
     word.dblclick()
-    page.locator(".word-field").fill(text)
+    page.locator(".sentence-field").wait_for()
+    if text:
+        page.keyboard.insert_text(text)
+    else:
+        page.keyboard.press("Backspace")
     page.keyboard.press("Enter")
 
 
@@ -171,9 +213,20 @@ def count_uploads(page: Page) -> list[str]:
     """Give a list that grows with each transcription that the page asks for."""
     asked: list[str] = []
     page.on(
-        "request", lambda request: asked.append(request.url) if ENDPOINT in request.url else None
+        "request",
+        lambda request: (
+            asked.append(request.url)
+            if request.method == "POST" and request.url.endswith((ENDPOINT, "/v1/jobs"))
+            else None
+        ),
     )
     return asked
+
+
+def without_jobs(page: Page) -> None:
+    """Have the server seem to take no jobs: the page then asks for a stream."""
+    refused = {"message": "", "type": "server_error", "param": None, "code": "jobs_unavailable"}
+    page.route("**/v1/jobs", lambda route: route.fulfill(status=503, json={"error": refused}))
 
 
 def serious_faults(page: Page) -> list[str]:

@@ -39,8 +39,9 @@ def served(folder: Path, **environ: str) -> Iterator[Served]:
     settings = Settings.from_env(defaults | environ)
     with app.build_services(settings) as services, closing(bind("127.0.0.1", 0)) as listener:
         services.jobs.start()
+        application = create_app(services, root=ROOT)
         server = create_server(
-            create_app(services, root=ROOT),
+            application,
             listener=listener,
             max_upload_bytes=settings.max_upload_bytes,
             max_requests=settings.app_threads + settings.max_queued_requests,

@@ -22,10 +22,14 @@ NOTE = "small English model, for trying things out; about 17 words in 100 are wr
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a server with the default settings where no hub can be reached."""
+    """Run a server that finds no checkpoint and no hub.
+
+    It loads before it serves: on a busy machine that takes longer than a page is waited for.
+    """
     folder = tmp_path_factory.mktemp("offline")
     settings = {
         "DEMO_MODEL": "auto",
+        "ENABLE_LAZY_LOAD": "false",
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(folder / "cache"),
         "MODELS_DIR": str(folder / "models"),

@@ -30,7 +30,9 @@ PURE = frozenset(
         "audio.levels",
         "audio.media_info",
         "audio.timeline",
+        "speech.activity",
         "speech.chunking",
+        "speech.holes",
         "speech.segmentation",
         "speech.speech_gate",
         "speech.stitching",
@@ -58,6 +60,7 @@ IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio"
 OWNERS = {
     "torch": ("model",),
     "nemo": ("model.nemo_internals", "model.whisper_encoder", "model.restore", "model.loading"),
+    "onnx": ("model.voice_activity",),
     "omegaconf": ("model.loading",),
     "cuda": ("model.devices", "model.nemo_internals"),
     "huggingface_hub": ("model.checkpoints",),
@@ -76,7 +79,10 @@ OWNERS = {
 """Packages of others that only these packages or modules import."""
 
 HEAVY = frozenset(
-    {"torch", "nemo", "omegaconf", "huggingface_hub", "cuda", "yaml", "py3langid", "pydantic"}
+    {
+        *("torch", "nemo", "omegaconf", "onnx", "cuda"),
+        *("huggingface_hub", "yaml", "py3langid", "pydantic"),
+    }
 )
 """Imported inside functions: they take seconds, or may be absent."""
 

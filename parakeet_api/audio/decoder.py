@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from parakeet_api.audio.ffmpeg import (
     Executables,
     FfmpegRun,
     Input,
+    check_filter,
+    find_ffmpeg,
     running_ffmpeg,
     supported,
 )
@@ -46,6 +48,7 @@ from parakeet_api.errors import (
     ServiceUnavailableError,
     TruncatedAudioError,
 )
+from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm, SoundTrack
 
 logger = logging.getLogger(__name__)
@@ -142,6 +145,22 @@ class FfmpegDecoder:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "executables", Executables(self.executable))
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, workers: int = 1) -> Self:
+        """Find an ffmpeg and decode as the settings say.
+
+        Raises `SettingsError` where there is no ffmpeg, or its filter chain is refused.
+        """
+        executable = find_ffmpeg()
+        if settings.enable_ffmpeg_denoise:
+            check_filter(executable, settings.denoise_filter)
+        return cls(
+            executable=executable,
+            max_seconds=settings.max_audio_hours * 3600,
+            audio_filter=settings.denoise_filter if settings.enable_ffmpeg_denoise else None,
+            workers=workers,
+        )
 
     @property
     def is_usable(self) -> bool:

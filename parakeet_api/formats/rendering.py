@@ -33,7 +33,7 @@ class WarningJson(TypedDict):
     code: Annotated[
         str,
         Keywords(
-            examples=["truncated_audio", "track_silent", "channels_out_of_phase", "undecodable"]
+            examples=["truncated_audio", "track_silent", "speech_without_words", "undecodable"]
         ),
     ]
     """For programs."""

@@ -27,6 +27,8 @@ class Admission:
         self._active = 0
         self._queue: deque[object] = deque()
         self._stopping = False
+        self._metrics.requests_active.set_function(lambda: self.counts()[0])
+        self._metrics.requests_waiting.set_function(lambda: self.counts()[1])
 
     @contextmanager
     def slot(

@@ -28,7 +28,8 @@ from parakeet_api.http.request_log import CLIENT_CLOSED_REQUEST, RequestRecord
 from parakeet_api.http.services import Services
 from parakeet_api.http.waitress_internals import Server
 from parakeet_api.model.batching import RequestCancelled
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
+from parakeet_api.speech.holes import Completed
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 
 logger = logging.getLogger(__name__)
 
@@ -182,12 +183,13 @@ class ClipDesk:
         with self._counting:
             self._under_way += 1
         try:
-            words = self._words(
+            completed = self._completed(
                 info.model, samples, cancelled=lambda: self._cancelled or _is_gone(link)
             )
             record.audio_s = len(samples) / SAMPLE_RATE
             metrics.audio_seconds.inc(record.audio_s)
-            send(link, ("words", pack_words(words)))
+            unheard = [(span.start, span.end) for span in completed.unheard]
+            send(link, ("words", pack_words(completed.words), unheard))
         except (RequestCancelled, LinkClosedError):
             record.finish(CLIENT_CLOSED_REQUEST)
             raise LinkClosedError from None
@@ -200,7 +202,7 @@ class ClipDesk:
             with self._counting:
                 self._under_way -= 1
 
-    def _words(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> list[Word]:
+    def _completed(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> Completed:
         model = self._services.models.named(name)
         model.checkpoints.checkpoint()
         chunk = Chunk(0, 0, samples, 0, len(samples))
@@ -209,11 +211,9 @@ class ClipDesk:
             # The model is in use: it cannot be unloaded.
             model.pipeline.counted(),
         ):
-            return [
-                word
-                for _, words in model.batcher.recognize([chunk], cancelled=cancelled)
-                for word in words
-            ]
+            [(_, words)] = model.batcher.recognize([chunk], cancelled=cancelled)
+            # Here, where torch is: the process that received the clip has no detector.
+            return model.pipeline.complete(chunk, words, cancelled=cancelled)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

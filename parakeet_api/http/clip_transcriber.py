@@ -19,9 +19,10 @@ from parakeet_api.http.clip_request import PassOnError, RequestHead
 from parakeet_api.http.proxies import TrustedProxies
 from parakeet_api.http.upload_form import ParsedForm
 from parakeet_api.metrics import Metrics
-from parakeet_api.pipeline import Pipeline
+from parakeet_api.pipeline import Pipeline, unheard_caveats
 from parakeet_api.settings import Settings
 from parakeet_api.speech.chunking import ChunkPolicy
+from parakeet_api.speech.holes import Completed, Span
 from parakeet_api.transcript import Chunk, Word
 
 _MAX_NAMES = 100
@@ -129,6 +130,9 @@ class ClipTranscriber:
             metrics=self._metrics,
         )
         transcript = transcribe_recording(pipeline, path, params)
+        transcript = replace(
+            transcript, caveats=(*transcript.caveats, *unheard_caveats(recognizer.unheard))
+        )
         return model, render(transcript, params, settings=self._settings)
 
     def _client(self, peer: str, headers: Mapping[str, str]) -> str:
@@ -161,7 +165,7 @@ class ClipTranscriber:
                 self._descriptions[name] = known
         return known
 
-    def _recognize(self, chunk: Chunk, info: ClipInfo, client: socket.socket) -> list[Word]:
+    def _recognize(self, chunk: Chunk, info: ClipInfo, client: socket.socket) -> Completed:
         """Get a clip's words. Raises `PassOnError`, and `ClientGoneError` if the client goes."""
         link = self._link()
         send(link, ("recognize", *info), chunk.samples.data.cast("B"))
@@ -174,7 +178,8 @@ class ClipTranscriber:
         (kind, *packed), _ = receive(link)
         if kind != "words":
             raise PassOnError
-        return unpack_words(packed[0])
+        words, unheard = packed
+        return Completed(unpack_words(words), tuple(Span(*span) for span in unheard))
 
     def _link(self) -> socket.socket:
         """Give this thread's own link to the process with the model."""
@@ -191,8 +196,10 @@ class ClipTranscriber:
 class _Recognizer:
     """What a pipeline needs of a batcher, for a recording of one chunk."""
 
-    def __init__(self, recognize: Callable[[Chunk], list[Word]]) -> None:
+    def __init__(self, recognize: Callable[[Chunk], Completed]) -> None:
         self._recognize = recognize
+        self.unheard: tuple[Span, ...] = ()
+        """Speech of the recording that got no words."""
 
     def recognize(
         self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool] = lambda: False
@@ -202,7 +209,9 @@ class _Recognizer:
         only = next(iterator, None)
         if only is None or next(iterator, None) is not None or cancelled():
             raise PassOnError
-        yield only, self._recognize(only)
+        completed = self._recognize(only)
+        self.unheard = completed.unheard
+        yield only, completed.words
 
 
 def _await(link: socket.socket, client: socket.socket) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from flask import g, request
 from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from parakeet_api.errors import InvalidRequestError
 from parakeet_api.http.request_log import record
@@ -85,10 +87,26 @@ def _parse() -> ParsedForm:
     if form is None:
         raise ValueError("it names no boundary")
     g.upload_form = form
-    while data := request.stream.read(_BLOCK_BYTES):
-        form.append(data)
+    for block in _blocks():
+        form.append(block)
     record().body_received()
     return form.result()
+
+
+def _blocks() -> Iterator[bytes]:
+    """Read the body. Raises `RequestEntityTooLarge` above the limit."""
+    limit = request.max_content_length
+    # Not `request.stream`, which would copy each byte twice more.
+    stream: IO[bytes] = request.environ["wsgi.input"]
+    size = request.content_length or 0
+    if limit is not None and size > limit:
+        raise RequestEntityTooLarge
+    size = 0
+    while block := stream.read(_BLOCK_BYTES):
+        size += len(block)
+        if limit is not None and size > limit:
+            raise RequestEntityTooLarge
+        yield block
 
 
 def _no_file(field: str, hint: str) -> InvalidRequestError:

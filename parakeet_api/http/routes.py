@@ -12,6 +12,7 @@ from parakeet_api.http.asr_routes import asr_api
 from parakeet_api.http.cross_origin import allow_origins
 from parakeet_api.http.docs_routes import docs
 from parakeet_api.http.error_answers import answer_error
+from parakeet_api.http.job_events import job_events_api
 from parakeet_api.http.job_routes import job_api
 from parakeet_api.http.openai_routes import openai_api
 from parakeet_api.http.pages import pages
@@ -47,6 +48,7 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.register_blueprint(openai_api, name="openai_bare")
     app.register_blueprint(asr_api)
     app.register_blueprint(job_api, url_prefix="/v1")
+    app.register_blueprint(job_events_api, url_prefix="/v1")
     app.register_blueprint(admin_api)
     app.register_blueprint(pages)
     app.register_blueprint(docs)

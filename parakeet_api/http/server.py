@@ -15,8 +15,6 @@ from parakeet_api.http.waitress_internals import UPLOAD_SLACK, Dispatcher, Serve
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-_MIN_THREADS = 4
-"""Threads that stay, for pages and health: a quiet server starts none for them."""
 _SPARE_CONNECTIONS = 1000
 """Connections that may be open beside the requests: slow uploads, idle browsers. At waitress' 100
 one could hang a health check."""
@@ -88,7 +86,7 @@ def create_server(
         clear_untrusted_proxy_headers=False,
         ident=None,
     )
-    dispatcher = Dispatcher(max_threads=settings.connection_limit, min_threads=_MIN_THREADS)
+    dispatcher = Dispatcher(max_threads=settings.connection_limit, max_idle=max_requests)
     server = Server(
         application,
         map={},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main
 from parakeet_api.model.memory import HostMemory, host_memory
 from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
+
+logger = logging.getLogger(__name__)
+
 
 _GIB = 1024**3
 
@@ -143,6 +147,15 @@ def report_start(
         plan=plan,
         settings=settings,
     )
+
+
+def log_start(
+    settings: Settings, *, models: ServedModels, gpu: Gpu | None, plan: InferencePlan
+) -> None:
+    """Log what the server was started with."""
+    logger.info("%s", report_start(settings, models=models, gpu=gpu, plan=plan).text())
+    if settings.origins["enable_gradient_checkpointing"] == "environment":
+        logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
 
 
 def _file_of(model: ServedModel) -> ModelFile:

@@ -48,7 +48,7 @@ _MAX_DISCARDED = 256 * 1024
 """Bytes of a refused request's body that are received and dropped so that its connection can serve
 the next request; with more to come it is closed."""
 _IDLE_THREAD_S = 5.0
-"""How long a thread beyond the minimum waits for a request before it ends."""
+"""How long a thread waits for a request before it ends."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -59,10 +59,11 @@ class Dispatcher(ThreadedTaskDispatcher):
     of memory, and there are no more of them than connections.
     """
 
-    def __init__(self, *, max_threads: int, min_threads: int) -> None:
+    def __init__(self, *, max_threads: int, max_idle: int) -> None:
+        """Start at most `max_threads`; of those without a request, keep at most `max_idle`."""
         super().__init__()
         self._max_threads = max_threads
-        self._min_threads = min_threads
+        self._max_idle = max_idle
         self._numbers = itertools.count()
 
     def add_task(self, task: Any) -> None:
@@ -98,10 +99,12 @@ class Dispatcher(ThreadedTaskDispatcher):
         """Wait for a request; give `None` where this thread is to end."""
         with self.lock:
             while not self.queue and not self.stop_count:
+                if len(self.threads) - self.active_count >= self._max_idle:
+                    break
                 self.active_count -= 1
                 notified = self.queue_cv.wait(_IDLE_THREAD_S)
                 self.active_count += 1
-                if not (notified or self.queue) and len(self.threads) > self._min_threads:
+                if not (notified or self.queue):
                     break
             if self.queue and not self.stop_count:
                 return self.queue.popleft()

@@ -20,6 +20,7 @@ from parakeet_api.errors import (
 from parakeet_api.formats.rendering import Rendered, render
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.jobs.job import Failure, Job
+from parakeet_api.jobs.live import LiveJobs
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.pipeline import Pipeline, Progress
@@ -73,6 +74,7 @@ class JobRunner:
         store: JobStore,
         *,
         pipeline_of: Callable[[str], Pipeline],
+        live: LiveJobs,
         settings: Settings,
         on_end: Callable[[], None],
         workers: int,
@@ -85,6 +87,7 @@ class JobRunner:
         """
         self._store = store
         self._pipeline_of = pipeline_of
+        self._live = live
         self._settings = settings
         self._on_end = on_end
         self._changed = threading.Condition()
@@ -219,7 +222,7 @@ class JobRunner:
             self._pipeline_of(params.model),
             recording,
             params,
-            on_progress=run.record,
+            on_progress=self._live.follow(run.job, run.record),
             cancelled=lambda: run.cancelled.is_set() or self._closing.is_set(),
         )
         return render(transcript, params, settings=self._settings)

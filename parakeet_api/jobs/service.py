@@ -15,9 +15,11 @@ from pathlib import Path
 from parakeet_api.errors import JobsUnavailableError, NotFoundError
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, JobCounts, job_object
+from parakeet_api.jobs.live import LiveJobs
 from parakeet_api.jobs.runner import JobRunner
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
+from parakeet_api.metrics import Metrics
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
 
@@ -65,12 +67,15 @@ class Jobs:
         settings: Settings,
         pipeline_of: Callable[[str], Pipeline],
         workers: int = MIN_WORKERS,
+        metrics: Metrics | None = None,
     ) -> None:
         """Process `workers` jobs at a time, once started.
 
         `pipeline_of` gives a model's pipeline by name; see `JobRunner`.
         """
         self._settings = settings
+        self.live = LiveJobs(settings)
+        """The words of running jobs."""
         self._pipeline_of = pipeline_of
         self._workers = workers
         self._hosts = AllowedHosts(settings.allow_webhooks)
@@ -81,6 +86,9 @@ class Jobs:
         self._open: _OpenStore | None = None
         self.fault: JobsUnavailableError | None = None
         """Why no jobs are accepted."""
+        if metrics is not None:
+            metrics.jobs.labels("queued").set_function(lambda: self.counts.queued)
+            metrics.jobs.labels("running").set_function(lambda: self.counts.running)
 
     def start(self) -> None:
         """Open the store and continue with unfinished jobs."""
@@ -155,6 +163,13 @@ class Jobs:
         # A job that ends meanwhile is read again, with its result.
         return [dataclasses.replace(opened.runner.latest(job), result=None) for job in jobs]
 
+    def queue_position(self, job: Job) -> int | None:
+        """Give a waiting job's place among all that wait, from 1; `None` where it does not."""
+        if job.status != "queued":
+            return None
+        waiting = [queued.id for queued in self._require_open().store.queued()]
+        return waiting.index(job.id) + 1 if job.id in waiting else None
+
     def delete(self, job: Job) -> Job | None:
         """Cancel an unfinished job and give it; delete a finished one with its result."""
         opened = self._require_open()
@@ -202,6 +217,7 @@ class Jobs:
         runner = JobRunner(
             store,
             pipeline_of=self._pipeline_of,
+            live=self.live,
             settings=self._settings,
             on_end=sender.notify,
             workers=self._workers,

@@ -1,7 +1,8 @@
 """Which device there is, and how much audio it takes at once.
 
 Asks the CUDA driver first, which takes no memory and no import of torch. Only where it has a GPU,
-a process of its own tries that: the one that serves holds nothing of it while no model is loaded.
+a process of its own tries that: the one that serves holds nothing of it until it loads a model.
+From then on it keeps a CUDA context, some hundreds of megabytes, also while no model is loaded.
 """
 
 from __future__ import annotations

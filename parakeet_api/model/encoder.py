@@ -8,6 +8,7 @@ captured as graphs, which are launched at once.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import threading
@@ -152,6 +153,8 @@ class Encoder:
             longest_s=longest_s,
             graphed_s=graphed_s,
         )
+        self._is_half = float_dtype(network.encoder).itemsize < 4  # noqa: PLR2004 - fp32's bytes
+        """Whether its numbers have so few bits that they can overflow: fp16, and less so bf16."""
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._graphs_work = True
         self._pool: Any = None
@@ -200,7 +203,41 @@ class Encoder:
                 encoded, frames = encode(self._network, staged.samples, staged.lengths)
             else:
                 encoded, frames = graph.run(staged)
-            return encoded[: staged.chunks], frames[: staged.chunks]
+            encoded, frames = encoded[: staged.chunks], frames[: staged.chunks]
+            if self._is_half and not _finite_rows(encoded, frames).all():
+                encoded = self._repeated(staged, encoded, frames)
+            return encoded, frames
+
+    def _repeated(self, staged: Staged, encoded: Tensor, frames: Tensor) -> Tensor:
+        """Encode the rows that overflowed once more, in bf16 and else in fp32.
+
+        Raises `ArithmeticError` where fp32 does not suffice either.
+        """
+        import torch
+
+        repeated = encoded.clone()
+        for dtype in (torch.bfloat16, torch.float32):
+            rows = (~_finite_rows(repeated, frames)).nonzero()[:, 0].cpu()
+            if not len(rows):
+                break
+            logger.warning(
+                "the encoder's output of %d of %d chunks is not finite: encoded again in %s"
+                " (PRECISION=bf16 or fp32 avoids this)",
+                len(rows),
+                staged.chunks,
+                str(dtype).removeprefix("torch."),
+            )
+            # For the time of a pass: nothing says that there will be another.
+            network = _Network(
+                self._network.preprocessor,
+                copy.deepcopy(self._network.encoder).to(dtype),
+                self._network.joint,
+            )
+            again, _ = encode(network, staged.samples[rows], staged.lengths[rows])
+            repeated[rows.to(repeated.device)] = again[..., : repeated.shape[2]]
+        if not _finite_rows(repeated, frames).all():
+            raise ArithmeticError("the encoder's output is not finite, in fp32 neither")
+        return repeated
 
     def warm_up(self, on_progress: Callable[[float], None] = lambda _: None) -> None:
         """Capture graphs, small ones first, for some seconds; reports the share that is done."""
@@ -284,6 +321,23 @@ class Encoder:
     def _frames(self, samples: int) -> int:
         """Give the encoder frames of so many samples, with room for what padding adds."""
         return samples // frame_samples(self._network) + 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Network:
+    """The parts of NeMo's network that `encode` uses."""
+
+    preprocessor: Any
+    encoder: Any
+    joint: Any
+
+
+def _finite_rows(encoded: Tensor, frames: Tensor) -> Tensor:
+    """Tell of each row whether its frames, shape (B, D, T), are finite, padding left out."""
+    import torch
+
+    is_padding = torch.arange(encoded.shape[2], device=encoded.device) >= frames[:, None]
+    return (encoded.sum(1).isfinite() | is_padding).all(1)
 
 
 def encode(network: Any, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Try a GPU: `python -m parakeet_api.model.gpu_check cuda:0` prints what it found, as JSON.
 
-It runs in a process of its own, so that the one that serves holds nothing of the GPU while no
-model is loaded.
+It runs in a process of its own, so that the one that serves holds nothing of the GPU until
+it loads a model.
 """
 
 from __future__ import annotations

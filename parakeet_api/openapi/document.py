@@ -245,6 +245,32 @@ def _job_paths(facts: Facts) -> Json:
                 refusals=_guarded(facts, *unknown),
             ),
         },
+        "/v1/jobs/{job_id}/events": {
+            "get": operation(
+                "showJobEvents",
+                tag="Jobs",
+                summary="The words of a job as they come",
+                description="What became final since the client asked last, as the events of a"
+                " stream. A job that is started again, after a crash, has another `run`: its events"
+                " begin again.",
+                parameters=[
+                    *at_job,
+                    _query("run", text("The `run` of the answer before.")),
+                    _query(
+                        "after",
+                        {
+                            "type": "integer",
+                            "minimum": 0,
+                            "maximum": 999_999_999,
+                            "default": 0,
+                            "description": "The `following` of the answer before.",
+                        },
+                    ),
+                ],
+                answers={200: json_answer(ref("JobEvents"))},
+                refusals=_guarded(facts, errors.InvalidRequestError, *unknown),
+            ),
+        },
         "/v1/jobs/{job_id}/result": {
             "get": operation(
                 "showJobResult",

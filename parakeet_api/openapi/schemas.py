@@ -12,7 +12,7 @@ from typing import Any
 
 from parakeet_api.errors import ApiError, ErrorBody, ErrorDetails
 from parakeet_api.formats import asr_api, rendering, server_sent_events, status
-from parakeet_api.jobs import job
+from parakeet_api.jobs import job, live
 from parakeet_api.openapi.json_schema import Json, or_null, ref
 
 BODIES: Mapping[str, type] = {
@@ -42,6 +42,7 @@ BODIES: Mapping[str, type] = {
     "Readiness": status.Readiness,
     "Job": job.JobJson,
     "JobList": job.JobList,
+    "JobEvents": live.JobEvents,
     "DeletedJob": job.DeletedJob,
     "Webhook": job.WebhookJson,
     "ErrorDetails": ErrorDetails,

@@ -47,7 +47,7 @@ class Owner:
     answers: Callable[[Values], Values] = lambda asked: (
         ("model", "parakeet", "parakeet.nemo", ["en"])
         if asked[0] == "describe"
-        else ("words", pack_words(HEARD))
+        else ("words", pack_words(HEARD), [(1.0, 2.5)])
     )
     let: threading.Event = field(default_factory=threading.Event)
     """Recognition waits for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 import socket
 import subprocess
@@ -248,6 +249,47 @@ class TestRefusals:
             assert int(answer.headers["retry-after"]) > 0
             assert recordings(server) == []
             assert uploads(server) == []
+
+
+class TestEvents:
+    def test_the_words_and_peaks_come_while_the_job_runs_and_add_up(
+        self, server: Server, long_recording: Path
+    ) -> None:
+        path = accepted(server, long_recording, {"response_format": "verbose_json"})
+        events: list[dict[str, Any]] = []
+        run, after, shares = "", 0, []
+        while True:
+            body = look(server, f"{path}/events?run={run}&after={after}")
+            assert body["run"] == run or not events
+            run, after = body["run"], body["following"]
+            events += body["events"]
+            if body["job"]["status"] not in ("queued", "running"):
+                break
+            shares.append(len(events))
+        assert max(shares) > min(shares), "nothing came before the end"
+        text = "".join(e["delta"] for e in events if e["type"] == "transcript.text.delta")
+        result = look(server, f"{path}/result")
+        assert text.strip() == result["text"]
+        loud = [e for e in events if e["type"] == "transcript.peaks"]
+        assert [e["start_s"] for e in loud] == sorted(e["start_s"] for e in loud)
+        last = loud[-1]
+        end = last["start_s"] + len(base64.b64decode(last["values"])) / last["per_second"]
+        assert end == pytest.approx(result["duration"], abs=0.2)
+
+    def test_another_run_is_told_from_its_beginning(self, server: Server, clip: Clip) -> None:
+        path = accepted(server, clip.path)
+        finished(server, path)
+        first = look(server, f"{path}/events")
+        again = look(server, f"{path}/events?run=another&after={first['following']}")
+        assert first["events"] == again["events"] != []
+        rest = look(server, f"{path}/events?run={first['run']}&after={first['following']}")
+        assert rest["events"] == []
+        assert rest["job"]["status"] == "succeeded"
+
+    def test_a_wrong_count_is_named(self, server: Server, clip: Clip) -> None:
+        path = accepted(server, clip.path)
+        answer = request(server, "GET", f"{path}/events", params={"after": "-1"})
+        assert error_of(answer, 400)["param"] == "after"
 
 
 def test_a_client_that_is_killed_during_its_upload_leaves_nothing(

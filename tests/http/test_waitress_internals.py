@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
@@ -15,7 +18,10 @@ from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
 from waitress.server import BaseWSGIServer, TcpWSGIServer
 from waitress.task import ErrorTask, Task, ThreadedTaskDispatcher, WSGITask
 from waitress.trigger import trigger
-from waitress.wasyncore import dispatcher
+from waitress.wasyncore import dispatcher as wasyncore_dispatcher
+
+from parakeet_api.http import waitress_internals
+from parakeet_api.http.waitress_internals import Dispatcher
 
 NAMES: dict[Any, str] = {
     HTTPChannel: (
@@ -43,7 +49,7 @@ NAMES: dict[Any, str] = {
         " add_task pull_trigger trigger task_dispatcher"
     ),
     TcpWSGIServer: "getsockname set_socket_options",
-    dispatcher: "_map send recv",
+    wasyncore_dispatcher: "_map send recv",
 }
 """Attributes and methods, by class; some are only set in `__init__`."""
 
@@ -89,3 +95,74 @@ def test_the_pinned_version_is_the_one_that_is_tested() -> None:
 
 def test_output_is_sent_at_once() -> None:
     assert Adjustments.send_bytes == 1
+
+
+class _Task:
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.service = work
+
+
+def test_threads_are_started_while_all_are_busy_and_end_when_they_are_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waitress_internals, "_IDLE_THREAD_S", 0.05)
+    dispatcher = Dispatcher(max_threads=20, max_idle=5)
+    all_are_there = threading.Barrier(11)
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        all_are_there.wait(30)
+        done.append(number)
+
+    for number in range(10):
+        dispatcher.add_task(_Task(partial(work, number)))
+    all_are_there.wait(30)
+
+    wait_for(lambda: len(done) == 10)
+    wait_for(lambda: not dispatcher.threads)
+    dispatcher.add_task(_Task(lambda: done.append(10)))
+    wait_for(lambda: 10 in done)
+    dispatcher.shutdown()
+    assert dispatcher.active_count == 0
+
+
+def test_a_thread_that_cannot_be_started_leaves_its_request_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dispatcher = Dispatcher(max_threads=20, max_idle=5)
+    entered, leave = threading.Event(), threading.Event()
+    done = threading.Event()
+
+    def work() -> None:
+        entered.set()
+        leave.wait(30)
+
+    dispatcher.add_task(_Task(work))
+    assert entered.wait(30)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _no_more_threads)
+        dispatcher.add_task(_Task(done.set))
+    leave.set()
+
+    assert done.wait(30)
+    dispatcher.shutdown()
+    assert dispatcher.active_count == 0
+
+
+def _no_more_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_request_that_raises_does_not_end_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    dispatcher = Dispatcher(max_threads=1, max_idle=1)
+    done = threading.Event()
+
+    def fail() -> None:
+        raise ValueError("an error that nobody handled")
+
+    dispatcher.add_task(_Task(fail))
+    dispatcher.add_task(_Task(done.set))
+
+    assert done.wait(30)
+    dispatcher.shutdown()
+    assert "an error that nobody handled" in caplog.text

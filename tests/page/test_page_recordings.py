@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 from browser import (
     PATIENCE_S,
@@ -21,9 +20,10 @@ from browser import (
     saved,
     transcript_of,
     visit,
+    without_jobs,
 )
 from conftest import SPEECH, Server, encode, running_server
-from http_helpers import ENDPOINT, wait_until
+from http_helpers import request, wait_until
 from playwright.sync_api import Browser, Page, expect
 
 CLIP = SPEECH / "clip-001.flac"
@@ -51,16 +51,17 @@ def lecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a server with a key and narrow limits, which works on one request and lets one wait."""
+    """Run a server with a key and narrow limits, which takes three jobs."""
     settings = {"API_KEY": "sesame", "MAX_UPLOAD_MB": "60", "MAX_AUDIO_HOURS": "3"}
-    settings |= {"APP_THREADS": "1", "MAX_QUEUED_REQUESTS": "1"}
+    settings |= {"MAX_QUEUED_JOBS": "3"}
     with running_server(tmp_path_factory.mktemp("strict"), **settings) as started:
         yield started
 
 
-def state(page: Page) -> Callable[[str], None]:
+def state(page: Page, name: str = "") -> Callable[[str], None]:
     """Give a check that waits until the recording's line says something."""
-    line = page.locator("[data-part=state]")
+    row = page.locator(".queue-item").filter(has_text=name)
+    line = row.locator("[data-part=state]")
     return lambda pattern: expect(line).to_contain_text(re.compile(pattern))
 
 
@@ -93,7 +94,8 @@ class TestWaysIn:
             choose(page, *(SPEECH / f"clip-00{number}.flac" for number in range(3)))
             expect(page.locator("[data-phase=done]")).to_have_count(3)
             assert len(uploads) == 3
-            page.get_by_role("button", name="Open: clip-002.flac").click()
+            page.get_by_role("button", name="clip-002.flac", exact=True).click()
+            expect(page.locator("#document-title")).to_have_text("clip-002.flac")
             assert transcript_of(page) == "How many pictures does Rosa have?"
 
     def test_the_microphone_is_recorded_with_its_level_shown(
@@ -116,6 +118,7 @@ class TestWaysIn:
                 what="playing",
             )
             # It is nowhere else: the page offers to save it.
+            page.get_by_role("button", name="Export").click()
             with page.expect_download() as download:
                 page.get_by_role("button", name="Save recording").click()
             assert download.value.path().stat().st_size > 1000
@@ -196,9 +199,10 @@ class TestProgress:
             _throttle(page, upload_kb_per_s=400)
             choose(page, SPEECH / "long-pauses.ogg")
             state(page)(r"Uploading: [1-9]\d?%")
-            before = page.locator("progress").evaluate("(bar) => bar.value")
+            bar = page.locator(".queue-item progress")
+            before = bar.evaluate("(bar) => bar.value")
             wait_until(
-                lambda: page.locator("progress").evaluate("(bar) => bar.value") > before,
+                lambda: bar.evaluate("(bar) => bar.value") > before,
                 within_s=PATIENCE_S,
                 what="a longer bar",
             )
@@ -215,7 +219,7 @@ class TestProgress:
             state(page)(r"Transcribing: \d+%")
             expect(page.locator("#live")).not_to_be_empty()
             expect(page.locator("[data-part=detail]")).to_have_text(
-                re.compile(r"[\d:]+ of 2:\d\d:\d\d · \d+:\d\d so far · [\d.,]+. real time")
+                re.compile(r"[\d:]+ of 2:\d\d:\d\d · about [\d:]+ left · [\d.,]+. real time")
             )
             expect(page.locator("#model-status")).to_contain_text("ready")
             expect(page.get_by_role("slider")).to_be_visible()  # The waveform grows, too.
@@ -226,19 +230,23 @@ class TestProgress:
         with visit(browser, server.url) as page:
             choose(page, lecture)
             state(page)("Transcribing: ")
-            assert server.health()["queue"]["active_requests"] == 1
+            assert server.health()["jobs"]["running"] == 1
             page.get_by_role("button", name="Cancel").click()
             state(page)("Cancelled. The file is still chosen.")
             wait_until(
-                lambda: server.health()["queue"]["active_requests"] == 0,
+                lambda: server.health()["jobs"]["running"] == 0,
                 within_s=PATIENCE_S,
-                what="the end of the request",
+                what="the end of the job",
             )
 
     def test_the_place_in_the_servers_queue(
         self, browser: Browser, strict: Server, lecture: Path
     ) -> None:
-        with _busy(strict, lecture), visit(browser, strict.url) as page:
+        with (
+            _busy(strict, lecture),
+            _busy(strict, lecture),
+            visit(browser, strict.url) as page,
+        ):
             _enter_key(page, "sesame")
             choose(page, CLIP)
             state(page)("queue: place 1")
@@ -246,33 +254,55 @@ class TestProgress:
 
 
 class TestTrouble:
-    def test_a_server_that_dies_in_the_middle_and_comes_back(
+    def test_a_server_that_is_killed_goes_on_after_its_start_and_so_does_the_page(
         self, browser: Browser, tmp_path: Path, lecture: Path
     ) -> None:
-        port = str(_free_port())
+        settings = {"PORT": str(_free_port()), "DATA_DIR": str(tmp_path / "data")}
         with ExitStack() as stack:
-            with running_server(tmp_path, PORT=port) as dying:
+            with running_server(tmp_path, **settings) as dying:
                 page = stack.enter_context(visit(browser, dying.url))
-                choose(page, lecture)
+                choose(page, lecture, CLIP)
                 expect(page.locator("#live")).not_to_be_empty()
+                state(page, "lecture.ogg")("Transcribing: ")
                 dying.process.kill()
-                problem(page, "The connection to the server was lost", "The file is still chosen.")
-                # The words so far are not taken away.
+                state(page, "lecture.ogg")("The connection to the server was lost")
+                # The words so far are not taken away, and no recording counts as failed.
                 expect(page.locator("#live")).not_to_be_empty()
-            stack.enter_context(running_server(tmp_path, PORT=port))
-            page.get_by_role("button", name="Try again").click()
-            state(page)("Transcribing: ")
+                expect(page.locator("[data-phase=failed]")).to_have_count(0)
+            stack.enter_context(running_server(tmp_path, **settings))
+            state(page, "lecture.ogg")("Transcribing: ")
+            page.get_by_role("button", name="Cancel: lecture.ogg").click()
+            page.get_by_role("button", name=CLIP.name, exact=True).click()
+            assert transcript_of(page) == SAID
 
     def test_a_connection_that_dies_without_a_word(
         self, browser: Browser, server: Server, lecture: Path
     ) -> None:
         with Proxy(server.url) as proxy, visit(browser, proxy.url) as page:
+            without_jobs(page)
             page.clock.install()
             choose(page, lecture)
             state(page)("Transcribing: ")
             proxy.frozen.set()
             page.clock.run_for(40_000)
             problem(page, "The server has gone silent", "Check your network, then try again.")
+
+    def test_the_words_of_a_recording_that_was_cancelled_are_taken_away(
+        self, browser: Browser, server: Server, lecture: Path
+    ) -> None:
+        with visit(browser, server.url) as page:
+            page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+            choose(page, lecture)
+            expect(page.locator("#live")).not_to_be_empty()
+            page.get_by_role("button", name="Cancel").click()
+            words = page.locator("#live").inner_text().split()
+            page.locator("#partial-copy").click()
+            expect(page.locator("#partial-copy")).to_have_text("Copied")
+            assert page.evaluate("navigator.clipboard.readText()").split() == words
+            with page.expect_download() as download:
+                page.locator("#partial-download").click()
+            assert download.value.suggested_filename == "lecture.partial.txt"
+            assert download.value.path().read_text("utf-8").split() == words
 
     def test_no_key_then_a_wrong_one_then_the_right_one(
         self, browser: Browser, strict: Server
@@ -283,20 +313,20 @@ class TestTrouble:
             page.get_by_role("button", name="Enter API key").click()
             page.locator("#api-key").fill("wrong")
             page.keyboard.press("Enter")
-            page.get_by_role("button", name="Try again").click()
             problem(page, "does not accept this API key", "Compare it with the one")
             _enter_key(page, "sesame")
-            page.get_by_role("button", name="Try again").click()
             assert transcript_of(page) == SAID
 
-    def test_a_full_queue(self, browser: Browser, strict: Server, lecture: Path) -> None:
-        with _busy(strict, lecture), _busy(strict, lecture), visit(browser, strict.url) as page:
-            _enter_key(page, "sesame")
-            choose(page, CLIP)
-            problem(page, "too many recordings waiting", "Try again in a moment.")
-            expect(page.locator("[data-part=wait]")).to_contain_text(
-                re.compile("Best after|You can try again now")
-            )
+    def test_a_full_queue_is_waited_for(
+        self, browser: Browser, strict: Server, lecture: Path
+    ) -> None:
+        with visit(browser, strict.url) as page:
+            with _busy(strict, lecture), _busy(strict, lecture), _busy(strict, lecture):
+                _enter_key(page, "sesame")
+                choose(page, CLIP)
+                state(page)("too many recordings waiting")
+                expect(page.locator("[data-part=advice]")).to_contain_text("tries again by itself")
+            assert transcript_of(page) == SAID
 
     def test_what_the_server_says_is_shown(
         self, browser: Browser, server: Server, tmp_path: Path
@@ -316,11 +346,8 @@ class TestTrouble:
             page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
             choose(page, path, Path(__file__))
             expect(page.locator("[data-phase=failed]")).to_be_visible()
-            page.get_by_role("button", name=f"Open: {path.name}").or_(
-                page.locator("#document-title")
-            ).first.wait_for()
             expect(page.locator("#document-title")).to_have_text(path.name)
-            expect(page.locator(".history-open")).to_have_text(path.name)
+            expect(page.locator(".history-item .row-open")).to_have_text(path.name)
             assert page.locator("img").count() == 1  # The page's own.
             # The browser replaces what a file system cannot hold.
             assert saved(page, "srt")[0].endswith(".srt")
@@ -354,20 +381,15 @@ def _enter_key(page: Page, key: str) -> None:
 
 @contextmanager
 def _busy(server: Server, recording: Path) -> Iterator[None]:
-    """Occupy one of a server's places with a long recording; hang up when the block ends."""
-    with (
-        recording.open("rb") as file,
-        httpx.Client(trust_env=False, timeout=PATIENCE_S) as client,
-        client.stream(
-            "POST",
-            f"{server.url}{ENDPOINT}",
-            files={"file": file},
-            data={"stream": "true"},
-            headers={"Authorization": "Bearer sesame"},
-        ) as answer,
-    ):
-        assert answer.status_code == 200
+    """Occupy one of a server's places with a long recording; cancel it when the block ends."""
+    headers = {"Authorization": "Bearer sesame"}
+    with recording.open("rb") as file:
+        job = request(server, "POST", "/v1/jobs", files={"file": file}, headers=headers)
+    assert job.status_code == 202
+    try:
         yield
+    finally:
+        request(server, "DELETE", f"/v1/jobs/{job.json()['id']}", headers=headers)
 
 
 def _free_port() -> int:

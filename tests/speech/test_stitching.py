@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,28 +113,46 @@ def test_times_never_run_backwards_where_two_chunks_time_a_word_differently() ->
     assert all(one.start <= one.end for one in joined)
 
 
-@st.composite
-def two_versions(draw: st.DrawFn) -> tuple[list[Word], list[Word], list[str]]:
-    """Draw words around the seam, of few texts, so that they repeat, as two chunks time them.
+Spread = Callable[[float, float], float]
+"""Draws a number between two others."""
+
+
+def spoken_words(
+    spread: Spread, choose: Callable[[Sequence[float]], float]
+) -> tuple[list[float], list[list[float]], list[float]]:
+    """Place words around the seam; give their middles, as two chunks time each, and their rooms.
 
     The timings differ by less than half the distance to the next word, and by less than 0.24 s.
     """
-    middles: list[float] = [draw(st.floats(7.0, 9.0))]
+    middles = [spread(7.0, 9.0)]
     while middles[-1] < 12.5:
-        middles.append(middles[-1] + draw(st.sampled_from([0.12, 0.2, 0.3, 0.5, 1.5])))
-    names = [draw(st.sampled_from(["a", "b", "c."])) for _ in middles]
+        middles.append(middles[-1] + choose([0.12, 0.2, 0.3, 0.5, 1.5]))
     gaps = [b - a for a, b in pairwise(middles)]
     rooms = [min(pair) for pair in zip([9.0, *gaps], [*gaps, 9.0], strict=True)]
     # Each chunk is off by less than a quarter, so the two differ by less than a half.
-    jitters = [
-        [draw(st.floats(-1, 1)) * min(0.24 * room, 0.119) for room in rooms] for _ in range(2)
+    timed = [
+        [
+            middle + spread(-1, 1) * min(0.24 * room, 0.119)
+            for middle, room in zip(middles, rooms, strict=True)
+        ]
+        for _ in range(2)
     ]
+    return middles, timed, rooms
+
+
+@st.composite
+def two_versions(draw: st.DrawFn) -> tuple[list[Word], list[Word], list[str]]:
+    """Draw words around the seam, of few texts, so that they repeat, as two chunks time them."""
+    middles, timed, rooms = spoken_words(
+        lambda low, high: draw(st.floats(low, high)), lambda gaps: draw(st.sampled_from(gaps))
+    )
+    names = [draw(st.sampled_from(["a", "b", "c."])) for _ in middles]
     first, second = (
         [
-            word(name, middle + off, length=min(0.2, room), logprob=draw(st.floats(-1, 0)))
-            for name, middle, off, room in zip(names, middles, jitter, rooms, strict=True)
+            word(name, at, length=min(0.2, room), logprob=draw(st.floats(-1, 0)))
+            for name, at, room in zip(names, times, rooms, strict=True)
         ]
-        for jitter in jitters
+        for times in timed
     )
     return (
         [w for w in first if w.middle < 12],
@@ -164,3 +187,183 @@ def test_any_two_word_lists_join_in_order_and_keep_what_one_chunk_alone_heard(
     alone = [w.text for w in earlier if w.middle < 9] + [w.text for w in later if w.middle > 11]
     assert [text for text in texts(joined) if text in alone] == alone
     assert len(set(texts(joined))) == len(joined)
+
+
+# What follows is about two chunks that disagree. The part that both know well is 9 to 11 s.
+
+
+def test_a_word_that_one_chunk_alone_has_is_kept_however_doubtful_it_is() -> None:
+    complete = [word("did", 9.5), word("not", 9.8, logprob=-0.3), word("agree", 10.1)]
+    without = [word("did", 9.5), word("agree", 10.1)]
+
+    assert texts(stitch((FIRST, complete), (SECOND, without))) == ["did", "not", "agree"]
+    assert texts(stitch((FIRST, without), (SECOND, complete))) == ["did", "not", "agree"]
+
+
+def test_a_word_beyond_what_a_chunk_knows_well_is_not_taken_from_it() -> None:
+    assert texts(stitch((FIRST, [word("cut", 11.5)]), (SECOND, []))) == []
+    assert texts(stitch((FIRST, []), (SECOND, [word("cut", 8.5)]))) == []
+
+
+def test_where_two_chunks_differ_one_version_of_the_whole_stretch_is_taken() -> None:
+    around = word("please", 9.1), word("today", 10.9)
+    earlier = [around[0], word("recognise", 9.6), word("speech", 10.1), around[1]]
+    later = [
+        around[0],
+        *(word(text, 9.45 + 0.2 * n) for n, text in enumerate(["wreck", "a", "nice", "beach"])),
+        around[1],
+    ]
+
+    def doubtful(words: list[Word]) -> list[Word]:
+        return [word(w.text, w.middle, logprob=-1.0) for w in words]
+
+    assert texts(stitch((FIRST, earlier), (SECOND, doubtful(later)))) == texts(earlier)
+    assert texts(stitch((FIRST, doubtful(earlier)), (SECOND, later))) == texts(later)
+
+
+def test_words_far_from_those_that_differ_are_kept() -> None:
+    earlier = [word("so", 9.1), word("April", 9.5), word("we", 10.8)]
+    later = [
+        word("so", 9.1),
+        word("Jpril", 9.5, logprob=-2.0),
+        word("then", 10.3),
+        word("we", 10.8),
+    ]
+
+    joined = stitch((FIRST, earlier), (SECOND, later))
+
+    assert texts(joined) == ["so", "April", "then", "we"]
+
+
+def test_two_chunks_that_agree_on_nothing_are_parted_once() -> None:
+    earlier = [word(f"e{n}", 8.1 + 0.4 * n) for n in range(10)]
+    later = [word(f"l{n}", 8.1 + 0.4 * n) for n in range(10)]
+
+    joined = texts(stitch((FIRST, earlier), (SECOND, later)))
+
+    assert joined == [*(f"e{n}" for n in range(5)), *(f"l{n}" for n in range(5, 10))]
+
+
+def test_the_hand_over_may_lie_in_a_pause_that_begins_before_the_shared_part() -> None:
+    """What was given out already is no sign that the two disagree."""
+    earlier = [word("Right.", 7.0), word("So", 10.9)]
+    later = [word("right", 8.2), word("so", 10.9)]
+
+    stitcher = Stitcher(sentence_boundary_threshold_s=0.5)
+    given_out = list(stitcher.add(FIRST, earlier))
+    given_out += stitcher.add(SECOND, later)
+
+    assert texts([*given_out, *stitcher.finish()]) == ["Right.", "so"]
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Two versions of what was said around the seam, and what should come of them."""
+
+    earlier: list[Word]
+    later: list[Word]
+    expected: Counter[str]
+    """How often each text should come out."""
+    alone: int
+    """Words in the part that both know well that one chunk alone has."""
+
+
+def draw_seam(draw: random.Random, *, missing: str) -> Seam:
+    """Draw words of few texts of which one chunk or the other lacks `one`, or one in ten."""
+    middles, timed, rooms = spoken_words(draw.uniform, draw.choice)
+    names = [draw.choice("abc") for _ in middles]
+    first, second = (
+        [
+            word(name, at, length=min(0.2, room), logprob=draw.uniform(-1, 0))
+            for name, at, room in zip(names, times, rooms, strict=True)
+        ]
+        for times in timed
+    )
+    known = [n for n in range(len(names)) if 9 < first[n].middle < 11 and 9 < second[n].middle < 11]
+    lacks: tuple[set[int], set[int]] = (set(), set())
+    if missing == "one":
+        for n in known[: draw.randint(0, len(known))][-1:]:
+            draw.choice(lacks).add(n)
+    else:
+        # Apart from each other: else one chunk has another word at the place.
+        for n in range(draw.randint(0, 4), len(names), 10):
+            draw.choice(lacks).add(n)
+    expected: Counter[str] = Counter()
+    alone = 0
+    for n, name in enumerate(names):
+        by_earlier = n not in lacks[0] and first[n].middle < (11 if n in lacks[1] else 12)
+        by_later = n not in lacks[1] and second[n].middle >= (9 if n in lacks[0] else 8)
+        expected[name] += by_earlier or by_later
+        alone += n in known and (n in lacks[0] or n in lacks[1])
+    return Seam(
+        [w for n, w in enumerate(first) if n not in lacks[0] and w.middle < 12],
+        [w for n, w in enumerate(second) if n not in lacks[1] and w.middle >= 8],
+        expected,
+        alone,
+    )
+
+
+@pytest.mark.parametrize("missing", ["one", "one in ten"])
+def test_of_4000_seams_no_word_of_one_chunk_alone_is_lost_or_doubled(missing: str) -> None:
+    draw = random.Random(16)
+    alone = 0
+    lost: Counter[str] = Counter()
+    doubled: Counter[str] = Counter()
+    for _ in range(4000):
+        seam = draw_seam(draw, missing=missing)
+        found = Counter(texts(stitch((FIRST, seam.earlier), (SECOND, seam.later))))
+        alone += seam.alone
+        lost += seam.expected - found
+        doubled += found - seam.expected
+
+    assert alone > 1500
+    assert lost.total() == 0
+    assert doubled.total() == 0
+
+
+@st.composite
+def disagreeing_versions(draw: st.DrawFn) -> tuple[list[Word], list[Word], list[tuple[str, ...]]]:
+    """Draw distinct words in the part that both know well, some of which one chunk drops, adds,
+    changes or splits; give both versions and, for each place, what each of them has there.
+
+    The words are 0.4 s apart, so that no two are at one place, and up to 0.15 s off in one version.
+    """
+    versions: tuple[list[Word], list[Word]] = ([], [])
+    places: list[tuple[str, ...]] = []
+    for n in range(5):
+        middle = 9.2 + 0.4 * n
+        kinds = ["both", "drop", "change", "split"]
+        kind = draw(st.sampled_from(kinds)) if n % 2 else "both"
+        changed, other = versions if draw(st.booleans()) else versions[::-1]
+        off = draw(st.floats(-0.15, 0.15))
+        other.append(word(f"w{n}", middle, logprob=draw(st.floats(-1, 0))))
+        logprob = draw(st.floats(-1, 0))
+        match kind:
+            case "both":
+                changed.append(word(f"W{n},", middle + off, logprob=logprob))
+                places.append((f"w{n}",))
+            case "drop":
+                places.append((f"w{n}",))
+            case "change":
+                changed.append(word(f"x{n}", middle + off, logprob=logprob))
+                places.append((f"w{n}", f"x{n}"))
+            case "split":
+                for part, shift in (("x", -0.05), ("y", 0.05)):
+                    at = middle + off / 3 + shift
+                    changed.append(word(f"{part}{n}", at, length=0.1, logprob=logprob))
+                places.append((f"w{n}", f"x{n} y{n}"))
+    return (*versions, places)
+
+
+@given(disagreeing_versions())
+def test_each_place_has_the_words_of_one_chunk(
+    versions: tuple[list[Word], list[Word], list[tuple[str, ...]]],
+) -> None:
+    earlier, later, places = versions
+
+    joined = [w.text.lower().strip(",") for w in stitch((FIRST, earlier), (SECOND, later))]
+
+    for number, allowed in enumerate(places):
+        here = " ".join(text for text in joined if text.endswith(str(number)))
+        assert here in allowed
+    assert [int(text[1:]) for text in joined] == sorted(int(text[1:]) for text in joined)
