@@ -15,6 +15,8 @@
 # make sbom   list every installed package in sbom.json, as CycloneDX
 
 PYTHON ?= python3
+# Processes that run tests. Many tests wait for servers and clocks, so more than there are cores.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 NODE_CLIENT := tests/node/node_modules/.package-lock.json
@@ -33,8 +35,9 @@ ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVI
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
 
+# Files side by side, each in one process: its tests share servers.
 test: lint $(NODE_CLIENT)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.development
 	@$(BIN)/ruff check --quiet .

@@ -99,11 +99,12 @@ def _word(start_s: float, number: int) -> Word:
 def serve(batch_size: int) -> None:
     """Serve as `app.py` does on a GPU of 141 GB, with the recognizer that sleeps."""
     import app
+    from parakeet_api import served_models
     from parakeet_api.logs import set_up_logging
     from parakeet_api.model.devices import Gpu, available_cores
     from parakeet_api.settings import Settings
 
-    vars(app)["_load"] = lambda *_, **__: SleepingRecognizer()
+    vars(served_models)["load_recognizer"] = lambda *_, **__: SleepingRecognizer()
     environ = {
         "TRANSCRIBE_BATCH_SIZE": str(batch_size),
         "MAX_CHUNK_MEMORY_MB": str(MEGABYTES),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.formats.rendering import Rendered, render
 from parakeet_api.formats.request_params import parse_params, read_field
+from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.http.clip_link import receive, send, unpack_words
 from parakeet_api.http.clip_request import PassOnError, RequestHead
 from parakeet_api.http.proxies import TrustedProxies
@@ -128,12 +129,7 @@ class ClipTranscriber:
             settings=self._settings,
             metrics=self._metrics,
         )
-        transcript = pipeline.transcribe(
-            path,
-            languages=params.languages,
-            track=params.audio_track,
-            allow_partial=params.allow_partial,
-        )
+        transcript = transcribe_recording(pipeline, path, params)
         transcript = replace(
             transcript, caveats=(*transcript.caveats, *unheard_caveats(recognizer.unheard))
         )

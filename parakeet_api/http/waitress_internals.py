@@ -6,7 +6,7 @@ All private interfaces of waitress that the service relies on are used in this m
 waitress receives a whole body before the application is called. Here the application is called when
 the head has been read, and reads the body from a `RequestBody` while it arrives: a request can be
 refused before its body is sent, and nothing is parsed or written in the thread that serves all
-connections.
+connections. A short body may arrive first, in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -32,7 +32,7 @@ from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 
 from parakeet_api.errors import ApiError, InvalidRequestError, ServerError, UploadTooLargeError
 from parakeet_api.http.admission import Admission
-from parakeet_api.http.request_body import RequestBody
+from parakeet_api.http.request_body import MAX_HELD, RequestBody
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ _MAX_DISCARDED = 256 * 1024
 the next request; with more to come it is closed."""
 _IDLE_THREAD_S = 5.0
 """How long a thread waits for a request before it ends."""
+_SHORT_WAIT_S = 0.1
+"""How long a request waits for the rest of a short body before it is started without it. Most
+bodies arrive sooner, and a thread that need not wait for a clip saves 0.2 ms of a core."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -122,6 +125,8 @@ class Parser(HTTPRequestParser):
     body: RequestBody | None = None
     is_started = False
     """Whether the application has been called, or will be."""
+    is_awaited = False
+    """Whether it is started after a short wait at the latest."""
     _waits_for_continue = False
 
     def __init__(self, channel: Channel) -> None:
@@ -150,6 +155,10 @@ class Parser(HTTPRequestParser):
     def get_body_stream(self) -> Any:
         """Give what the application reads as `wsgi.input`."""
         return super().get_body_stream() if self.body is None else self.body
+
+    def is_short(self) -> bool:
+        """Return whether the whole body fits into memory and is sent without being asked for."""
+        return not (self.chunked or self._waits_for_continue) and self.content_length <= MAX_HELD
 
     def is_rest_short(self) -> bool:
         """Return whether what is still to come of the body is small enough to be discarded."""
@@ -338,8 +347,18 @@ class Channel(HTTPChannel):
                 if request.error is None:
                     self.request = None
             data = data[consumed:]
-        if self.request is not None and self.request.body is not None:
-            self._start(self.request)
+        receiving = self.request
+        if receiving is not None and receiving.body is not None:
+            if receiving.is_short():
+                self.server.start_soon(self, receiving)
+            else:
+                self._start(receiving)
+
+    def start(self, request: Parser) -> None:
+        """Start a request that is still being received; not one that has gone."""
+        with self.requests_lock:
+            if self.connected and self.request is request:
+                self._start(request)
 
     def _start(self, request: Parser) -> None:
         if not request.is_started:
@@ -361,9 +380,9 @@ class Channel(HTTPChannel):
         return request is not None and request.body is not None and request.body.is_full
 
     def _abort_bodies(self) -> None:
-        for request in (self.request, *self.requests):
-            if request is not None and request.body is not None:
-                request.body.abort()
+        for received in (self.request, *self.requests):
+            if received is not None and received.body is not None:
+                received.body.abort()
 
 
 class Server(TcpWSGIServer):
@@ -374,8 +393,14 @@ class Server(TcpWSGIServer):
     next_channel_cleanup: float = math.inf  # type: ignore[assignment]
     """waitress' own, by the wall clock: never."""
     _next_maintenance = 0.0
+    _starting: deque[tuple[float, Channel, Parser]]
+    """Requests whose short body is awaited, and until when."""
     accepts_elsewhere: Callable[[], bool] = staticmethod(lambda: False)
     """Whether other processes accept the connections, and pass on those that are for this one."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._starting = deque()
+        super().__init__(*args, **options)
 
     def adopt(self, sock: socket.socket, address: tuple[str, int], received: bytes) -> None:
         """Take over a connection that another process accepted, with what it has read from it."""
@@ -395,7 +420,19 @@ class Server(TcpWSGIServer):
         if now >= self._next_maintenance:
             self._next_maintenance = now + _WINDOW_S
             self.maintenance(now)
+        self._start_overdue(now)
         return bool(super().readable()) and not self.accepts_elsewhere()
+
+    def start_soon(self, channel: Channel, request: Parser) -> None:
+        """Start a request when its body is complete, or else after a short wait."""
+        if not (request.is_started or request.is_awaited):
+            request.is_awaited = True
+            self._starting.append((time.monotonic() + _SHORT_WAIT_S, channel, request))
+
+    def _start_overdue(self, now: float) -> None:
+        while self._starting and (self._starting[0][2].is_started or self._starting[0][0] <= now):
+            _, channel, request = self._starting.popleft()
+            channel.start(request)
 
     def maintenance(self, now: float) -> None:
         """Close what is idle for too long, as waitress does, and what hardly moves.
