@@ -55,7 +55,7 @@ def test_the_first_sentence_is_on_the_first_screen(
         assert box is not None
         assert bar is not None
         assert box["y"] + box["height"] < bar["y"] < look.height
-        assert box["y"] < look.height / 2
+        assert box["y"] < look.height * 0.6
         for name in ("Edit", "Export", "Follow"):
             expect(page.get_by_role("button", name=name, exact=True)).to_be_in_viewport()
         page.locator(".sentence").last.scroll_into_view_if_needed()
