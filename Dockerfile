@@ -1,5 +1,5 @@
 # docker build -t parakeet-api .                         with CUDA, 6.4 GB on top of Python's image
-# docker build -t parakeet-api --build-arg TORCH=cpu .   2.4 GB, for machines without a card
+# docker build -t parakeet-api --build-arg TORCH=cpu .   2.4 GB, for machines without a GPU
 #
 # A package mirror: --secret id=pip,src=pip.conf hands pip its configuration, and leaves none of it in the image.
 # Another home of torch's CPU wheels: --build-arg TORCH_CPU_INDEX=https://...
@@ -12,7 +12,7 @@ ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /build
 # Only what decides the packages: a change of the code leaves this layer as it is.
 COPY requirements.txt constraints.txt ./
-# PyPI's torch brings CUDA's libraries along. cuda-python is how the server finds the card.
+# PyPI's torch brings CUDA's libraries along. cuda-python is how the server finds the GPU.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/pip \
     set -eu; \
     python3 -m venv --without-pip /opt/venv; \
