@@ -111,6 +111,9 @@ def _window_s(context: int) -> float:
 def _settled_before(chunk: Chunk) -> float:
     """Give the moment, in seconds, before which the next chunk has no say."""
     context = chunk.end - chunk.owned_end
+    if not context:
+        # The next chunk shares no sound with this one.
+        return chunk.owned_end / SAMPLE_RATE
     return chunk.owned_end / SAMPLE_RATE - _window_s(context) - _ALIGNED_S
 
 
