@@ -167,7 +167,7 @@ class TestLoad:
     def test_it_does_not_wait_for_ever_nor_with_many(
         self, here: Served, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(admin_routes, "_LONGEST_WAIT_S", 1.0)
+        monkeypatch.setattr(admin_routes, "_MAX_WAIT_S", 1.0)
         go_on = hold(echoes, "parakeet-tdt-demo-en")
         answers: list[httpx.Response] = []
         waiting = [
