@@ -371,7 +371,10 @@ class TestErrors:
             "POST",
             ENDPOINT,
             content=(body[start : start + MB] for start in range(0, len(body), MB)),
-            headers={"Content-Type": "multipart/form-data; boundary=sep"},
+            headers={
+                "Authorization": "Bearer first-key",
+                "Content-Type": "multipart/form-data; boundary=sep",
+            },
         )
 
         assert error_of(answer, 413)["param"] == "file"
