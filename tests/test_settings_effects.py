@@ -234,7 +234,8 @@ def test_a_forward_pass_takes_as_many_chunks_as_it_may(
                 within_s=60,
                 what="all asked",
             )
-        assert sum(gate.batches) == 8
+        # And some more: the model gives no words, so the speech is decoded again.
+        assert sum(gate.batches) >= 8
         assert max(gate.batches) == 3
 
 
@@ -304,7 +305,7 @@ EFFECTS = {
     "MODEL_PATH": "test_checkpoints.py::test_model_path_is_used_and_nothing_else",
     "MODELS_DIR": "test_checkpoints.py::test_models_on_disk_have_an_order",
     "MODEL_LANGUAGES": "test_http.py::TestParameters::test_the_languages_of_a_model_can_be_told",
-    "DEMO_MODEL": "test_checkpoints.py::test_the_demo_model_can_be_forced",
+    "DEMO_MODEL": "test_checkpoints.py::test_a_bundled_model_can_be_forced",
     "HF_ENDPOINT": (
         "test_checkpoints.py::test_a_model_is_downloaded_into_the_models_folder_and_ready"
     ),

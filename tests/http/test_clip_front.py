@@ -45,7 +45,7 @@ class Owner:
     """What was to be recognised, with the bytes of its sound."""
     passed_on: list[tuple[socket.socket, Values, bytes]] = field(default_factory=list)
     answers: Callable[[Values], Values] = lambda asked: (
-        ("model", "parakeet", "parakeet.nemo", ["en"])
+        ("model", "parakeet", "parakeet.nemo", None, ["en"])
         if asked[0] == "describe"
         else ("words", pack_words(HEARD), [(1.0, 2.5)])
     )

@@ -302,9 +302,12 @@ def test_a_client_that_is_killed_during_its_upload_leaves_nothing(
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(head.encode() + form + clip.path.read_bytes())
 
+    wait_until(
+        lambda: uploads(server) == [] and recordings(server) == [],
+        within_s=20,
+        what="what came of the upload is removed",
+    )
     assert server.health()["jobs"]["queued"] == 0
-    assert recordings(server) == []
-    assert uploads(server) == []
 
 
 class TestCancelling:
