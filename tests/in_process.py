@@ -100,5 +100,5 @@ class Echo(Model):
         return [[self._word(chunk)] for chunk in chunks]
 
     def _word(self, chunk: Chunk) -> Word:
-        middle = (chunk.owned_start + chunk.owned_end) / 2 / SAMPLE_RATE
-        return Word(self._name, middle - 0.1, middle + 0.1)
+        # It lasts as long as the chunk: no speech is left that would be decoded again.
+        return Word(self._name, chunk.owned_start / SAMPLE_RATE, chunk.owned_end / SAMPLE_RATE)
