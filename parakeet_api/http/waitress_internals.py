@@ -160,9 +160,13 @@ class Parser(HTTPRequestParser):
         """Return whether the whole body fits into memory and is sent without being asked for."""
         return not (self.chunked or self._waits_for_continue) and self.content_length <= MAX_HELD
 
+    def is_whole(self) -> bool:
+        """Return whether everything has been received."""
+        return self.completed and self.error is None
+
     def is_rest_short(self) -> bool:
         """Return whether what is still to come of the body is small enough to be discarded."""
-        if self.body is None or (self.completed and self.error is None):
+        if self.body is None or self.is_whole():
             return True
         missing = self.content_length - len(self.body)
         return not (self.chunked or self._waits_for_continue) and missing <= _MAX_DISCARDED
@@ -200,12 +204,12 @@ class ClosingTask(WSGITask):
 
     def build_response_header(self) -> bytes:
         """Write the header."""
-        if not self.request.is_rest_short():
-            self.channel.refused = True
-            self.set_close_on_finish()
-        if self.channel.server.admission.stopping:
+        if self.channel.server.admission.stopping or not self.request.is_rest_short():
             self.set_close_on_finish()
         header: bytes = super().build_response_header()
+        # Whoever wanted the connection closed, the client may still be sending.
+        if self.close_on_finish and not self.request.is_whole():
+            self.channel.refused = True
         return header
 
 

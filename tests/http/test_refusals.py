@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -110,6 +112,23 @@ def test_a_short_body_is_dropped_and_the_connection_serves_the_next_request(
             connection.send(body)
         connection.request("GET", "/health/simple")
         assert connection.getresponse().read() == b"ok\n"
+
+
+@pytest.mark.parametrize("size", [20_000, 2 * MB], ids=["short", "long"])
+def test_a_client_that_wants_its_connection_closed_may_send_its_body_to_the_end(
+    guarded: Server, size: int
+) -> None:
+    piece = size // 10
+    with connect(guarded) as connection:
+        connection.sendall(_head(guarded, "Connection: close", size=size) + bytes(piece))
+        # The answer is there, and the connection closed as far as the server is concerned.
+        assert select.select([connection], [], [], 30)[0]
+        for _ in range(9):
+            connection.sendall(bytes(piece))
+            time.sleep(0.02)
+        status, _ = _answer(connection)
+
+    assert status == b"401"
 
 
 def test_a_client_above_its_rate_is_refused_before_the_body_is_sent(guarded: Server) -> None:
