@@ -176,7 +176,7 @@ import numpy, psutil
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
-from parakeet_api.model.checkpoints import CheckpointStore
+from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.slot import ModelSlot
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.restore import import_libraries
@@ -190,7 +190,8 @@ options = ModelOptions(
 )
 blocks = FfmpegDecoder(executable=find_ffmpeg(), max_seconds=60).stream(clip)
 samples = numpy.concatenate(list(blocks))
-store = CheckpointStore(Settings.from_env({"MODEL_PATH": str(checkpoint)}), demo_path=checkpoint)
+bundled = BundledModels(english=checkpoint, grammar=checkpoint)
+store = CheckpointStore(Settings.from_env({"MODEL_PATH": str(checkpoint)}), bundled=bundled)
 store.start()
 manager = ModelSlot(store, lambda path, _: NemoRecognizer.load(path, options), idle_timeout_s=0)
 
