@@ -57,6 +57,7 @@ class Rate:
 
     errors: Errors
     words: int
+    recordings: int
 
     @property
     def percent(self) -> float:
@@ -89,12 +90,19 @@ def joined(recordings: Sequence[Recording]) -> list[Recording]:
 
 def error_rate(recordings: Sequence[Recording], transcripts: Sequence[Sequence[Word]]) -> Rate:
     """Count the differences between recordings' texts and their transcripts."""
-    references = [plain(recording.text) for recording in recordings]
-    hypotheses = [plain(" ".join(word.text for word in words)) for words in transcripts]
-    compared = jiwer.process_words(references, hypotheses)
+    return count_errors(
+        [plain(recording.text) for recording in recordings],
+        [plain(" ".join(word.text for word in words)) for words in transcripts],
+    )
+
+
+def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Rate:
+    """Count the differences between normalized texts, one of each for a recording."""
+    compared = jiwer.process_words(list(references), list(hypotheses))
     return Rate(
         Errors(compared.substitutions, compared.deletions, compared.insertions),
         sum(len(reference.split()) for reference in references),
+        len(references),
     )
 
 

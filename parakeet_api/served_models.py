@@ -18,7 +18,7 @@ from parakeet_api.languages import languages_of
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.batching import Batcher
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
-from parakeet_api.model.cuda import DeviceMemory, device_memory
+from parakeet_api.model.cuda import DeviceMemory, known_device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.memory import has_room
 from parakeet_api.model.pool import ModelPool
@@ -221,15 +221,8 @@ class ServedModels:
                 gauge.set_function(partial(self._device_memory, field.name))
 
     def _device_memory(self, kind: str) -> float:
-        """Give bytes of the GPU's memory; NaN before the first load, and for a lost GPU."""
-        device = self.device()
-        if device is None or device == "cpu":
-            return math.nan
-        try:
-            return float(getattr(device_memory(device), kind))
-        except RuntimeError:
-            # A GPU with a fault answers no query; the other metrics are exported all the same.
-            return math.nan
+        memory = known_device_memory(self.device())
+        return math.nan if memory is None else float(getattr(memory, kind))
 
     def _known(self, name: str) -> ServedModel | None:
         return next((m for m in self if name in (m.name, m.checkpoints.model_id)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,6 +152,12 @@ class Transcript:
     @property
     def text(self) -> str:
         return join_words(self.words)
+
+
+def mean_logprob(words: Iterable[Word]) -> float | None:
+    """Average the log-probabilities of words' tokens; `None` where none is known, as of a beam."""
+    known = [t.logprob for word in words for t in word.tokens if t.logprob is not None]
+    return sum(known) / len(known) if known else None
 
 
 def join_words(words: list[Word] | tuple[Word, ...]) -> str:

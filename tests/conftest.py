@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,6 +27,9 @@ from parakeet_api.model.checkpoints import GRAMMAR_MODEL, BundledModels
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk, Pcm
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "samples" / "speech"
@@ -117,6 +120,15 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with the grammar model for all tests that only talk to it."""
     with running_server(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, without a recording in the place of its microphone."""
+    from browser import chromium
+
+    with chromium() as started:
         yield started
 
 

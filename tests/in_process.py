@@ -17,8 +17,9 @@ from waitress import wasyncore
 import app
 from parakeet_api import served_models
 from parakeet_api.http.routes import create_app
-from parakeet_api.http.server import bind, create_server
+from parakeet_api.http.server import bind
 from parakeet_api.http.services import Services
+from parakeet_api.http.serving import server_for
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
@@ -39,14 +40,7 @@ def served(folder: Path, **environ: str) -> Iterator[Served]:
     settings = Settings.from_env(defaults | environ)
     with app.build_services(settings) as services, closing(bind("127.0.0.1", 0)) as listener:
         services.jobs.start()
-        application = create_app(services, root=ROOT)
-        server = create_server(
-            application,
-            listener=listener,
-            max_upload_bytes=settings.max_upload_bytes,
-            max_requests=settings.app_threads + settings.max_queued_requests,
-            admission=services.admission,
-        )
+        server = server_for(create_app(services, root=ROOT), services, listener=listener)
         thread = threading.Thread(target=server.run)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

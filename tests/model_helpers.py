@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 from parakeet_api.model.checkpoints import Checkpoint, CheckpointStore
@@ -60,19 +61,10 @@ class Model:
         self._models.unload()
 
 
-class Files:
-    """A `CheckpointStore` whose file is on the disk."""
-
-    def __init__(self, name: str = "a") -> None:
-        self.name = name
-
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(Path(f"{self.name}.nemo"), is_demo=False)
-
-
 def files(name: str = "a") -> CheckpointStore:
     """Give a store whose file is on the disk."""
-    return cast(CheckpointStore, Files(name))
+    checkpoint = Checkpoint(Path(f"{name}.nemo"), is_demo=False)
+    return cast(CheckpointStore, SimpleNamespace(name=name, checkpoint=lambda: checkpoint))
 
 
 def run_all(*tasks: Callable[[], None], patience_s: float = 30) -> list[BaseException]:

@@ -147,14 +147,18 @@ class FfmpegDecoder:
         object.__setattr__(self, "executables", Executables(self.executable))
 
     @classmethod
-    def from_settings(cls, settings: Settings, *, workers: int = 1) -> Self:
-        """Find an ffmpeg and decode as the settings say.
+    def from_settings(
+        cls, settings: Settings, *, executable: str | None = None, workers: int = 1
+    ) -> Self:
+        """Decode as the settings say; without an `executable`, with the ffmpeg that is found.
 
-        Raises `SettingsError` where there is no ffmpeg, or its filter chain is refused.
+        That one is tried first. Raises `SettingsError` where there is none, or where it refuses the
+        settings' filter chain.
         """
-        executable = find_ffmpeg()
-        if settings.enable_ffmpeg_denoise:
-            check_filter(executable, settings.denoise_filter)
+        if executable is None:
+            executable = find_ffmpeg()
+            if settings.enable_ffmpeg_denoise:
+                check_filter(executable, settings.denoise_filter)
         return cls(
             executable=executable,
             max_seconds=settings.max_audio_hours * 3600,

@@ -60,6 +60,9 @@ _DECLARED_LENGTH_IS_EXACT = frozenset(
 can be checked (flac, flv). Not wav: recorders that write to a pipe leave a made-up size in its
 header."""
 
+_ENDS_WHOLE = {"flac": flac_ends_with_a_frame, "flv": flv_ends_with_a_tag}
+"""Checks of a file's own end, which count more than the length that its header declares: a stream
+copy leaves that of the whole there, and a writer may note another recording's."""
 _LAST_PACKET_IS_WHOLE = frozenset(
     {"caf", "flv", "gxf", "mov", "mxf", "nistsphere", "rm", "sox", "tta", "voc", "w64"}
 )
@@ -343,15 +346,10 @@ class TrackDecoding:
             or info.has_pictures
         ):
             return None
-        if info.container == "flac":
-            # A stream copy cuts at frames, and leaves the length of the whole in the header.
-            if flac_ends_with_a_frame(self._source.path):
-                return None
-            return info.duration_s - (info.start_s or 0.0)
-        if info.container == "flv" and flv_ends_with_a_tag(self._source.path):
-            # What its writer noted may be of another recording's length.
+        ends_whole = _ENDS_WHOLE.get(info.container)
+        if ends_whole is not None and ends_whole(self._source.path):
             return None
-        return info.duration_s
+        return info.duration_s - (info.start_s or 0.0 if info.container == "flac" else 0.0)
 
     def _why_nothing(self, run: FfmpegRun) -> Exception:
         """Tell why there is no sound, as far as ffmpeg tells."""

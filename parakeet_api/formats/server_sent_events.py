@@ -142,8 +142,12 @@ class EventWriter:
 
     def progress(self, progress: Progress) -> str:
         """Report the words that became final, and the progress."""
+        return "".join(map(_event, self.recognized(progress))) + self._state()
+
+    def recognized(self, progress: Progress) -> list[TextDelta | PeaksEvent]:
+        """Give the events of what became final, in order, for those who do not send text."""
         start_s, self._done_s, self._total_s = self._done_s, progress.done_s, progress.total_s
-        return self._peaks(start_s, progress.samples) + self._delta(progress) + self._state()
+        return [*self._peaks(start_s, progress.samples), *self._delta(progress)]
 
     def silence(self, *, model_is_loading: bool) -> str:
         """Keep the connection alive while there is nothing to report."""
@@ -166,10 +170,10 @@ class EventWriter:
         """Report an error that ends the stream, in the shape that OpenAI's clients raise."""
         return _event(failure.body())
 
-    def _delta(self, progress: Progress) -> str:
+    def _delta(self, progress: Progress) -> list[TextDelta]:
         words = progress.words
         if not words:
-            return ""
+            return []
         lead = "" if self._at_start else " "
         event: TextDelta = {
             "type": "transcript.text.delta",
@@ -178,7 +182,7 @@ class EventWriter:
         if "logprobs" in self._params.include:
             event["logprobs"] = token_logprobs(words, at_start=self._at_start)
         self._at_start = False
-        return _event(event)
+        return [event]
 
     def _state(self, state: WaitingState = "transcribing") -> str:
         if "progress" not in self._params.include:
@@ -194,16 +198,16 @@ class EventWriter:
         }
         return _event(event)
 
-    def _peaks(self, start_s: float, samples: Pcm) -> str:
+    def _peaks(self, start_s: float, samples: Pcm) -> list[PeaksEvent]:
         if "peaks" not in self._params.include or not len(samples):
-            return ""
+            return []
         event: PeaksEvent = {
             "type": "transcript.peaks",
             "start_s": round(start_s, 3),
             "per_second": PEAKS_PER_SECOND,
             "values": base64.b64encode(peaks(samples)).decode("ascii"),
         }
-        return _event(event)
+        return [event]
 
     def _rendering(self, transcript: Transcript) -> Renderings:
         match self._params.response_format:

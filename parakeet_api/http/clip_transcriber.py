@@ -83,13 +83,7 @@ class ClipTranscriber:
         self._links: set[socket.socket] = set()
         self._descriptions: dict[str, ModelDescription] = {}
         self._metrics = Metrics()
-        self._decoder = FfmpegDecoder(
-            executable=options.ffmpeg,
-            max_seconds=self._settings.max_audio_hours * 3600,
-            audio_filter=(
-                self._settings.denoise_filter if self._settings.enable_ffmpeg_denoise else None
-            ),
-        )
+        self._decoder = FfmpegDecoder.from_settings(self._settings, executable=options.ffmpeg)
         self._policy = ChunkPolicy.from_settings(self._settings, longest_s=options.longest_chunk_s)
 
     def close(self) -> None:

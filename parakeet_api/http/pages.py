@@ -19,7 +19,7 @@ from parakeet_api.http.auth import require_api_key
 from parakeet_api.http.services import Services, services
 from parakeet_api.http.start_report import report_start
 from parakeet_api.metrics import MEDIA_TYPE
-from parakeet_api.model.cuda import device_memory
+from parakeet_api.model.cuda import known_device_memory
 from parakeet_api.served_models import ServedModel
 
 pages = Blueprint("pages", __name__)
@@ -120,27 +120,22 @@ def _health(wired: Services) -> Health:
 
 
 def _model_status(model: ServedModel) -> ModelStatus:
-    store, manager = model.checkpoints.status, model.slot
+    store, slot = model.checkpoints.status, model.slot
     known = store.checkpoint
     return {
         "name": model.name,
         "demo": known.is_demo if known else False,
         "note": known.note if known else None,
-        "state": manager.state if known else store.state,
-        "progress": manager.progress if known else store.progress,
-        "error": manager.error if known else store.error,
+        "state": slot.state if known else store.state,
+        "progress": slot.progress if known else store.progress,
+        "error": slot.error if known else store.error,
         "languages": sorted(model.languages),
     }
 
 
 def _memory_of(device: str | None) -> DeviceMemoryJson | None:
-    """Give the GPU's memory, bytes, once a model was loaded on it: before that it is not opened."""
-    if device is None or device == "cpu":
-        return None
-    try:
-        memory = device_memory(device)
-    except RuntimeError:
-        # A GPU that has failed does not answer; the rest of the health report does not need it.
+    memory = known_device_memory(device)
+    if memory is None:
         return None
     return {
         "used": memory.used,
@@ -159,9 +154,9 @@ def _why_not_ready(wired: Services) -> str | None:
     if not wired.decoder.is_usable:
         return "There is no ffmpeg to decode recordings with."
     # After a while requests are admitted again: the next one repeats the load.
-    manager = wired.models.first.slot
-    if manager.failed_lately(ModelLoadError.retry_after_s):
-        return manager.error
+    slot = wired.models.first.slot
+    if slot.failed_lately(ModelLoadError.retry_after_s):
+        return slot.error
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import uuid
 from collections.abc import Callable
@@ -74,7 +73,9 @@ class LiveJobs:
         writer = EventWriter(params, settings=self._settings)
 
         def take(progress: Progress) -> None:
-            self._add(run, writer.progress(progress))
+            events = writer.recognized(progress)
+            with self._lock:
+                run.events.extend(events)
             record(progress)
 
         return take
@@ -96,9 +97,3 @@ class LiveJobs:
             for oldest in list(self._runs)[:-_MAX_ENDED]:
                 del self._runs[oldest]
         return run
-
-    def _add(self, run: _Run, written: str) -> None:
-        blocks = written.split("\n\n")
-        events = [json.loads(block.removeprefix("data: ")) for block in blocks if block]
-        with self._lock:
-            run.events.extend(events)

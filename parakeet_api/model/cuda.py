@@ -56,6 +56,20 @@ def device_memory(device: str) -> DeviceMemory:
     )
 
 
+def known_device_memory(device: str | None) -> DeviceMemory | None:
+    """Look at the memory of the device that models are on; `None` where there is nothing to tell.
+
+    That is on a CPU, before the first load (`None`), when the GPU is not opened yet, and for a GPU
+    that has failed, which answers no query: reports go on without it.
+    """
+    if device is None or device == "cpu":
+        return None
+    try:
+        return device_memory(device)
+    except RuntimeError:
+        return None
+
+
 def limit_device_memory(device: str, fraction: float) -> None:
     """Let this process take at most a share of the GPU's memory."""
     import torch

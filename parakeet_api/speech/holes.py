@@ -16,7 +16,7 @@ import numpy as np
 from parakeet_api.speech.activity import SpeechActivity, SpeechDetector
 from parakeet_api.speech.speech_gate import DOUBT, drop_hallucinations
 from parakeet_api.speech.stitching import align
-from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
+from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word, mean_logprob
 
 MIN_SPEECH_S = 1.0
 """Shorter speech without words is a cough, a breath, or a word that the model timed elsewhere."""
@@ -158,16 +158,10 @@ def _part(chunk: Chunk, hole: Span, edges: tuple[float, float]) -> Chunk:
 
 def _required_logprob(words: Sequence[Word]) -> float:
     """Tell how sure the model must be of more words in a chunk."""
-    mean = _mean_logprob(words)
+    mean = mean_logprob(words)
     if mean is None:
         return _SURE_OF_NOTHING if not words else _SURE
     return _SURE if mean >= DOUBT else _SURE_AMID_DOUBT
-
-
-def _mean_logprob(words: Sequence[Word]) -> float | None:
-    """Average over the tokens; `None` where none is known, as of a beam."""
-    logprobs = [t.logprob for word in words for t in word.tokens if t.logprob is not None]
-    return sum(logprobs) / len(logprobs) if logprobs else None
 
 
 def _inserted(words: list[Word], found: Sequence[Word], hole: Span, required: float) -> list[Word]:
@@ -181,7 +175,7 @@ def _inserted(words: list[Word], found: Sequence[Word], hole: Span, required: fl
         if hole.start - _EDGE_S <= word.middle <= hole.end + _EDGE_S
         and not any(word.middle < other.end and other.start < word.middle for other in near)
     ]
-    mean = _mean_logprob(new)
+    mean = mean_logprob(new)
     if not new or (mean is not None and mean < required):
         return words
     return sorted([*words, *new], key=lambda word: word.middle)

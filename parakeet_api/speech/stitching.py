@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
+from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word, mean_logprob
 
 _JITTER_S = 0.24
 """Three frames: two timings of one word differ by less. Such a pair costs less than leaving one of
@@ -303,8 +303,8 @@ def _doubt(words: Sequence[Word]) -> float:
 
     In steps of 0.1: less is the noise of two views of the same sound.
     """
-    known = [t.logprob for word in words for t in word.tokens if t.logprob is not None]
-    return -round(sum(known) / len(known), 1) if known else 0.0
+    mean = mean_logprob(words)
+    return 0.0 if mean is None else -round(mean, 1)
 
 
 def _bare(text: str) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
-import psutil
 import pytest
 from conftest import SPEECH, encode
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline_helpers import ffmpegs
 
 from parakeet_api.audio import pieces
 from parakeet_api.audio.decoder import AudioStream, FfmpegDecoder
@@ -121,10 +121,6 @@ def assert_the_same(together: FfmpegDecoder, file: Path) -> None:
 
     np.testing.assert_array_equal(joined.samples, alone.samples)
     assert (joined.caveats, joined.expected_s) == (alone.caveats, alone.expected_s)
-
-
-def ffmpegs() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "ffmpeg" in child.name()]
 
 
 def decoder_threads() -> list[str]:

@@ -13,6 +13,7 @@ from http_helpers import error_of, request
 from app import build_services
 from parakeet_api.http import pages
 from parakeet_api.http.start_report import ModelFile, StartReport, report_start
+from parakeet_api.model import cuda
 from parakeet_api.model.cuda import DeviceMemory
 from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.memory import HostMemory
@@ -147,7 +148,7 @@ def test_with_keys_it_takes_one(tmp_path: Path) -> None:
 
 def test_a_cards_memory_is_told_once_a_model_is_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     card = DeviceMemory(used=5, total=9, allocated=2, reserved=3)
-    monkeypatch.setattr(pages, "device_memory", lambda device: {"cuda:0": card}[device])
+    monkeypatch.setattr(cuda, "device_memory", lambda device: {"cuda:0": card}[device])
 
     assert pages._memory_of(None) is None
     assert pages._memory_of("cpu") is None
@@ -158,7 +159,7 @@ def test_a_card_that_cannot_be_asked_does_not_fail_health(monkeypatch: pytest.Mo
     def fail(_: str) -> DeviceMemory:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(pages, "device_memory", fail)
+    monkeypatch.setattr(cuda, "device_memory", fail)
 
     assert pages._memory_of("cuda:0") is None
 

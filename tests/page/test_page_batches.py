@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Look, choose, chromium, is_too_wide, serious_faults, transcript_of, visit
+from browser import Look, choose, is_too_wide, serious_faults, transcript_of, visit
 from conftest import SPEECH, Server
 from playwright.sync_api import Browser, expect
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 def test_fifty_files_have_one_progress_and_each_is_opened_into_view(

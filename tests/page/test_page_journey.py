@@ -16,7 +16,6 @@ from browser import (
     WIDE,
     Look,
     choose,
-    chromium,
     is_too_wide,
     saved,
     serious_faults,
@@ -39,12 +38,6 @@ PICTURES = ROOT / "docs" / "screenshots"
 
 KeepPicture = Callable[[Page, str, str], None]
 """Takes a page, the name of its state, and that of its look."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Look, choose, chromium, edit_word, saved, transcript_of, visit
+from browser import Look, choose, edit_word, saved, transcript_of, visit
 from conftest import SPEECH, Server, encode
 from playwright.sync_api import Browser, Page, expect
 
 CLIP = SPEECH / "clip-001.flac"
 SAID = "Rosa likes writing, but Olivia likes working."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from browser import (
     Look,
     Proxy,
     choose,
-    chromium,
     count_uploads,
     edit_word,
     saved,
@@ -43,12 +42,6 @@ RESTING = """async () => {
     }
 }"""
 SECONDS = "document.querySelector('audio').currentTime"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
