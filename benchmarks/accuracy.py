@@ -61,7 +61,7 @@ class Rate:
 
     @property
     def percent(self) -> float:
-        """Give the word error rate."""
+        """Return the word error rate."""
         return 100 * self.errors.total / max(1, self.words)
 
 
@@ -119,7 +119,7 @@ def plain(text: str) -> str:
 def rows(
     recognizer: Recognizer, recordings: Sequence[Recording], ways: Sequence[Policy] = WAYS
 ) -> Iterator[tuple[str, Rate]]:
-    """Give the error rates of one source: single passes, then the ways to cut it."""
+    """Return the error rates of one source: single passes, then the ways to cut it."""
     single = [single_pass(recognizer, recording.samples).words for recording in recordings]
     yield "single pass, each recording", error_rate(recordings, single)
     long = joined(recordings)

@@ -75,9 +75,9 @@ class Baseline:
             )  # fmt: skip
             with self._permit:
                 self._clean_up()
-                heard = self._words(chunk, first)
+                chunk_words = self._words(chunk, first)
                 self._clean_up()
-            words.extend(word for word in heard if start <= (word.start + word.end) / 2 < end)
+            words.extend(word for word in chunk_words if start <= (word.start + word.end) / 2 < end)
         return " ".join(word.text for word in words)
 
     def _words(self, chunk: Path, offset_s: float) -> list[Word]:
@@ -98,9 +98,9 @@ class Baseline:
 
 def _silences(wav: Path) -> list[float]:
     """Find the middles of the silences, s."""
-    said = _ffmpeg("-i", str(wav), "-af", SILENCE, "-f", "null", "-")
-    starts = [float(s) for s in re.findall(r"silence_start: (-?[\d.]+)", said)]
-    ends = [float(s) for s in re.findall(r"silence_end: ([\d.]+)", said)]
+    log = _ffmpeg("-i", str(wav), "-af", SILENCE, "-f", "null", "-")
+    starts = [float(s) for s in re.findall(r"silence_start: (-?[\d.]+)", log)]
+    ends = [float(s) for s in re.findall(r"silence_end: ([\d.]+)", log)]
     return [(start + end) / 2 for start, end in zip(starts, ends, strict=False)]
 
 

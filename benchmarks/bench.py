@@ -310,16 +310,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART")
     parser.add_argument("--model", choices=MODELS, default="grammar")
-    asked = parser.parse_args()
-    parts = asked.parts or list(PARTS)
-    checkpoint, environment = MODELS[asked.model]
+    arguments = parser.parse_args()
+    parts = arguments.parts or list(PARTS)
+    checkpoint, environment = MODELS[arguments.model]
     options = ModelOptions(
         device="cpu", precision="auto", strategy="greedy", beam_size=4, longest_s=60,
         cpu_threads=available_cores(),
     )  # fmt: skip
     recognizer = NemoRecognizer.load(checkpoint, options)
     decoder = FfmpegDecoder(executable=find_ffmpeg(), max_seconds=24 * 3600)
-    print(f"{available_cores()} cores, {asked.model} model; medians of {ROUNDS} rounds\n")
+    print(f"{available_cores()} cores, {arguments.model} model; medians of {ROUNDS} rounds\n")
     print("| what | ratio | in this run |\n|---|---|---|")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, running_service(**environment) as service:
@@ -330,7 +330,7 @@ def main() -> None:
             recognizer=recognizer,
             decoder=decoder,
             folder=Path(folder),
-            model=asked.model,
+            model=arguments.model,
             started_s=started_s,
             started_cpu_s=service.cpu_s(),
         )

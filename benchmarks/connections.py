@@ -132,8 +132,8 @@ def main() -> None:
 
 
 def _add(sums: tuple[list[float], list[float]], times: tuple[list[float], list[float]]) -> None:
-    for kept, new in zip(sums, times, strict=True):
-        kept.extend(new)
+    for totals, new in zip(sums, times, strict=True):
+        totals.extend(new)
 
 
 def _quantiles(times: list[float]) -> tuple[float, float]:

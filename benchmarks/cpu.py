@@ -111,7 +111,7 @@ def beginning(samples: Pcm, seconds: float) -> Chunk:
 def errors(
     loaded: dict[EncoderPrecision, LoadedModel], chunk: Chunk
 ) -> dict[EncoderPrecision, float]:
-    """Give each precision's encoder error against fp32, relative."""
+    """Return each precision's encoder error against fp32, relative."""
     waveform = torch.from_numpy(chunk.samples.astype(np.float32) / 32768.0)[None]
     with torch.inference_mode():
         outputs = {

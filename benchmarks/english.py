@@ -39,7 +39,7 @@ class Recording:
 
 
 def normalized(text: str) -> str:
-    """Give the words in lower case, without punctuation, hyphens as spaces.
+    """Return the words in lower case, without punctuation, hyphens as spaces.
 
     As the published figures of the model are; `accuracy.plain` leaves apostrophes.
     """
@@ -47,10 +47,10 @@ def normalized(text: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9 ]", "", spaced).split())
 
 
-def word_errors(said: Sequence[str], recognized: Sequence[str]) -> Rate:
+def word_errors(references: Sequence[str], recognized: Sequence[str]) -> Rate:
     """Compare what was recognized in recordings with what is said in them."""
     return count_errors(
-        [normalized(text) for text in said], [normalized(text) for text in recognized]
+        [normalized(text) for text in references], [normalized(text) for text in recognized]
     )
 
 
@@ -78,20 +78,20 @@ def transcripts(service: Service, recordings: Sequence[Recording]) -> list[str]:
 def by_source(recordings: Sequence[Recording], texts: Sequence[str]) -> dict[str, Rate]:
     """Count the errors of each source."""
     pairs = list(zip(recordings, texts, strict=True))
-    found = {}
+    rates = {}
     for source in sorted({recording.source for recording in recordings}):
         own = [(r.text, text) for r, text in pairs if r.source == source]
-        said, recognized = zip(*own, strict=True)
-        found[source] = word_errors(said, recognized)
-    return found
+        references, recognized = zip(*own, strict=True)
+        rates[source] = word_errors(references, recognized)
+    return rates
 
 
-def table(found: Mapping[str, Rate]) -> str:
+def table(rates: Mapping[str, Rate]) -> str:
     """Write the errors as a table."""
     rows = [
         f"| {source} | {rate.recordings} | {rate.words} | {rate.percent:.1f} |"
         f" {rate.errors.changed}, {rate.errors.lost}, {rate.errors.doubled} |"
-        for source, rate in found.items()
+        for source, rate in rates.items()
     ]
     head = (
         "| source | recordings | words | WER % | changed, lost, too many |\n|---|---|---|---|---|"

@@ -83,11 +83,11 @@ def make_recognizer_fail(watched: Watched) -> None:
     def recognize_or_fail(self: NemoRecognizer, chunks: Sequence[Chunk]) -> list[list[Word]]:
         while watched.now.recognizer == "waits":
             time.sleep(_POLL_S)
-        told = watched.now.recognizer
-        if told == "raises":
+        fault = watched.now.recognizer
+        if fault == "raises":
             raise RuntimeError(FAULT)
-        little = told == "has little memory" and padded_s(chunks) > LITTLE_MEMORY_S
-        if little or told == "has no memory":
+        little = fault == "has little memory" and padded_s(chunks) > LITTLE_MEMORY_S
+        if little or fault == "has no memory":
             raise OutOfDeviceMemoryError(FAULT)
         return recognize(self, chunks)
 
@@ -95,7 +95,7 @@ def make_recognizer_fail(watched: Watched) -> None:
 
 
 def trim_when_told() -> None:
-    """Give free memory back to the system on SIGUSR1; what is left is in use, or leaks."""
+    """Return free memory back to the system on SIGUSR1; what is left is in use, or leaks."""
 
     def trim(*_: object) -> None:
         from parakeet_api.model.heap import trim_heap

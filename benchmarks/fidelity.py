@@ -120,14 +120,18 @@ def single_pass(recognizer: Recognizer, samples: Pcm) -> Pass:
 
 def errors(reference: str, words: Sequence[Word], *, near_s: Sequence[float] | None) -> Errors:
     """Align words with the reference; count the differences, all or those near some moments."""
-    spoken = [word for word in words if normalize(word.text)]
-    hypothesis = " ".join(normalize(word.text) for word in spoken)
+    output_words = [word for word in words if normalize(word.text)]
+    hypothesis = " ".join(normalize(word.text) for word in output_words)
     counts = {"substitute": 0, "delete": 0, "insert": 0}
     for step in jiwer.process_words(normalize(reference), hypothesis).alignments[0]:
         if step.type == "equal":
             continue
-        start = spoken[step.hyp_start_idx - 1].middle if step.hyp_start_idx else 0.0
-        end = spoken[step.hyp_end_idx].middle if step.hyp_end_idx < len(spoken) else float("inf")
+        start = output_words[step.hyp_start_idx - 1].middle if step.hyp_start_idx else 0.0
+        end = (
+            output_words[step.hyp_end_idx].middle
+            if step.hyp_end_idx < len(output_words)
+            else float("inf")
+        )
         if near_s is None or any(start - NEAR_SEAM_S < seam < end + NEAR_SEAM_S for seam in near_s):
             counts[step.type] += max(
                 step.ref_end_idx - step.ref_start_idx, step.hyp_end_idx - step.hyp_start_idx
@@ -136,7 +140,7 @@ def errors(reference: str, words: Sequence[Word], *, near_s: Sequence[float] | N
 
 
 def start_shifts(one: Sequence[Word], other: Sequence[Word]) -> list[float]:
-    """Give the differences, in seconds, between the starts of the words that both have."""
+    """Return the differences, in seconds, between the starts of the words that both have."""
     left, right = (" ".join(normalize(w.text) or "-" for w in words) for words in (one, other))
     return [
         abs(one[step.ref_start_idx + n].start - other[step.hyp_start_idx + n].start)

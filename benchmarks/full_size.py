@@ -129,7 +129,7 @@ def _let_it_speak(model: Any, blank: int) -> None:
 
 
 def _resolved(config: Any, folder: Path) -> Any:
-    """Give the configuration with the tokenizer's files where they are now."""
+    """Return the configuration with the tokenizer's files where they are now."""
     from omegaconf import OmegaConf
 
     tokenizer = {"dir": str(folder), "type": "bpe"} | {

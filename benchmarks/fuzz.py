@@ -229,7 +229,7 @@ def decode(decoder: FfmpegDecoder, upload: Path, report: Callable[[str], None]) 
 
 
 def largest_decoder_mb() -> float:
-    """Give the resident memory of the largest process that this one started."""
+    """Return the resident memory of the largest process that this one started."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
@@ -242,7 +242,7 @@ class Target:
     uploads: Path
 
     def exchange(self, sent: bytes) -> bytes:
-        """Give what the server answers; nothing where it waits for more."""
+        """Return what the server answers; nothing where it waits for more."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             channel = Channel(self.server, theirs, ("127.0.0.1", 0), self.server.adj, map={})

@@ -126,8 +126,8 @@ def ask_on(
             load.others[status] += 1
 
 
-def _gathered(told: Sequence[dict[str, object]], seconds: float) -> Load:
-    loads = [Load(**member) for member in told]  # type: ignore[arg-type]
+def _gathered(member_loads: Sequence[dict[str, object]], seconds: float) -> Load:
+    loads = [Load(**member) for member in member_loads]  # type: ignore[arg-type]
     return Load(
         seconds=seconds,
         times_s=list(itertools.chain.from_iterable(load.times_s for load in loads)),
@@ -137,7 +137,7 @@ def _gathered(told: Sequence[dict[str, object]], seconds: float) -> Load:
 
 
 def _turns(requests: Sequence[bytes], first: int) -> Iterator[bytes]:
-    """Give the requests over and over, from one on."""
+    """Return the requests over and over, from one on."""
     return itertools.islice(itertools.cycle(requests), first % len(requests), None)
 
 

@@ -133,7 +133,7 @@ class _Client:
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     answer: bytes = b""
     audio_s: float = 0.0
-    begun: float = 0.0
+    started_at: float = 0.0
 
 
 def put_load(
@@ -174,7 +174,7 @@ def _begin(client: _Client, address: tuple[str, int], selector: selectors.BaseSe
         client.sock = socket.create_connection(address)
         client.sock.setblocking(False)
     request, client.audio_s = next(client.turn)
-    client.unsent, client.answer, client.begun = memoryview(request), b"", time.monotonic()
+    client.unsent, client.answer, client.started_at = memoryview(request), b"", time.monotonic()
     selector.register(client.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, client)
 
 
@@ -198,7 +198,7 @@ def _receive(client: _Client, load: Load) -> bool:
     status = int(head[9:12] or 0)
     load.statuses[status] += 1
     load.audio_s += client.audio_s if status == 200 else 0.0
-    load.times_s.append(time.monotonic() - client.begun)
+    load.times_s.append(time.monotonic() - client.started_at)
     return True
 
 
@@ -280,22 +280,23 @@ def measure(
     command += ["--keep-alive"] * options.keep_alive + ["--mixed"] * options.mixed
     before = _processor_s(server)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    told = json.loads(done.stdout)
-    count = sum(told["statuses"].values())
-    ok = told["statuses"].get("200", 0)
+    result = json.loads(done.stdout)
+    count = sum(result["statuses"].values())
+    ok = result["statuses"].get("200", 0)
     own_ms, others_ms = (
         1000 * (now - then) / max(count, 1)
         for now, then in zip(_processor_s(server), before, strict=True)
     )
     return (
-        f"| {clients} | {ok / told['seconds']:.0f} | {told['audio_s'] / told['seconds']:,.0f} |"
+        f"| {clients} | {ok / result['seconds']:.0f} |"
+        f" {result['audio_s'] / result['seconds']:,.0f} |"
         f" {count - ok} | {own_ms:.2f} + {others_ms:.2f} |"
-        f" {1000 * told['p50_s']:.0f} | {1000 * told['p95_s']:.0f} |"
+        f" {1000 * result['p50_s']:.0f} | {1000 * result['p95_s']:.0f} |"
     )
 
 
 def _processor_s(process: psutil.Process) -> tuple[float, float]:
-    """Give what a process has worked, and what its children have, seconds of a core."""
+    """Return what a process has worked, and what its children have, seconds of a core."""
     children = sum(sum(child.cpu_times()[:2]) for child in process.children(recursive=True))
     return sum(process.cpu_times()[:2]), children
 
@@ -321,18 +322,18 @@ def _tell_load(options: argparse.Namespace) -> None:
         keep_alive=options.keep_alive,
     )
     times = sorted(load.times_s)
-    told = {
+    result = {
         "statuses": load.statuses,
         "audio_s": load.audio_s,
         "seconds": time.monotonic() - started,
         "p50_s": statistics.median(times),
         "p95_s": times[int(0.95 * len(times))],
     }
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 def speech() -> Pcm:
-    """Give some minutes of speech, shape `(samples,)`."""
+    """Return some minutes of speech, shape `(samples,)`."""
     decoder = FfmpegDecoder(executable=find_ffmpeg(), max_seconds=3600)
     return np.concatenate(list(decoder.stream(SPEECH / "long-dense.ogg")))
 

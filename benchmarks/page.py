@@ -122,13 +122,13 @@ def _tab_process() -> psutil.Process:
 
 
 def _mb(process: psutil.Process) -> float:
-    """Give a process' memory, with its share of what processes share."""
+    """Return a process' memory, with its share of what processes share."""
     size: int = process.memory_full_info().pss
     return size / MB
 
 
 def _busy_s(process: psutil.Process) -> float:
-    """Give the processor time of all of a process' threads so far."""
+    """Return the processor time of all of a process' threads so far."""
     spent = process.cpu_times()
     return float(spent.user + spent.system)
 

@@ -57,7 +57,7 @@ class Service:
         return answer.raise_for_status().text
 
     def cpu_s(self) -> float:
-        """Give the processor time that the server has taken so far, seconds, without decoders."""
+        """Return the processor time that the server has taken so far, seconds, without decoders."""
         times = self._process.cpu_times()
         return float(times.user + times.system)
 
@@ -82,7 +82,7 @@ class Service:
             peak.decoders_mb = max(peak.decoders_mb, self._decoders_mb())
 
     def _decoders_mb(self) -> float:
-        """Give the memory of all decoders, each with its share of what is shared."""
+        """Return the memory of all decoders, each with its share of what is shared."""
         total = 0
         for process in self._process.children(recursive=True):
             # One may have just ended.

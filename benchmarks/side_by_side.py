@@ -20,7 +20,7 @@ from parakeet_api.transcript import SAMPLE_RATE
 
 
 def cpu_s() -> float:
-    """Give the time on cores of this process and of the decoders that have ended."""
+    """Return the time on cores of this process and of the decoders that have ended."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(use.ru_utime + use.ru_stime for use in map(resource.getrusage, kinds))
 

@@ -1,4 +1,4 @@
-"""The description of the API, read by tests: its operations, and its schemas made strict."""
+"""Access to the OpenAPI document for tests: its operations, and its schemas made strict."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Operation:
         return str(self.body["operationId"])
 
     def answers(self) -> Iterator[tuple[int, str]]:
-        """Give every status and media type that is described."""
+        """Return every status and media type that is described."""
         for status, answer in self.body["responses"].items():
             for media_type in answer["content"]:
                 yield int(status), media_type
@@ -54,7 +54,7 @@ def operation_of(document: Mapping[str, Any], method: str, path: str) -> Operati
 
 
 def closed(schema: Any) -> Any:
-    """Refuse every field that is not described, in answers; what clients send stays open."""
+    """Forbid undescribed fields in responses; requests may have additional ones."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""A real Chromium for the page's tests, and what a person does with the page."""
+"""A real Chromium for the page's tests, and user actions on the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from http_helpers import ENDPOINT
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 PATIENCE_S = 90.0
-"""How long a machine that is busy with other things may take for one step."""
+"""Time limit of one step, on a busy machine."""
 
 expect.set_options(timeout=PATIENCE_S * 1000)
 
@@ -41,10 +41,10 @@ _ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Font:
-    """A font other than the one the page's author had."""
+    """A font other than the page's preferred one."""
 
     family: str
-    """What is taken where it is installed; the spacing does it everywhere else."""
+    """Used if it is installed; otherwise the letter spacing simulates it."""
     spacing_em: float
 
 
@@ -55,7 +55,7 @@ WIDE = Font('"DejaVu Sans", Verdana', 0.03)
 
 @dataclass(frozen=True)
 class Look:
-    """One way in which people see the page."""
+    """A combination of screen and language."""
 
     width: int = 1280
     height: int = 900
@@ -128,7 +128,7 @@ def visit(browser: Browser, url: str, look: Look | None = None) -> Iterator[Page
 
 
 def _use_font(page: Page, font: Font) -> None:
-    """Set everything in a font; the page's policy forbids style elements, not this."""
+    """Set all text in a font; by script, as the page's policy forbids style elements."""
     page.evaluate(
         """([family, spacing]) => {
             const sheet = new CSSStyleSheet();
@@ -143,7 +143,7 @@ def _use_font(page: Page, font: Font) -> None:
 
 
 def is_too_wide(page: Page) -> bool:
-    """Tell whether the page would have to be scrolled sideways."""
+    """Tell whether the page is wider than the screen."""
     return bool(page.evaluate("document.documentElement.scrollWidth > innerWidth"))
 
 
@@ -199,7 +199,7 @@ def saved(page: Page, name: str) -> tuple[str, str]:
 
 
 def edit_word(page: Page, word: Locator, text: str) -> None:
-    """Write another word in a word's place."""
+    """Replace a word."""
     word.dblclick()
     page.locator(".sentence-field").wait_for()
     if text:
@@ -210,27 +210,27 @@ def edit_word(page: Page, word: Locator, text: str) -> None:
 
 
 def count_uploads(page: Page) -> list[str]:
-    """Give a list that grows with each transcription that the page asks for."""
-    asked: list[str] = []
+    """Return a list that grows with each transcription that the page asks for."""
+    upload_urls: list[str] = []
     page.on(
         "request",
         lambda request: (
-            asked.append(request.url)
+            upload_urls.append(request.url)
             if request.method == "POST" and request.url.endswith((ENDPOINT, "/v1/jobs"))
             else None
         ),
     )
-    return asked
+    return upload_urls
 
 
 def without_jobs(page: Page) -> None:
-    """Have the server seem to take no jobs: the page then asks for a stream."""
+    """Reject jobs as the server would, so that the page requests a stream."""
     refused = {"message": "", "type": "server_error", "param": None, "code": "jobs_unavailable"}
     page.route("**/v1/jobs", lambda route: route.fulfill(status=503, json={"error": refused}))
 
 
 def serious_faults(page: Page) -> list[str]:
-    """Ask axe; give what it finds serious or critical."""
+    """Run axe; return its serious and critical findings."""
     found: list[dict[str, Any]] = Axe().run(page).response["violations"]
     return [
         f"{fault['id']}: {node['html']} {node['failureSummary']}"
@@ -245,7 +245,7 @@ class Proxy:
 
     def __init__(self, url: str) -> None:
         self.frozen = threading.Event()
-        """Once set, connections stay open, and nothing more comes."""
+        """Once set, connections stay open, and no more data is passed on."""
         self.released = threading.Event()
         self.upload = b""
         """The body of the last POST."""
@@ -284,7 +284,7 @@ class Proxy:
             upstream.request(
                 handler.command, handler.path.removeprefix("/parakeet"), body, dict(handler.headers)
             )
-            # The page may go at any moment.
+            # The page may disconnect at any time.
             with upstream.getresponse() as answer, suppress(ConnectionError):
                 self._pass_on(answer, handler)
 

@@ -183,7 +183,7 @@ class Container:
         ]
 
     def process(self) -> int:
-        """Give the number, outside, of the container's process 1."""
+        """Return the number, outside, of the container's process 1."""
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
         return int(children.read_text().split()[0])
 
@@ -203,8 +203,8 @@ class Container:
         """Wait for the HEALTHCHECK to pass; fail if the container ends before."""
         deadline = time.monotonic() + START_S
         while not self.is_healthy():
-            assert self._unshare.poll() is None, f"it ended:\n{self.said()}"
-            assert time.monotonic() < deadline, f"not healthy:\n{self.said()}"
+            assert self._unshare.poll() is None, f"it ended:\n{self.log_text()}"
+            assert time.monotonic() < deadline, f"not healthy:\n{self.log_text()}"
             time.sleep(0.2)
 
     def stop(self) -> float:
@@ -218,7 +218,7 @@ class Container:
         """Wait for the end."""
         return self._unshare.wait(timeout=START_S)
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.log.read_text(errors="replace")
 
     def get(self, path: str) -> Any:
@@ -349,9 +349,9 @@ def takes_folder_over(bench: Bench) -> str:
         _assert_runs_as(container, 1001, 1002)
         for path in (uploads.source, uploads.source / "left"):
             assert (path.stat().st_uid, path.stat().st_gid) == (1001, 1002), path
-        told = "/app/temp_uploads belonged to 0:0, now it belongs to 1001:1002"
-        assert told in container.said(), container.said()
-    return told
+        message = "/app/temp_uploads belonged to 0:0, now it belongs to 1001:1002"
+        assert message in container.log_text(), container.log_text()
+    return message
 
 
 @check("a folder that the user can write to keeps its owner")
@@ -360,7 +360,7 @@ def leaves_folder_alone(bench: Bench) -> str:
     with bench.running(uploads, PUID="1001") as container:
         container.wait_until_healthy()
         assert uploads.source.stat().st_uid == 4321
-        assert "belonged" not in container.said()
+        assert "belonged" not in container.log_text()
     return ""
 
 
@@ -422,7 +422,7 @@ def downloads(bench: Bench) -> str:
             container.wait_until_healthy()
             deadline = time.monotonic() + START_S
             while (model := container.get("/health")["model"])["state"] in FETCHING:
-                assert time.monotonic() < deadline, container.said()
+                assert time.monotonic() < deadline, container.log_text()
                 time.sleep(0.2)
             assert model["error"] is None, model["error"]
             _assert_transcribes(container)
@@ -437,16 +437,16 @@ def downloads(bench: Bench) -> str:
 def unwritable_for_user(bench: Bench) -> str:
     with bench.running(bench.uploads(), user="1234:1234") as container:
         assert container.exit_code() == 73, container.exit_code()
-        said = container.said()
-    assert "chown 1234:1234" in said, said
-    return said.strip()
+        log = container.log_text()
+    assert "chown 1234:1234" in log, log
+    return log.strip()
 
 
 @check("a read-only folder for uploads stops root's PUID, who is told what to do")
 def unwritable_for_root(bench: Bench) -> str:
     with bench.running(bench.uploads(access="ro")) as container:
         assert container.exit_code() == 73, container.exit_code()
-        assert "chown 1000:1000" in container.said(), container.said()
+        assert "chown 1000:1000" in container.log_text(), container.log_text()
     return ""
 
 
@@ -454,7 +454,7 @@ def unwritable_for_root(bench: Bench) -> str:
 def bad_id(bench: Bench) -> str:
     with bench.running(bench.uploads(), PUID="me") as container:
         assert container.exit_code() == 2, container.exit_code()
-        assert "PUID='me' is not the number of a user or group" in container.said()
+        assert "PUID='me' is not the number of a user or group" in container.log_text()
     return ""
 
 
@@ -482,17 +482,19 @@ def stops_in_the_middle(bench: Bench) -> str:
         took_s = container.stop()
         code = container.exit_code()
         client.join()
-        assert code == 0, f"exit code {code}:\n{container.said()}"
+        assert code == 0, f"exit code {code}:\n{container.log_text()}"
     _assert_no_uploads(uploads)
     (answer,) = answers
     if isinstance(answer, Exception) or answer[0] != 200:
         assert took_s >= STOP_GRACE_S, f"cut off after {took_s:.1f} s: {answer!r}"
         return f"cut off after {took_s:.1f} s with {code}, on an overloaded machine: {answer!r}"
-    heard = json.loads(answer[1])["text"].split()
+    recognized = json.loads(answer[1])["text"].split()
     sentences = json.loads((SPEECH / "long-dense.json").read_text(encoding="utf-8"))
-    said = " ".join(sentence["text"] for sentence in sentences).split()
-    assert abs(len(heard) - len(said)) < 0.02 * len(said), f"{len(heard)} of {len(said)} words"
-    return f"ended in {took_s:.1f} s with {code}; the client got all {len(heard)} words"
+    reference = " ".join(sentence["text"] for sentence in sentences).split()
+    assert abs(len(recognized) - len(reference)) < 0.02 * len(reference), (
+        f"{len(recognized)} of {len(reference)} words"
+    )
+    return f"ended in {took_s:.1f} s with {code}; the client got all {len(recognized)} words"
 
 
 def _assert_runs_as(container: Container, uid: int, gid: int) -> None:
@@ -509,7 +511,7 @@ def _assert_no_uploads(volume: Volume) -> None:
 
 def _assert_transcribes(container: Container) -> str:
     status, body = container.transcribe(PEOPLE / "england.flac")
-    assert status == 200, f"{status} {body}\n{container.said()}"
+    assert status == 200, f"{status} {body}\n{container.log_text()}"
     text: str = json.loads(body)["text"]
     assert text == "It is not cultivated in England being principally confined to the east.", text
     return text
@@ -525,7 +527,7 @@ def run_checks(image: Image, *, folder: Path) -> int:
         place.chmod(0o755)
         started = time.monotonic()
         try:
-            seen = function(Bench(image, place))
+            result = function(Bench(image, place))
         # Whatever it is, the others are still of interest.
         except Exception:
             failures += 1
@@ -533,8 +535,8 @@ def run_checks(image: Image, *, folder: Path) -> int:
         else:
             elapsed_s = time.monotonic() - started
             print(f"ok      {sentence} ({elapsed_s:.0f} s)", flush=True)
-            if seen:
-                print(f"        {seen}", flush=True)
+            if result:
+                print(f"        {result}", flush=True)
     print(f"{len(CHECKS) - failures} of {len(CHECKS)} checks passed")
     return failures
 

@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "samples" / "speech"
 DEMO_MODEL = ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL
-"""The tests' own model: small, fast, and every word that it should find is known."""
+"""The tests' own model: small, fast, with exactly known output."""
 ENGLISH_MODEL = ROOT / "samples" / "english-model" / checkpoints.ENGLISH_MODEL
 """For tests with recordings of people."""
 PEOPLE = ROOT / "samples" / "people"
-"""Recordings of people; the file of the same name with `.json` tells what they say."""
+"""Recordings of people; the reference is in the file of the same name with `.json`."""
 BUNDLED_MODELS = BundledModels(english=ENGLISH_MODEL, grammar=DEMO_MODEL)
 
 __all__ = ["gpu"]
 
-# A busy machine makes single examples slow; how many there are bounds the time.
+# No deadline, as single examples are slow on a busy machine; their number limits the time.
 hypothesis_settings.register_profile("service", deadline=None)
 hypothesis_settings.load_profile("service")
 
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Clock:
-    """Stands still until it is told."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -118,7 +118,7 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server with the grammar model for all tests that only talk to it."""
+    """One server with the grammar model, shared by tests that only send requests."""
     with running_server(tmp_path_factory.mktemp("server")) as started:
         yield started
 
@@ -139,7 +139,7 @@ def recognizer() -> NemoRecognizer:
 
 
 def demo_options(**changes: Any) -> ModelOptions:
-    """Give the options that the service loads a small model with on a CPU."""
+    """Return the options that the service loads a small model with on a CPU."""
     options: dict[str, Any] = {
         "device": "cpu",
         "precision": "fp32",
@@ -152,7 +152,7 @@ def demo_options(**changes: Any) -> ModelOptions:
 
 @dataclass(frozen=True)
 class Clip:
-    """A short recording and what is said in it."""
+    """A short recording and its reference text."""
 
     path: Path
     text: str
@@ -167,13 +167,13 @@ def clips() -> list[Clip]:
 
 @pytest.fixture(scope="session")
 def speech() -> Path:
-    """Give the folder of recordings."""
+    """Return the folder of recordings."""
     return SPEECH
 
 
 @pytest.fixture(scope="session")
 def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One hour of speech as opus: so much work that a test can act in the middle of it."""
+    """One hour of speech as opus: long enough for a test to act during its transcription."""
     folder = tmp_path_factory.mktemp("hour")
     playlist, target = folder / "list.txt", folder / "hour.ogg"
     playlist.write_text(f"file '{SPEECH / 'long-pauses.ogg'}'\n" * 5)

@@ -1,4 +1,4 @@
-"""A GPU that is played on the CPU, for what the tests cannot have.
+"""A simulated GPU on the CPU.
 
 Tensors for `cuda:0` live in main memory. Captured work is recorded operation by operation and run
 again into the same tensors, as a CUDA graph does, and what CUDA refuses during a capture is refused
@@ -31,7 +31,7 @@ ONLY_SHAPES = frozenset({"aten::unsqueeze_", "aten::squeeze_", "aten::transpose_
 
 
 class FakeGpu:
-    """Stands for torch.cuda: one GPU of 10 GB, of which half is free."""
+    """A stand-in for torch.cuda: one GPU of 10 GB, of which half is free."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.total, self.used, self.reserved, self.allocated = 10**10, 5 * 10**9, 10**9, 10**9
@@ -57,12 +57,12 @@ class FakeGpu:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Let this thread's tensors for a GPU be made in main memory."""
+        """Create this thread's GPU tensors in main memory."""
         with _InMainMemory():
             yield
 
     def empty_cache(self) -> None:
-        """Give unused memory back: what foreign graphs write is among it."""
+        """Return unused memory back: what foreign graphs write is among it."""
         self.check()
         self.emptied += 1
         self.reserved = self.allocated
@@ -95,7 +95,7 @@ class FakeGpu:
         self._patch_token_decoder(monkeypatch)
 
     def _patch_token_decoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let NeMo's TDT decoder take the path of CUDA graphs, on its graphs' buffers."""
+        """Make NeMo's TDT decoder take the code path of CUDA graphs, on its graphs' buffers."""
         import_libraries()
         from nemo.collections.asr.parts.submodules.transducer_decoding import tdt_label_looping
 
@@ -185,15 +185,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def shape(self) -> tuple[int, ...]:
-        """Give the shape of the first tensor that was read."""
+        """Return the shape of the first tensor that was read."""
         return tuple(self._calls[0][1][0].shape)
 
     def run_again(self) -> None:
-        for func, args, kwargs, written in self._calls:
+        for func, args, kwargs, output in self._calls:
             if func._schema.name in ONLY_SHAPES:
                 continue
             again = func(*args, **kwargs)
-            for old, new in zip(_tensors(written), _tensors(again), strict=True):
+            for old, new in zip(_tensors(output), _tensors(again), strict=True):
                 # Else it is a view, or was written in place.
                 if old.data_ptr() != new.data_ptr():
                     old.copy_(new.view(old.shape))
@@ -205,13 +205,13 @@ def _tensors(results: Any) -> list[torch.Tensor]:
 
 
 class _InMainMemory(TorchFunctionMode):
-    """Make what is meant for a GPU in main memory."""
+    """Create a GPU tensor in main memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kept = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
-        if kept.get("pin_memory"):
-            kept["pin_memory"] = False
-        return func(*map(_on_cpu, args), **kept)
+        cpu_kwargs = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
+        if cpu_kwargs.get("pin_memory"):
+            cpu_kwargs["pin_memory"] = False
+        return func(*map(_on_cpu, args), **cpu_kwargs)
 
 
 def _on_cpu(value: Any) -> Any:
@@ -221,7 +221,7 @@ def _on_cpu(value: Any) -> Any:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """Give a GPU for one test, whose tensors are those of the test's own thread."""
+    """Return a GPU for one test, whose tensors are those of the test's own thread."""
     played = FakeGpu(monkeypatch)
     with played.active():
         yield played

@@ -75,7 +75,7 @@ def events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """Check that a response has OpenAI's error shape; give what it says."""
+    """Check that a response has OpenAI's error format; return the error."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     body = response.json()
@@ -124,7 +124,7 @@ def connect(server: Server) -> socket.socket:
 
 
 def post_head(server: Server, *headers: str) -> bytes:
-    """Give the head of a transcription request whose body is by `multipart`."""
+    """Return the head of a transcription request whose body is by `multipart`."""
     lines = [
         f"POST {ENDPOINT} HTTP/1.1",
         f"Host: {server.url.removeprefix('http://')}",
@@ -135,7 +135,7 @@ def post_head(server: Server, *headers: str) -> bytes:
 
 
 def multipart(content: bytes, **fields: str) -> bytes:
-    """Give the body of a transcription request."""
+    """Return the body of a transcription request."""
     parts = [("file", 'filename="long.ogg"', content)]
     parts += [(name, "", value.encode()) for name, value in fields.items()]
     return (

@@ -1,4 +1,4 @@
-"""A stand-in for the model hub: what huggingface_hub 2.4 asks of it, with knobs to break it.
+"""A stand-in for the model hub: the API that huggingface_hub 2.4 uses, with faults to inject.
 
 The client sends `HEAD /{model}/resolve/{revision}/{file}`, reads X-Repo-Commit, ETag and
 Content-Length (or X-Linked-Etag, X-Linked-Size and Location of a redirect), then a GET, with Range
@@ -58,7 +58,7 @@ class Hub:
         self.requests: list[tuple[str, str, str | None]] = []
         """Method, path and Range of every request."""
         self.released = threading.Event()
-        """Ends what hangs."""
+        """Releases handlers that hang."""
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))

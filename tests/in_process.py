@@ -1,4 +1,4 @@
-"""The whole server in this process, on a real port, so that a test can reach into its borders."""
+"""The whole server in this process, on a real port, so that a test can access its objects."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def served(folder: Path, **environ: str) -> Iterator[Served]:
         finally:
             server.task_dispatcher.shutdown()
             trigger: Any = server.trigger
-            # Its loop ends when there is nothing left to look at; it may do so before it is woken.
+            # Its loop ends when no connection is left, perhaps before it is woken.
             with suppress(OSError):
                 trigger.pull_trigger(lambda: wasyncore.close_all(server._map))  # type: ignore[attr-defined]
             thread.join()
 
 
 class Echoes:
-    """Models in the place of checkpoints; each hears nothing but its own name, once a chunk."""
+    """Fake models instead of checkpoints; each returns its own name, once per chunk."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(served_models, "load_recognizer", self._load)
@@ -68,7 +68,7 @@ class Echoes:
         self._lock = threading.Lock()
 
     def count_of(self, name: str) -> Models:
-        """Give a model's loads, also before there were any."""
+        """Return a model's loads, also before there were any."""
         with self._lock:
             return self.counts.setdefault(name, Models())
 
@@ -83,7 +83,7 @@ class Echoes:
 
 
 class Echo(Model):
-    """A model that always hears its name."""
+    """A model that always returns its name."""
 
     def __init__(self, name: str, models: Models) -> None:
         super().__init__(models)
@@ -94,5 +94,5 @@ class Echo(Model):
         return [[self._word(chunk)] for chunk in chunks]
 
     def _word(self, chunk: Chunk) -> Word:
-        # It lasts as long as the chunk: no speech is left that would be decoded again.
+        # The word lasts as long as the chunk, so that no speech is decoded again.
         return Word(self._name, chunk.owned_start / SAMPLE_RATE, chunk.owned_end / SAMPLE_RATE)

@@ -1,4 +1,4 @@
-"""What people say, in each of the 25 languages: sentences, and utterances of one to three words."""
+"""Samples of each of the 25 languages: sentences, and utterances of one to three words."""
 # ruff: noqa: RUF001 - Cyrillic and Greek letters look like Latin ones
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Models:
 
 
 class Model:
-    """A recogniser that fails when it is used after its end."""
+    """A recogniser that fails when it is used after it was closed."""
 
     info = INFO
 
@@ -62,7 +62,7 @@ class Model:
 
 
 def files(name: str = "a") -> CheckpointStore:
-    """Give a store whose file is on the disk."""
+    """Return a store whose file is on the disk."""
     checkpoint = Checkpoint(Path(f"{name}.nemo"), is_demo=False)
     return cast(CheckpointStore, SimpleNamespace(name=name, checkpoint=lambda: checkpoint))
 

@@ -51,7 +51,7 @@ def pipeline_of(
 
 
 class Counting:
-    """A stand-in for the model where its words do not matter: one word a second."""
+    """A stand-in for the model that returns one word per second."""
 
     info = ModelInfo("cpu", "fp32", "", 0, "greedy")
 

@@ -1,4 +1,4 @@
-"""What `schemathesis` loads before it generates requests: recordings, whole and broken."""
+"""Hooks that `schemathesis` loads: generators of intact and damaged recordings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RECORDINGS = [
 _TRUNCATED = [recording[: len(recording) // 2] for recording in _RECORDINGS]
 _FOREIGN = [b"", b"PK\x03\x04", b"#EXTM3U\n", b"ffconcat version 1.0\nfile /etc/passwd\n"]
 
-# Three of four are recordings, so that most requests come as far as a transcript.
+# Three of four are recordings, so that most requests result in a transcript.
 schemathesis.openapi.format(
     "binary",
     st.one_of(

@@ -11,7 +11,7 @@ from conftest import ROOT
 from parakeet_api.settings import Settings, variable_name
 
 OF_THE_IMAGE = {"PUID", "PGID", "PYTORCH_CUDA_ALLOC_CONF"}
-"""Promised as well; something else than `settings` reads them."""
+"""Documented as well, but not read by `settings`."""
 
 
 FIELDS = {variable_name(f): f for f in dataclasses.fields(Settings) if f.metadata}

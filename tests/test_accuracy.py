@@ -22,7 +22,7 @@ from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Word
 
 pytestmark = pytest.mark.timeout(1800)
-"""A single pass over three minutes takes 10 s of one core, and minutes where others use it too."""
+"""A single pass over three minutes takes 10 s of one core, and minutes on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -79,5 +79,5 @@ def test_clips_are_recognised_as_well_in_one_recording_as_alone(
     alone = found["single pass, each recording"]
     cut = found["chunks of 30 s, overlap 5 s"]
     assert alone.percent < {"librispeech": 25, "common_voice": 50}[source]
-    # Neighbours that have nothing to do with each other are all the context that clips have here.
+    # Here the only context of a clip is unrelated clips.
     assert cut.errors.total <= 1.15 * alone.errors.total + 2

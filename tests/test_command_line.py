@@ -142,7 +142,7 @@ class TestNothingIsOverwritten:
     [["transcribe"], ["transcribe", "a.flac", "--format", "docx"], ["translate", "a.flac"]],
     ids=" ".join,
 )
-def test_wrong_arguments_are_told_with_the_usage(tmp_path: Path, arguments: list[str]) -> None:
+def test_invalid_arguments_print_the_usage(tmp_path: Path, arguments: list[str]) -> None:
     outcome = _run(tmp_path, *arguments)
 
     assert outcome.returncode == 2
@@ -168,16 +168,16 @@ def test_ctrl_c_ends_quietly_and_leaves_no_half_transcript(tmp_path: Path) -> No
         stdout=subprocess.DEVNULL,
     ) as process:
         assert process.stderr is not None
-        said = b""
-        while b"s of audio" not in said:
+        output = b""
+        while b"s of audio" not in output:
             # The bar's first state: the file is open.
             block = os.read(process.stderr.fileno(), 65536)
-            assert block, said
-            said += block
+            assert block, output
+            output += block
         process.send_signal(signal.SIGINT)
-        said += process.stderr.read()
+        output += process.stderr.read()
         status = process.wait(timeout=60)
 
     assert status == 128 + signal.SIGINT
-    assert b"Traceback" not in said
+    assert b"Traceback" not in output
     assert list(folder.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The service as somebody meets it who has no checkpoint and no network, with voices of people."""
+"""The service without a checkpoint and without a network, on recordings of people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTE = "small English model, for trying things out; about 17 words in 100 are wr
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a server that finds no checkpoint and no hub.
+    """Run a server without a checkpoint or a hub.
 
     It loads before it serves: on a busy machine that takes longer than a page is waited for.
     """
@@ -50,7 +50,7 @@ def transcribe(server: Server, path: Path, **fields: str) -> httpx.Response:
     return answer.raise_for_status()
 
 
-def test_it_says_which_model_it_is_and_what_to_expect_of_it(offline: Server) -> None:
+def test_the_bundled_model_is_named_with_its_error_rate(offline: Server) -> None:
     model = offline.health()["model"]
     headers = httpx.get(offline.url + "/health/simple", timeout=60).headers
 
@@ -62,7 +62,7 @@ def test_it_says_which_model_it_is_and_what_to_expect_of_it(offline: Server) -> 
         assert NOTE in " ".join((ROOT / readme).read_text(encoding="utf-8").split())
 
 
-def test_people_are_understood_but_for_one_word_in_six(offline: Server) -> None:
+def test_fewer_than_one_word_in_six_is_wrong(offline: Server) -> None:
     recordings = load_recordings(PEOPLE)
 
     texts = [transcribe(offline, recording.path).json()["text"] for recording in recordings]
@@ -73,17 +73,17 @@ def test_people_are_understood_but_for_one_word_in_six(offline: Server) -> None:
 
 
 def test_a_long_recording_of_people_is_cut_and_joined(offline: Server, tmp_path: Path) -> None:
-    """Chunks of 30 s, joined: as good as the recordings one by one."""
+    """Stitched chunks of 30 s have the error rate of the single recordings."""
     recordings = load_recordings(PEOPLE)
     playlist = tmp_path / "list.txt"
     playlist.write_text("".join(f"file '{r.path}'\n" for r in recordings) * 3, encoding="utf-8")
     joined = encode(playlist, tmp_path / "all.flac", before=("-f", "concat", "-safe", "0"))
-    said = " ".join(recording.text for recording in recordings * 3)
+    reference = " ".join(recording.text for recording in recordings * 3)
 
     body = transcribe(offline, joined, response_format="verbose_json").json()
 
     assert body["duration"] > 200
-    assert word_errors([said], [body["text"]]).percent < 20
+    assert word_errors([reference], [body["text"]]).percent < 20
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
@@ -97,13 +97,15 @@ def test_the_readmes_first_example_is_what_the_server_answers(offline: Server, r
     assert transcribe(offline, ROOT / example[1]).json() == json.loads(example[2])
 
 
-def test_a_stranger_records_a_sentence_and_reads_it(offline: Server, tmp_path: Path) -> None:
+def test_a_sentence_is_recorded_and_transcribed(offline: Server, tmp_path: Path) -> None:
     """The browser's microphone plays the sentence over and over, with a pause in between."""
     pause = f"apad=pad_len={2 * SAMPLE_RATE}"
-    heard = encode(PEOPLE / "england.flac", tmp_path / "heard.wav", "-af", pause, "-ar", "48000")
+    microphone = encode(
+        PEOPLE / "england.flac", tmp_path / "microphone.wav", "-af", pause, "-ar", "48000"
+    )
     strings = json.loads((ROOT / "static/strings.en.json").read_text(encoding="utf-8"))
     with (
-        chromium(f"--use-file-for-fake-audio-capture={heard}") as browser,
+        chromium(f"--use-file-for-fake-audio-capture={microphone}") as browser,
         visit(browser, offline.url) as page,
     ):
         expect(page.locator("#demo-banner")).to_contain_text(strings["demo.english.title"])

@@ -48,13 +48,13 @@ def test_every_error_has_openais_shape(kind: type[ApiError]) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
 def test_a_clients_mistake_is_never_called_a_fault_of_the_server(kind: type[ApiError]) -> None:
-    # OpenAI names what was too much of.
-    named = {429: "requests"}.get(kind.status, "invalid_request_error")
-    assert kind.type == (named if kind.status < 500 else "server_error")
+    # OpenAI's type of a 429 is the limited quantity.
+    client_type = {429: "requests"}.get(kind.status, "invalid_request_error")
+    assert kind.type == (client_type if kind.status < 500 else "server_error")
 
 
 @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
-def test_who_should_come_back_is_told_when(kind: type[ApiError]) -> None:
+def test_retryable_errors_state_the_delay(kind: type[ApiError]) -> None:
     comes_later = kind.status in (429, 503) or kind is errors.JobNotFinishedError
     assert (kind.retry_after_s is not None) == comes_later
 
@@ -79,7 +79,7 @@ def test_other_errors_name_no_field() -> None:
 
 
 @pytest.mark.parametrize("sent", [None, 300])
-def test_an_upload_that_is_too_large_is_told_the_limit(sent: int | None) -> None:
+def test_an_upload_that_is_too_large_gets_the_limit(sent: int | None) -> None:
     error = UploadTooLargeError.above(200, sent=sent)
 
     assert "(200) exceeded" in error.message

@@ -1,4 +1,4 @@
-"""A fair sample of `make fidelity`: what chunking does to 12 minutes of speech."""
+"""A sample of `make fidelity`: the effect of chunking on 12 minutes of speech."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def whole_pass(recognizer: NemoRecognizer, samples: Pcm) -> Pass:
 
 
 def spoken_until_the_end(recording: str, words: list[Word]) -> str:
-    """Give as much of the reference as a transcript of the first minutes reaches."""
+    """Return as much of the reference as a transcript of the first minutes reaches."""
     reference = normalize(reference_text(recording)).split()
     return " ".join(reference[: len([w for w in words if normalize(w.text)])])
 
@@ -65,7 +65,7 @@ def test_cutting_makes_no_more_errors_at_its_seams_than_a_single_pass(
     there = errors(reference, whole_pass.words, near_s=cut.seams_s)
 
     assert len(cut.seams_s) >= 2
-    # One more: which of two near-equal words the model picks turns on the chunk's loudness.
+    # One more: the choice between two near-equal words depends on the chunk's loudness.
     assert near.total <= there.total + 1, (near, there)
     assert near.doubled <= there.doubled
 
@@ -133,8 +133,8 @@ def test_the_service_recognises_clips_as_well_as_a_direct_pass_in_every_format(
         chunk = whole(decode(decoder, clip.path))
         direct.append(join_words(recognizer.recognize([chunk])[0]))
 
-    spoken = [clip.text for clip in clips]
-    assert jiwer.wer(spoken, served) == pytest.approx(jiwer.wer(spoken, direct), abs=0.001)
+    references = [clip.text for clip in clips]
+    assert jiwer.wer(references, served) == pytest.approx(jiwer.wer(references, direct), abs=0.001)
 
 
 def test_the_service_itself_makes_few_errors_over_twelve_minutes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Half a minute under fire (`make fire` is an hour); and what a blocked model must not block."""
+"""Half a minute of the soak test (`make fire` is an hour); requests to a blocked model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.fire.server import Disk, Server
 
 PROBES = ("/health", "/health/simple", "/ready", "/metrics")
 PROMPT_S = 5.0
-"""On a busy machine. What waits for the blocked model waits for ever."""
+"""On a busy machine. Requests that wait for the blocked model never end."""
 
 
 @pytest.mark.timeout(600)
@@ -51,7 +51,7 @@ def blocked(tmp_path: Path) -> Iterator[Server]:
 def test_no_probe_waits_for_inference_even_with_every_thread_busy(blocked: Server) -> None:
     clip = (SPEECH / "clip-003.flac").read_bytes()
     with ExitStack() as stack:
-        # Two at work, the rest in line: as many as the server lets wait.
+        # Two in progress, the rest in the queue, which is then full.
         for _ in range(2 + 64):
             connection = stack.enter_context(blocked.connected())
             connection.sendall(_request(clip))

@@ -1,4 +1,4 @@
-"""The package's architecture: its rooms in their order, as CONTRIBUTING.md's table has them."""
+"""The package's architecture: the order of its packages, as in CONTRIBUTING.md's table."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_no_module_reads_the_environment_itself() -> None:
         assert taken == [], f"{module}: write os.name, so that this test sees it"
 
 
-def test_each_room_says_what_lives_there() -> None:
+def test_each_package_has_a_docstring() -> None:
     for room in ROOMS:
         tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
         doc = ast.get_docstring(tree) or ""

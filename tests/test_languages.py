@@ -177,7 +177,7 @@ def test_codes_of_three_letters_are_those_of_players(sent: str, code: str) -> No
 
 
 @pytest.mark.parametrize("sent", ["und", "mul", "undetermined", "auto", "unknown", ""])
-def test_an_unknown_language_says_nothing(sent: str) -> None:
+def test_an_unknown_language_means_not_specified(sent: str) -> None:
     assert normalize_language(sent, supported=ALL) is None
 
 

@@ -24,7 +24,7 @@ SPEECH = ROOT / "samples" / "speech"
 
 @pytest.fixture(scope="module")
 def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten minutes in which something sounds."""
+    """Return ten minutes of noise."""
     target = tmp_path_factory.mktemp("tone") / "tone.flac"
     source = "aevalsrc=0.3*sin(2*PI*220*t)*(1+sin(2*PI*3*t)):s=16000:d=600"
     subprocess.run(
@@ -44,7 +44,7 @@ def test_clips_give_the_words_of_a_direct_pass(
             assert transcript.duration == pytest.approx(clip.duration_s, abs=0.001)
 
 
-def test_every_second_of_a_long_recording_is_heard_once(tone: Path) -> None:
+def test_every_second_of_a_long_recording_is_recognised_once(tone: Path) -> None:
     with pipeline_of(Counting()) as pipeline:
         transcript = pipeline.transcribe(tone)
 
@@ -75,7 +75,7 @@ def test_audio_is_prepared_in_as_many_threads_as_were_set(tone: Path) -> None:
 
 
 class AtOdds(Counting):
-    """Hears a sentence end just before a seam, and writes it otherwise once it is past it."""
+    """Ends a sentence just before a seam; with context after it, returns other words."""
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         return [self._around_seams(chunk) for chunk in chunks]
@@ -121,7 +121,7 @@ def test_words_come_while_later_audio_is_still_being_decoded(tone: Path) -> None
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_client_that_has_gone_ends_the_work(tone: Path, workers: str) -> None:
+def test_a_disconnected_client_stops_the_work(tone: Path, workers: str) -> None:
     counting, looked = Counting(), []
 
     def cancelled() -> bool:
@@ -151,7 +151,7 @@ def test_what_is_no_recording_never_reaches_the_model(tmp_path: Path) -> None:
     assert leases == []
 
 
-def test_a_recording_beyond_the_limit_is_refused_whatever_it_declares(tone: Path) -> None:
+def test_a_recording_beyond_the_limit_is_rejected_despite_its_header(tone: Path) -> None:
     with (
         pipeline_of(Counting(), max_seconds=60) as pipeline,
         pytest.raises(AudioTooLongError, match="MAX_AUDIO_HOURS"),
@@ -164,7 +164,7 @@ def test_a_recording_beyond_the_limit_is_refused_whatever_it_declares(tone: Path
 def test_sound_that_starts_late_in_a_video_keeps_its_time(
     recognizer: NemoRecognizer, clips: list[Clip], tmp_path: Path
 ) -> None:
-    """Subtitles would else run ahead of the picture."""
+    """Otherwise subtitles would run ahead of the video."""
     picture = ("-f", "lavfi", "-i", "color=size=64x64:rate=5:duration=9")
     late = tmp_path / "late.mkv"
     command = [find_ffmpeg(), "-loglevel", "error", *picture, "-itsoffset", "4", "-i"]

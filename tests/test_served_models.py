@@ -1,4 +1,4 @@
-"""What a name in a request means, with one model and with several."""
+"""Selection of a model by name, with one model and with several."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_each_speaks_its_own_languages(tmp_path: Path) -> None:
 
     assert v2.languages == {"en"}
     assert len(v3.languages) == 25
-    told = models_of(tmp_path, "a", "b", MODEL_LANGUAGES="de,fr")
-    assert [model.languages for model in told] == [{"de", "fr"}] * 2
+    models = models_of(tmp_path, "a", "b", MODEL_LANGUAGES="de,fr")
+    assert [model.languages for model in models] == [{"de", "fr"}] * 2
 
 
 def test_a_model_is_described_under_its_names_and_the_first_under_openais(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_model_is_described_under_its_names_and_the_first_under_openais(tmp_pa
 
     assert models.described("whisper-1") is models.described("a") is models.first
     assert models.described("me/b") is models.described("b")
-    # Requests may say so, but nobody has such a model to describe.
+    # Requests may send such names, but they cannot be described.
     for name in ("whisper-large-v3", "", "c"):
         with pytest.raises(ModelNotFoundError):
             models.described(name)

@@ -138,7 +138,7 @@ def refusal(environ: dict[str, str]) -> str:
     return str(caught.value)
 
 
-# The promise
+# Names and defaults
 
 
 def test_every_promised_variable_is_there_and_no_other() -> None:
@@ -199,23 +199,23 @@ def test_every_variable_is_a_row_of_the_readme_and_every_row_is_one(readme: str)
 @pytest.mark.parametrize("readme", READMES)
 def test_the_readme_gives_the_right_defaults(readme: str) -> None:
     rows = readme_rows(readme).items()
-    told = {name: text.replace("`", "") for name, text in rows if name in FIELDS}
+    defaults = {name: text.replace("`", "") for name, text in rows if name in FIELDS}
 
-    assert {name: text for name, text in told.items() if not is_default(name, text)} == {}
+    assert {name: text for name, text in defaults.items() if not is_default(name, text)} == {}
 
 
-def is_default(variable: str, told: str) -> bool:
+def is_default(variable: str, cell: str) -> bool:
     """Tell whether a cell of the README means a variable's default."""
     default = value_of(DEFAULTS, variable)
     if default in (None, ()):
-        return told in ("empty", "detected", "空", "自动检测")
-    if told.startswith(("by preset", "随预设")):
+        return cell in ("empty", "detected", "空", "自动检测")
+    if cell.startswith(("by preset", "随预设")):
         # Alone, or with what it is where there is no GPU: `by preset, 10`.
         shown = str(default).removesuffix(".0")
-        return variable in DERIVED and (told in ("by preset", "随预设") or shown in told)
+        return variable in DERIVED and (cell in ("by preset", "随预设") or shown in cell)
     try:
         # Behind it may stand what a preset makes of it: `greedy` (`quality`: `beam`).
-        return bool(read(variable, told.partition(" (")[0]) == default)
+        return bool(read(variable, cell.partition(" (")[0]) == default)
     except SettingsError:
         return False
 
@@ -417,10 +417,10 @@ def test_a_bad_value_is_refused_with_its_name(variable: str, text: str, wanted: 
 
 
 @pytest.mark.parametrize("text", [",", " , ", "s3cret,schlüssel", "a\x07b", "\udcff"])
-def test_keys_that_no_header_can_carry_are_refused_unseen(text: str) -> None:
-    told = refusal({"API_KEY": text})
+def test_keys_that_no_header_can_carry_are_rejected_without_being_shown(text: str) -> None:
+    message = refusal({"API_KEY": text})
 
-    assert told.startswith("API_KEY='***' is not a comma-separated list of keys")
+    assert message.startswith("API_KEY='***' is not a comma-separated list of keys")
 
 
 @given(st.sampled_from(ALL_NAMES), any_text)
@@ -428,7 +428,7 @@ def test_any_text_is_accepted_or_refused_by_name(variable: str, text: str) -> No
     try:
         settings = Settings.from_env({variable: text})
     except SettingsError as error:
-        assert str(error).startswith(f"{variable}={told(variable, text)} is not ")  # noqa: PT017
+        assert str(error).startswith(f"{variable}={quoted(variable, text)} is not ")  # noqa: PT017
     else:
         assert_tells_itself(settings)
 
@@ -438,19 +438,19 @@ def test_any_environment_is_accepted_or_refused_by_name(environ: dict[str, str])
     try:
         settings = Settings.from_env(environ)
     except SettingsError as error:
-        beginnings = tuple(f"{name}={told(name, text)} " for name, text in environ.items())
+        beginnings = tuple(f"{name}={quoted(name, text)} " for name, text in environ.items())
         assert str(error).startswith(beginnings)  # noqa: PT017
     else:
         assert_tells_itself(settings)
 
 
-def told(variable: str, text: str) -> str:
-    """Give a refused value as a message quotes it."""
+def quoted(variable: str, text: str) -> str:
+    """Return a refused value as a message quotes it."""
     return "'***'" if variable == "API_KEY" else repr(without_passwords(text.strip()))
 
 
 def assert_tells_itself(settings: Settings) -> None:
-    """Check that what `describe` tells of each variable is read as the same value again."""
+    """Check that the output of `describe` is parsed to the same settings."""
     shown = {name: text for name, text, _ in settings.describe()}
 
     assert shown.pop("API_KEY") == (
@@ -470,7 +470,7 @@ def assert_tells_itself(settings: Settings) -> None:
 
 
 def accepted(variable: str) -> dict[str, Any]:
-    """Give those of many texts that a variable takes, with what it makes of them."""
+    """Return those of many texts that a variable takes, with what it makes of them."""
     values = {}
     for text in TEXTS_FOR_SOME_VARIABLE:
         with contextlib.suppress(SettingsError):
@@ -485,7 +485,7 @@ CONTRADICTIONS = (
     {"MODELS", "DEMO_MODEL"},
     {"RATE_LIMIT", "CLIP_PROCESSES"},
 )
-"""What cannot stand side by side, at least with some values."""
+"""Variables that exclude each other, at least with some values."""
 
 
 @pytest.mark.parametrize("variable", FIELDS)
@@ -524,23 +524,23 @@ def test_a_value_as_long_as_they_come_is_read_at_once(variable: str, digits: str
 
 
 @pytest.mark.parametrize(
-    ("variable", "text", "told"),
+    ("variable", "text", "other_setting"),
     [
         ("MODEL_PATH", "/m/x.nemo", "MODEL_PATH"),
         ("DEMO_MODEL", "always", "DEMO_MODEL=always"),
         ("DEMO_MODEL", "grammar", "DEMO_MODEL=grammar"),
     ],
 )
-def test_several_models_beside_one_for_everything_are_refused(
-    variable: str, text: str, told: str
+def test_several_models_together_with_a_setting_for_one_are_rejected(
+    variable: str, text: str, other_setting: str
 ) -> None:
     assert refusal({"MODELS": "a,b", variable: text}) == (
-        f"MODELS='a,b' and {told} contradict each other: keep one"
+        f"MODELS='a,b' and {other_setting} contradict each other: keep one"
     )
     assert Settings.from_env({"MODELS": "a,b", "DEMO_MODEL": "never"}).models == ("a", "b")
 
 
-def test_one_model_can_be_wanted_whatever_the_environment_says() -> None:
+def test_one_model_can_be_selected_despite_the_environment() -> None:
     settings = Settings.from_env({"MODEL_PATH": "/m/x.nemo", "DEMO_MODEL": "always"})
 
     chosen = settings.for_model("nvidia/parakeet-tdt-0.6b-v3")
@@ -574,16 +574,16 @@ def test_an_empty_spelling_does_not_disagree() -> None:
 
 
 def test_spellings_that_differ_are_refused_with_both_names() -> None:
-    told = refusal({"CHUNK_MINITE": "3", "CHUNK_MINUTES": "4"})
+    message = refusal({"CHUNK_MINITE": "3", "CHUNK_MINUTES": "4"})
 
-    assert "CHUNK_MINITE='3'" in told
-    assert "CHUNK_MINUTES='4'" in told
+    assert "CHUNK_MINITE='3'" in message
+    assert "CHUNK_MINUTES='4'" in message
 
 
 # Folders
 
 
-def test_jobs_are_kept_among_the_uploads_unless_told_otherwise() -> None:
+def test_jobs_are_stored_in_the_uploads_folder_by_default() -> None:
     assert Settings.from_env({"TEMP_UPLOADS_DIR": "/up"}).jobs_dir == Path("/up/data")
     assert Settings.from_env({"DATA_DIR": "/data"}).jobs_dir == Path("/data")
 
@@ -663,7 +663,7 @@ def test_as_many_requests_are_taken_as_fill_two_batches_of_a_gpu(
     )
 
 
-def test_what_is_said_of_requests_binds_with_a_gpu_too() -> None:
+def test_explicit_request_limits_hold_with_a_gpu_too() -> None:
     environ = {"APP_THREADS": "7", "MAX_QUEUED_REQUESTS": "0", "CLIP_PROCESSES": "1"}
     settings = Settings.from_env(environ, detected_vram_gb=141, cores=16)
 
@@ -763,8 +763,8 @@ def test_a_preset_decides_what_is_not_given(preset: str, vram_gb: float) -> None
 
     for given_too in GIVEN:
         detected = Settings.from_env({"PRESET": preset} | given_too, detected_vram_gb=vram_gb)
-        told = Settings.from_env(environ | given_too, detected_vram_gb=24 - vram_gb / 4)
-        for settings, name in itertools.product((detected, told), EXPLICIT):
+        other = Settings.from_env(environ | given_too, detected_vram_gb=24 - vram_gb / 4)
+        for settings, name in itertools.product((detected, other), EXPLICIT):
             assert (value_of(settings, name), settings.origins[FIELDS[name].name]) == (
                 (read(name, given_too[name]), "environment")
                 if name in given_too
@@ -774,7 +774,7 @@ def test_a_preset_decides_what_is_not_given(preset: str, vram_gb: float) -> None
             )
 
 
-def test_the_recommended_rows_work_as_they_stand() -> None:
+def test_the_recommended_settings_are_valid() -> None:
     small = Settings.from_env({"PRESET": "speed", "CHUNK_MINITE": "3"}, detected_vram_gb=4.2)
     medium = Settings.from_env(
         {"PRESET": "balanced", "CHUNK_MINITE": "5", "DECODING_STRATEGY": "greedy"},
@@ -785,18 +785,18 @@ def test_the_recommended_rows_work_as_they_stand() -> None:
     assert (medium.chunk_minutes, medium.decoding_strategy) == (5, "greedy")
 
 
-# What is told
+# What is shown
 
 
-def test_every_value_tells_where_it_came_from() -> None:
+def test_every_value_has_its_origin() -> None:
     settings = Settings.from_env({"PORT": "80", "PRESET": "quality"})
-    told = {name: (value, origin) for name, value, origin in settings.describe()}
+    described = {name: (value, origin) for name, value, origin in settings.describe()}
 
-    assert set(told) == set(FIELDS)
-    assert told["PORT"] == ("80", "environment")
-    assert told["HOST"] == ("0.0.0.0", "default")
-    assert told["RNNT_BEAM_SIZE"] == ("4", "preset")
-    assert told["MODEL_PATH"] == ("", "default")
+    assert set(described) == set(FIELDS)
+    assert described["PORT"] == ("80", "environment")
+    assert described["HOST"] == ("0.0.0.0", "default")
+    assert described["RNNT_BEAM_SIZE"] == ("4", "preset")
+    assert described["MODEL_PATH"] == ("", "default")
     assert set(settings.origins) == {field.name for field in FIELDS.values()}
 
 
@@ -804,40 +804,44 @@ def test_settings_that_were_not_read_can_be_described() -> None:
     assert {origin for _, _, origin in Settings().describe()} == {"default"}
 
 
-def test_secrets_are_not_told() -> None:
+def test_secrets_are_not_shown() -> None:
     settings = Settings.from_env(
         {"API_KEY": "s3cret,other-s3cret", "HF_ENDPOINT": "https://me:s3cret@mirror/x"}
     )
-    told = {name: value for name, value, _ in settings.describe()}
+    described = {name: value for name, value, _ in settings.describe()}
 
     assert "s3cret" not in str(settings.describe())
-    assert told["API_KEY"] == "2 set"
-    assert told["HF_ENDPOINT"] == "https://***@mirror/x"
+    assert described["API_KEY"] == "2 set"
+    assert described["HF_ENDPOINT"] == "https://***@mirror/x"
     assert "other-s3cret" not in repr(settings)
     assert settings.hf_endpoint == "https://me:s3cret@mirror/x"
 
 
 @pytest.mark.parametrize("variable", ["HF_ENDPOINT", "RATE_LIMIT_STORAGE"])
-def test_a_password_in_an_address_that_is_refused_is_not_told(variable: str) -> None:
-    told = refusal({variable: "ftp://me:p@ssw0rd@mirror/x"})
+def test_a_password_in_an_invalid_url_is_not_shown(variable: str) -> None:
+    message = refusal({variable: "ftp://me:p@ssw0rd@mirror/x"})
 
-    assert told.startswith(f"{variable}='ftp://***@mirror/x' is not ")
+    assert message.startswith(f"{variable}='ftp://***@mirror/x' is not ")
 
 
-def test_of_paths_the_last_part_may_be_told_alone() -> None:
+def test_paths_can_be_shortened_to_their_last_part() -> None:
     settings = Settings.from_env({"MODELS_DIR": "/home/someone/models", "DATA_DIR": "/data"})
-    told = {name: value for name, value, _ in settings.describe(whole_paths=False)}
+    described = {name: value for name, value, _ in settings.describe(whole_paths=False)}
 
-    assert (told["MODELS_DIR"], told["DATA_DIR"], told["MODEL_PATH"]) == ("models", "data", "")
-    assert "someone" not in str(told)
+    assert (described["MODELS_DIR"], described["DATA_DIR"], described["MODEL_PATH"]) == (
+        "models",
+        "data",
+        "",
+    )
+    assert "someone" not in str(described)
     assert ("MODELS_DIR", "/home/someone/models", "environment") in settings.describe()
 
 
-def test_no_key_is_told_as_none() -> None:
+def test_no_key_is_shown_as_none() -> None:
     assert ("API_KEY", "none", "default") in Settings.from_env({}).describe()
 
 
-def test_languages_are_told_as_a_list() -> None:
+def test_languages_are_shown_as_a_list() -> None:
     settings = Settings.from_env({"MODEL_LANGUAGES": "de, french"})
 
     assert ("MODEL_LANGUAGES", "de,fr", "environment") in settings.describe()

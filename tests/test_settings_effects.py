@@ -1,4 +1,4 @@
-"""Every setting has its effect: the tests that hold it, and those that have no better home.
+"""Every setting has its effect: the list of tests, and those without a better place.
 
 Here are the settings that `app.py` hands from the environment to what it builds.
 """
@@ -62,7 +62,7 @@ def start(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# What cannot be meant stops the start
+# Invalid settings stop the start
 
 
 BAD = {
@@ -117,13 +117,13 @@ def test_an_idle_model_is_unloaded_after_its_time(tmp_path: Path, clips: list[Cl
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "fp32"])
-def test_the_precision_is_the_one_that_was_asked_for(tmp_path: Path, precision: str) -> None:
+def test_the_precision_is_the_configured_one(tmp_path: Path, precision: str) -> None:
     with loaded(tmp_path, PRECISION=precision) as recognizer:
         assert recognizer.info.precision == precision
         assert recognizer.info.precision_reason == "PRECISION"
 
 
-def test_the_decoding_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+def test_the_decoding_strategy_is_the_configured_one(tmp_path: Path) -> None:
     with loaded(tmp_path, DECODING_STRATEGY="beam", RNNT_BEAM_SIZE="3") as recognizer:
         assert isinstance(recognizer, NemoRecognizer)
         assert recognizer.info.decoding == "beam of 3"
@@ -132,7 +132,7 @@ def test_the_decoding_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
 
 @pytest.fixture
 def backends() -> Iterator[None]:
-    """Put torch's switches, which are the process', back."""
+    """Restore torch's global switches."""
     cudnn = torch.backends.cudnn
     before = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
     attention = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
@@ -154,7 +154,7 @@ def backends() -> Iterator[None]:
     ],
     ids=str,
 )
-def test_torch_is_told_what_it_may_do_on_a_gpu(
+def test_torch_gets_its_gpu_settings(
     tmp_path: Path, environ: dict[str, str], tf32: bool, benchmark: bool, matmul: str
 ) -> None:
     with loaded(tmp_path, **environ):
@@ -166,18 +166,18 @@ def test_torch_is_told_what_it_may_do_on_a_gpu(
 
 
 @pytest.mark.parametrize("value", ["true", "false", ""])
-def test_a_setting_without_effect_says_so_where_it_is_given(tmp_path: Path, value: str) -> None:
+def test_a_setting_without_effect_logs_a_warning(tmp_path: Path, value: str) -> None:
     with running_server(tmp_path, ENABLE_GRADIENT_CHECKPOINTING=value) as server:
-        said = "ENABLE_GRADIENT_CHECKPOINTING has no effect" in server.log.read_text()
+        warned = "ENABLE_GRADIENT_CHECKPOINTING has no effect" in server.log.read_text()
 
-    assert said is bool(value)
+    assert warned is bool(value)
 
 
 # How much at once
 
 
 class Gate:
-    """Holds the model's forward passes until they are let go; keeps what each was given."""
+    """Blocks the model's forward passes until they are released; records their batches."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[int] = []
@@ -196,7 +196,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @contextmanager
-def asked(services: Services, clip: Clip, gate: Gate, *, times: int) -> Iterator[None]:
+def queued_requests(services: Services, clip: Clip, gate: Gate, *, times: int) -> Iterator[None]:
     """Send one clip several times at once; the answers are waited for at the end."""
     with ThreadPoolExecutor(times) as clients:
         try:
@@ -215,7 +215,10 @@ def test_as_many_forward_passes_run_at_a_time_as_there_are_permits(
     tmp_path: Path, clips: list[Clip], gate: Gate
 ) -> None:
     limits = {"MAX_CONCURRENT_INFERENCES": "2", "TRANSCRIBE_BATCH_SIZE": "1"}
-    with service(tmp_path, **limits) as services, asked(services, clips[10], gate, times=5):
+    with (
+        service(tmp_path, **limits) as services,
+        queued_requests(services, clips[10], gate, times=5),
+    ):
         wait_until(lambda: len(gate.batches) == 2, within_s=60, what="two at work")
         wait_for(lambda: services.models.first.batcher.waiting() == 3)
 
@@ -227,14 +230,14 @@ def test_a_forward_pass_takes_as_many_chunks_as_it_may(
 ) -> None:
     limits = {"MAX_CONCURRENT_INFERENCES": "1", "TRANSCRIBE_BATCH_SIZE": "3"}
     with service(tmp_path, **limits) as services:
-        with asked(services, clips[10], gate, times=8):
+        with queued_requests(services, clips[10], gate, times=8):
             # The first to come may have gone alone.
             wait_until(
                 lambda: sum(gate.batches) + services.models.first.batcher.waiting() == 8,
                 within_s=60,
                 what="all asked",
             )
-        # And some more: the model gives no words, so the speech is decoded again.
+        # At least: without words from the model, the speech is decoded again.
         assert sum(gate.batches) >= 8
         assert max(gate.batches) == 3
 
@@ -256,7 +259,7 @@ def test_the_filter_is_applied_where_it_is_enabled(
 # The server and its log
 
 
-def test_the_port_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+def test_the_port_is_the_configured_one(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         outcome = start(tmp_path, HOST="127.0.0.1", PORT=port)
@@ -265,18 +268,18 @@ def test_the_port_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     assert outcome.stderr.startswith(f"app.py: HOST='127.0.0.1' PORT='{port}' is not ")
 
 
-def test_the_log_tells_as_much_as_was_asked_for(
+def test_the_log_level_is_the_configured_one(
     tmp_path: Path, server: Server, clips: list[Clip]
 ) -> None:
-    def told(by: Server) -> str:
+    def log_of(by: Server) -> str:
         assert transcribe(by, clips[10].path).status_code == 200
-        # The request's own line comes after all that was said on the way.
+        # The request's line is logged last.
         wait_until(lambda: "-> 200" in by.log.read_text(), within_s=10, what="the line")
         return by.log.read_text()
 
     with running_server(tmp_path, LOG_LEVEL="debug") as talkative:
-        assert "times real time" in told(talkative)
-    assert "times real time" not in told(server)
+        assert "times real time" in log_of(talkative)
+    assert "times real time" not in log_of(server)
 
 
 # All of them
@@ -284,7 +287,7 @@ def test_the_log_tells_as_much_as_was_asked_for(
 EFFECTS = {
     "API_KEY": "test_http.py::TestApiKey::test_no_other_does",
     "HOST": "test_http.py::TestStart::test_an_address_of_another_machine_is_one_clear_line",
-    "PORT": "test_settings_effects.py::test_the_port_is_the_one_that_was_asked_for",
+    "PORT": "test_settings_effects.py::test_the_port_is_the_configured_one",
     "APP_THREADS": "test_operations.py::TestReadiness::test_a_full_server_is_not",
     "MAX_QUEUED_REQUESTS": "test_operations.py::TestReadiness::test_a_full_server_is_not",
     "CLIP_PROCESSES": "test_clip_desk.py::test_many_clients_get_their_own_words",
@@ -304,7 +307,9 @@ EFFECTS = {
     "MODEL_ID": "test_checkpoints.py::test_models_on_disk_have_an_order",
     "MODEL_PATH": "test_checkpoints.py::test_model_path_is_used_and_nothing_else",
     "MODELS_DIR": "test_checkpoints.py::test_models_on_disk_have_an_order",
-    "MODEL_LANGUAGES": "test_http.py::TestParameters::test_the_languages_of_a_model_can_be_told",
+    "MODEL_LANGUAGES": (
+        "test_http.py::TestParameters::test_the_languages_of_a_model_can_be_configured"
+    ),
     "DEMO_MODEL": "test_checkpoints.py::test_a_bundled_model_can_be_forced",
     "HF_ENDPOINT": (
         "test_checkpoints.py::test_a_model_is_downloaded_into_the_models_folder_and_ready"
@@ -338,10 +343,10 @@ EFFECTS = {
         "test_settings_effects.py"
         "::test_what_cannot_be_used_stops_the_start_with_one_line_that_names_it"
     ),
-    "PRECISION": "test_settings_effects.py::test_the_precision_is_the_one_that_was_asked_for",
+    "PRECISION": "test_settings_effects.py::test_the_precision_is_the_configured_one",
     "ENABLE_CUDA_GRAPHS": "test_token_decoder.py::test_the_switch_turns_all_graphs_off",
     "GPU_MEMORY_FRACTION": "test_devices.py::test_what_is_set_for_a_gpu_reaches_the_model",
-    "CHUNK_MINITE": "test_devices.py::test_chunks_are_never_longer_than_was_asked_for",
+    "CHUNK_MINITE": "test_devices.py::test_chunks_are_never_longer_than_configured",
     "MAX_CONCURRENT_INFERENCES": (
         "test_settings_effects.py::test_as_many_forward_passes_run_at_a_time_as_there_are_permits"
     ),
@@ -357,15 +362,15 @@ EFFECTS = {
     "AGGRESSIVE_MEMORY_CLEANUP": "test_devices.py::test_what_is_set_for_a_gpu_reaches_the_model",
     "FORCE_CLEANUP_THRESHOLD": "test_devices.py::test_what_is_set_for_a_gpu_reaches_the_model",
     "ENABLE_GRADIENT_CHECKPOINTING": (
-        "test_settings_effects.py::test_a_setting_without_effect_says_so_where_it_is_given"
+        "test_settings_effects.py::test_a_setting_without_effect_logs_a_warning"
     ),
     **dict.fromkeys(
         ("ENABLE_TENSOR_CORE", "ENABLE_CUDNN_BENCHMARK", "TENSOR_CORE_PRECISION"),
-        "test_settings_effects.py::test_torch_is_told_what_it_may_do_on_a_gpu",
+        "test_settings_effects.py::test_torch_gets_its_gpu_settings",
     ),
     **dict.fromkeys(
         ("DECODING_STRATEGY", "RNNT_BEAM_SIZE"),
-        "test_settings_effects.py::test_the_decoding_is_the_one_that_was_asked_for",
+        "test_settings_effects.py::test_the_decoding_strategy_is_the_configured_one",
     ),
     "ENABLE_OVERLAP_CHUNKING": (
         "test_chunking.py::test_without_overlap_chunks_hear_only_what_they_own"
@@ -396,7 +401,7 @@ EFFECTS = {
         ),
         "test_subtitles.py::test_each_setting_of_cues_has_its_effect",
     ),
-    "LOG_LEVEL": "test_settings_effects.py::test_the_log_tells_as_much_as_was_asked_for",
+    "LOG_LEVEL": "test_settings_effects.py::test_the_log_level_is_the_configured_one",
     "LOG_FORMAT": "test_operations.py::TestLogs::test_a_request_is_one_line_with_the_clients_id",
 }
 """The test that fails once the setting is ignored."""

@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Receiver:
-    """A web server that notes what it is sent, and answers as told."""
+    """A web server that records requests and responds with given statuses."""
 
     def __init__(self) -> None:
-        self.heard: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.answers: list[int] = []
         """Statuses to answer with, one a call; 200 when none are left."""
@@ -27,7 +27,7 @@ class Receiver:
                 self.send_header("Location", f"{receiver.url}/elsewhere")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
-                receiver.heard.append({"path": self.path, **json.loads(body)})
+                receiver.calls.append({"path": self.path, **json.loads(body)})
 
             def log_message(self, *_: object) -> None:
                 """Keep quiet."""

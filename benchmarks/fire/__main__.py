@@ -98,7 +98,7 @@ class Fire:
     def _burn(self, seconds: float, *, with_restarts: bool) -> None:
         """Make a fault every few seconds."""
         end = time.monotonic() + seconds
-        told = time.monotonic()
+        reported_at = time.monotonic()
         restart_at = self._next_restart(seconds) if with_restarts else end
         by_force = itertools.cycle((True, False))
         while (now := time.monotonic()) < end:
@@ -109,8 +109,8 @@ class Fire:
                 self.faults.restart(by_force=next(by_force))
                 restart_at = self._next_restart(seconds)
             self.faults.make_one()
-            if now - told > PROGRESS_S:
-                told = now
+            if now - reported_at > PROGRESS_S:
+                reported_at = now
                 print(self._progress(), flush=True)
             time.sleep(max(0.0, min(self.rng.uniform(*FAULT_EVERY_S), end - time.monotonic())))
 
@@ -135,8 +135,8 @@ class Fire:
         while self.load.jobs or not self.server.is_idle():
             if time.monotonic() > deadline:
                 files = [str(path) for path in self.server.files()]
-                told = f"{self.server.resources()}, {files}, jobs {list(self.load.jobs)}"
-                self.journal.find("quiet", f"not idle after {IDLE_WITHIN_S:.0f} s: {told}")
+                summary = f"{self.server.resources()}, {files}, jobs {list(self.load.jobs)}"
+                self.journal.find("quiet", f"not idle after {IDLE_WITHIN_S:.0f} s: {summary}")
                 return
             time.sleep(0.2)
 

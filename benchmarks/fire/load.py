@@ -79,7 +79,7 @@ class Load:
     clients: int = 6
     jobs: dict[str, Accepted] = field(default_factory=dict)
     """Accepted, and not yet seen to have ended well."""
-    kept: set[str] = field(default_factory=set)
+    kept_jobs: set[str] = field(default_factory=set)
     """Ended well, and left in the server."""
     removed: set[str] = field(default_factory=set)
     """Ended well, and asked to be forgotten."""
@@ -120,9 +120,9 @@ class Load:
     def missing_jobs(self) -> Iterator[str]:
         """Tell what the server's list of jobs lacks, and what it has too many."""
         listed = {job["id"]: job["status"] for job in self._list_jobs()}
-        for job_id in self.jobs.keys() | (self.kept - listed.keys()):
+        for job_id in self.jobs.keys() | (self.kept_jobs - listed.keys()):
             yield f"{job_id} is {listed.get(job_id, 'lost')}"
-        unknown = listed.keys() - self.kept - self.removed - self.jobs.keys()
+        unknown = listed.keys() - self.kept_jobs - self.removed - self.jobs.keys()
         if len(unknown) > self.unanswered_jobs:
             yield f"{len(unknown)} that nobody sent; of {self.unanswered_jobs} the answer was lost"
 
@@ -170,17 +170,17 @@ class Load:
                 self._find(kind, f"{outcome.code} for {_name(question)}", began, ended)
         elif question is None:
             self.journal.count(kind, "accepted")
-        elif (said := transcript_in(outcome.text, question)) == self.right[question]:
+        elif (text := transcript_in(outcome.text, question)) == self.right[question]:
             self.journal.count(kind, "right")
         elif (
             question.is_long
             and self.journal.memory_was_short(began, ended)
-            and jiwer.wer(self.right[question], said) <= OTHER_SEAMS
+            and jiwer.wer(self.right[question], text) <= OTHER_SEAMS
         ):
             self.journal.count(kind, "right, in smaller chunks")
         else:
             self.journal.count(kind, "wrong")
-            differs = f"...{said[-150:]!r}, not ...{self.right[question][-150:]!r}"
+            differs = f"...{text[-150:]!r}, not ...{self.right[question][-150:]!r}"
             self._find(kind, f"wrong transcript of {_name(question)}: {differs}", began, ended)
 
     def _find(self, kind: str, what: str, began: float, ended: float) -> None:
@@ -197,11 +197,11 @@ class Load:
                         self._follow(client, job)
 
     def _follow(self, client: httpx.Client, job: Accepted) -> None:
-        asked = time.monotonic()
+        started = time.monotonic()
         answer = client.get(f"/v1/jobs/{job.id}/result")
         outcome = read_answer(answer)
         if outcome.code == "job_not_finished" or self.journal.excuse(
-            outcome.code, asked, time.monotonic()
+            outcome.code, started, time.monotonic()
         ):
             return
         if job.cancelled and outcome.code in ("job_cancelled", "not_found"):
@@ -211,8 +211,8 @@ class Load:
         else:
             # A job outlives its faults: none of them explains that it failed.
             self.judge("job", outcome, job.question, job.began, excusable=False)
-        if len(self.kept) < MOST_KEPT:
-            self.kept.add(job.id)
+        if len(self.kept_jobs) < MOST_KEPT:
+            self.kept_jobs.add(job.id)
         else:
             self.removed.add(job.id)
             client.delete(f"/v1/jobs/{job.id}")
@@ -391,14 +391,14 @@ class Client:
         try:
             received = self._exchange(sent)
             # Where more is expected than was sent, nothing comes.
-            told = list(wrong_with(sent, received)) if received else []
+            findings = list(wrong_with(sent, received)) if received else []
         except (OSError, http.client.HTTPException):
             self._load.judge("damaged request", Outcome(code=CUT), None, began)
             return
         status = received.split(maxsplit=2)[1].decode() if received else "no answer"
         self._load.journal.count("damaged request", status)
-        if told and not self._load.journal.overlapping(began, time.monotonic()):
-            self._load.journal.find("damaged request", f"{told} to {sent[:300]!r}")
+        if findings and not self._load.journal.overlapping(began, time.monotonic()):
+            self._load.journal.find("damaged request", f"{findings} to {sent[:300]!r}")
 
     def _exchange(self, sent: bytes) -> bytes:
         """Send bytes; give all that comes until the server is silent."""
@@ -458,25 +458,25 @@ def read_stream(answer: httpx.Response, response_format: str) -> Outcome:
     if answer.status_code != 200:
         answer.read()
         return read_answer(answer)
-    said = ""
+    text = ""
     for line in answer.iter_lines():
         event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
         if "error" in event:
             return Outcome(code=event["error"]["code"])
-        said += event.get("delta", "")
+        text += event.get("delta", "")
         if event.get("type") == "transcript.text.done":
-            if said != event["text"]:
-                return Outcome(code=f"the deltas add up to {said[-100:]!r}")
+            if text != event["text"]:
+                return Outcome(code=f"the deltas add up to {text[-100:]!r}")
             return Outcome(text=_body_of(event, response_format))
     return Outcome(code=CUT)
 
 
 def _body_of(done: dict[str, Any], response_format: str) -> str:
-    """Give the body that the same request would have got without a stream."""
+    """Return the body that the same request would have got without a stream."""
     if response_format == "text":
         return str(done["text"])
-    told = done.get(response_format, done)
-    return told if isinstance(told, str) else json.dumps(told)
+    rendering = done.get(response_format, done)
+    return rendering if isinstance(rendering, str) else json.dumps(rendering)
 
 
 def _request(question: Question, *, stream: bool = False) -> bytes:

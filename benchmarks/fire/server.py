@@ -165,13 +165,15 @@ class Server:
 
     def health(self) -> dict[str, Any]:
         """Ask for its health."""
-        told: dict[str, Any] = self._get("/health").raise_for_status().json()
-        return told
+        health: dict[str, Any] = self._get("/health").raise_for_status().json()
+        return health
 
     def is_idle(self) -> bool:
         """Tell whether nothing of any request or job is left."""
-        told = self.health()
-        waiting = any(told["queue"].values()) or told["jobs"]["queued"] or told["jobs"]["running"]
+        health = self.health()
+        waiting = (
+            any(health["queue"].values()) or health["jobs"]["queued"] or health["jobs"]["running"]
+        )
         return not (waiting or self.decoders() or self.files())
 
     def files(self) -> list[Path]:
@@ -210,13 +212,13 @@ class Server:
 
 def processes_of(folder: Path) -> list[str]:
     """List the command lines of all processes that name a folder."""
-    named = []
+    exceptions = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             line = " ".join(process.cmdline())
             if str(folder) in line and process.pid != os.getpid():
-                named.append(line)
-    return named
+                exceptions.append(line)
+    return exceptions
 
 
 def _free_port() -> int:

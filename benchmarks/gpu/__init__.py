@@ -172,18 +172,18 @@ class Bench:
         return min(times), result
 
     def used_mb(self) -> float:
-        """Give what this process' tensors take of the GPU, or without one its memory."""
+        """Return what this process' tensors take of the GPU, or without one its memory."""
         if not self.on_gpu:
             return float(psutil.Process().memory_info().rss) / 1e6
         self._synchronize()
         return torch.cuda.memory_allocated(self.device) / 1e6
 
     def held_mb(self) -> float:
-        """Give the same with what torch keeps for later, and in pools of CUDA graphs."""
+        """Return the same with what torch keeps for later, and in pools of CUDA graphs."""
         return torch.cuda.memory_reserved(self.device) / 1e6 if self.on_gpu else self.used_mb()
 
     def whole_gpu_mb(self) -> float:
-        """Give what all programs take of the GPU, kernels and graphs included."""
+        """Return what all programs take of the GPU, kernels and graphs included."""
         if not self.on_gpu:
             return self.used_mb()
         free, total = torch.cuda.mem_get_info(self.device)
@@ -195,7 +195,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_mb(self) -> float:
-        """Give the most that tensors took since; without a GPU, what is taken now."""
+        """Return the most that tensors took since; without a GPU, what is taken now."""
         return torch.cuda.max_memory_allocated(self.device) / 1e6 if self.on_gpu else self.used_mb()
 
     def empty_cache(self) -> None:

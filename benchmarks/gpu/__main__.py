@@ -93,7 +93,7 @@ def run_sections(options: argparse.Namespace) -> int:
             file = options.findings and findings(options.findings, section)
             report = Report(figures=figures, file=file)
             _run(section, bench, report)
-            print("\n".join(told([section], {section: report})), end="\n\n", flush=True)
+            print("\n".join(report_lines([section], {section: report})), end="\n\n", flush=True)
             figures = report.figures
             failed = failed or bool(report.failures)
     return 1 if failed else 0
@@ -127,7 +127,7 @@ class _Paper:
 
 
 def _groups(order: Sequence[Section], *, dry_run: bool) -> list[list[Section]]:
-    """Give the sections of each process: one, or where nothing can be lost, all of a kind."""
+    """Return the sections of each process: one, or where nothing can be lost, all of a kind."""
     if not dry_run:
         return [[section] for section in order]
     return [list(members) for _, members in groupby(order, key=lambda section: section.is_check)]
@@ -140,11 +140,11 @@ def _told_in_order(ended: Iterable[Outcomes], order: Sequence[Section], paper: _
     for some in ended:
         outcomes |= some
         while titles and all(section in outcomes for section in titles[0]):
-            paper.write(told(titles.pop(0), outcomes))
+            paper.write(report_lines(titles.pop(0), outcomes))
     return {section: outcomes[section] for section in order}
 
 
-def told(members: Sequence[Section], outcomes: Mapping[Section, Report]) -> list[str]:
+def report_lines(members: Sequence[Section], outcomes: Mapping[Section, Report]) -> list[str]:
     """Write the sections of one title; tables with the same head become one."""
     reports = [outcomes[section] for section in members]
     lines: list[str] = []

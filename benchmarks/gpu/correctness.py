@@ -162,12 +162,12 @@ def loads(bench: Bench, report: Report) -> None:
     clips = bench.clips()
     cycles = bench.extent.cycles
     report.header(f"load, {bench.extent.jobs} passes, unload", "before MB", "loaded MB", "after MB")
-    after, whole, heard = list[float](), list[float](), list[list[list[str]]]()
+    after, whole, outputs = list[float](), list[float](), list[list[list[str]]]()
     for turn in range(cycles):
         before_mb = bench.held_mb()
         # Short chunks alone: capturing every graph of the encoder takes seconds.
         with bench.recognizer(DEMO_MODEL, warm=(8, 10), graphed_s=_graphed_s(bench)) as recognizer:
-            heard += [_texts(recognizer.recognize(clips[:8])) for _ in range(bench.extent.jobs)]
+            outputs += [_texts(recognizer.recognize(clips[:8])) for _ in range(bench.extent.jobs)]
             loaded_mb = bench.held_mb()
         gc.collect()
         after.append(bench.held_mb())
@@ -180,8 +180,8 @@ def loads(bench: Bench, report: Report) -> None:
         report.line("")
         report.line(f"The whole GPU, after the unloadings: {whole[0]:.0f} to {whole[-1]:.0f} MB.")
         report.check(not keeps_growing(whole), "what is taken of the whole GPU keeps growing")
-    differing = sum(texts != heard[0] for texts in heard)
-    report.check(differing == 0, f"{differing} of {len(heard)} passes had other words")
+    differing = sum(texts != outputs[0] for texts in outputs)
+    report.check(differing == 0, f"{differing} of {len(outputs)} passes had other words")
 
 
 def recovery(bench: Bench, report: Report) -> None:
@@ -194,10 +194,10 @@ def recovery(bench: Bench, report: Report) -> None:
     clip, batch = bench.clips()[:1], bench.chunks(*shape)
     with bench.recognizer(DEMO_MODEL, precision="fp16", warm=shape) as recognizer:
         expected, before_s = _texts(recognizer.recognize(batch)), _pass_s(bench, recognizer, batch)
-        heard = _texts(recognizer.recognize(clip))
+        expected = _texts(recognizer.recognize(clip))
         bench.empty_cache()
         with _filled(bench):
-            refusals = [_refusal(recognizer, batch), _small_pass(recognizer, clip, heard)]
+            refusals = [_refusal(recognizer, batch), _small_pass(recognizer, clip, expected)]
         report.row(f"batch of {batch_name(*shape)} beside a full GPU", refusals[0])
         report.row("clip beside a full GPU, graphs given back", refusals[1])
         right = _texts(recognizer.recognize(batch)) == expected
@@ -304,10 +304,10 @@ def _graph_error(bench: Bench, recognizer: NemoRecognizer, shape: tuple[int, int
         expected, expected_frames = _without_graph(recognizer, staged)
     if not torch.equal(frames, expected_frames):
         return float("inf")
-    heard = [slice(int(count)) for count in frames]
+    valid_frames = [slice(int(count)) for count in frames]
     return max(
         relative_error(encoded[row, :, part], expected[row, :, part])
-        for row, part in enumerate(heard)
+        for row, part in enumerate(valid_frames)
     )
 
 

@@ -85,7 +85,7 @@ def _clips(bench: Bench, report: Report, service: Service, clips: list[Path]) ->
 
 
 def _beside_library(bench: Bench, report: Report, clients: int, rate: float) -> str:
-    """Give the share of what the library does in its largest batch of no more clips than that."""
+    """Return the share of what the library does in its largest batch of no more clips than that."""
     clip_s = bench.extent.clip_s
     batches = [count for count, s in bench.extent.batches if s == clip_s and count <= clients]
     library = report.figures.get(library_figure(max(batches), clip_s)) if batches else None
@@ -102,8 +102,8 @@ def _times(load: Load) -> tuple[str, str]:
 
 
 def _others(load: Load) -> str:
-    told = ", ".join(f"{count} x {name}" for name, count in load.others.most_common())
-    return told or "0"
+    counts = ", ".join(f"{count} x {name}" for name, count in load.others.most_common())
+    return counts or "0"
 
 
 def _files(bench: Bench, report: Report, service: Service, folder: Path) -> None:
@@ -124,10 +124,10 @@ def _seconds(service: Service, file: Path) -> float:
 
 
 def _tell_warnings(report: Report, service: Service) -> None:
-    told = [line.strip() for line in service.log if re.search(r" (WARNING|ERROR) ", line)]
-    if told:
+    messages = [line.strip() for line in service.log if re.search(r" (WARNING|ERROR) ", line)]
+    if messages:
         report.line("")
-        report.line(f"The server warned {len(told)} times: {' / '.join(told[:_TOLD])}")
+        report.line(f"The server warned {len(messages)} times: {' / '.join(messages[:_TOLD])}")
 
 
 def _write_wav(target: Path, chunk: Chunk) -> Path:

@@ -30,10 +30,10 @@ class Report:
         """Read what a section has written so far."""
         report = cls()
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        for told in text.splitlines():
+        for line in text.splitlines():
             # The last line may be cut off.
             with suppress(json.JSONDecodeError):
-                report._take(json.loads(told))
+                report._take(json.loads(line))
         return report
 
     def line(self, text: str) -> None:

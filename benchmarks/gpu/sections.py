@@ -71,7 +71,7 @@ class Section:
 
 
 def sections(*, dry_run: bool) -> tuple[Section, ...]:
-    """Give all sections; in a dry run speed is that of a small model."""
+    """Return all sections; in a dry run speed is that of a small model."""
     return (
         *_token_sections(),
         *_checks(FROM_SOURCE if not dry_run else {}),
@@ -153,7 +153,7 @@ def _checks(from_source: Mapping[str, str]) -> list[Section]:
 
 
 def _checkpoint_sections(shape: Shape) -> list[Section]:
-    """Give what only needs a CPU, beside `loads`; then what fills the GPU, alone."""
+    """Return what only needs a CPU, beside `loads`; then what fills the GPU, alone."""
     return [
         Section(
             name="checkpoint",

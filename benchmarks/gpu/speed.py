@@ -223,7 +223,7 @@ def _new_rows(bench: Bench, report: Report, recognizer: NemoRecognizer) -> None:
 
 
 def quantile(times: Sequence[float], share: float) -> float:
-    """Give the time that so great a share of them does not exceed."""
+    """Return the time that so great a share of them does not exceed."""
     return sorted(times)[min(len(times) - 1, int(share * len(times)))]
 
 
@@ -249,7 +249,7 @@ def _largest(bench: Bench) -> tuple[int, float]:
 
 
 def _medium(bench: Bench) -> tuple[int, float]:
-    """Give the largest batch of up to 32 of the longest chunks."""
+    """Return the largest batch of up to 32 of the longest chunks."""
     longest_s = max(seconds for _, seconds in bench.extent.batches)
     fitting = [count for count, s in bench.extent.batches if s == longest_s and count <= 32]
     return max(fitting), longest_s
@@ -268,7 +268,7 @@ def _encoded(bench: Bench, recognizer: NemoRecognizer) -> torch.Tensor:
 
 
 def _rate(bench: Bench, recognizer: NemoRecognizer, count: int, seconds: float) -> float:
-    """Give how many times real time a batch takes; 0 = the GPU has too little memory."""
+    """Return how many times real time a batch takes; 0 = the GPU has too little memory."""
     chunks = bench.chunks(count, seconds)
     try:
         for _ in range(2):
@@ -280,7 +280,7 @@ def _rate(bench: Bench, recognizer: NemoRecognizer, count: int, seconds: float) 
 
 
 def _peak_mb(bench: Bench, recognizer: NemoRecognizer, chunks: Sequence[Chunk]) -> float:
-    """Give the most memory that a pass takes beside what is there before it."""
+    """Return the most memory that a pass takes beside what is there before it."""
     before_mb = bench.used_mb()
     bench.begin_peak()
     recognizer.recognize(chunks)

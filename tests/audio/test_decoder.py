@@ -54,13 +54,13 @@ def test_raw_samples_beyond_the_limit_are_refused(decoder: FfmpegDecoder, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg", "a.mkv", "a.wav", "a.m4a"])
-def test_the_header_tells_how_long_the_recording_will_be(
+def test_the_duration_is_taken_from_the_header(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
 ) -> None:
     file = encode(clips[3].path, tmp_path / name)
     stream = decoder.stream(file)
 
-    # Of what ffmpeg decodes, it is known once it has looked.
+    # For files that ffmpeg decodes it is known once the first block has arrived.
     assert (stream.expected_s is None) == (name not in ("a.flac", "a.wav"))
     blocks = list(stream)
 
@@ -97,7 +97,7 @@ def test_decoding_twice_gives_the_same(decoder: FfmpegDecoder, clips: list[Clip]
 
 
 def jump(clip: Clip, target: Path, *, after_s: float, by_s: float) -> Path:
-    """Move what comes after a moment to later, in the timestamps alone."""
+    """Add an offset to the timestamps after a given time."""
     moved = f"asetpts='PTS+if(gt(T,{after_s}),{by_s}/TB,0)'"
     return encode(clip.path, target, "-af", moved, "-c:a", "libopus")
 
@@ -120,7 +120,7 @@ def test_a_hole_of_hours_is_refused_before_it_is_filled(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, hours: int, after_s: float
 ) -> None:
     file = tmp_path / "a.mkv"
-    # Behind two seconds of another sound, or the container would begin with the hole.
+    # After two seconds of other audio, or the container would begin with the gap.
     options = ["-i", str(clips[0].path), "-map", "0", "-map", "1"] if after_s < 0 else []
     moved = f"asetpts='PTS+if(gt(T,{after_s}),{hours * 3600}/TB,0)'"
     encode(clips[0].path, file, *options, "-filter:a:0", moved, "-c:a", "libopus")
@@ -172,7 +172,7 @@ HANG_UP = pytest.param(
 def test_a_decoder_that_is_ended_does_not_end_a_recording(
     decoder: FfmpegDecoder, tone: Path, number: signal.Signals
 ) -> None:
-    """Not the file is to blame, so it may be sent again."""
+    """The file is not the cause, so the request may be retried."""
     stream = signalled(decoder, tone, number)
 
     with pytest.raises(ServiceUnavailableError, match="ended before its time"):
@@ -192,7 +192,7 @@ def test_a_file_that_crashes_the_decoder_is_refused(
 def test_a_file_that_takes_too_much_time_is_refused(
     decoder: FfmpegDecoder, tone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The kernel ends it as any other SIGKILL would.
+    # The kernel kills it with SIGKILL.
     monkeypatch.setattr(FfmpegDecoder, "_cpu_s", lambda _: 0)
     slow = replace(decoder, audio_filter=",".join(["afftdn"] * 20))
 
@@ -225,14 +225,14 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_decoder(
 
 @pytest.fixture(scope="module")
 def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 minutes, more than any pipe holds."""
+    """Return 20 minutes of audio, more than fits in a pipe."""
     target = tmp_path_factory.mktemp("tone") / "tone.flac"
     command = [find_ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i"]
     subprocess.run([*command, "sine=f=220:r=16000:d=1200", str(target)], check=True, timeout=60)
     return target
 
 
-def test_a_filter_that_goes_on_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_that_does_not_end_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ffmpeg, "_FILTER_CHECK_S", 0.5)
 
     with pytest.raises(SettingsError, match=r"^DENOISE_FILTER='aloop=-1:1600' .* does not end$"):

@@ -1,4 +1,4 @@
-"""Hundreds of damaged recordings and requests (`make fuzz` sends 100,000); what those found."""
+"""Hundreds of damaged recordings and requests (`make fuzz` sends 100,000), and past findings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOUND = {
     "part without a name": _FORM + b"Content-Length: %d\r\n\r\n" % len(_PARTS) + _PARTS,
     "unknown transfer encoding": _FORM + b"Transfer-Encoding: gzip\r\n\r\n",
 }
-"""Requests that were answered with a 5xx once."""
+"""Requests that once caused a 5xx."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_damaged_media_neither_crash_nor_hang_the_decoder(findings: list[str]) -
     outcomes = fuzz_media(range(200), lambda seed, what: findings.append(f"{seed}: {what}"))
 
     assert outcomes.total() == 200
-    # Neither harmless nor hopeless.
+    # Some damaged files still decode, and some do not.
     assert 20 < outcomes["decoded"] < 180
 
 
@@ -56,15 +56,15 @@ def test_damaged_requests_are_never_a_fault_of_the_server(findings: list[str]) -
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_was_found_stays_mended(target: Target, findings: list[str], name: str) -> None:
+def test_findings_stay_fixed(target: Target, findings: list[str], name: str) -> None:
     assert ask(target, FOUND[name], findings.append) in {"200", "400"}
 
 
 def test_a_fault_would_be_found(target: Target) -> None:
-    told: list[str] = []
+    reports: list[str] = []
     (target.uploads / "upload-left").touch()
 
-    ask(target, b"GET /health HTTP/1.0\r\n\r\n", told.append)
+    ask(target, b"GET /health HTTP/1.0\r\n\r\n", reports.append)
 
-    assert told == ["left 1 files"]
+    assert reports == ["left 1 files"]
     assert list(target.uploads.iterdir()) == []

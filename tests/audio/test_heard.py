@@ -1,4 +1,4 @@
-"""Every sound in the file is heard, at its right time, or the answer says what is missing."""
+"""All audio of a file is decoded, at its correct time, or a warning says what is missing."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ class Decoded:
 
     @property
     def starts_at(self) -> float:
-        """Give the moment of the first sample that is not quiet, seconds."""
+        """Return the moment of the first sample that is not quiet, seconds."""
         return int(np.flatnonzero(np.abs(self.samples.astype(int)) > 300)[0]) / SAMPLE_RATE
 
     def level(self, start_s: float, end_s: float) -> float:
-        """Give the root mean square of a stretch."""
+        """Return the root mean square of a stretch."""
         part = self.samples[round(start_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)]
         return float(np.sqrt(np.mean(part.astype(float) ** 2)))
 
 
-def heard(
+def decode_file(
     decoder: FfmpegDecoder,
     file: Path,
     *,
@@ -77,7 +77,7 @@ def heard(
 
 
 WHOLE = {
-    # name: seconds, where the sound starts, codes of the caveats
+    # name: seconds, start of the audio, codes of the caveats
     "mono-stereo.mp3": (7.30, 0.20, []),
     "three.mp3": (10.64, 0.20, []),
     "joined.webm": (7.31, 0.20, []),
@@ -97,10 +97,10 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_recording_is_heard_to_its_end(either: FfmpegDecoder, name: str) -> None:
+def test_a_recording_is_decoded_to_its_end(either: FfmpegDecoder, name: str) -> None:
     seconds, start, codes = WHOLE[name]
 
-    whole = heard(either, MEDIA / name)
+    whole = decode_file(either, MEDIA / name)
 
     assert whole.seconds == pytest.approx(seconds, abs=0.03)
     assert whole.starts_at == pytest.approx(start, abs=0.06)
@@ -112,14 +112,16 @@ CUT = ["half.webm", "half-faststart-video.mp4", "half-moov-at-end.m4a", "damaged
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_half_a_file_is_not_a_whole_one(either: FfmpegDecoder, name: str) -> None:
+def test_a_truncated_file_is_rejected(either: FfmpegDecoder, name: str) -> None:
     with pytest.raises(TruncatedAudioError, match="is cut short"):
-        heard(either, MEDIA / name)
+        decode_file(either, MEDIA / name)
 
 
 @pytest.mark.parametrize("name", ["half.webm", "half-faststart-video.mp4", "damaged.wv"])
-def test_what_is_there_is_heard_where_that_is_allowed(either: FfmpegDecoder, name: str) -> None:
-    part = heard(either, MEDIA / name, allow_partial=True)
+def test_a_truncated_file_is_decoded_as_far_as_it_goes_if_allowed(
+    either: FfmpegDecoder, name: str
+) -> None:
+    part = decode_file(either, MEDIA / name, allow_partial=True)
 
     assert part.seconds > 1.9
     assert part.codes == ["truncated_audio"]
@@ -149,26 +151,26 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_a_container_that_is_cut_is_noticed_and_a_whole_one_is_not(
+def test_a_truncated_container_is_detected_and_a_complete_one_accepted(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
 ) -> None:
     # Three times, so that the end is not in the first block of any codec.
     long = encode(clips[0].path, tmp_path / "long.wav", before=["-stream_loop", "2"])
     file = encode(long, tmp_path / name, *CONTAINERS[name])
 
-    assert heard(either, file).seconds == pytest.approx(3 * clips[0].duration_s, abs=0.2)
+    assert decode_file(either, file).seconds == pytest.approx(3 * clips[0].duration_s, abs=0.2)
 
     content = file.read_bytes()
     file.write_bytes(content[: len(content) * 55 // 100])
     with pytest.raises(TruncatedAudioError):
-        heard(either, file)
+        decode_file(either, file)
 
 
 JOINED = {name: options for name, options in CONTAINERS.items() if name != "a.wv"}
 
 
 @pytest.mark.parametrize("name", [*JOINED, "a.aac", "a.ts", "a.m4a"])
-def test_files_that_were_joined_are_all_heard(
+def test_concatenated_files_are_all_decoded(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
 ) -> None:
     options = JOINED.get(name, ())
@@ -179,9 +181,9 @@ def test_files_that_were_joined_are_all_heard(
     joined = tmp_path / name
     joined.write_bytes(one.read_bytes() + two.read_bytes())
 
-    both = heard(either, joined)
+    both = decode_file(either, joined)
 
-    lengths = [heard(either, file).seconds for file in (one, two)]
+    lengths = [decode_file(either, file).seconds for file in (one, two)]
     assert both.seconds == pytest.approx(sum(lengths), abs=0.1)
     assert both.level(lengths[0] + 0.3, sum(lengths) - 0.3) > 100
 
@@ -206,12 +208,12 @@ def test_a_track_that_changes_its_format_loses_nothing(
     ]
     joined = tmp_path / f"a.{kind}"
     joined.write_bytes(b"".join(file.read_bytes() for file in files))
-    lengths = [heard(either, file).seconds for file in files]
+    lengths = [decode_file(either, file).seconds for file in files]
 
-    both = heard(either, joined)
+    both = decode_file(either, joined)
 
     assert both.seconds == pytest.approx(sum(lengths), abs=0.12)
-    loud = heard(either, files[1]).starts_at
+    loud = decode_file(either, files[1]).starts_at
     assert both.level(lengths[0] + loud, lengths[0] + loud + 0.5) > 300
 
 
@@ -226,17 +228,17 @@ def test_surround_sound_that_becomes_stereo_loses_nothing(
     joined.write_bytes(b"".join(file.read_bytes() for file in files))
     broadcast = encode(joined, tmp_path / "a.ts", "-c", "copy", before=["-f", "ac3"])
 
-    lengths = [heard(either, file).seconds for file in files]
+    lengths = [decode_file(either, file).seconds for file in files]
 
     for file in (joined, broadcast):
-        both = heard(either, file)
+        both = decode_file(either, file)
         assert both.seconds == pytest.approx(sum(lengths), abs=0.1)
         assert both.level(lengths[0] + 0.3, sum(lengths) - 0.3) > 100
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("kind", [("-c:a", "libopus"), ("-c:a", "pcm_f32le"), ("-c:a", "flac")])
-def test_parts_of_different_kinds_keep_their_levels(
+def test_parts_of_different_formats_keep_their_levels(
     either: FfmpegDecoder,
     clips: list[Clip],
     tmp_path: Path,
@@ -249,11 +251,11 @@ def test_parts_of_different_kinds_keep_their_levels(
         encode(clips[3].path, tmp_path / f"0.{container}", "-ac", "2", *kind),
         encode(clips[4].path, tmp_path / f"1.{container}", "-ac", "1", *plain),
     ]
-    alone = [heard(either, files[number]) for number in order]
+    alone = [decode_file(either, files[number]) for number in order]
     joined = tmp_path / f"a.{container}"
     joined.write_bytes(b"".join(files[number].read_bytes() for number in order))
 
-    both = heard(either, joined)
+    both = decode_file(either, joined)
 
     border = alone[0].seconds
     assert both.seconds == pytest.approx(border + alone[1].seconds, abs=0.1)
@@ -273,36 +275,41 @@ def many_channels(path: Path, speech: Pcm, channels: int, *, on: Sequence[int]) 
 
 
 @pytest.mark.parametrize("channels", [3, 4, 6, 8, 9, 16, 60])
-def test_every_channel_without_a_place_is_in_the_mix(
+def test_every_channel_without_a_layout_is_in_the_mix(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, channels: int
 ) -> None:
     speech = decode(either, clips[3].path)
     for channel in range(channels) if channels < 9 else (0, channels - 1):
         file = many_channels(tmp_path / "a.wav", speech, channels, on=[channel])
 
-        mixed = heard(either, file).samples.astype(float)
+        mixed = decode_file(either, file).samples.astype(float)
 
         # Quiet mixes are amplified; the speech is the same.
         assert np.corrcoef(mixed, speech)[0, 1] > 0.98, channel
 
 
-def test_surround_sound_with_places_is_mixed_as_the_standards_say(
+def test_surround_sound_is_mixed_by_the_standard_coefficients(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
     file = encode(clips[3].path, tmp_path / "a.flac", "-ac", "6", "-ar", "48000")
     plain = encode(file, tmp_path / "plain.wav", "-ac", "1", "-ar", "16000")
 
-    ours, theirs = heard(either, file).samples.astype(int), soundfile.read(plain, dtype="int16")[0]
+    ours, theirs = (
+        decode_file(either, file).samples.astype(int),
+        soundfile.read(plain, dtype="int16")[0],
+    )
 
     assert np.abs(ours[: len(theirs)] - theirs[: len(ours)]).max() <= 2
 
 
-def test_ambisonic_sound_is_heard(either: FfmpegDecoder, clips: list[Clip], tmp_path: Path) -> None:
+def test_ambisonic_audio_is_decoded(
+    either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
     pan = "pan=ambisonic 1|c0=c0|c1=0.3*c0"
     file = encode(clips[3].path, tmp_path / "a.ogg", "-af", pan, "-c:a", "libopus",
                   "-mapping_family", "2")  # fmt: skip
 
-    assert heard(either, file).level(0.2, 1.5) > 100
+    assert decode_file(either, file).level(0.2, 1.5) > 100
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.m4a", "a.mp3", "a.ogg"])
@@ -311,27 +318,27 @@ def test_ambisonic_sound_is_heard(either: FfmpegDecoder, clips: list[Clip], tmp_
     {"c1=-1*c0": 0, "c1=-0.9*c0": 1, "c1=-0.5*c0": 6}.items(),
     ids=["exactly", "1 dB less", "6 dB less"],
 )
-def test_channels_that_cancel_each_other_are_heard(
+def test_channels_that_cancel_each_other_are_not_lost(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str, turned: tuple[str, int]
 ) -> None:
     file = encode(clips[3].path, tmp_path / name, "-af", f"pan=stereo|c0=c0|{turned[0]}")
     speech = decode(either, clips[3].path)
 
-    one = heard(either, file)
+    one = decode_file(either, file)
 
     assert one.codes == ["channels_out_of_phase"]
     assert one.level(0.2, 1.5) == pytest.approx(Decoded(speech, ()).level(0.2, 1.5), rel=0.1)
 
 
 @pytest.mark.parametrize("second", ["c1=c0", "c1=0.89*c0", "c1=0*c0"])
-def test_channels_that_do_not_cancel_are_mixed_as_ever(
+def test_channels_that_do_not_cancel_are_mixed(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, second: str
 ) -> None:
     file = encode(clips[3].path, tmp_path / "a.mka", "-af", f"pan=stereo|c0=c0|{second}",
                   "-c:a", "flac")  # fmt: skip
     plain = encode(file, tmp_path / "plain.wav", "-ac", "1", "-ar", "16000")
 
-    ours = heard(either, file)
+    ours = decode_file(either, file)
 
     theirs = soundfile.read(plain, dtype="int16")[0]
     assert ours.codes == []
@@ -347,7 +354,7 @@ def test_the_gain_of_a_float_recording_does_not_matter(
                   "pcm_f32le")  # fmt: skip
     speech = decode(either, clips[3].path)
 
-    scaled = heard(either, file).samples
+    scaled = decode_file(either, file).samples
 
     assert np.abs(scaled.astype(int)).max() > 5000
     assert np.corrcoef(scaled, speech)[0, 1] > 0.999
@@ -360,7 +367,7 @@ def test_a_quiet_24_bit_recording_is_amplified(
                   "-c:a", "alac")  # fmt: skip
     speech = decode(either, clips[3].path)
 
-    assert np.corrcoef(heard(either, file).samples, speech)[0, 1] > 0.99
+    assert np.corrcoef(decode_file(either, file).samples, speech)[0, 1] > 0.99
 
 
 def test_a_quiet_lossy_recording_is_amplified(
@@ -369,7 +376,7 @@ def test_a_quiet_lossy_recording_is_amplified(
     file = encode(clips[3].path, tmp_path / "a.webm", "-af", "volume=-60dB", "-c:a", "libopus",
                   before=["-f", "flac"])  # fmt: skip
 
-    assert np.abs(heard(either, file).samples.astype(int)).max() > 3000
+    assert np.abs(decode_file(either, file).samples.astype(int)).max() > 3000
 
 
 def tracks(target: Path, *inputs: Sequence[str], options: Sequence[str] = ()) -> Path:
@@ -386,36 +393,36 @@ def tracks(target: Path, *inputs: Sequence[str], options: Sequence[str] = ()) ->
 SILENT = ("-f", "lavfi", "-i", "anullsrc=r=48000:cl=stereo:d=4")
 
 
-def test_a_silent_track_gives_way_to_the_next(
+def test_a_silent_track_is_skipped(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
     file = tracks(tmp_path / "a.mkv", SILENT, ("-i", str(clips[3].path)))
 
-    second = heard(either, file)
+    second = decode_file(either, file)
 
     assert second.level(0.2, 1.5) > 100
     assert second.codes == ["track_silent", "tracks_not_used"]
     assert second.caveats[0].message == "Track 1 was silent, track 2 was used."
-    assert not heard(either, file, track=1).samples.any()
+    assert not decode_file(either, file, track=1).samples.any()
 
 
-def test_silence_alone_is_silence(either: FfmpegDecoder, tmp_path: Path) -> None:
-    assert heard(either, tracks(tmp_path / "a.mkv", SILENT, SILENT)).seconds == pytest.approx(
+def test_a_file_of_silent_tracks_is_silence(either: FfmpegDecoder, tmp_path: Path) -> None:
+    assert decode_file(either, tracks(tmp_path / "a.mkv", SILENT, SILENT)).seconds == pytest.approx(
         4, abs=0.1
     )
 
 
-def test_a_track_that_cannot_be_decoded_gives_way_to_the_next(
+def test_a_track_that_cannot_be_decoded_is_skipped(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
     clip = ("-i", str(clips[3].path))
     file = tracks(tmp_path / "a.mov", clip, clip, options=["-c:a:0", "pcm_s16le"])
-    # Apple's APAC, as iPhones put it beside AAC: no ffmpeg decodes it.
+    # Apple's APAC, which iPhones record next to AAC; ffmpeg cannot decode it.
     file.write_bytes(file.read_bytes().replace(b"sowt", b"apac"))
 
-    assert heard(either, file).level(0.2, 1.5) > 100
+    assert decode_file(either, file).level(0.2, 1.5) > 100
     with pytest.raises(AudioDecodeError, match=r"cannot be decoded: (apple_apac|none)"):
-        heard(either, file, track=1)
+        decode_file(either, file, track=1)
 
 
 def test_the_default_track_is_taken_and_others_can_be_chosen(
@@ -426,26 +433,26 @@ def test_the_default_track_is_taken_and_others_can_be_chosen(
     file = tracks(tmp_path / "a.mkv", ("-i", str(longer.path)), ("-i", str(shorter.path)),
                   options=dispositions)  # fmt: skip
 
-    lengths = [heard(either, file, track=track).seconds for track in (None, 1, 2, "all")]
+    lengths = [decode_file(either, file, track=track).seconds for track in (None, 1, 2, "all")]
 
     assert lengths == pytest.approx(
         [shorter.duration_s, longer.duration_s, shorter.duration_s, longer.duration_s], abs=0.15
     )
-    both = heard(either, file, track="all")
+    both = decode_file(either, file, track="all")
     assert both.codes == []
-    parts = [heard(either, file, track=number).samples for number in (1, 2)]
+    parts = [decode_file(either, file, track=number).samples for number in (1, 2)]
     parts[1] = np.pad(parts[1], (0, len(parts[0]) - len(parts[1])))
     assert np.corrcoef(both.samples, sum(part.astype(float) for part in parts))[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.wav", "a.flac", "a.mp3"])
-def test_a_track_that_is_not_there_is_a_wrong_request(
+def test_a_missing_track_is_an_invalid_request(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
 ) -> None:
     file = encode(clips[3].path, tmp_path / name)
 
     with pytest.raises(InvalidRequestError, match="audio_track=2: the file has one sound track"):
-        heard(either, file, track=2)
+        decode_file(either, file, track=2)
 
 
 def pcm_head(size: int) -> bytes:
@@ -455,7 +462,7 @@ def pcm_head(size: int) -> bytes:
     )  # fmt: skip
 
 
-def test_a_wav_is_read_to_its_end_whatever_its_header_says(
+def test_a_wav_is_read_to_its_end_despite_a_wrong_header(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
     speech = decode(either, clips[0].path)
@@ -470,11 +477,11 @@ def test_a_wav_is_read_to_its_end_whatever_its_header_says(
     for name, content in contents.items():
         (tmp_path / "a.wav").write_bytes(content)
 
-        assert np.array_equal(heard(either, tmp_path / "a.wav").samples, speech), name
+        assert np.array_equal(decode_file(either, tmp_path / "a.wav").samples, speech), name
 
 
 @pytest.mark.parametrize("container", ["mka", "webm", "m4a", "nut"])
-def test_sound_that_starts_late_keeps_its_time_without_a_picture(
+def test_audio_that_starts_late_keeps_its_time_without_video(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, container: str
 ) -> None:
     codec = {"webm": "libopus", "m4a": "aac"}.get(container, "flac")
@@ -483,38 +490,40 @@ def test_sound_that_starts_late_keeps_its_time_without_a_picture(
     file = encode(clips[3].path, tmp_path / f"a.{container}", "-c:a", codec,
                   before=["-itsoffset", "5"])  # fmt: skip
 
-    assert heard(either, file).starts_at == pytest.approx(
+    assert decode_file(either, file).starts_at == pytest.approx(
         5 + Decoded(decode(either, clips[3].path), ()).starts_at, abs=0.06
     )
 
 
-def test_an_ffmpeg_that_goes_away_is_replaced(
+def test_a_missing_ffmpeg_is_replaced(
     clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = encode(clips[3].path, tmp_path / "a.mp3")
-    gone = tmp_path / "ffmpeg"
-    gone.symlink_to(find_ffmpeg())
-    decoder = FfmpegDecoder(executable=str(gone), max_seconds=60)
-    assert heard(decoder, file).seconds > 1
+    removable = tmp_path / "ffmpeg"
+    removable.symlink_to(find_ffmpeg())
+    decoder = FfmpegDecoder(executable=str(removable), max_seconds=60)
+    assert decode_file(decoder, file).seconds > 1
 
-    gone.unlink()
-    assert heard(decoder, file).seconds > 1
-    gone.write_text("#!/bin/sh\necho libavcodec.so: cannot open shared object >&2\nexit 127\n")
-    gone.chmod(0o755)
-    assert heard(decoder, file).seconds > 1
-    gone.write_bytes(b"\x7fELF of nothing")
-    assert heard(decoder, file).seconds > 1
+    removable.unlink()
+    assert decode_file(decoder, file).seconds > 1
+    removable.write_text("#!/bin/sh\necho libavcodec.so: cannot open shared object >&2\nexit 127\n")
+    removable.chmod(0o755)
+    assert decode_file(decoder, file).seconds > 1
+    removable.write_bytes(b"\x7fELF of nothing")
+    assert decode_file(decoder, file).seconds > 1
     assert decoder.is_usable
 
     monkeypatch.setattr("parakeet_api.audio.ffmpeg.shutil.which", lambda _: None)
     monkeypatch.setattr("parakeet_api.audio.ffmpeg._bundled_ffmpeg", lambda: None)
-    gone.unlink()
+    removable.unlink()
     assert not decoder.is_usable
     with pytest.raises(ServiceUnavailableError, match="no decoder at the moment"):
-        heard(decoder, file)
+        decode_file(decoder, file)
 
 
-def test_lost_packets_are_told(either: FfmpegDecoder, clips: list[Clip], tmp_path: Path) -> None:
+def test_lost_packets_are_reported(
+    either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
     longest = max(clips, key=lambda clip: clip.duration_s)
     file = encode(longest.path, tmp_path / "a.m4a", "-movflags", "+faststart")
     content = bytearray(file.read_bytes())
@@ -522,24 +531,24 @@ def test_lost_packets_are_told(either: FfmpegDecoder, clips: list[Clip], tmp_pat
     content[middle : middle + 6000] = b"\xff" * 6000
     file.write_bytes(content)
 
-    damaged = heard(either, file)
+    damaged = decode_file(either, file)
 
-    # The times of what follows stay.
+    # The times after the gap are unchanged.
     assert damaged.seconds == pytest.approx(longest.duration_s, abs=0.1)
 
 
 @pytest.mark.parametrize("content", [b"\2dss" + bytes(2000), b"MThd" + bytes(2000)])
-def test_what_is_known_and_cannot_be_read_is_named(
+def test_a_known_unsupported_format_is_named(
     either: FfmpegDecoder, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "a").write_bytes(content)
 
     with pytest.raises(ApiError, match=r"is a (dictation in DSS|MIDI file)"):
-        heard(either, tmp_path / "a")
+        decode_file(either, tmp_path / "a")
 
 
 @pytest.mark.parametrize("into_the_tag", [1, 5, 11, 12, 40])
-def test_an_flv_file_cut_anywhere_in_a_tag_is_noticed(
+def test_an_flv_file_cut_anywhere_in_a_tag_is_detected(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, into_the_tag: int
 ) -> None:
     file = encode(clips[0].path, tmp_path / "a.flv", "-c:a", "aac", "-ar", "44100")
@@ -550,10 +559,10 @@ def test_an_flv_file_cut_anywhere_in_a_tag_is_noticed(
     file.write_bytes(content[: position + into_the_tag])
 
     with pytest.raises(TruncatedAudioError):
-        heard(either, file)
+        decode_file(either, file)
 
 
-def test_an_flv_file_whose_writer_noted_another_length_is_whole(
+def test_an_flv_file_with_a_wrong_declared_length_is_complete(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
     file = encode(clips[0].path, tmp_path / "a.flv", "-c:a", "aac", "-ar", "44100")
@@ -561,4 +570,4 @@ def test_an_flv_file_whose_writer_noted_another_length_is_whole(
     noted = content.index(b"duration") + len(b"duration") + 1
     file.write_bytes(content[:noted] + struct.pack(">d", 3600.0) + content[noted + 8 :])
 
-    assert heard(either, file).seconds == pytest.approx(clips[0].duration_s, abs=0.2)
+    assert decode_file(either, file).seconds == pytest.approx(clips[0].duration_s, abs=0.2)

@@ -1,4 +1,4 @@
-"""A recording that is decoded in pieces is, sample for sample, what one ffmpeg gives."""
+"""A recording that is decoded in pieces equals, sample by sample, the output of one ffmpeg."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ FORMATS = {
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut half a minute as if it were an hour, which libsndfile is not given."""
+    """Cut half a minute as if it were an hour, and do not read it with libsndfile."""
     monkeypatch.setattr("parakeet_api.audio.decoder.open_sound", lambda path: None)
     monkeypatch.setattr(pieces, "_MIN_RECORDING_S", 20)
     monkeypatch.setattr(pieces, "_MAX_PIECE_S", 6)
@@ -79,16 +79,16 @@ def either(request: pytest.FixtureRequest) -> FfmpegDecoder:
 
 @pytest.fixture
 def decoded_pieces(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
-    """List the pieces that an ffmpeg of their own decodes."""
-    seen: list[Piece] = []
+    """List the pieces that are decoded by their own ffmpeg."""
+    decoded_by_now: list[Piece] = []
     decode = pieces.ParallelDecoding._decode
 
     def noted(self: pieces.ParallelDecoding, piece: Piece) -> bytearray:
-        seen.append(piece)
+        decoded_by_now.append(piece)
         return decode(self, piece)
 
     monkeypatch.setattr(pieces.ParallelDecoding, "_decode", noted)
-    return seen
+    return decoded_by_now
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_pieces_of_mp3_files_tile_them_and_begin_with_a_frame(name: str, tmp_pat
 
 
 def frames_of(data: bytes) -> list[int]:
-    """Give where each frame of a plain mp3 file begins."""
+    """Return where each frame of a plain mp3 file begins."""
     header = pieces._header(data[:4])
     assert header is not None
     lengths, at, found = pieces._FrameBytes(header), 0, []
@@ -192,7 +192,7 @@ def frames_of(data: bytes) -> list[int]:
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.5001, 0.68, 0.99])
 @pytest.mark.parametrize("frames", [1, 3, 40])
-def test_damaged_frames_are_heard_as_by_one_ffmpeg(
+def test_damaged_frames_are_decoded_as_by_one_ffmpeg(
     share: float, frames: int, either: FfmpegDecoder, tmp_path: Path
 ) -> None:
     file = make(tmp_path, "cbr without a header")
@@ -280,7 +280,7 @@ def test_what_is_not_plain_is_left_to_one_ffmpeg(
     file.write_bytes(change(file.read_bytes()))
     is_wav_with_more = file.suffix == ".wav" and change is not _cut_short
 
-    # Bytes within or behind a wav file's samples are for `media_files` to judge.
+    # `media_files` handles bytes within or after a wav file's samples.
     assert bool(plan_pieces(file, workers=3)) == is_wav_with_more
 
 
@@ -306,7 +306,7 @@ def test_other_formats_and_nothing_are_left_to_one_ffmpeg(tmp_path: Path) -> Non
 
 
 @contextlib.contextmanager
-def begun(decoder: FfmpegDecoder, file: Path) -> Iterator[AudioStream]:
+def started(decoder: FfmpegDecoder, file: Path) -> Iterator[AudioStream]:
     stream = decoder.stream(file)
     try:
         next(stream)
@@ -320,7 +320,7 @@ def test_closing_early_leaves_no_process_and_no_thread(
 ) -> None:
     file = make(tmp_path, "vbr 44.1")
 
-    with begun(together, file):
+    with started(together, file):
         assert ffmpegs()
 
     assert (ffmpegs(), decoder_threads()) == ([], [])
@@ -333,7 +333,7 @@ def test_one_recording_at_a_time_is_decoded_in_pieces(
 ) -> None:
     file = make(tmp_path, "vbr 44.1")
 
-    with begun(together, file), together.pieces(Input(file)) as planned:
+    with started(together, file), together.pieces(Input(file)) as planned:
         assert planned == ()
 
 

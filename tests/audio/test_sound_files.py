@@ -46,12 +46,12 @@ def read(file: Path) -> Pcm:
 
 
 def by_ffmpeg(decoder: FfmpegDecoder, file: Path) -> Pcm:
-    """`anull` changes nothing, but is a filter, and those are ffmpeg's."""
+    """Decode with ffmpeg: `anull` changes nothing, but files are filtered with ffmpeg only."""
     return np.concatenate(list(replace(decoder, audio_filter="anull").stream(file)))
 
 
 @pytest.mark.parametrize("how", PLAIN)
-def test_a_plain_file_sounds_as_ffmpeg_decodes_it(
+def test_a_plain_file_is_decoded_as_by_ffmpeg(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, how: str
 ) -> None:
     name, *options = PLAIN[how]
@@ -62,7 +62,7 @@ def test_a_plain_file_sounds_as_ffmpeg_decodes_it(
     assert abs(len(ours) - len(theirs)) <= 2
     common = min(len(ours), len(theirs))
     difference = (ours[:common].astype(float) - theirs[:common])[SAMPLE_RATE // 10 :]
-    # Two resamplers differ in the last octave before their limit, by a hundredth of the sound.
+    # Two resamplers differ in the octave below the cutoff, by 1 % of the signal.
     assert np.sqrt(np.mean(difference**2)) < 0.02 * np.sqrt(np.mean(theirs.astype(float) ** 2))
 
 
@@ -119,7 +119,7 @@ def _cut(data: bytes) -> bytes:
 
 
 def _no_size(data: bytes) -> bytes:
-    """What a recorder leaves that could not go back: sizes of 0."""
+    """Set the sizes to 0, as a recorder does that cannot seek back."""
     at = data.index(b"data")
     return data[:4] + bytes(4) + data[8 : at + 4] + bytes(4) + data[at + 8 :]
 
@@ -130,7 +130,7 @@ def _huge_size(data: bytes) -> bytes:
 
 
 def _small_size(data: bytes) -> bytes:
-    """Bytes after the sound, which are no sound."""
+    """Declare fewer samples than the file has bytes."""
     at = data.index(b"data")
     return data[: at + 4] + struct.pack("<I", 32_000) + data[at + 8 :]
 
@@ -147,7 +147,7 @@ def test_a_wav_with_a_wrong_size_gives_what_ffmpeg_gives(
     assert np.array_equal(decoded, by_ffmpeg(decoder, file))
 
 
-def test_a_flac_that_is_cut_short_is_refused_as_ever(
+def test_a_truncated_flac_is_rejected(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
     data = max(clips, key=lambda clip: clip.duration_s).path.read_bytes()
@@ -163,6 +163,6 @@ def test_floats_can_be_anything(tmp_path: Path) -> None:
 
     samples = read(tmp_path / "a.wav")[:6].tolist()
 
-    # Not a number is silence, and the rest is scaled to what is loudest.
+    # NaN becomes silence, and the rest is scaled to the loudest sample.
     assert samples[0] == 0
     assert samples[3] == -samples[4] > 5000

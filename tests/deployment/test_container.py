@@ -1,4 +1,4 @@
-"""The container's files, as far as they can be tried unbuilt; `check_image.py` builds the image."""
+"""The container's files, tested without building; `check_image.py` builds the image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners and becom
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Knows Compose's tag that takes a key of the file below away."""
+    """A YAML loader that supports Compose's tag `!reset`."""
 
 
 _Loader.add_constructor("!reset", lambda *_: None)
@@ -65,7 +65,7 @@ def test_compose_gives_no_setting_a_default_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_the_readme_tells_what_the_image_reads_and_sets(readme: str) -> None:
+def test_the_readme_lists_what_the_image_reads_and_sets(readme: str) -> None:
     rows = {name: text.replace("`", "") for name, text in readme_rows(readme).items()}
 
     for name in ("PUID", "PGID"):
@@ -100,7 +100,7 @@ def test_the_image_never_takes_the_demo_model_unasked() -> None:
     assert _image_variable("DEMO_MODEL") == "never"
 
 
-def test_the_allocator_accepts_what_the_image_tells_it() -> None:
+def test_the_allocator_accepts_the_setting_of_the_image() -> None:
     import torch
 
     options = _image_variable("PYTORCH_CUDA_ALLOC_CONF")
@@ -150,7 +150,7 @@ def enter(
         "TEMP_UPLOADS_DIR": str(folder / "uploads"),
         "HF_HOME": str(folder / "cache" / "huggingface"),
     }
-    # The checkout may lie where another user cannot read it.
+    # Another user may not be able to read the checkout.
     script = shutil.copy(ROOT / "entrypoint.sh", folder)
     return subprocess.run(
         [script, *command],
@@ -192,7 +192,7 @@ def test_big_temporary_files_go_beside_the_uploads(folder: Path) -> None:
 
 
 @as_root
-def test_a_folder_that_cannot_be_written_to_is_told_with_its_mend(folder: Path) -> None:
+def test_an_unwritable_folder_is_reported_with_the_fix(folder: Path) -> None:
     (folder / "uploads").mkdir(mode=0o755)
     done = enter(folder, "true", user=1234)
     assert done.returncode == 73
@@ -245,14 +245,14 @@ def test_an_id_that_is_no_number_is_refused_by_name(folder: Path, name: str, val
     assert f"{name}='{value}' is not the number of a user or group" in done.stderr
 
 
-def test_a_user_who_is_not_root_hears_that_puid_has_no_effect(folder: Path) -> None:
+def test_a_user_who_is_not_root_gets_a_message_that_puid_has_no_effect(folder: Path) -> None:
     done = enter(folder, "true", user=_someone(), PUID="4321")
     assert done.returncode == 0
     assert "have no effect" in done.stderr
 
 
 def _someone() -> int | None:
-    """Give a user to become who is not root: as such, oneself."""
+    """Return a user to become who is not root: as such, oneself."""
     return 1234 if os.geteuid() == 0 else None
 
 
@@ -261,10 +261,10 @@ def _owners(*paths: Path) -> set[tuple[int, int]]:
 
 
 class TestProcessOne:
-    """What a container runs without an init beside it; signals without a handler are dropped."""
+    """Process 1 of a container without an init: signals without a handler are ignored."""
 
     def test_the_server_can_be_stopped_before_its_imports_are_done(self, tmp_path: Path) -> None:
-        # The first import of weight; it is never done.
+        # The first slow import; it never finishes.
         marker = tmp_path / "importing"
         (tmp_path / "numpy.py").write_text(
             f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(600)\n"
@@ -276,7 +276,7 @@ class TestProcessOne:
             assert outside.wait(timeout=60) == 128 + signal.SIGTERM
 
     def test_the_entrypoint_can_be_stopped(self, folder: Path) -> None:
-        # What it runs first takes its time, as to hand over a large folder does.
+        # Its first command is slow, as is changing the owner of a large folder.
         marker = folder / "working"
         slow = folder / "bin" / "mkdir"
         slow.parent.mkdir()
@@ -287,9 +287,9 @@ class TestProcessOne:
         with as_process_one(command, PATH=paths, PUID="0", PGID="0") as (process, outside):
             wait_until(marker.exists, within_s=60, what="the first command")
             process.terminate()
-            said, _ = outside.communicate(timeout=60)
+            output, _ = outside.communicate(timeout=60)
         assert outside.returncode == 128 + signal.SIGTERM
-        assert said == b""
+        assert output == b""
 
 
 @contextmanager

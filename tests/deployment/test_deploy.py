@@ -1,4 +1,4 @@
-"""The files in deploy/: well-formed by the tools they are for, and true to the code.
+"""The files in deploy/: valid for their tools, and consistent with the code.
 
 What needs promtool, kubectl or systemd-analyze is skipped where they are not installed.
 """
@@ -36,7 +36,7 @@ OF_OTHERS = {
     *("HF_HOME", "NUMBA_CACHE_DIR", "TMPDIR", "HOME"),
     *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"),
 }
-"""Variables that something else than `settings` reads."""
+"""Variables that are not read by `settings`."""
 
 SETTINGS = Settings()
 
@@ -79,10 +79,10 @@ def test_every_variable_that_is_set_is_read_by_something() -> None:
         for file in KUBERNETES.glob("*/kustomization.yaml")
         for name in re.findall(r"name: ([A-Z][A-Z_]+)$", file.read_text(), re.MULTILINE)
     }
-    named = {entry["name"] for entry in CONTAINER["env"]} | in_overlays | _unit_variables()
+    variables = {entry["name"] for entry in CONTAINER["env"]} | in_overlays | _unit_variables()
 
-    assert {"API_KEY", "MAX_QUEUED_JOBS", "MODELS_DIR"} <= named
-    assert named - set(ALL_NAMES) - OF_OTHERS == set()
+    assert {"API_KEY", "MAX_QUEUED_JOBS", "MODELS_DIR"} <= variables
+    assert variables - set(ALL_NAMES) - OF_OTHERS == set()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_proxies_let_the_server_refuse_what_is_too_large() -> None:
 
 
 def _series() -> dict[str, set[str]]:
-    """Give the name of each series that /metrics can have, and its labels."""
+    """Return the name of each series that /metrics can have, and its labels."""
     metrics = Metrics()
     labels = {
         metric._name: set(metric._labelnames)
@@ -190,7 +190,7 @@ def _series() -> dict[str, set[str]]:
 
 
 def _expressions() -> dict[str, str]:
-    """Give every PromQL expression in deploy/ by where it is."""
+    """Return every PromQL expression in deploy/ by where it is."""
     tests = _documents(DEPLOY / "alerts_test.yml")[0]["tests"]
     adapter = _documents(KUBERNETES / "scaled" / "prometheus-adapter.yaml")[0]["rules"]["custom"][0]
     autoscaler = _documents(KUBERNETES / "scaled" / "autoscaler.yaml")[0]["spec"]["metrics"][0]
@@ -212,24 +212,24 @@ def _expressions() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("where", _expressions())
-def test_every_series_that_is_asked_for_is_one_that_the_server_has(where: str) -> None:
+def test_every_series_in_a_query_is_one_that_the_server_exports(where: str) -> None:
     expression, series = _expressions()[where], _series()
     of_prometheus = {"job", "instance", "namespace", "pod", "le"}
 
-    named = set(re.findall(r"\b(?:parakeet|process)_\w+", expression))
+    metrics = set(re.findall(r"\b(?:parakeet|process)_\w+", expression))
     matched = re.findall(r"\b((?:parakeet|process)_\w+)\{([^}]*)\}", expression)
 
-    assert named <= series.keys()
-    assert named or "up{" in expression
+    assert metrics <= series.keys()
+    assert metrics or "up{" in expression
     for name, matchers in matched:
         assert set(re.findall(r"(\w+)\s*(?:=~|!=|=)", matchers)) - of_prometheus <= series[name]
 
 
-def test_every_error_code_in_the_alerts_is_one_that_clients_are_told() -> None:
+def test_every_error_code_in_the_alerts_exists() -> None:
     known = {kind.code for kind in vars(errors).values() if hasattr(kind, "code")}
-    named = {code for rule in RULES for code in re.findall(r'code="(\w+)"', rule["expr"])}
+    codes = {code for rule in RULES for code in re.findall(r'code="(\w+)"', rule["expr"])}
 
-    assert {"queue_full", "model_not_ready"} <= named <= known
+    assert {"queue_full", "model_not_ready"} <= codes <= known
 
 
 def test_every_alert_says_what_to_do_and_is_tested() -> None:
@@ -267,7 +267,7 @@ def test_promtool_takes_every_expression_of_the_dashboard(tmp_path: Path) -> Non
     assert f"{len(rules)} rules found" in _run("promtool", "check", "rules", file)
 
 
-def test_every_panel_tells_what_it_shows_and_in_which_unit() -> None:
+def test_every_panel_has_a_description_and_a_unit() -> None:
     for panel in PANELS:
         assert panel["title"]
         assert panel["description"].endswith(".")

@@ -73,8 +73,8 @@ class TestMetrics:
         assert sample(started, "parakeet_requests_total", result="ok", **counted) == 1
         assert sample(started, "parakeet_requests_total", result="client_error", **counted) == 2
         assert sample(started, "parakeet_errors_total", code="invalid_audio") == 1
-        heard = sample(started, "parakeet_audio_seconds_total")
-        assert heard == pytest.approx(clip.duration_s, abs=0.01)
+        audio_s = sample(started, "parakeet_audio_seconds_total")
+        assert audio_s == pytest.approx(clip.duration_s, abs=0.01)
         assert sample(started, "parakeet_rtfx_count") == 1
         assert sample(started, "parakeet_batch_chunks_sum") == 1
         assert sample(started, "parakeet_model_state", parakeet_model_state="ready") == 1
@@ -141,9 +141,9 @@ class TestLogs:
         assert (line["path"], line["status"], line["error"]) == (TRANSCRIPTIONS, 200, None)
         assert line["audio_seconds"] == pytest.approx(clips[2].duration_s, abs=0.01)
         assert isinstance(line["rtfx"], float)
-        told = started.log.read_text()
-        assert "diary" not in told
-        assert clips[2].text not in told
+        log = started.log.read_text()
+        assert "diary" not in log
+        assert clips[2].text not in log
 
     @pytest.mark.parametrize("name", ["a b", "x" * 65, "é", '"}', ""])
     def test_an_id_that_could_forge_a_line_is_replaced(self, server: Server, name: str) -> None:
@@ -156,7 +156,7 @@ class TestLogs:
 
 
 class TestFullDisk:
-    def test_an_upload_that_finds_no_room_is_told_to_come_back(
+    def test_an_upload_to_a_full_disk_gets_a_retry_after(
         self, tmp_path: Path, clips: list[Clip]
     ) -> None:
         uploads_folder = tmp_path / "uploads"
@@ -207,7 +207,7 @@ class TestStopping:
             assert stopping.process.wait(timeout=60) == 0
             assert uploads(stopping) == []
 
-    def test_an_upload_that_is_on_its_way_is_told_why_it_is_refused(
+    def test_an_upload_in_progress_gets_the_reason_of_its_rejection(
         self, tmp_path: Path, clips: list[Clip]
     ) -> None:
         with running_server(tmp_path, STOP_GRACE_SECONDS="120") as stopping:

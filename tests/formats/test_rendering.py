@@ -36,7 +36,7 @@ TRANSCRIPT = Transcript((Segment((HELLO, WORLD)), Segment((YES,))), 8.4704, "en"
 SILENCE = Transcript((), 3.0, "en")
 
 
-def written(
+def render_as(
     transcript: Transcript, response_format: ResponseFormat, settings: Settings = SETTINGS
 ) -> Rendered:
     return render(
@@ -72,7 +72,7 @@ def with_logprobs(*logprobs: float | None) -> Word:
 
 
 def text_in(rendered: str, response_format: ResponseFormat) -> str:
-    """Read the text out of a body as a client does."""
+    """Extract the text of a response body as a client does."""
     match response_format:
         case "json" | "verbose_json":
             return str(json.loads(rendered)["text"])
@@ -94,7 +94,7 @@ def test_every_format_has_the_same_words(
     words = iter([Word(text, at * 0.3, at * 0.3 + 0.2) for at, text in enumerate(texts)])
     segments = tuple(Segment(tuple(next(words) for _ in sentence)) for sentence in sentences)
 
-    rendered = written(Transcript(segments, 60.0, "en"), response_format)
+    rendered = render_as(Transcript(segments, 60.0, "en"), response_format)
 
     assert text_in(rendered.body, response_format).split() == " ".join(texts).split()
 
@@ -108,14 +108,14 @@ def test_json_has_text_and_usage() -> None:
 
 
 def test_text_is_one_line() -> None:
-    rendered = written(TRANSCRIPT, "text")
+    rendered = render_as(TRANSCRIPT, "text")
 
     assert rendered.body == "Héllo, world. Yes.\n"
     assert rendered.media_type == "text/plain; charset=utf-8"
 
 
 def test_srt_has_cues() -> None:
-    rendered = written(TRANSCRIPT, "srt")
+    rendered = render_as(TRANSCRIPT, "srt")
 
     assert rendered.body == (
         "1\n00:00:01,234 --> 00:00:02,734\nHéllo, world.\n\n"
@@ -125,7 +125,7 @@ def test_srt_has_cues() -> None:
 
 
 def test_vtt_has_cues() -> None:
-    rendered = written(TRANSCRIPT, "vtt")
+    rendered = render_as(TRANSCRIPT, "vtt")
 
     assert rendered.body == (
         "WEBVTT\n\n"
@@ -138,7 +138,7 @@ def test_vtt_has_cues() -> None:
 def test_cues_obey_the_settings() -> None:
     settings = replace(SETTINGS, merge_short_subtitles=False)
 
-    assert "00:00:07,000 --> 00:00:07,500" in written(TRANSCRIPT, "srt", settings).body
+    assert "00:00:07,000 --> 00:00:07,500" in render_as(TRANSCRIPT, "srt", settings).body
 
 
 def test_verbose_json_has_what_openai_promises() -> None:
@@ -170,7 +170,7 @@ def test_a_segment_has_all_ten_fields() -> None:
     assert (second["id"], second["seek"], second["text"]) == (1, 700, " Yes.")
 
 
-def test_words_are_listed_only_when_asked_for() -> None:
+def test_words_are_listed_only_on_request() -> None:
     body = body_of(TRANSCRIPT, "verbose_json", "word", "segment")
 
     assert body["words"] == [
@@ -182,7 +182,7 @@ def test_words_are_listed_only_when_asked_for() -> None:
     assert "words" not in body_of(TRANSCRIPT, "verbose_json", "segment")
 
 
-def test_segments_are_left_out_when_only_words_are_asked_for() -> None:
+def test_segments_are_omitted_if_only_words_are_requested() -> None:
     body = body_of(TRANSCRIPT, "verbose_json", "word")
 
     assert "segments" not in body
@@ -211,7 +211,7 @@ def test_repetition_raises_the_compression_ratio() -> None:
     [("text", "\n"), ("srt", ""), ("vtt", "WEBVTT\n\n")],
 )
 def test_silence_is_an_empty_transcript(response_format: ResponseFormat, body: str) -> None:
-    assert written(SILENCE, response_format).body == body
+    assert render_as(SILENCE, response_format).body == body
 
 
 def test_silence_is_an_empty_transcript_in_json() -> None:
@@ -221,7 +221,7 @@ def test_silence_is_an_empty_transcript_in_json() -> None:
 
 
 def test_text_is_not_escaped_to_ascii() -> None:
-    assert "Héllo" in written(TRANSCRIPT, "json").body
+    assert "Héllo" in render_as(TRANSCRIPT, "json").body
 
 
 def test_log_probabilities_are_listed_token_by_token() -> None:
@@ -241,7 +241,7 @@ def test_log_probabilities_are_listed_token_by_token() -> None:
     assert "logprobs" not in body_of(TRANSCRIPT, "json")
 
 
-def test_words_have_probabilities_when_asked_for() -> None:
+def test_words_have_log_probabilities_on_request() -> None:
     body = body_of(TRANSCRIPT, "verbose_json", "word", include=["logprobs"])
 
     assert [word["logprob"] for word in body["words"]] == pytest.approx([-0.6, -0.9, -1.0])

@@ -149,7 +149,7 @@ def test_unknown_extras_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"), [("true", True), ("True", True), ("1", True), ("false", False), ("", False)]
 )
-def test_a_stream_is_asked_for_with_a_boolean(text: str, wanted: bool) -> None:
+def test_stream_is_a_boolean(text: str, wanted: bool) -> None:
     assert parse(stream=text).stream is wanted
 
 
@@ -275,19 +275,19 @@ def test_any_form_is_taken_or_refused_by_name(fields: dict[str, list[str]]) -> N
     try:
         params = parse(**fields)
     except InvalidRequestError as error:
-        named = (error.param or "").removesuffix("[]")
-        assert {named, f"{named}[]"} & set(FIELDS)
+        param = (error.param or "").removesuffix("[]")
+        assert {param, f"{param}[]"} & set(FIELDS)
     else:
         assert params.response_format in get_args(ResponseFormat)
         assert params.granularities <= BOTH
         assert params.granularities
 
 
-# What programs make of values that are not set, and of lists
+# Unset values and lists, as clients send them
 
 
 @pytest.mark.parametrize("text", ["null", "undefined", "None", "NULL", " none ", ""])
-def test_what_stands_for_nothing_is_as_not_sent(text: str) -> None:
+def test_placeholders_for_unset_values_count_as_not_sent(text: str) -> None:
     fields = dict.fromkeys(
         ["language", "prompt", "response_format", "temperature", "stream", "audio_track"], text
     )

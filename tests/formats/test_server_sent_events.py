@@ -34,7 +34,7 @@ def writer(*include: Include, response_format: ResponseFormat = "json") -> Event
     return EventWriter(params(*include, response_format=response_format), settings=SETTINGS)
 
 
-def heard(*words: Word, done_s: float = 30.0, samples: Pcm = NOTHING) -> Progress:
+def progress_of(*words: Word, done_s: float = 30.0, samples: Pcm = NOTHING) -> Progress:
     return Progress(words, samples, done_s, 60.0)
 
 
@@ -52,11 +52,15 @@ def events(text: str) -> list[dict[str, Any]]:
 
 @given(st.lists(st.lists(st.text(min_size=1, max_size=5)), max_size=8))
 def test_deltas_add_up_to_the_text(parts: list[list[str]]) -> None:
-    spoken = [[Word(text, 0.0, 1.0) for text in part] for part in parts]
-    told = writer()
+    word_groups = [[Word(text, 0.0, 1.0) for text in part] for part in parts]
+    event_writer = writer()
 
-    deltas = [e["delta"] for part in spoken for e in events(told.progress(heard(*part)))]
-    (end,) = events(told.done(transcript(word for part in spoken for word in part)))
+    deltas = [
+        e["delta"]
+        for part in word_groups
+        for e in events(event_writer.progress(progress_of(*part)))
+    ]
+    (end,) = events(event_writer.done(transcript(word for part in word_groups for word in part)))
 
     assert "".join(deltas) == end["text"]
 
@@ -98,11 +102,11 @@ def test_formats_that_are_only_text_are_not_repeated(response_format: ResponseFo
 
 
 def test_log_probabilities_come_with_their_words_and_at_the_end() -> None:
-    told = writer("logprobs")
+    event_writer = writer("logprobs")
 
-    (first,) = events(told.progress(heard(HELLO)))
-    (second,) = events(told.progress(heard(WORLD)))
-    (end,) = events(told.done(transcript([HELLO, WORLD])))
+    (first,) = events(event_writer.progress(progress_of(HELLO)))
+    (second,) = events(event_writer.progress(progress_of(WORLD)))
+    (end,) = events(event_writer.done(transcript([HELLO, WORLD])))
 
     assert [entry["token"] for entry in first["logprobs"]] == ["Hé", "llo,"]
     assert [entry["token"] for entry in second["logprobs"]] == [" world."]
@@ -110,24 +114,31 @@ def test_log_probabilities_come_with_their_words_and_at_the_end() -> None:
 
 
 def test_a_plain_stream_has_openais_events_and_no_others() -> None:
-    told = writer()
+    event_writer = writer()
 
-    assert told.queued(3) == told.started() == told.progress(heard()) == ""
-    assert [e["type"] for e in events(told.progress(heard(HELLO)))] == ["transcript.text.delta"]
-    assert told.silence(model_is_loading=True) == KEEP_ALIVE
+    assert (
+        event_writer.queued(3)
+        == event_writer.started()
+        == event_writer.progress(progress_of())
+        == ""
+    )
+    assert [e["type"] for e in events(event_writer.progress(progress_of(HELLO)))] == [
+        "transcript.text.delta"
+    ]
+    assert event_writer.silence(model_is_loading=True) == KEEP_ALIVE
     assert KEEP_ALIVE.startswith(":")
     assert KEEP_ALIVE.endswith("\n\n")
 
 
-def test_progress_is_told_when_asked_for() -> None:
-    told = writer("progress")
+def test_progress_is_sent_on_request() -> None:
+    event_writer = writer("progress")
 
     states = [
-        *events(told.queued(2)),
-        *events(told.silence(model_is_loading=False)),
-        *events(told.started()),
-        *events(told.silence(model_is_loading=True)),
-        *events(told.progress(heard(done_s=30.0004))),
+        *events(event_writer.queued(2)),
+        *events(event_writer.silence(model_is_loading=False)),
+        *events(event_writer.started()),
+        *events(event_writer.silence(model_is_loading=True)),
+        *events(event_writer.progress(progress_of(done_s=30.0004))),
     ]
 
     assert [(s["state"], s["queue_position"], s["done_s"], s["total_s"]) for s in states] == [
@@ -140,13 +151,13 @@ def test_progress_is_told_when_asked_for() -> None:
 
 
 def test_peaks_begin_where_the_last_ones_ended() -> None:
-    told = writer("peaks")
+    event_writer = writer("peaks")
     loud = np.full(16_000, -32768, np.int16)
 
     first, second = [
         event
         for done_s in (1.0, 2.0)
-        for event in events(told.progress(heard(done_s=done_s, samples=loud)))
+        for event in events(event_writer.progress(progress_of(done_s=done_s, samples=loud)))
     ]
 
     assert (first["start_s"], second["start_s"]) == (0.0, 1.0)

@@ -48,12 +48,14 @@ configurations = st.builds(
 def recordings(
     draw: st.DrawFn, texts: st.SearchStrategy[str], steps: st.SearchStrategy[float]
 ) -> list[Segment]:
-    """Speak segments one after the other; `steps` are the lengths of pauses and words, seconds."""
+    """Draw consecutive segments; `steps` are the lengths of pauses and words in seconds."""
     segments: list[Segment] = []
     now = 0.0
-    for spoken in draw(st.lists(st.lists(st.tuples(texts, steps, steps), min_size=1), max_size=6)):
+    for words_in in draw(
+        st.lists(st.lists(st.tuples(texts, steps, steps), min_size=1), max_size=6)
+    ):
         words: list[Word] = []
-        for text, pause, length in spoken:
+        for text, pause, length in words_in:
             words.append(Word(text, round(now + pause, 4), round(now + pause + length, 4)))
             now = words[-1].end
         segments.append(Segment(tuple(words)))
@@ -69,7 +71,7 @@ def segment(*timed: tuple[str, float, float]) -> Segment:
 
 
 def steady(text: str, *, start: float = 0.0, word_s: float = 0.25) -> Segment:
-    """Speak a text without pauses."""
+    """Make a segment of a text without pauses."""
     return segment(
         *(
             (word, start + at * word_s, start + (at + 1) * word_s)
@@ -87,12 +89,12 @@ def texts_of(cues: list[Cue]) -> list[str]:
 
 
 def words_of(segments: list[Segment]) -> list[str]:
-    """List what there is to read."""
+    """List the visible words."""
     return [part for segment in segments for word in segment.words for part in word.text.split()]
 
 
 def words_by_cue(cues: list[Cue], segments: list[Segment]) -> list[list[Word]]:
-    """Give each cue the words it shows; for words without white space."""
+    """Return each cue the words it shows; for words without white space."""
     words = (word for segment in segments for word in segment.words)
     groups = [list(islice(words, len(text_of(cue).split()))) for cue in cues]
     assert [join_words(group) for group in groups] == texts_of(cues)
@@ -286,21 +288,21 @@ def test_an_arrow_in_the_text_does_not_become_a_timing_line_in_srt(arrow: str) -
 
 
 def test_a_long_sentence_splits_after_a_comma() -> None:
-    spoken = steady(
+    segment = steady(
         "When the train had finally left the station, nobody on the platform "
         "could remember why they had come at all."
     )
 
-    assert texts_of(make_cues([spoken], settings=DEFAULTS)) == [
+    assert texts_of(make_cues([segment], settings=DEFAULTS)) == [
         "When the train had finally left the station,",
         "nobody on the platform could remember why they had come at all.",
     ]
 
 
 def test_a_sentence_does_not_fall_apart_at_every_comma() -> None:
-    spoken = steady(", ".join(["so many words"] * 20))
+    segment = steady(", ".join(["so many words"] * 20))
 
-    assert len(make_cues([spoken], settings=DEFAULTS)) == 4
+    assert len(make_cues([segment], settings=DEFAULTS)) == 4
 
 
 def test_a_long_sentence_without_punctuation_splits_at_its_pause() -> None:
@@ -313,47 +315,47 @@ def test_a_long_sentence_without_punctuation_splits_at_its_pause() -> None:
 
 
 def test_a_long_sentence_without_punctuation_or_pause_splits_evenly() -> None:
-    spoken = steady(" ".join(f"word{at:02}" for at in range(14)))
+    segment = steady(" ".join(f"word{at:02}" for at in range(14)))
 
-    assert [len(text.split()) for text in texts_of(make_cues([spoken], settings=DEFAULTS))] == [
+    assert [len(text.split()) for text in texts_of(make_cues([segment], settings=DEFAULTS))] == [
         7,
         7,
     ]
 
 
 def test_one_word_is_not_split_off_even_before_a_comma() -> None:
-    spoken = steady("Well, " + " ".join(f"word{at:02}" for at in range(12)))
+    segment = steady("Well, " + " ".join(f"word{at:02}" for at in range(12)))
 
-    cues = make_cues([spoken], settings=DEFAULTS)
+    cues = make_cues([segment], settings=DEFAULTS)
 
     assert [len(text.split()) for text in texts_of(cues)] in ([6, 7], [7, 6])
 
 
 def test_a_full_stop_of_an_abbreviation_is_no_place_to_split() -> None:
-    spoken = steady(
+    segment = steady(
         "We would like to thank our old friend Dr. Smith "
         "for all that he has done for us over those years."
     )
 
     assert not any(
-        text.endswith("Dr.") for text in texts_of(make_cues([spoken], settings=DEFAULTS))
+        text.endswith("Dr.") for text in texts_of(make_cues([segment], settings=DEFAULTS))
     )
 
 
 def test_a_slow_sentence_splits_by_time() -> None:
-    spoken = steady("one two three four five six seven eight", word_s=1.0)
+    segment = steady("one two three four five six seven eight", word_s=1.0)
 
-    assert texts_of(make_cues([spoken], settings=DEFAULTS)) == [
+    assert texts_of(make_cues([segment], settings=DEFAULTS)) == [
         "one two three four",
         "five six seven eight",
     ]
 
 
-def test_a_word_longer_than_the_limits_stands_alone() -> None:
-    spoken = steady(f"before {'x' * 200} after")
+def test_a_word_longer_than_the_limits_has_its_own_cue() -> None:
+    segment = steady(f"before {'x' * 200} after")
     settings = replace(DEFAULTS, merge_short_subtitles=False)
 
-    assert texts_of(make_cues([spoken], settings=settings)) == ["before", "x" * 200, "after"]
+    assert texts_of(make_cues([segment], settings=settings)) == ["before", "x" * 200, "after"]
 
 
 @pytest.mark.parametrize(
@@ -361,9 +363,9 @@ def test_a_word_longer_than_the_limits_stands_alone() -> None:
     [("Yes.", "I think that is right, too."), ("I think that is right, too.", "Yes.")],
 )
 def test_a_short_sentence_joins_its_neighbour(first: str, second: str) -> None:
-    spoken = steady(first)
+    segment = steady(first)
 
-    cues = make_cues([spoken, steady(second, start=spoken.end + 0.25)], settings=DEFAULTS)
+    cues = make_cues([segment, steady(second, start=segment.end + 0.25)], settings=DEFAULTS)
 
     assert texts_of(cues) == [f"{first} {second}"]
 
@@ -416,7 +418,7 @@ def test_segments_at_the_same_moment_become_cues_one_after_the_other() -> None:
 
 
 def laid_out(**environ: str) -> list[str]:
-    """Lay six sentences out under some settings: when, and what, with `/` between lines."""
+    """Convert six sentences to cues: times and text, with `/` between lines."""
     cues = make_cues(
         [
             steady("Yes."),
@@ -509,15 +511,15 @@ def test_lines_get_longer_rather_than_lose_a_word() -> None:
 
 @pytest.mark.parametrize("words_per_segment", [1, 10, 100_000])
 def test_the_time_for_ten_hours_of_speech_is_not_quadratic(words_per_segment: int) -> None:
-    spoken = steady("word " * 100_000, word_s=0.36).words
+    segment = steady("word " * 100_000, word_s=0.36).words
     segments = [
-        Segment(spoken[first : first + words_per_segment])
-        for first in range(0, len(spoken), words_per_segment)
+        Segment(segment[first : first + words_per_segment])
+        for first in range(0, len(segment), words_per_segment)
     ]
 
     began = time.perf_counter()
     cues = make_cues(segments, settings=DEFAULTS)
-    written = to_srt(cues), to_vtt(cues)
+    rendered = to_srt(cues), to_vtt(cues)
 
     assert time.perf_counter() - began < 20.0  # it takes 1 to 2; quadratic would be minutes
-    assert [text.count("word") for text in written] == [100_000, 100_000]
+    assert [text.count("word") for text in rendered] == [100_000, 100_000]

@@ -65,7 +65,9 @@ class TestWho:
                 "forbidden"
             )
 
-    def test_a_trusted_proxy_tells_who_it_is(self, tmp_path: Path, echoes: Echoes) -> None:
+    def test_a_trusted_proxy_states_the_client_address(
+        self, tmp_path: Path, echoes: Echoes
+    ) -> None:
         with served(tmp_path, DEMO_MODEL="grammar", TRUSTED_PROXY="127.0.0.1") as proxied:
             for client, status in (("127.0.0.1", 200), ("192.0.2.1", 403)):
                 headers = {"X-Forwarded-For": client}
@@ -146,7 +148,7 @@ class TestLoad:
         assert outcomes(post(pair, "/admin/load", params={"model": "two"})) == {"two": "loaded"}
         assert [count.loads for count in echoes.counts.values()] == [1, 1]
 
-    def test_a_load_that_fails_says_why_and_can_be_tried_again(
+    def test_a_failed_load_gives_the_reason_and_can_be_retried(
         self, here: Served, echoes: Echoes
     ) -> None:
         def fail() -> None:
@@ -164,7 +166,7 @@ class TestLoad:
         models.before = lambda: None
         assert post(here, "/admin/load").status_code == 200
 
-    def test_it_does_not_wait_for_ever_nor_with_many(
+    def test_the_wait_is_limited_in_time_and_number(
         self, here: Served, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(admin_routes, "_MAX_WAIT_S", 1.0)
@@ -179,10 +181,10 @@ class TestLoad:
         for thread in waiting:
             thread.join()
 
-        told = [error_of(answer, 503) for answer in answers]
-        assert {error["code"] for error in told} == {"model_not_ready"}
+        errors = [error_of(answer, 503) for answer in answers]
+        assert {error["code"] for error in errors} == {"model_not_ready"}
         # Two held a thread for that second; the others were told at once.
-        assert sum("still being loaded" in error["message"] for error in told) >= 2
+        assert sum("still being loaded" in error["message"] for error in errors) >= 2
         go_on.set()
         wait_until(
             lambda: here.server.health()["model"]["state"] == "ready",
@@ -191,7 +193,7 @@ class TestLoad:
         )
         assert echoes.counts["parakeet-tdt-demo-en"].loads == 1
 
-    def test_while_there_is_no_file_it_says_so(self, tmp_path: Path) -> None:
+    def test_without_a_file_it_gives_the_reason(self, tmp_path: Path) -> None:
         nowhere = {"DEMO_MODEL": "never", "HF_ENDPOINT": "http://127.0.0.1:9"}
         with running_server(tmp_path, MODELS_DIR=str(tmp_path / "none"), **nowhere) as bare:
             answer = request(bare, "POST", "/admin/load")

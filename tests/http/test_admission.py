@@ -33,9 +33,9 @@ def test_places_are_bounded_and_given_to_those_who_wait() -> None:
     order: list[int] = []
 
     with ThreadPoolExecutor(4) as threads:
-        told = []
+        requests = []
         for number in range(3):
-            told.append(threads.submit(enter, admission, leave[number], order, number))
+            requests.append(threads.submit(enter, admission, leave[number], order, number))
             wait_for(lambda: held(admission) == number + 1)  # noqa: B023
         wait_for(lambda: len(order) == 2)
 
@@ -47,17 +47,17 @@ def test_places_are_bounded_and_given_to_those_who_wait() -> None:
         assert order == [0, 1]
         leave[1].set()
         wait_for(lambda: order == [0, 1, 2])
-        told.append(threads.submit(enter, admission, leave[3], order, 3))
+        requests.append(threads.submit(enter, admission, leave[3], order, 3))
         for event in leave:
             event.set()
-        for request in told:
+        for request in requests:
             request.result(10)
 
     assert order == [0, 1, 2, 3]
     assert admission.counts() == (0, 0)
 
 
-def test_nobody_may_wait_where_no_waiting_is_allowed() -> None:
+def test_no_request_waits_if_the_queue_has_length_zero() -> None:
     admission = Admission(active=1, waiting=0)
 
     with admission.slot(), pytest.raises(QueueFullError), admission.slot():
@@ -70,17 +70,17 @@ def test_nobody_may_wait_where_no_waiting_is_allowed() -> None:
 @pytest.mark.usefixtures("quick_poll")
 def test_a_client_that_goes_while_it_waits_gives_its_place_back() -> None:
     admission = Admission(active=1, waiting=1)
-    gone = threading.Event()
+    cancelled = threading.Event()
 
     def wait() -> None:
-        with admission.slot(cancelled=gone.is_set):
+        with admission.slot(cancelled=cancelled.is_set):
             pytest.fail("there is no place")
 
     with ThreadPoolExecutor(1) as threads, admission.slot():
-        told = threads.submit(wait)
+        waiter = threads.submit(wait)
         wait_for(lambda: admission.counts() == (1, 1))
-        gone.set()
-        assert isinstance(told.exception(10), RequestCancelled)
+        cancelled.set()
+        assert isinstance(waiter.exception(10), RequestCancelled)
         assert admission.counts() == (1, 0)
 
 
@@ -94,26 +94,26 @@ def test_places_are_given_back_after_errors() -> None:
     assert admission.counts() == (0, 0)
 
 
-def test_those_who_wait_are_told_their_position_and_served_in_order() -> None:
+def test_waiting_requests_get_their_position_and_are_served_in_order() -> None:
     admission = Admission(active=1, waiting=3)
-    told: list[list[int]] = [[], [], []]
+    positions: list[list[int]] = [[], [], []]
     served: list[int] = []
 
     def wait(number: int) -> None:
-        with admission.slot(on_wait=told[number].append):
+        with admission.slot(on_wait=positions[number].append):
             served.append(number)
 
     with ThreadPoolExecutor(3) as threads:
         with admission.slot():
             for number in range(3):
                 threads.submit(wait, number)
-                wait_for(lambda: told[number] == [number + 1])  # noqa: B023
+                wait_for(lambda: positions[number] == [number + 1])  # noqa: B023
         wait_for(lambda: admission.counts() == (0, 0))
 
     assert served == [0, 1, 2]
-    assert told[0] == [1]
-    assert told[1][0] == 2
-    assert told[2] == sorted(told[2], reverse=True)
+    assert positions[0] == [1]
+    assert positions[1][0] == 2
+    assert positions[2] == sorted(positions[2], reverse=True)
 
 
 def test_a_newcomer_does_not_overtake_the_line() -> None:
@@ -133,7 +133,7 @@ def test_a_newcomer_does_not_overtake_the_line() -> None:
     assert order == ["first", "second"]
 
 
-def test_a_full_line_is_told_before_a_place_is_asked_for() -> None:
+def test_a_full_queue_is_reported_before_a_request_enters_it() -> None:
     admission = Admission(active=1, waiting=0)
     admission.refuse_if_full()
 

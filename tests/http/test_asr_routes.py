@@ -38,8 +38,8 @@ def test_every_output_has_the_words(server: Server, clip: Clip, output: str) -> 
     answer = ask(server, "/asr", clip.path.read_bytes(), output=output)
 
     assert answer.status_code == 200
-    said = re.findall(r"[\w']+", clip.text)
-    assert set(said) <= set(re.findall(r"[\w']+", answer.text))
+    reference_words = re.findall(r"[\w']+", clip.text)
+    assert set(reference_words) <= set(re.findall(r"[\w']+", answer.text))
 
 
 def test_raw_samples_as_bazarr_sends_them_are_understood(
@@ -82,19 +82,19 @@ def test_mistakes_are_named(server: Server, clip: Clip) -> None:
     assert error_of(missing, 400)["param"] == "audio_file"
 
 
-def test_the_language_is_told(server: Server, bilingual: Server, clip: Clip) -> None:
+def test_the_language_is_returned(server: Server, bilingual: Server, clip: Clip) -> None:
     content = clip.path.read_bytes()
 
     assert ask(server, "/detect-language", content).json() == {
         "detected_language": "english",
         "language_code": "en",
     }
-    told = ask(bilingual, "/detect-language", content).json()
-    assert (told["detected_language"], told["language_code"]) == ("english", "en")
-    assert told["confidence"] > 0.7
+    detection = ask(bilingual, "/detect-language", content).json()
+    assert (detection["detected_language"], detection["language_code"]) == ("english", "en")
+    assert detection["confidence"] > 0.7
 
 
-def test_a_long_recording_is_heard_until_its_language_is_clear(
+def test_a_long_recording_is_recognised_until_its_language_is_clear(
     server: Server, decoder: FfmpegDecoder, speech: Path
 ) -> None:
     before = server.log.read_text().count("transcribed")
@@ -106,7 +106,7 @@ def test_a_long_recording_is_heard_until_its_language_is_clear(
     assert uploads(server) == []
 
 
-def test_a_transcript_tells_the_language_that_was_found(bilingual: Server, clip: Clip) -> None:
+def test_a_transcript_has_the_detected_language(bilingual: Server, clip: Clip) -> None:
     plain = transcribe(bilingual, clip.path).json()
     verbose = transcribe(bilingual, clip.path, {"response_format": "verbose_json"}).json()
 
@@ -118,8 +118,8 @@ def test_silence_is_in_no_language(bilingual: Server) -> None:
     silence = bytes(2 * 16_000)
 
     assert ask(bilingual, "/asr", silence, encode="false").text == ""
-    told = ask(bilingual, "/detect-language", silence, encode="false").json()
-    assert told["language_code"] == "und"
+    detection = ask(bilingual, "/detect-language", silence, encode="false").json()
+    assert detection["language_code"] == "und"
 
 
 def test_only_english_is_translated(bilingual: Server, clip: Clip) -> None:

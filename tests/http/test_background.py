@@ -35,17 +35,17 @@ def test_what_is_emitted_comes_out_in_order() -> None:
     assert list(in_background(work, gone=never, heartbeat_s=60)) == list(range(100))
 
 
-def test_silence_is_told() -> None:
-    spoken = threading.Event()
+def test_silence_is_reported() -> None:
+    released = threading.Event()
 
     def work(emit: Emit[str], cancelled: Cancelled) -> None:
-        assert spoken.wait(20)
+        assert released.wait(20)
         emit("at last")
 
     items = in_background(work, gone=never, heartbeat_s=0.01)
 
     assert [next(items), next(items)] == [None, None]
-    spoken.set()
+    released.set()
     assert [item for item in items if item is not None] == ["at last"]
 
 
@@ -79,22 +79,22 @@ def test_closing_ends_the_work() -> None:
 
 
 def test_work_that_looks_sees_that_it_is_cancelled() -> None:
-    seen = threading.Event()
+    observed = threading.Event()
 
     def work(emit: Emit[int], cancelled: Cancelled) -> None:
         emit(1)
         wait_for(cancelled)
-        seen.set()
+        observed.set()
 
     items = in_background(work, gone=never, heartbeat_s=60)
     assert next(items) == 1
     items.close()
 
-    assert seen.is_set()
+    assert observed.is_set()
 
 
 @pytest.mark.parametrize("chatty", [True, False])
-def test_a_client_that_has_gone_ends_both_sides(chatty: bool) -> None:
+def test_a_disconnected_client_stops_both_sides(chatty: bool) -> None:
     gone = threading.Event()
 
     def work(emit: Emit[int], cancelled: Cancelled) -> None:

@@ -53,7 +53,7 @@ def still_well(server: Server, clips: list[Clip]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
-    """Give what ffmpeg makes with the given options; the last one is the file's name."""
+    """Return what ffmpeg makes with the given options; the last one is the file's name."""
     folder = tmp_path_factory.mktemp("media")
 
     @cache

@@ -91,7 +91,7 @@ def two_minutes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _ask(server: Server, **options: Any) -> openai.OpenAI:
-    """Give a client; on a `with` block's end its connections are closed."""
+    """Return a client; on a `with` block's end its connections are closed."""
     return openai.OpenAI(**({"base_url": f"{server.url}/v1", "api_key": "unused"} | options))
 
 
@@ -218,8 +218,8 @@ class TestOpenAi:
         assert answer.logprobs is not None
         assert "".join(entry.token or "" for entry in answer.logprobs) == clip.text
         assert all(entry.logprob is not None and entry.logprob <= 0 for entry in answer.logprobs)
-        written = bytes(int(byte) for entry in answer.logprobs for byte in entry.bytes or [])
-        assert written.decode() == clip.text
+        token_bytes = bytes(int(byte) for entry in answer.logprobs for byte in entry.bytes or [])
+        assert token_bytes.decode() == clip.text
         Transcription.model_validate(answer.model_dump(), strict=True)
 
     def test_the_answer_can_be_read_while_it_comes(self, client: openai.OpenAI, clip: Clip) -> None:
@@ -499,7 +499,7 @@ class TestOpenAiStreams:
 
 
 def _cut_short(source: Path, target: Path) -> bytes:
-    """Give three quarters of a file; the target's name is its format."""
+    """Return three quarters of a file; the target's name is its format."""
     content = encode(source, target, "-f", target.name).read_bytes()
     return content[: len(content) * 3 // 4]
 
@@ -627,7 +627,7 @@ def _attempts(error: openai.APIStatusError) -> int:
 
 class TestOpenAiPatience:
     @pytest.mark.parametrize("stream", [False, True], ids=["at once", "stream"])
-    def test_a_full_queue_is_told_with_the_time_to_wait(
+    def test_a_full_queue_is_reported_with_the_time_to_wait(
         self, narrow: Server, busy: socket.socket, clip: Clip, stream: bool
     ) -> None:
         with (

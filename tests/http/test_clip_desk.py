@@ -36,7 +36,7 @@ def fronted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def kept(headers: httpx.Headers) -> dict[str, str]:
+def stable_headers(headers: httpx.Headers) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name not in ("date", "x-request-id")}
 
 
@@ -54,10 +54,10 @@ def test_answers_are_those_of_a_server_without_such_processes(
 
         assert one.status_code == 200
         assert one.text == other.text
-        assert kept(one.headers) == kept(other.headers)
+        assert stable_headers(one.headers) == stable_headers(other.headers)
 
 
-def test_what_is_told_of_the_sound_is_told_alike(
+def test_warnings_about_the_audio_are_the_same(
     fronted: Server, server: Server, speech: Path, tmp_path: Path
 ) -> None:
     """Half a file with `allow_partial`: its warning stands in a header and in the answer."""
@@ -71,7 +71,7 @@ def test_what_is_told_of_the_sound_is_told_alike(
     assert one.status_code == 200
     assert "truncated_audio" in one.headers["X-Transcript-Warnings"]
     assert one.text == other.text
-    assert kept(one.headers) == kept(other.headers)
+    assert stable_headers(one.headers) == stable_headers(other.headers)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_errors_are_those_of_a_server_without_such_processes(
 
     assert one.status_code == 400
     assert one.text == other.text
-    assert kept(one.headers) == kept(other.headers)
+    assert stable_headers(one.headers) == stable_headers(other.headers)
 
 
 def test_other_requests_are_answered_too(fronted: Server, speech: Path) -> None:
@@ -112,10 +112,10 @@ def test_clips_are_logged_and_counted_as_any(fronted: Server, clips: list[Clip])
 
 
 def test_many_clients_get_their_own_words(fronted: Server, clips: list[Clip]) -> None:
-    told: dict[int, str] = {}
+    texts: dict[int, str] = {}
 
     def ask(number: int) -> None:
-        told[number] = transcribe(fronted, clips[number].path, {"response_format": "text"}).text
+        texts[number] = transcribe(fronted, clips[number].path, {"response_format": "text"}).text
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
     for thread in threads:
@@ -123,12 +123,12 @@ def test_many_clients_get_their_own_words(fronted: Server, clips: list[Clip]) ->
     for thread in threads:
         thread.join()
 
-    alone = {n: transcribe(fronted, clips[n].path, {"response_format": "text"}).text for n in told}
-    assert told == alone
+    alone = {n: transcribe(fronted, clips[n].path, {"response_format": "text"}).text for n in texts}
+    assert texts == alone
     wait_for(lambda: uploads(fronted) == [])
 
 
-def test_one_that_dies_is_replaced_and_clips_are_answered_meanwhile(
+def test_a_killed_process_is_replaced_and_clips_are_answered_meanwhile(
     fronted: Server, clips: list[Clip]
 ) -> None:
     before = {child.pid for child in fronts(fronted)}

@@ -41,12 +41,12 @@ class Owner:
 
     address: tuple[str, int]
     control: socket.socket
-    heard: list[tuple[Values, int]] = field(default_factory=list)
+    received: list[tuple[Values, int]] = field(default_factory=list)
     """What was to be recognised, with the bytes of its sound."""
     passed_on: list[tuple[socket.socket, Values, bytes]] = field(default_factory=list)
-    answers: Callable[[Values], Values] = lambda asked: (
+    answers: Callable[[Values], Values] = lambda message: (
         ("model", "parakeet", "parakeet.nemo", None, ["en"])
-        if asked[0] == "describe"
+        if message[0] == "describe"
         else ("words", pack_words(HEARD), [(1.0, 2.5)])
     )
     let: threading.Event = field(default_factory=threading.Event)
@@ -68,11 +68,11 @@ class Owner:
     def _serve_link(self, link: socket.socket) -> None:
         with link, suppress(LinkClosedError):
             while True:
-                asked, data = receive(link)
-                if asked[0] == "recognize":
-                    self.heard.append((asked, len(data)))
+                message, data = receive(link)
+                if message[0] == "recognize":
+                    self.received.append((message, len(data)))
                     assert self.let.wait(20)
-                send(link, self.answers(asked))
+                send(link, self.answers(message))
         self.closed_links += 1
 
     def connect(self) -> socket.socket:
@@ -141,10 +141,10 @@ def test_a_clip_is_answered_with_the_models_words(tmp_path: Path) -> None:
 
         assert (first, body) == ("HTTP/1.1 200 OK", b"Hello there.\n")
         assert headers["X-Parakeet-Model"] == "parakeet.nemo"
-        ((asked, size),) = owner.heard
-        assert asked[:2] == ("recognize", "whisper-1")
-        assert asked[3:] == ("127.0.0.1", "/v1/audio/transcriptions")
-        assert headers["X-Request-Id"] == asked[2]
+        ((message, size),) = owner.received
+        assert message[:2] == ("recognize", "whisper-1")
+        assert message[3:] == ("127.0.0.1", "/v1/audio/transcriptions")
+        assert headers["X-Request-Id"] == message[2]
         assert size == 2 * SAMPLE_RATE
         assert owner.passed_on == []
 
@@ -160,7 +160,7 @@ def test_a_connection_serves_one_clip_after_the_other_until_it_is_to_close(tmp_p
 
         assert headers["Connection"] == "close"
         assert client.recv(1) == b""
-        assert len(owner.heard) == 4
+        assert len(owner.received) == 4
 
 
 def test_a_clip_may_come_in_pieces(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_only_those_with_a_key_are_answered_here(
 ) -> None:
     with running(tmp_path, API_KEY="other,good") as owner, owner.connect() as client:
         client.sendall(request(head=head))
-        wait_for(lambda: bool(owner.passed_on or owner.heard))
+        wait_for(lambda: bool(owner.passed_on or owner.received))
 
         assert bool(owner.passed_on) == is_passed_on
         if not is_passed_on:
@@ -239,26 +239,26 @@ def test_what_is_above_the_uploads_limit_is_passed_on(tmp_path: Path) -> None:
         client.sendall(request())
         wait_for(lambda: len(owner.passed_on) == 1)
 
-        assert owner.heard == []
+        assert owner.received == []
 
 
 @pytest.mark.parametrize("failing", ["describe", "recognize"])
 def test_what_the_model_fails_at_is_passed_on(tmp_path: Path, failing: str) -> None:
     with running(tmp_path) as owner, owner.connect() as client:
         good = owner.answers
-        owner.answers = lambda asked: ("failed", "x") if asked[0] == failing else good(asked)
+        owner.answers = lambda message: ("failed", "x") if message[0] == failing else good(message)
         client.sendall(request())
         wait_for(lambda: len(owner.passed_on) == 1)
 
         assert owner.passed_on[0][2] == request()
 
 
-def test_of_a_client_that_has_gone_the_model_is_told(tmp_path: Path) -> None:
+def test_the_model_process_is_notified_of_a_disconnected_client(tmp_path: Path) -> None:
     with running(tmp_path) as owner:
         owner.let.clear()
         with owner.connect() as client:
             client.sendall(request())
-            wait_for(lambda: len(owner.heard) == 1)
+            wait_for(lambda: len(owner.received) == 1)
         wait_for(lambda: list(tmp_path.iterdir()) == [])
         owner.let.set()
         wait_for(lambda: owner.closed_links == 1)
@@ -270,7 +270,7 @@ def test_clips_beyond_the_threads_are_passed_on(tmp_path: Path) -> None:
     with running(tmp_path, threads=1) as owner, owner.connect() as one, owner.connect() as two:
         owner.let.clear()
         one.sendall(request())
-        wait_for(lambda: len(owner.heard) == 1)
+        wait_for(lambda: len(owner.received) == 1)
         two.sendall(request())
         wait_for(lambda: len(owner.passed_on) == 1)
         owner.let.set()
@@ -291,7 +291,7 @@ def test_what_does_not_fit_the_memory_for_requests_is_passed_on(
             assert answer_on(one)[0] == "HTTP/1.1 200 OK"
         owner.let.clear()
         one.sendall(sent)
-        wait_for(lambda: len(owner.heard) == 4)
+        wait_for(lambda: len(owner.received) == 4)
         other.sendall(request(SOUND + bytes(len(sent))))
         wait_for(lambda: len(owner.passed_on) == 1)
         owner.let.set()
@@ -315,16 +315,16 @@ def test_slow_and_idle_connections_are_passed_on(
 
 
 @pytest.mark.parametrize(
-    ("trusted", "told"), [("", "127.0.0.1"), ("127.0.0.1", "192.0.2.7"), ("*", "192.0.2.7")]
+    ("trusted", "address"), [("", "127.0.0.1"), ("127.0.0.1", "192.0.2.7"), ("*", "192.0.2.7")]
 )
 def test_a_clients_address_is_what_trusted_proxies_say(
-    tmp_path: Path, trusted: str, told: str
+    tmp_path: Path, trusted: str, address: str
 ) -> None:
     with running(tmp_path, TRUSTED_PROXY=trusted) as owner, owner.connect() as client:
         client.sendall(request(head="X-Forwarded-For: 198.51.100.1, 192.0.2.7"))
         answer_on(client)
 
-        assert owner.heard[0][0][3] == told
+        assert owner.received[0][0][3] == address
 
 
 def test_words_are_the_same_behind_the_link() -> None:

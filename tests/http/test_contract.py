@@ -72,21 +72,23 @@ def test_an_answer_is_as_recorded_and_as_described(
     recording = json.loads(path.read_text(encoding="utf-8"))
     server = servers.with_settings(recording.get("settings", {}))
 
-    asked = recording["request"]
+    request = recording["request"]
     if "job" in recording:
-        asked = asked | {"path": asked["path"].format(job_id=_submit(server, recording["job"]))}
-    answer = _ask(server, asked)
+        request = request | {
+            "path": request["path"].format(job_id=_submit(server, recording["job"]))
+        }
+    answer = _ask(server, request)
 
     described = send(server, "GET", "/openapi.json").json()
     operation = operation_of(described, answer.request.method, answer.request.url.path)
     _check_description(described, operation, answer)
     recorded = recording.get("response")
-    seen = _settled(_seen(answer, shapes=recording.get("shapes", [])), recorded)
+    actual = _settled(_seen(answer, shapes=recording.get("shapes", [])), recorded)
     if pytestconfig.getoption("--record"):
-        whole = recording | {"response": seen}
+        whole = recording | {"response": actual}
         path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
-        assert seen == recorded, f"if that is meant: pytest {Path(__file__).name} --record"
+        assert actual == recorded, f"if that is meant: pytest {Path(__file__).name} --record"
 
 
 def test_every_described_answer_is_recorded() -> None:
@@ -104,10 +106,10 @@ def test_every_described_answer_is_recorded() -> None:
     recorded = set()
     for path in RECORDINGS:
         recording = json.loads(path.read_text(encoding="utf-8"))
-        asked, answered = recording["request"], recording["response"]
-        operation = operation_of(described[0], asked["method"], asked["path"])
-        media_type = answered["headers"]["Content-Type"].partition(";")[0]
-        recorded.add((operation.name, answered["status"], media_type))
+        request, response = recording["request"], recording["response"]
+        operation = operation_of(described[0], request["method"], request["path"])
+        media_type = response["headers"]["Content-Type"].partition(";")[0]
+        recorded.add((operation.name, response["status"], media_type))
 
     # A fault of the server's can't be had at will.
     assert recorded == {
@@ -142,16 +144,16 @@ def _body_of(name: str) -> Any:
     return recording["response"]["body"]
 
 
-def _ask(server: Server, asked: Mapping[str, Any]) -> httpx.Response:
-    files = {name: ("recording", _content(file)) for name, file in asked.get("files", {}).items()}
+def _ask(server: Server, request: Mapping[str, Any]) -> httpx.Response:
+    files = {name: ("recording", _content(file)) for name, file in request.get("files", {}).items()}
     return send(
         server,
-        asked["method"],
-        asked["path"],
-        params=asked.get("query"),
-        data=asked.get("form"),
+        request["method"],
+        request["path"],
+        params=request.get("query"),
+        data=request.get("form"),
         files=files or None,
-        headers=asked.get("headers"),
+        headers=request.get("headers"),
     )
 
 
@@ -229,7 +231,7 @@ def _events(stream: str) -> list[Any]:
 
 
 def _shape(value: Any) -> Any:
-    """Give the types alone, of a list each kind of entry once."""
+    """Return the types alone, of a list each kind of entry once."""
     match value:
         case dict():
             # What kind of object it is belongs to its shape.
@@ -264,15 +266,15 @@ def _varying(value: Any) -> Any:
     return _shape(value) if isinstance(value, dict | list) else "<varies>"
 
 
-def _settled(seen: Any, recorded: Any) -> Any:
-    """Give what was seen, with the recorded number wherever it is nearly the same."""
-    match seen, recorded:
+def _settled(actual: Any, recorded: Any) -> Any:
+    """Return what was seen, with the recorded number wherever it is nearly the same."""
+    match actual, recorded:
         case dict(), dict():
-            return {key: _settled(inner, recorded.get(key)) for key, inner in seen.items()}
-        case list(), list() if len(seen) == len(recorded):
-            return [_settled(inner, old) for inner, old in zip(seen, recorded, strict=True)]
-        case float(), float() | int() if math.isclose(seen, recorded, abs_tol=TOLERANCE):
+            return {key: _settled(inner, recorded.get(key)) for key, inner in actual.items()}
+        case list(), list() if len(actual) == len(recorded):
+            return [_settled(inner, old) for inner, old in zip(actual, recorded, strict=True)]
+        case float(), float() | int() if math.isclose(actual, recorded, abs_tol=TOLERANCE):
             return recorded
         case float(), _:
-            return round(seen, 4)
-    return seen
+            return round(actual, 4)
+    return actual

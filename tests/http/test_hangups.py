@@ -167,7 +167,7 @@ def test_many_that_go_cost_nothing_more(
             )
 
 
-def test_the_log_tells_that_a_client_has_gone(settled: Server, hour: Path) -> None:
+def test_the_log_has_a_disconnected_client(settled: Server, hour: Path) -> None:
     with _one_more_line(settled, " -> 499 in "), post(settled, hour.read_bytes()):
         _wait_until_at_work(settled)
 
@@ -204,12 +204,12 @@ def test_half_an_upload_leaves_nothing(settled: Server, clip: Clip, part: float)
 @pytest.mark.usefixtures("leaves_nothing")
 def test_curl_killed_during_its_upload_leaves_nothing(settled: Server, hour: Path) -> None:
     process = psutil.Process(settled.process.pid)
-    written = process.io_counters().write_chars
+    written_before = process.io_counters().write_chars
     # Ten seconds for the whole.
     with _curl(settled, Kind(), hour, "--limit-rate", "1M"):
         # waitress keeps what has come in a file of its own.
         wait_until(
-            lambda: process.io_counters().write_chars > written + 1024 * 1024,
+            lambda: process.io_counters().write_chars > written_before + 1024 * 1024,
             within_s=30,
             what="a tenth is sent",
         )
@@ -254,25 +254,25 @@ class TestWaiting:
             third = clients.enter_context(post(narrow, content, stream="true"))
             _wait_for_queue(narrow, active=1, waiting=2)
             lines = clients.enter_context(streamed(narrow, clip.path, {"include[]": "progress"}))
-            told = events(lines)
+            progress = events(lines)
 
-            assert next(told)["queue_position"] == 3
+            assert next(progress)["queue_position"] == 3
             second.close()
-            assert _next_position(told, after=3) == 2
+            assert _next_position(progress, after=3) == 2
             third.close()
-            assert _next_position(told, after=2) == 1
+            assert _next_position(progress, after=2) == 1
             assert narrow.health()["queue"]["active_requests"] == 1
             first.close()
-            kinds = [event["type"] for event in told]
+            kinds = [event["type"] for event in progress]
 
         assert "transcript.text.delta" in kinds
         assert kinds[-1] == "transcript.text.done"
         _wait_until_idle(narrow)
 
 
-def _next_position(told: Iterator[dict[str, Any]], *, after: int) -> int:
-    """Give the first position that is another one; until then it may be repeated."""
-    positions = (int(event["queue_position"]) for event in told)
+def _next_position(progress: Iterator[dict[str, Any]], *, after: int) -> int:
+    """Return the first position that is another one; until then it may be repeated."""
+    positions = (int(event["queue_position"]) for event in progress)
     return next(position for position in positions if position != after)
 
 

@@ -222,14 +222,14 @@ class TestParameters:
         assert (error["param"], error["code"]) == ("language", "unsupported_language")
         assert "'fr'" in error["message"]
 
-    def test_the_languages_of_a_model_can_be_told(self, clip: Clip, tmp_path: Path) -> None:
+    def test_the_languages_of_a_model_can_be_configured(self, clip: Clip, tmp_path: Path) -> None:
         with running_server(tmp_path, MODEL_LANGUAGES="French, ja") as server:
-            spoken = transcribe(
+            response = transcribe(
                 server, clip.path, {"language": "fr-CA", "response_format": "verbose_json"}
             )
             error = error_of(transcribe(server, clip.path, {"language": "en"}), 400)
 
-        assert (spoken.status_code, spoken.json()["language"]) == (200, "french")
+        assert (response.status_code, response.json()["language"]) == (200, "french")
         assert "it speaks: fr, ja." in error["message"]
 
 
@@ -266,7 +266,9 @@ def test_a_recording_without_speech_is_an_empty_transcript_in_every_format(
 
 
 class TestHealth:
-    def test_it_tells_the_model_the_queue_and_the_limits(self, server: Server, clip: Clip) -> None:
+    def test_health_has_the_model_the_queue_and_the_limits(
+        self, server: Server, clip: Clip
+    ) -> None:
         transcribe(server, clip.path)
 
         health = server.health()
@@ -381,7 +383,7 @@ class TestErrors:
         # Gone before the answer, and so at once.
         assert uploads(guarded) == []
 
-    def test_an_upload_without_a_key_is_gone_before_its_answer(self, guarded: Server) -> None:
+    def test_an_upload_without_a_key_is_removed_before_its_response(self, guarded: Server) -> None:
         answer = request(guarded, "POST", ENDPOINT, files={"file": ("long.wav", bytes(MB // 2))})
 
         error_of(answer, 401)

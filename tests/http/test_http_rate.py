@@ -10,7 +10,7 @@ from conftest import Server
 from benchmarks import http_rate
 
 
-def test_a_fast_gpu_is_asked_over_http() -> None:
+def test_a_fast_gpu_is_measured_over_http() -> None:
     options = argparse.Namespace(seconds=0.5, keep_alive=True, mixed=True)
 
     with http_rate.serving("--batch-size", "4") as (process, address):

@@ -206,7 +206,7 @@ class TestRefusals:
             ({"webhook_url": "https://example.org/"}, "webhook_url"),
         ],
     )
-    def test_what_is_wrong_with_the_form_is_told_at_once(
+    def test_errors_in_the_form_are_reported_at_once(
         self, server: Server, clip: Clip, fields: dict[str, str], param: str
     ) -> None:
         assert error_of(submit(server, clip.path, fields), 400)["param"] == param
@@ -276,7 +276,7 @@ class TestEvents:
         end = last["start_s"] + len(base64.b64decode(last["values"])) / last["per_second"]
         assert end == pytest.approx(result["duration"], abs=0.2)
 
-    def test_another_run_is_told_from_its_beginning(self, server: Server, clip: Clip) -> None:
+    def test_another_run_is_returned_from_its_beginning(self, server: Server, clip: Clip) -> None:
         path = accepted(server, clip.path)
         finished(server, path)
         first = look(server, f"{path}/events")
@@ -386,7 +386,7 @@ class TestRestarts:
             assert recordings(server) == []
 
     @pytest.mark.timeout(600)
-    def test_sigterm_does_not_wait_for_a_job_which_goes_on_after_the_start(
+    def test_sigterm_does_not_wait_for_a_job_which_continues_after_the_start(
         self, tmp_path: Path, long_recording: Path
     ) -> None:
         with running_server(tmp_path) as server:
@@ -450,9 +450,7 @@ class TestKeys:
         assert [job["id"] for job in mine] == [path.rpartition("/")[2]]
         assert request(locked, "GET", path, headers=one).status_code == 200
 
-    def test_without_keys_whatever_is_sent_makes_no_difference(
-        self, server: Server, clip: Clip
-    ) -> None:
+    def test_without_keys_a_sent_key_is_ignored(self, server: Server, clip: Clip) -> None:
         sent = {"Authorization": "Bearer unused"}
         path = submit(server, clip.path, headers=sent).headers["location"]
 
@@ -464,12 +462,12 @@ class TestWebhooks:
         self, hooked: Server, receiver: Receiver, clip: Clip
     ) -> None:
         path = accepted(hooked, clip.path, {"webhook_url": f"{receiver.url}/told"})
-        wait_until(lambda: receiver.heard, within_s=90, what="the webhook is called")
+        wait_until(lambda: receiver.calls, within_s=90, what="the webhook is called")
         wait_until(
             lambda: look(hooked, path)["webhook"]["delivered"], within_s=10, what="that is noted"
         )
 
-        call, job = receiver.heard.pop(), look(hooked, path)
+        call, job = receiver.calls.pop(), look(hooked, path)
         assert call.pop("path") == "/told"
         assert call.pop("webhook") == {
             "url": f"{receiver.url}/told",

@@ -96,12 +96,12 @@ class TestRateLimit:
 
 class TestTrustedProxy:
     @staticmethod
-    def seen(trusted: list[str], peer: str, **headers: str) -> dict[str, Any]:
-        """Give what an application sees of a request from `peer`."""
-        seen: dict[str, Any] = {}
+    def environ_behind(trusted: list[str], peer: str, **headers: str) -> dict[str, Any]:
+        """Return the environ of an application for a request from `peer`."""
+        received: dict[str, Any] = {}
 
         def application(environ: dict[str, Any], _: object) -> list[bytes]:
-            seen.update(environ)
+            received.update(environ)
             return []
 
         environ = {
@@ -116,7 +116,7 @@ class TestTrustedProxy:
         environ |= {f"HTTP_X_FORWARDED_{name.upper()}": value for name, value in headers.items()}
         answer: Any = None  # Nothing is answered.
         TrustedProxies(application, trusted=trusted)(environ, answer)
-        return seen
+        return received
 
     @pytest.mark.parametrize(
         ("trusted", "peer", "headers", "local"),
@@ -138,7 +138,7 @@ class TestTrustedProxy:
     def test_a_request_is_local_if_it_is_known_to_be(
         self, trusted: list[str], peer: str, headers: dict[str, str], local: bool
     ) -> None:
-        assert is_local(self.seen(trusted, peer, **headers)) == local
+        assert is_local(self.environ_behind(trusted, peer, **headers)) == local
 
     @pytest.mark.parametrize(
         ("trusted", "peer", "forwarded", "client"),
@@ -159,13 +159,13 @@ class TestTrustedProxy:
     def test_the_client_is_the_last_hop_that_is_no_trusted_proxy(
         self, trusted: list[str], peer: str, forwarded: str, client: str
     ) -> None:
-        assert self.seen(trusted, peer, **{"for": forwarded})["REMOTE_ADDR"] == client
+        assert self.environ_behind(trusted, peer, **{"for": forwarded})["REMOTE_ADDR"] == client
 
     def test_scheme_host_and_prefix_come_from_a_trusted_proxy_alone(self) -> None:
-        told = {"proto": "https", "host": "example.org", "prefix": "/speech"}
+        forwarded = {"proto": "https", "host": "example.org", "prefix": "/speech"}
 
-        believed = self.seen(["10.0.0.2"], "10.0.0.2", **told)
-        ignored = self.seen(["10.0.0.2"], "10.0.0.3", **told)
+        believed = self.environ_behind(["10.0.0.2"], "10.0.0.2", **forwarded)
+        ignored = self.environ_behind(["10.0.0.2"], "10.0.0.3", **forwarded)
 
         assert believed["wsgi.url_scheme"] == "https"
         assert believed["HTTP_HOST"] == "example.org"
@@ -203,14 +203,14 @@ class TestCrossOrigin:
         return request(server, "OPTIONS", ENDPOINT, headers=headers)
 
     def test_a_browser_may_ask_with_a_key(self, shared: Server, clips: list[Clip]) -> None:
-        asked = self.preflight(shared, ORIGIN)
+        preflight = self.preflight(shared, ORIGIN)
         headers = {"Origin": ORIGIN, "Authorization": "Bearer key"}
         answer = transcribe(shared, clips[3].path, headers=headers)
 
-        assert asked.status_code == 204
-        assert asked.headers["access-control-allow-origin"] == ORIGIN
-        assert "POST" in asked.headers["access-control-allow-methods"]
-        assert "authorization" in asked.headers["access-control-allow-headers"]
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == ORIGIN
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == ORIGIN
         assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
@@ -223,10 +223,10 @@ class TestCrossOrigin:
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Private-Network": "true",
         }
-        asked = request(shared, "OPTIONS", ENDPOINT, headers=headers)
+        preflight = request(shared, "OPTIONS", ENDPOINT, headers=headers)
         others = request(shared, "OPTIONS", ENDPOINT, headers=headers | {"Origin": "https://x.org"})
 
-        assert asked.headers["access-control-allow-private-network"] == "true"
+        assert preflight.headers["access-control-allow-private-network"] == "true"
         assert "access-control-allow-private-network" not in others.headers
         assert "access-control-allow-private-network" not in self.preflight(shared, ORIGIN).headers
 
@@ -236,7 +236,7 @@ class TestCrossOrigin:
         error_of(answer, 401)
         assert answer.headers["access-control-allow-origin"] == ORIGIN
 
-    def test_other_origins_are_told_nothing(self, shared: Server) -> None:
+    def test_other_origins_get_no_headers(self, shared: Server) -> None:
         for answer in (
             self.preflight(shared, "https://example.com"),
             request(shared, "GET", "/health", headers={"Origin": "https://example.com"}),
@@ -245,12 +245,12 @@ class TestCrossOrigin:
             assert not any(name.startswith("access-control") for name in answer.headers)
             assert "Origin" in answer.headers["vary"]
 
-    def test_it_is_off_unless_asked_for(self, server: Server) -> None:
-        asked = self.preflight(server, ORIGIN)
+    def test_cors_is_off_by_default(self, server: Server) -> None:
+        preflight = self.preflight(server, ORIGIN)
         answer = request(server, "GET", "/health", headers={"Origin": ORIGIN})
 
-        for told in (asked, answer):
-            assert not any(name.startswith("access-control") for name in told.headers)
+        for response in (preflight, answer):
+            assert not any(name.startswith("access-control") for name in response.headers)
 
 
 @dataclass
@@ -286,14 +286,14 @@ class Running:
 
     def look_now(self) -> None:
         """Let the minute between two looks be over."""
-        told = threading.Event()
+        logged = threading.Event()
 
         def let_it_be_over() -> None:
             self.server._next_maintenance = 0.0
-            told.set()
+            logged.set()
 
         self.do(let_it_be_over)
-        assert told.wait(30)
+        assert logged.wait(30)
         wait_until(lambda: self.server._next_maintenance > 0.0, within_s=30, what="the next look")
 
 
@@ -377,7 +377,9 @@ class TestSlowClients:
             served.look_at_transfers()
             wait_until(lambda: not self.unsent(served), within_s=30, what="their ends")
 
-    def test_a_clock_that_is_set_cuts_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_clock_set_forward_closes_no_connection(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         clock = time.time
         with running() as served, served.connect(BODY) as connection:
             wait_until(lambda: self.is_received(served), within_s=10, what="the beginning")
@@ -386,7 +388,9 @@ class TestSlowClients:
             connection.sendall(bytes(1_000_000))
             assert b"200 OK" in connection.recv(100)
 
-    def test_a_clock_that_is_set_back_keeps_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_clock_set_back_keeps_no_idle_connection(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         clock = time.time
         with running() as served, served.connect() as connection:
             wait_until(served.channels, within_s=10, what="the connection")
@@ -395,7 +399,7 @@ class TestSlowClients:
             served.look_now()
             assert is_closed(connection)
 
-    def test_where_all_connections_are_taken_the_quietest_gives_way(self) -> None:
+    def test_if_all_connections_are_in_use_the_most_idle_is_closed(self) -> None:
         with running(spare=20) as served, ExitStack() as stack:
             limit = served.server.adj.connection_limit
             idle = [stack.enter_context(served.connect(HEAD)) for _ in range(limit + 10)]

@@ -60,20 +60,20 @@ def _run(case: str, server: Server, recording: Path) -> dict[str, Any]:
         timeout=240,
     )
     assert outcome.returncode == 0, outcome.stderr
-    told: dict[str, Any] = json.loads(outcome.stdout)
-    return told
+    output: dict[str, Any] = json.loads(outcome.stdout)
+    return output
 
 
 def _answer(case: str, server: Server, recording: Path) -> Any:
-    told = _run(case, server, recording)
-    assert "error" not in told, told
-    return told["answer"]
+    output = _run(case, server, recording)
+    assert "error" not in output, output
+    return output["answer"]
 
 
 def _error(case: str, server: Server, recording: Path) -> dict[str, Any]:
-    told = _run(case, server, recording)
-    assert "answer" not in told, told
-    error: dict[str, Any] = told["error"]
+    output = _run(case, server, recording)
+    assert "answer" not in output, output
+    error: dict[str, Any] = output["error"]
     return error
 
 
@@ -135,12 +135,12 @@ def test_models_are_listed_and_described(narrow: Server, clip: Clip) -> None:
 
 @pytest.mark.parametrize("case", ["abort", "leave_the_loop", "abort_before_the_answer"])
 def test_one_that_aborts_leaves_nothing(narrow: Server, hour: Path, case: str) -> None:
-    told = _run(case, narrow, hour)
+    output = _run(case, narrow, hour)
 
     if case == "abort_before_the_answer":
-        assert told["error"]["class"] == "APIUserAbortError"
+        assert output["error"]["class"] == "APIUserAbortError"
     else:
-        assert [event["type"] for event in told["answer"]] == ["transcript.text.delta"]
+        assert [event["type"] for event in output["answer"]] == ["transcript.text.delta"]
     wait_until(lambda: is_idle(narrow), within_s=20, what="its work has ended")
 
 

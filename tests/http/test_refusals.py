@@ -83,15 +83,15 @@ def test_nothing_of_a_body_without_a_key_is_written(guarded: Server) -> None:
         connection.sendall(_head(guarded))
         # As a client that does not read before it has sent everything.
         body = multipart(bytes(32 * MB))[: 32 * MB]
-        seen: set[int] = set()
+        sizes: set[int] = set()
         sender = threading.Thread(target=connection.sendall, args=(body,))
         sender.start()
         while sender.is_alive():
-            seen |= {upload.stat().st_size for upload in uploads(guarded)}
+            sizes |= {upload.stat().st_size for upload in uploads(guarded)}
         status, _ = _answer(connection)
 
     assert status == b"401"
-    assert seen == set()
+    assert sizes == set()
 
 
 def test_a_short_body_is_dropped_and_the_connection_serves_the_next_request(

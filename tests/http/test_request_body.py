@@ -54,9 +54,9 @@ def test_a_reader_waits_for_as_much_as_it_wants_or_the_end() -> None:
         assert rest.result(10) == b"cd"
 
 
-def test_a_full_body_tells_once_there_is_room() -> None:
-    told = threading.Event()
-    body = RequestBody(on_room=told.set)
+def test_a_full_body_calls_back_once_there_is_room() -> None:
+    has_room = threading.Event()
+    body = RequestBody(on_room=has_room.set)
     while not body.is_full:
         body.append(bytes(60_000))
 
@@ -65,7 +65,7 @@ def test_a_full_body_tells_once_there_is_room() -> None:
     body.read(60_000)
 
     assert not body.is_full
-    assert told.is_set()
+    assert has_room.is_set()
 
 
 def test_everything_can_be_read_at_once() -> None:
@@ -78,7 +78,7 @@ def test_everything_can_be_read_at_once() -> None:
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_reader_sees_that_its_client_has_gone(waits: bool) -> None:
+def test_a_reader_detects_a_disconnected_client(waits: bool) -> None:
     body = RequestBody()
     with ThreadPoolExecutor(1) as pool:
         if waits:
@@ -102,14 +102,14 @@ def test_a_client_that_goes_after_the_end_is_no_error() -> None:
 
 
 def test_a_closed_body_drops_what_arrives_and_is_never_full() -> None:
-    told = threading.Event()
-    body = RequestBody(on_room=told.set)
+    has_room = threading.Event()
+    body = RequestBody(on_room=has_room.set)
     while not body.is_full:
         body.append(bytes(60_000))
     body.close()
     received = len(body)
 
-    assert told.is_set()
+    assert has_room.is_set()
     for _ in range(10):
         body.append(bytes(60_000))
     assert not body.is_full

@@ -75,10 +75,10 @@ def _nginx(server: Server, folder: Path, *, upstream: str) -> Iterator[Server]:
     command = ["nginx", "-c", str(main), "-e", str(folder / "error.log")]
     subprocess.run([*command, "-t"], check=True, capture_output=True, timeout=60)
     process = subprocess.Popen(command)
-    seen = dataclasses.replace(server, url=f"https://127.0.0.1:{port}/parakeet")
+    proxied = dataclasses.replace(server, url=f"https://127.0.0.1:{port}/parakeet")
     try:
-        wait_until(lambda: _answers(seen), within_s=60, what="nginx answers")
-        yield seen
+        wait_until(lambda: _answers(proxied), within_s=60, what="nginx answers")
+        yield proxied
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -96,8 +96,8 @@ def _answers(server: Server) -> bool:
 def proxied(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server, as it is seen through nginx."""
     folder = tmp_path_factory.mktemp("nginx")
-    with _nginx(server, folder, upstream=server.url.removeprefix("http://")) as seen:
-        yield seen
+    with _nginx(server, folder, upstream=server.url.removeprefix("http://")) as proxied:
+        yield proxied
 
 
 def test_the_page_and_what_it_loads_are_under_the_prefix(proxied: Server) -> None:
@@ -142,9 +142,9 @@ def test_events_of_a_stream_are_not_held_back(proxied: Server) -> None:
     assert queue["active_requests"] == 1, "the answer began when the work had ended"
 
 
-def test_a_server_that_is_down_is_told_in_the_usual_shape(server: Server, tmp_path: Path) -> None:
-    with _nginx(server, tmp_path, upstream=f"127.0.0.1:{_free_port()}") as seen:
-        answer = transcribe(seen, b"anything")
+def test_a_stopped_server_is_reported_in_the_usual_format(server: Server, tmp_path: Path) -> None:
+    with _nginx(server, tmp_path, upstream=f"127.0.0.1:{_free_port()}") as proxied:
+        answer = transcribe(proxied, b"anything")
 
     assert error_of(answer, 503)["code"] == "service_unavailable"
     assert answer.headers["retry-after"] == "5"

@@ -50,7 +50,7 @@ def report(gpu: Gpu | None = None, **environ: str) -> StartReport:
     )
 
 
-def test_processes_that_receive_clips_are_told() -> None:
+def test_processes_that_receive_clips_are_reported() -> None:
     assert (
         "  requests   16 at a time, 64 more may wait; 2 processes receive clips"
         in report(CLIP_PROCESSES="2").text().splitlines()
@@ -92,7 +92,7 @@ def test_it_is_described(gpu: Gpu | None) -> None:
 
 
 def test_as_json_it_has_no_secret_and_no_path() -> None:
-    told = report(
+    start_report = report(
         API_KEY="s3cret",
         HF_ENDPOINT="https://me:s3cret@mirror",
         RATE_LIMIT="1/hour",
@@ -101,11 +101,11 @@ def test_as_json_it_has_no_secret_and_no_path() -> None:
         MODEL_PATH="/home/someone/models/mine.nemo",
     ).body()
 
-    text = json.dumps(told)
+    text = json.dumps(start_report)
     assert "s3cret" not in text
     assert "someone" not in text
-    assert told["models"][0]["path"] == "mine.nemo"
-    settings = {entry["name"]: entry["value"] for entry in told["settings"]}
+    assert start_report["models"][0]["path"] == "mine.nemo"
+    settings = {entry["name"]: entry["value"] for entry in start_report["settings"]}
     assert settings["MODEL_PATH"] == "mine.nemo"
     assert settings["RATE_LIMIT_STORAGE"] == "redis://***@redis"
 
@@ -119,18 +119,18 @@ def test_the_log_begins_with_it(server: Server) -> None:
     assert "; BUNDLED MODEL: model for tests; it understands" in text
 
 
-def test_health_tells_it_on_request(server: Server) -> None:
+def test_health_returns_it_on_request(server: Server) -> None:
     assert "report" not in request(server, "GET", "/health").json()
 
-    told = request(server, "GET", "/health?verbose=1").json()
+    health = request(server, "GET", "/health?verbose=1").json()
 
-    assert told["status"] == "ok"
-    (model,) = told["report"]["models"]
+    assert health["status"] == "ok"
+    (model,) = health["report"]["models"]
     assert (model["name"], model["demo"]) == ("parakeet-tdt-demo-en", True)
     assert model["bytes"] > 1_000_000
-    assert told["report"]["memory"]["available"] > 0
+    assert health["report"]["memory"]["available"] > 0
     assert {"name": "DEMO_MODEL", "value": "grammar", "origin": "environment"} in (
-        told["report"]["settings"]
+        health["report"]["settings"]
     )
     error_of(request(server, "GET", "/health?verbose=maybe"), 400)
 
@@ -141,12 +141,12 @@ def test_with_keys_it_takes_one(tmp_path: Path) -> None:
         assert request(locked, "GET", "/health?verbose=0").status_code == 200
         error_of(request(locked, "GET", "/health?verbose=1"), 401)
         key = {"Authorization": "Bearer right"}
-        told = request(locked, "GET", "/health?verbose=1", headers=key)
-        assert "right" not in told.text
-        assert "report" in told.json()
+        health = request(locked, "GET", "/health?verbose=1", headers=key)
+        assert "right" not in health.text
+        assert "report" in health.json()
 
 
-def test_a_cards_memory_is_told_once_a_model_is_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_is_reported_once_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     card = DeviceMemory(used=5, total=9, allocated=2, reserved=3)
     monkeypatch.setattr(cuda, "device_memory", lambda device: {"cuda:0": card}[device])
 
@@ -155,7 +155,7 @@ def test_a_cards_memory_is_told_once_a_model_is_on_it(monkeypatch: pytest.Monkey
     assert pages._memory_of("cuda:0") == {"used": 5, "total": 9, "allocated": 2, "reserved": 3}
 
 
-def test_a_card_that_cannot_be_asked_does_not_fail_health(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_cannot_be_queried_does_not_fail_health(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> DeviceMemory:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -164,7 +164,7 @@ def test_a_card_that_cannot_be_asked_does_not_fail_health(monkeypatch: pytest.Mo
     assert pages._memory_of("cuda:0") is None
 
 
-def test_a_model_that_is_not_there_yet_is_told_as_such(tmp_path: Path) -> None:
+def test_a_model_that_is_not_downloaded_yet_is_reported_as_such(tmp_path: Path) -> None:
     settings = Settings.from_env(
         {
             "DEMO_MODEL": "never",

@@ -51,11 +51,11 @@ def clip(clips: list[Clip]) -> Clip:
 def stream(server: Server, hour: Path, clip: Clip) -> Stream:
     """The hour, read as fast as it comes, from a model that is loaded."""
     transcribe(server, clip.path)
-    told = Stream()
+    stream = Stream()
     with streamed(server, hour, {"include[]": "logprobs,progress,peaks"}) as lines:
         for event in events(lines):
-            told.add(event)
-    return told
+            stream.add(event)
+    return stream
 
 
 def test_the_first_words_come_long_before_the_last(stream: Stream) -> None:
@@ -71,13 +71,13 @@ def test_the_first_words_come_long_before_the_last(stream: Stream) -> None:
 
 def test_the_deltas_are_the_whole_text(stream: Stream) -> None:
     (done,) = stream.of("text.done")
-    spoken = json.loads((SPEECH / "long-pauses.json").read_text())
+    sentences = json.loads((SPEECH / "long-pauses.json").read_text())
 
     assert stream.events[-1] is done
     assert len(stream.of("text.delta")) > 50
     assert "".join(event["delta"] for event in stream.of("text.delta")) == done["text"]
-    said = " ".join(sentence["text"] for sentence in spoken)
-    assert jiwer.wer(" ".join([said] * 5), done["text"]) < 0.02
+    reference = " ".join(sentence["text"] for sentence in sentences)
+    assert jiwer.wer(" ".join([reference] * 5), done["text"]) < 0.02
 
 
 def test_progress_goes_forward_to_the_end(stream: Stream) -> None:
@@ -117,15 +117,15 @@ def test_a_slow_reader_loses_nothing_and_does_not_fill_the_memory(
             time.sleep(0.05)
         received += answer.read()
 
-    told = Stream()
+    stream = Stream()
     for event in events(received.decode().splitlines()):
-        told.add(event)
-    (done,) = told.of("text.done")
-    deltas = told.of("text.delta")
+        stream.add(event)
+    (done,) = stream.of("text.done")
+    deltas = stream.of("text.delta")
     assert "".join(event["delta"] for event in deltas) == done["text"]
     assert [entry for event in deltas for entry in event["logprobs"]] == done["logprobs"]
     # Batches, and with them the last digits, depend on the moment.
-    assert [len(told.of(kind)) for kind in ("text.delta", "peaks")] == [
+    assert [len(stream.of(kind)) for kind in ("text.delta", "peaks")] == [
         len(stream.of(kind)) for kind in ("text.delta", "peaks")
     ]
     growth_mb = _memory_peak_mb(server) - before_mb
@@ -141,9 +141,7 @@ def _memory_peak_mb(server: Server) -> float:
     return int(peak[1]) / 1000
 
 
-def test_a_stream_tells_that_it_lives_while_nothing_happens(
-    tmp_path: Path, hour: Path, clip: Clip
-) -> None:
+def test_an_idle_stream_sends_keep_alive_comments(tmp_path: Path, hour: Path, clip: Clip) -> None:
     with running_server(tmp_path, APP_THREADS="1") as server:
         with streamed(server, clip.path, {"include[]": "progress"}) as lines:
             kinds = [event.get("state") or event["type"] for event in events(lines)]

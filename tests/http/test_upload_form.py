@@ -140,7 +140,7 @@ def test_a_file_that_is_taken_over_stays(form: UploadForm, tmp_path: Path) -> No
     upload.unlink()
 
 
-def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     form = UploadForm.for_body(tmp_path / "gone", TYPE)
     assert form is not None
 

@@ -72,7 +72,7 @@ def recordings(folder: Path) -> set[str]:
     return {file.name for file in (folder / "recordings").iterdir()}
 
 
-def test_a_job_is_what_was_asked(store: JobStore, upload: Path) -> None:
+def test_a_job_has_the_requested_parameters(store: JobStore, upload: Path) -> None:
     job = add(store, upload, owner="hash", webhook="https://example.org/x")
 
     assert read(store, job) == job
@@ -100,7 +100,7 @@ def test_a_recording_is_copied_from_another_file_system(store: JobStore, upload:
     assert store.recording(job).read_bytes() == b"from memory"
 
 
-def test_an_upload_that_is_gone_leaves_nothing(store: JobStore, folder: Path) -> None:
+def test_a_missing_upload_leaves_nothing(store: JobStore, folder: Path) -> None:
     with pytest.raises(JobsUnavailableError, match="DATA_DIR="):
         add(store, folder / "nowhere")
 
@@ -237,13 +237,13 @@ def test_a_job_that_was_requeue_was_not_interrupted(
 def test_files_that_belong_to_no_unfinished_job_are_swept(
     store: JobStore, folder: Path, upload: Path
 ) -> None:
-    kept = add(store, upload)
+    unfinished = add(store, upload)
     (folder / "recordings" / "half-copied").write_bytes(b"x")
     store.close()
 
     reopened(folder)
 
-    assert recordings(folder) == {kept.id}
+    assert recordings(folder) == {unfinished.id}
 
 
 def test_a_folder_in_use_is_refused_until_it_is_free(store: JobStore, folder: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_database_of_a_later_version_is_left_alone(store: JobStore, folder: Pa
         reopened(folder)
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(JobsUnavailableError, match="DATA_DIR="):
@@ -309,7 +309,7 @@ def test_parameters_of_an_older_version_have_their_defaults(store: JobStore, upl
 
 
 class Life(RuleBasedStateMachine):
-    """Any order of changes and restarts: what was told is what is found, and no file is left."""
+    """After any changes and restarts, the store has every confirmed change and no stray file."""
 
     jobs = Bundle("jobs")
 

@@ -1,4 +1,4 @@
-"""Jobs without HTTP: their order, their ends, and what becomes of them when things go wrong."""
+"""Jobs without HTTP: their order, their outcomes, and their behaviour under faults."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def ends(started: Jobs, job: Job) -> Callable[[], bool]:
 
 
 class Scripted(Pipeline):
-    """A pipeline whose recordings name what happens: an error, or a gate to wait for."""
+    """A pipeline whose recordings name the outcome: an error, or a gate to wait for."""
 
     def __init__(self) -> None:
-        # Nothing of the real pipeline is used.
-        self.seen: list[str] = []
+        # Not calling super().__init__: nothing of the real pipeline is used.
+        self.processed: list[str] = []
         self.together: list[set[str]] = []
         self.errors: dict[str, list[Exception]] = {}
         self.gates: dict[str, threading.Event] = {}
@@ -96,7 +96,7 @@ class Scripted(Pipeline):
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:
         name = path.read_text()
-        self.seen.append(name)
+        self.processed.append(name)
         self._now.add(name)
         self.together.append(set(self._now))
         try:
@@ -168,7 +168,7 @@ def test_a_jobs_result_is_what_a_request_is_answered(
     assert recordings(folder) == []
 
 
-def test_progress_is_told_while_it_is_made_and_kept_at_the_end(folder: Path) -> None:
+def test_progress_is_reported_while_running_and_stored_at_the_end(folder: Path) -> None:
     recording = SPEECH / "long-pauses.ogg"
     with pipeline_of(Slow()) as pipeline, jobs_of(folder, pipeline) as started:
         job = started.submit(recording, TEXT, owner=None)
@@ -188,7 +188,7 @@ def test_progress_is_told_while_it_is_made_and_kept_at_the_end(folder: Path) -> 
 
 
 class Slow(Counting):
-    """A model that takes its time."""
+    """Make the model slow."""
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         time.sleep(0.1)
@@ -273,19 +273,19 @@ def test_two_are_worked_on_at_a_time_oldest_first(folder: Path) -> None:
     work.gates = {name: threading.Event() for name in "abcd"}
     with jobs_of(folder, work) as started:
         submitted = [submit(started, folder, name) for name in "abcd"]
-        wait_for(lambda: len(work.seen) == 2)
+        wait_for(lambda: len(work.processed) == 2)
         time.sleep(0.1)
-        assert set(work.seen) == {"a", "b"}
+        assert set(work.processed) == {"a", "b"}
         assert (started.counts.running, started.counts.queued) == (2, 2)
 
         work.gates["b"].set()
-        wait_for(lambda: work.seen[2:] == ["c"])
+        wait_for(lambda: work.processed[2:] == ["c"])
         for gate in work.gates.values():
             gate.set()
         for job in submitted:
             wait_for(ends(started, job))
 
-    assert work.seen[2:] == ["c", "d"]
+    assert work.processed[2:] == ["c", "d"]
 
 
 def test_a_file_that_cannot_be_used_fails_its_job_with_the_answer_of_a_request(
@@ -314,7 +314,7 @@ def test_a_fault_of_ours_is_tried_again(folder: Path, monkeypatch: pytest.Monkey
         wait_for(ends(started, job))
 
         assert status(started, job) == "succeeded"
-    assert len(work.seen) == 3
+    assert len(work.processed) == 3
 
 
 def test_a_fault_of_ours_that_stays_fails_its_job_and_no_other(
@@ -344,7 +344,7 @@ def test_a_job_waits_for_its_model_and_is_then_done(folder: Path) -> None:
         wait_for(ends(started, job))
 
         assert status(started, job) == "succeeded"
-    assert len(work.seen) == 6
+    assert len(work.processed) == 6
 
 
 def test_a_job_that_cannot_be_done_for_now_holds_up_no_other(folder: Path) -> None:
@@ -357,20 +357,24 @@ def test_a_job_that_cannot_be_done_for_now_holds_up_no_other(folder: Path) -> No
             wait_for(ends(started, job))
 
         assert status(started, waiting) == "queued"
-    assert work.seen.count("a") == 1
+    assert work.processed.count("a") == 1
 
 
 def test_the_pauses_between_tries_grow_unless_it_is_the_model_that_is_awaited(
     folder: Path,
 ) -> None:
     work = Scripted()
-    told = [ServiceUnavailableError("x"), ModelNotReadyError("x"), ServiceUnavailableError("x")]
+    temporary_errors = [
+        ServiceUnavailableError("x"),
+        ModelNotReadyError("x"),
+        ServiceUnavailableError("x"),
+    ]
     with jobs_of(folder, work) as started:
         opened = started._open
         assert opened is not None
         job = left_behind(opened.store, folder, "a")
         pauses = []
-        for error in [*told, *[ServiceUnavailableError("x")] * 9]:
+        for error in [*temporary_errors, *[ServiceUnavailableError("x")] * 9]:
             before = time.monotonic()
             opened.runner._postpone(job, error)
             pauses.append(round(opened.runner._pauses[job.id].until - before))
@@ -393,7 +397,7 @@ def test_jobs_that_may_have_ended_the_process_run_alone(folder: Path) -> None:
 
     with jobs_of(folder, work) as started:
         for name in "abc":
-            wait_for(lambda: work.seen[-1:] == [name])  # noqa: B023
+            wait_for(lambda: work.processed[-1:] == [name])  # noqa: B023
             time.sleep(0.05)
             work.gates[name].set()
         wait_for(lambda: started.counts.running == 0)
@@ -401,7 +405,7 @@ def test_jobs_that_may_have_ended_the_process_run_alone(folder: Path) -> None:
     assert work.together == [{"a"}, {"b"}, {"c"}]
 
 
-def test_a_recording_that_is_gone_fails_its_job(folder: Path) -> None:
+def test_a_missing_recording_fails_its_job(folder: Path) -> None:
     store = JobStore(folder)
     job = store.add(recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, max_unfinished=9)
     store.recording(job).unlink()
@@ -438,7 +442,7 @@ def test_an_outcome_that_the_disk_refuses_is_kept_once_it_does_not(
         wait_for(ends(started, job))
         assert status(started, job) == "succeeded"
 
-    assert work.seen == ["a"]
+    assert work.processed == ["a"]
 
 
 def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
@@ -459,7 +463,7 @@ def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
         wait_for(ends(started, job))
 
 
-def test_a_folder_that_cannot_be_used_is_told_and_tried_again(
+def test_an_unusable_folder_is_reported_and_tried_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, upload: Path
 ) -> None:
     monkeypatch.setattr(jobs, "_MAINTENANCE_S", 0.02)
@@ -523,9 +527,9 @@ def test_the_settings_bound_the_jobs_that_are_unfinished(folder: Path) -> None:
             submit(started, folder, "d")
 
 
-@pytest.mark.parametrize(("hours", "kept"), [("0.00005", False), ("0", True), ("1", True)])
+@pytest.mark.parametrize(("hours", "is_kept"), [("0.00005", False), ("0", True), ("1", True)])
 def test_finished_jobs_are_removed_after_their_time(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, hours: str, kept: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, hours: str, is_kept: bool
 ) -> None:
     monkeypatch.setattr(jobs, "_MAINTENANCE_S", 0.02)
     with jobs_of(folder, Scripted(), JOB_RETENTION_HOURS=hours) as started:
@@ -533,8 +537,8 @@ def test_finished_jobs_are_removed_after_their_time(
         wait_for(lambda: started.counts.queued + started.counts.running == 0)
         time.sleep(0.5)
 
-        assert (started.newest(owner=None, limit=9) != []) == kept
-        if not kept:
+        assert (started.newest(owner=None, limit=9) != []) == is_kept
+        if not is_kept:
             with pytest.raises(NotFoundError):
                 started.get(job.id, owner=None)
 

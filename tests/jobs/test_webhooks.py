@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 
 @pytest.fixture
 def finish(store: JobStore, tmp_path: Path) -> Callable[[str], Job]:
-    """Make a job that has succeeded and is to be told to an address."""
+    """Make a succeeded job with a webhook."""
 
     def make(url: str) -> Job:
         upload = tmp_path / "upload"
@@ -153,7 +153,7 @@ def test_without_a_list_no_address_is_allowed() -> None:
 # Calls
 
 
-def test_a_job_is_told_once(
+def test_a_webhook_is_called_once(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
 ) -> None:
     job = finish(f"{receiver.url}/done?token=1")
@@ -162,12 +162,12 @@ def test_a_job_is_told_once(
         sender.notify()
         time.sleep(0.2)
 
-    assert receiver.heard == [{"path": "/done?token=1", "id": job.id}]
+    assert receiver.calls == [{"path": "/done?token=1", "id": job.id}]
     assert receiver.headers[0]["content-type"] == "application/json"
     assert webhook_of(store, job) == Webhook(f"{receiver.url}/done?token=1", 1, delivered=True)
 
 
-def test_a_job_that_ends_later_is_told_when_it_does(
+def test_a_webhook_is_called_when_its_job_ends(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
 ) -> None:
     with sender_of(store, f"127.0.0.1:{receiver.port}") as sender:
@@ -187,7 +187,7 @@ def test_a_call_that_is_not_answered_well_is_repeated_and_never_redirected(
     with sender_of(store, f"127.0.0.1:{receiver.port}"):
         wait_for(lambda: webhook_of(store, job).delivered)
 
-    assert [call["path"] for call in receiver.heard] == ["/done"] * 3
+    assert [call["path"] for call in receiver.calls] == ["/done"] * 3
     assert webhook_of(store, job) == Webhook(f"{receiver.url}/done", 3, delivered=True)
 
 
@@ -201,7 +201,7 @@ def test_after_the_last_try_it_is_left_with_the_reason(
         wait_for(lambda: webhook_of(store, job).attempts == 4)
         time.sleep(0.3)
 
-    assert len(receiver.heard) == 4
+    assert len(receiver.calls) == 4
     assert webhook_of(store, job) == Webhook(
         receiver.url, 4, delivered=False, last_error="answered 503 Service Unavailable"
     )
@@ -221,7 +221,7 @@ def test_a_receiver_that_is_down_does_not_hold_up_others(
     assert "refused" in (webhook_of(store, down).last_error or "")
 
 
-def test_what_is_still_to_be_told_is_told_by_the_next_process(
+def test_pending_webhooks_are_called_by_the_next_process(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
 ) -> None:
     receiver.answers = [500]
@@ -247,7 +247,7 @@ def test_a_host_that_was_taken_off_the_list_is_not_called(
     with sender_of(store, "elsewhere.example"):
         wait_for(lambda: webhook_of(store, job).attempts == 4)
 
-    assert receiver.heard == []
+    assert receiver.calls == []
     assert "ALLOW_WEBHOOKS" in (webhook_of(store, job).last_error or "")
 
 
@@ -271,7 +271,7 @@ def test_nothing_of_the_environment_is_used(
     assert "authorization" not in receiver.headers[0]
 
 
-def test_a_job_that_was_removed_is_not_told(
+def test_no_webhook_is_called_for_a_removed_job(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
 ) -> None:
     store.remove(finish(receiver.url))
@@ -279,7 +279,7 @@ def test_a_job_that_was_removed_is_not_told(
     with sender_of(store, f"127.0.0.1:{receiver.port}"):
         time.sleep(0.2)
 
-    assert receiver.heard == []
+    assert receiver.calls == []
 
 
 def test_closing_does_not_wait_for_the_next_try(

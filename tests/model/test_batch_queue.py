@@ -86,7 +86,7 @@ def test_those_nearest_in_length_go_together_where_more_wait_than_fit() -> None:
     assert taken(queue) == ["1.0", "4.0", "5.0", "6.0"]
 
 
-def test_on_a_gpu_few_clips_go_together_whatever_their_lengths() -> None:
+def test_on_a_gpu_few_clips_are_batched_regardless_of_their_lengths() -> None:
     queue = queue_of({1: [2], 2: [25], 3: [6], 4: [12]})
 
     assert taken(queue, GPU_PLAN) == ["1.0", "2.0", "3.0", "4.0"]
@@ -161,7 +161,7 @@ def test_batches_keep_within_the_plan_and_lose_nothing(
 
 
 @given(recordings, st.sampled_from([PLAN, GPU_PLAN, replace(GPU_PLAN, batch_size=2)]))
-def test_nobody_waits_for_more_batches_than_there_are_others(
+def test_no_request_waits_for_more_batches_than_there_are_others(
     lengths: dict[int, list[float]], plan: InferencePlan
 ) -> None:
     queue = queue_of(lengths)

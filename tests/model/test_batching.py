@@ -61,14 +61,14 @@ class Model:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.finished = 0
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.let = threading.Event()
         self.let.set()
         self.during: Callable[[Sequence[Chunk]], None] = lambda _: None
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         self.batches.append(names(chunks))
-        self.begun.set()
+        self.started.set()
         assert self.let.wait(20)
         self.during(chunks)
         self.finished += 1
@@ -99,7 +99,7 @@ def running(
             batcher.close()
 
 
-def heard(batcher: Batcher, pieces: Sequence[Chunk]) -> list[str]:
+def recognize_all(batcher: Batcher, pieces: Sequence[Chunk]) -> list[str]:
     """Recognise a recording; give its words, which must stand beside their chunks."""
     words = []
     for piece, (word,) in batcher.recognize(pieces):
@@ -111,11 +111,11 @@ def heard(batcher: Batcher, pieces: Sequence[Chunk]) -> list[str]:
 @contextmanager
 def held(model: Model, batcher: Batcher, requests: ThreadPoolExecutor) -> Iterator[None]:
     """Keep an idle model busy with another request's chunk until the block ends."""
-    model.begun.clear()
+    model.started.clear()
     model.let.clear()
     try:
-        plug = requests.submit(heard, batcher, chunks_of(PLUG, 1))
-        assert model.begun.wait(10)
+        plug = requests.submit(recognize_all, batcher, chunks_of(PLUG, 1))
+        assert model.started.wait(10)
         yield
     finally:
         model.let.set()
@@ -131,12 +131,12 @@ def test_words_come_in_the_order_of_the_chunks(permits: int) -> None:
     pieces = [chunk(LONG, index, seconds) for index, seconds in enumerate(lengths)]
 
     with running(Model(), permits=permits) as (batcher, _):
-        assert heard(batcher, pieces) == names(pieces)
+        assert recognize_all(batcher, pieces) == names(pieces)
 
 
 def test_no_chunks_give_no_words() -> None:
     with running(Model()) as (batcher, _):
-        assert heard(batcher, []) == []
+        assert recognize_all(batcher, []) == []
 
 
 def test_many_requests_at_once_get_their_own_words() -> None:
@@ -144,9 +144,9 @@ def test_many_requests_at_once_get_their_own_words() -> None:
 
     with running(model, permits=2) as (batcher, requests):
         recordings = [chunks_of(request, 25) for request in range(20)]
-        told = list(requests.map(lambda pieces: heard(batcher, pieces), recordings))
+        results = list(requests.map(lambda pieces: recognize_all(batcher, pieces), recordings))
 
-    assert told == [names(pieces) for pieces in recordings]
+    assert results == [names(pieces) for pieces in recordings]
     done = Counter(piece for batch in model.batches for piece in batch)
     assert set(done.values()) == {1}
     assert any(len({piece.split(".")[0] for piece in batch}) > 1 for batch in model.batches)
@@ -157,9 +157,9 @@ def test_a_clip_is_in_the_next_batch_while_a_long_recording_has_chunks_waiting()
 
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
-            long = requests.submit(heard, batcher, chunks_of(LONG, 100))
+            long = requests.submit(recognize_all, batcher, chunks_of(LONG, 100))
             wait_for(lambda: batcher.waiting() == 8)
-            clip = requests.submit(heard, batcher, chunks_of(CLIP, 1))
+            clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1))
             wait_for(lambda: batcher.waiting() == 9)
         assert clip.result(10) == ["2.0"]
         assert long.result(10) == names(chunks_of(LONG, 100))
@@ -172,9 +172,9 @@ def test_a_clip_too_short_for_the_next_batch_is_in_the_one_after_it() -> None:
 
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
-            requests.submit(heard, batcher, chunks_of(LONG, 100, seconds=15))
+            requests.submit(recognize_all, batcher, chunks_of(LONG, 100, seconds=15))
             wait_for(lambda: batcher.waiting() == 8)
-            clip = requests.submit(heard, batcher, chunks_of(CLIP, 1, seconds=2))
+            clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1, seconds=2))
             wait_for(lambda: batcher.waiting() == 9)
         assert clip.result(10) == ["2.0"]
 
@@ -196,9 +196,11 @@ def busy(
     plugs = []
     try:
         for number, length in enumerate(seconds):
-            begun = len(model.batches)
-            plugs.append(requests.submit(heard, batcher, chunks_of(PLUG + number, 1, length)))
-            wait_for(lambda begun=begun: len(model.batches) == begun + 1)  # type: ignore[misc]
+            started = len(model.batches)
+            plugs.append(
+                requests.submit(recognize_all, batcher, chunks_of(PLUG + number, 1, length))
+            )
+            wait_for(lambda started=started: len(model.batches) == started + 1)  # type: ignore[misc]
         yield
     finally:
         let.set()
@@ -210,8 +212,11 @@ def test_a_clip_does_not_wait_for_long_chunks_that_hold_all_other_permits() -> N
     model = Model()
 
     with running(model, permits=3) as (batcher, requests), busy(batcher, requests, model, 30, 11):
-        assert requests.submit(heard, batcher, chunks_of(CLIP, 1, 10)).result(10) == ["2.0"]
-        assert requests.submit(heard, batcher, chunks_of(OTHER, 2)).result(10) == ["3.0", "3.1"]
+        assert requests.submit(recognize_all, batcher, chunks_of(CLIP, 1, 10)).result(10) == ["2.0"]
+        assert requests.submit(recognize_all, batcher, chunks_of(OTHER, 2)).result(10) == [
+            "3.0",
+            "3.1",
+        ]
 
 
 def test_the_permit_for_clips_is_not_for_long_chunks() -> None:
@@ -219,10 +224,10 @@ def test_the_permit_for_clips_is_not_for_long_chunks() -> None:
 
     with running(model, permits=3) as (batcher, requests):
         with busy(batcher, requests, model, 30, 30):
-            long = requests.submit(heard, batcher, chunks_of(LONG, 1, 10.1))
+            long = requests.submit(recognize_all, batcher, chunks_of(LONG, 1, 10.1))
             wait_for(lambda: batcher.waiting() == 1)
             # Nor does it keep a clip behind it in the queue waiting.
-            assert requests.submit(heard, batcher, chunks_of(CLIP, 1)).result(10) == ["2.0"]
+            assert requests.submit(recognize_all, batcher, chunks_of(CLIP, 1)).result(10) == ["2.0"]
             assert batcher.waiting() == 1
         assert long.result(10) == ["1.0"]
 
@@ -233,17 +238,17 @@ def test_the_permit_for_clips_is_not_used_while_others_are_at_clips() -> None:
 
     with running(model, permits=3) as (batcher, requests):
         with busy(batcher, requests, model, 30, 3):
-            clip = requests.submit(heard, batcher, chunks_of(CLIP, 1))
+            clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1))
             wait_for(lambda: batcher.waiting() == 1)
             assert not clip.done()
         assert clip.result(10) == ["2.0"]
 
 
-def test_of_two_permits_both_are_for_everything() -> None:
+def test_of_two_permits_none_is_reserved() -> None:
     model = Model()
 
     with running(model, permits=2) as (batcher, requests), busy(batcher, requests, model, 30):
-        assert requests.submit(heard, batcher, chunks_of(LONG, 1, 30)).result(10) == ["1.0"]
+        assert requests.submit(recognize_all, batcher, chunks_of(LONG, 1, 30)).result(10) == ["1.0"]
 
 
 GPU_PLAN = replace(PLAN, memory_mb=1500.0)
@@ -259,14 +264,14 @@ def test_on_a_gpu_a_second_batch_is_prepared_once_it_is_full(
     model = Model()
     with running(model, GPU_PLAN, permits=2) as (batcher, requests):
         with held(model, batcher, requests):
-            asked = [
-                requests.submit(heard, batcher, chunks_of(number, 1, seconds))
+            submitted = [
+                requests.submit(recognize_all, batcher, chunks_of(number, 1, seconds))
                 for number in range(waiting)
             ]
             wait_for(lambda: len(model.batches) == 2 or batcher.waiting() == waiting)
             if not taken:
                 assert batcher.waiting() == waiting
-        answers = [answer.result(10) for answer in asked]
+        answers = [answer.result(10) for answer in submitted]
 
     assert answers == [[f"{number}.0"] for number in range(waiting)]
     assert sorted(map(len, model.batches)) == sorted([1, waiting]), "together, and in one pass"
@@ -282,13 +287,13 @@ def test_a_clip_that_came_while_no_permit_was_free_is_taken_as_soon_as_one_is() 
     model.during = hold
 
     with running(model, permits=3) as (batcher, requests):
-        first = requests.submit(heard, batcher, chunks_of(1, 1, 30))
+        first = requests.submit(recognize_all, batcher, chunks_of(1, 1, 30))
         wait_for(lambda: len(model.batches) == 1)
-        clip = requests.submit(heard, batcher, chunks_of(2, 1))
+        clip = requests.submit(recognize_all, batcher, chunks_of(2, 1))
         wait_for(lambda: len(model.batches) == 2)
-        long = requests.submit(heard, batcher, chunks_of(3, 1, 30))
+        long = requests.submit(recognize_all, batcher, chunks_of(3, 1, 30))
         wait_for(lambda: batcher.waiting() == 1)
-        late = requests.submit(heard, batcher, chunks_of(4, 1))
+        late = requests.submit(recognize_all, batcher, chunks_of(4, 1))
         wait_for(lambda: batcher.waiting() == 2)
         lets[4].set()
         # The worker that is done with the clip takes the long chunk; another must take the clip.
@@ -317,13 +322,13 @@ def test_an_error_reaches_the_requests_of_its_batch_alone() -> None:
 
     with running(model, one_by_one) as (batcher, requests):
         with held(model, batcher, requests):
-            fine = requests.submit(heard, batcher, chunks_of(LONG, 5))
-            bad = requests.submit(heard, batcher, chunks_of(CLIP, 5))
+            fine = requests.submit(recognize_all, batcher, chunks_of(LONG, 5))
+            bad = requests.submit(recognize_all, batcher, chunks_of(CLIP, 5))
             wait_for(lambda: batcher.waiting() == 4)
         assert isinstance(bad.exception(10), RuntimeError)
         assert fine.result(10) == names(chunks_of(LONG, 5))
         assert batcher.waiting() == 0
-        assert heard(batcher, chunks_of(OTHER, 2)) == ["3.0", "3.1"]
+        assert recognize_all(batcher, chunks_of(OTHER, 2)) == ["3.0", "3.1"]
 
 
 def test_an_error_of_the_lease_reaches_the_request_and_the_next_is_served() -> None:
@@ -339,9 +344,9 @@ def test_an_error_of_the_lease_reaches_the_request_and_the_next_is_served() -> N
     batcher = Batcher(lease, plan=PLAN, permits=1)
     try:
         with pytest.raises(ModelNotReadyError, match="50 %"):
-            heard(batcher, chunks_of(CLIP, 3))
+            recognize_all(batcher, chunks_of(CLIP, 3))
         ready = True
-        assert heard(batcher, chunks_of(CLIP, 3)) == ["2.0", "2.1", "2.2"]
+        assert recognize_all(batcher, chunks_of(CLIP, 3)) == ["2.0", "2.1", "2.2"]
     finally:
         batcher.close()
 
@@ -362,10 +367,10 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(limi
 
     with running(model, plan) as (batcher, requests):
         with held(model, batcher, requests):
-            told = [requests.submit(heard, batcher, chunks_of(r, 4)) for r in range(4)]
+            results = [requests.submit(recognize_all, batcher, chunks_of(r, 4)) for r in range(4)]
             wait_for(lambda: batcher.waiting() == 16)
         for request in range(4):
-            assert told[request].result(10) == names(chunks_of(request, 4))
+            assert results[request].result(10) == names(chunks_of(request, 4))
 
     assert max(map(len, model.batches)) == 7
     done = Counter(piece for batch in model.batches if len(batch) <= limit for piece in batch)
@@ -386,13 +391,13 @@ def test_an_error_in_one_half_of_a_batch_leaves_the_other_its_words() -> None:
 
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
-            told = []
+            results = []
             for request in (LONG, CLIP, OTHER, OTHER + 1):
-                told.append(requests.submit(heard, batcher, chunks_of(request, 1)))
-                wait_for(lambda: batcher.waiting() == len(told))
-        assert [request.result(10) for request in told[:2]] == [["1.0"], ["2.0"]]
-        assert [type(request.exception(10)) for request in told[2:]] == [RuntimeError] * 2
-        assert heard(batcher, chunks_of(CLIP, 1)) == ["2.0"]
+                results.append(requests.submit(recognize_all, batcher, chunks_of(request, 1)))
+                wait_for(lambda: batcher.waiting() == len(results))
+        assert [request.result(10) for request in results[:2]] == [["1.0"], ["2.0"]]
+        assert [type(request.exception(10)) for request in results[2:]] == [RuntimeError] * 2
+        assert recognize_all(batcher, chunks_of(CLIP, 1)) == ["2.0"]
 
 
 def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_served() -> None:
@@ -407,12 +412,12 @@ def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_serv
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
             # One batch: OTHER stands in its first half.
-            bad = requests.submit(heard, batcher, chunks_of(OTHER, 1))
+            bad = requests.submit(recognize_all, batcher, chunks_of(OTHER, 1))
             wait_for(lambda: batcher.waiting() == 1)
-            fine = [requests.submit(heard, batcher, chunks_of(r, 1)) for r in (4, 5, 6)]
+            fine = [requests.submit(recognize_all, batcher, chunks_of(r, 1)) for r in (4, 5, 6)]
             wait_for(lambda: batcher.waiting() == 4)
         assert isinstance(bad.exception(10), ServiceUnavailableError)
-        assert sorted(told.result(10)[0] for told in fine) == ["4.0", "5.0", "6.0"]
+        assert sorted(results.result(10)[0] for results in fine) == ["4.0", "5.0", "6.0"]
 
     assert {"3.0", "4.0", "5.0", "6.0"} in map(set, model.batches)
 
@@ -459,7 +464,7 @@ def test_a_chunk_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(fits
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Give the batchers' clock."""
+    """Return the batchers' clock."""
     clock = Clock()
     monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=clock))
     return clock
@@ -536,39 +541,44 @@ def test_an_error_of_the_decoder_reaches_its_request_and_leaves_the_queue_clean(
 
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
-            told = requests.submit(lambda: list(batcher.recognize(broken())))
-            assert isinstance(told.exception(10), AudioDecodeError)
+            results = requests.submit(lambda: list(batcher.recognize(broken())))
+            assert isinstance(results.exception(10), AudioDecodeError)
             assert batcher.waiting() == 0
-        assert heard(batcher, chunks_of(OTHER, 1)) == ["3.0"]
+        assert recognize_all(batcher, chunks_of(OTHER, 1)) == ["3.0"]
 
     assert model.batches == [["9.0"], ["3.0"]]
 
 
-def test_a_lost_gpu_refuses_all_and_is_told_once() -> None:
+def test_a_lost_gpu_fails_all_requests_and_is_reported_once() -> None:
     """Every later pass would fail as well, so none is tried."""
 
     def lose(_: Sequence[Chunk]) -> None:
         raise DeviceLostError
 
-    model, told = Model(), list[None]()
+    model, results = Model(), list[None]()
     model.during = lose
-    with running(model, permits=2, on_device_lost=lambda: told.append(None)) as (batcher, requests):
+    with running(model, permits=2, on_device_lost=lambda: results.append(None)) as (
+        batcher,
+        requests,
+    ):
         model.let.clear()
-        heard_by = [requests.submit(heard, batcher, chunks_of(r, 20)) for r in (LONG, CLIP, OTHER)]
+        heard_by = [
+            requests.submit(recognize_all, batcher, chunks_of(r, 20)) for r in (LONG, CLIP, OTHER)
+        ]
         wait_for(lambda: len(model.batches) == 2 and batcher.waiting() > 0)
         model.let.set()
         for request in heard_by:
             with pytest.raises(DeviceLostError):
                 request.result(10)
         with pytest.raises(DeviceLostError):
-            heard(batcher, chunks_of(LONG, 1))
+            recognize_all(batcher, chunks_of(LONG, 1))
         assert batcher.waiting() == 0
 
     assert len(model.batches) == 2
-    assert told == [None]
+    assert results == [None]
 
 
-def test_a_gpu_lost_while_the_memory_is_short_is_told_too() -> None:
+def test_a_gpu_lost_while_memory_is_short_is_reported() -> None:
     """Parts of a chunk are tried in turn; the first that finds the GPU lost ends it."""
 
     def fail(pieces: Sequence[Chunk]) -> None:
@@ -576,30 +586,30 @@ def test_a_gpu_lost_while_the_memory_is_short_is_told_too() -> None:
             raise OutOfDeviceMemoryError
         raise DeviceLostError
 
-    model, told = Model(), list[None]()
+    model, results = Model(), list[None]()
     model.during = fail
     with (
-        running(model, on_device_lost=lambda: told.append(None)) as (batcher, _),
+        running(model, on_device_lost=lambda: results.append(None)) as (batcher, _),
         pytest.raises(DeviceLostError),
     ):
-        heard(batcher, chunks_of(LONG, 1, seconds=12))
+        recognize_all(batcher, chunks_of(LONG, 1, seconds=12))
 
-    assert told == [None]
+    assert results == [None]
 
 
-def test_a_gpu_lost_while_the_model_is_loaded_is_told_too() -> None:
+def test_a_gpu_lost_during_a_load_is_reported() -> None:
     @contextmanager
     def lease() -> Iterator[Model]:
         raise DeviceLostError
         yield
 
-    told: list[None] = []
-    batcher = Batcher(lease, plan=PLAN, permits=1, on_device_lost=lambda: told.append(None))
+    results: list[None] = []
+    batcher = Batcher(lease, plan=PLAN, permits=1, on_device_lost=lambda: results.append(None))
     with pytest.raises(DeviceLostError):
-        heard(batcher, chunks_of(CLIP, 1))
+        recognize_all(batcher, chunks_of(CLIP, 1))
     batcher.close()
 
-    assert told == [None]
+    assert results == [None]
 
 
 # Going away
@@ -611,36 +621,36 @@ def quick_poll(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_poll")
-def test_a_client_that_has_gone_takes_its_chunks_along() -> None:
+def test_chunks_of_a_disconnected_client_are_removed() -> None:
     model = Model()
-    gone = threading.Event()
+    cancelled = threading.Event()
 
     with running(model) as (batcher, requests), held(model, batcher, requests):
-        told = requests.submit(
-            lambda: list(batcher.recognize(chunks_of(CLIP, 50), cancelled=gone.is_set))
+        results = requests.submit(
+            lambda: list(batcher.recognize(chunks_of(CLIP, 50), cancelled=cancelled.is_set))
         )
         wait_for(lambda: batcher.waiting() == 8)
-        gone.set()
-        assert isinstance(told.exception(10), RequestCancelled)
+        cancelled.set()
+        assert isinstance(results.exception(10), RequestCancelled)
         assert batcher.waiting() == 0
 
     assert model.batches == [["9.0"]]
 
 
-def test_of_a_client_that_has_gone_no_more_is_decoded() -> None:
+def test_decoding_stops_for_a_disconnected_client() -> None:
     model = Model()
-    gone = threading.Event()
+    cancelled = threading.Event()
     decoded: list[Chunk] = []
 
     def decode() -> Iterator[Chunk]:
         for piece in chunks_of(CLIP, 8):
             decoded.append(piece)
             yield piece
-            gone.set()
+            cancelled.set()
 
     with running(model) as (batcher, requests), held(model, batcher, requests):
         with pytest.raises(RequestCancelled):
-            list(batcher.recognize(decode(), cancelled=gone.is_set))
+            list(batcher.recognize(decode(), cancelled=cancelled.is_set))
         assert batcher.waiting() == 0
 
     assert len(decoded) == 2
@@ -719,7 +729,7 @@ def test_what_was_recognised_is_not_kept() -> None:
         pieces = chunks_of(LONG, 1)
         samples = weakref.ref(pieces[0].samples)
         assert samples() is not None
-        assert heard(batcher, pieces) == ["1.0"]
+        assert recognize_all(batcher, pieces) == ["1.0"]
         pieces.clear()
 
         wait_for(lambda: samples() is None)
@@ -731,7 +741,7 @@ def test_close_refuses_what_waits_and_ends_the_workers(permits: int) -> None:
 
     with running(model, permits=permits) as (batcher, requests):
         with held(model, batcher, requests):
-            told = [requests.submit(heard, batcher, chunks_of(r, 20)) for r in range(6)]
+            results = [requests.submit(recognize_all, batcher, chunks_of(r, 20)) for r in range(6)]
             wait_for(lambda: batcher.waiting() >= 4 * PLAN.batch_size * permits)
             # All are at a batch: on a busy machine a worker may take its time to wake up.
             wait_for(lambda: len(model.batches) == permits)
@@ -741,7 +751,7 @@ def test_close_refuses_what_waits_and_ends_the_workers(permits: int) -> None:
         closing.result(10)
 
         assert not any(worker.is_alive() for worker in batcher._workers)
-        for request in told:
+        for request in results:
             assert isinstance(request.exception(10), ServiceUnavailableError)
     assert len(model.batches) == permits
 
@@ -751,4 +761,4 @@ def test_a_closed_batcher_refuses_rather_than_hang() -> None:
         batcher.close()
 
         with pytest.raises(ServiceUnavailableError, match="stopping"):
-            heard(batcher, chunks_of(CLIP, 1))
+            recognize_all(batcher, chunks_of(CLIP, 1))

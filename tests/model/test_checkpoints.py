@@ -232,7 +232,7 @@ def test_one_of_models_without_a_file_is_fetched_under_its_own_name(models: Path
     assert store.name == FILE.removesuffix(".nemo")
 
 
-def test_nothing_stands_in_for_one_of_models(models: Path) -> None:
+def test_a_missing_model_of_models_is_not_replaced(models: Path) -> None:
     (models / "another.nemo").write_bytes(nemo())
 
     store = store_of(settings_for(models, DEMO_MODEL="auto"), "mine")
@@ -288,7 +288,7 @@ def test_a_bundled_model_in_the_models_folder_is_never_taken_by_accident(
     assert hub.gets() == [None]
 
 
-def test_another_model_than_the_one_asked_for_is_said(
+def test_another_model_than_the_requested_one_is_logged(
     models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (models / "other.nemo").write_bytes(nemo())
@@ -474,18 +474,18 @@ def test_a_download_follows_the_hub_to_its_file_store(models: Path, hub: Hub) ->
 
 
 def test_progress_rises_to_the_whole_file(models: Path, hub: Hub) -> None:
-    seen: list[tuple[int, int | None]] = []
+    reports: list[tuple[int, int | None]] = []
 
     download_checkpoint(
-        settings_for(models, hub), report=lambda done, total: seen.append((done, total))
+        settings_for(models, hub), report=lambda done, total: reports.append((done, total))
     )
 
     size = len(hub.content)
-    assert seen[0] == (0, None)
-    assert len(seen) > 10
-    assert all(before < after for (before, _), (after, _) in itertools.pairwise(seen))
-    assert {total for _, total in seen[1:]} == {size}
-    assert seen[-1] == (size, size)
+    assert reports[0] == (0, None)
+    assert len(reports) > 10
+    assert all(before < after for (before, _), (after, _) in itertools.pairwise(reports))
+    assert {total for _, total in reports[1:]} == {size}
+    assert reports[-1] == (size, size)
 
 
 def test_progress_is_logged_every_5_percent(
@@ -496,36 +496,38 @@ def test_progress_is_logged_every_5_percent(
 
     start_store(settings_for(models, hub))
 
-    said = [int(n) for n in re.findall(rf"downloading {MODEL_ID}: (\d+) % of 1 MB", caplog.text)]
-    assert 15 < len(said) <= 20
-    assert said == sorted(set(said))
-    assert said[-1] == 100
+    percentages = [
+        int(n) for n in re.findall(rf"downloading {MODEL_ID}: (\d+) % of 1 MB", caplog.text)
+    ]
+    assert 15 < len(percentages) <= 20
+    assert percentages == sorted(set(percentages))
+    assert percentages[-1] == 100
 
 
 def test_a_download_over_xet_counts_each_byte_once() -> None:
     from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
-    seen: list[tuple[int, int | None]] = []
-    bar = checkpoints._progress_bar(lambda done, total: seen.append((done, total)))
+    reports: list[tuple[int, int | None]] = []
+    bar = checkpoints._progress_bar(lambda done, total: reports.append((done, total)))
 
     with XetDownloadProgressReporter(
         reconstruction_desc="", total=100, log_level=logging.INFO, tqdm_class=bar
     ) as reporter:
-        for written, came in [(0, 30), (40, 60), (100, 70)]:
+        for completed, came in [(0, 30), (40, 60), (100, 70)]:
             reporter.update_progress(
                 SimpleNamespace(
                     total_bytes=100,
-                    total_bytes_completed=written,
+                    total_bytes_completed=completed,
                     total_transfer_bytes_completed=came,
                     total_bytes_completion_rate=1.0,
                     total_transfer_bytes_completion_rate=1.0,
                 )
             )
 
-    assert seen == [(40, 100), (100, 100)]
+    assert reports == [(40, 100), (100, 100)]
 
 
-def test_requests_during_the_download_are_told_how_far_it_is(models: Path, hub: Hub) -> None:
+def test_requests_during_the_download_get_its_progress(models: Path, hub: Hub) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
     def pause(position: int) -> None:
@@ -553,7 +555,7 @@ def test_requests_during_the_download_are_told_how_far_it_is(models: Path, hub: 
     assert store.checkpoint().path == models / FILE
 
 
-def test_requests_before_the_hub_answered_are_told_to_come_back(models: Path, hub: Hub) -> None:
+def test_requests_before_the_hub_responded_get_a_retry_after(models: Path, hub: Hub) -> None:
     hub.fault = "hanging"
     store = CheckpointStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
     store.start()
@@ -567,7 +569,7 @@ def test_requests_before_the_hub_answered_are_told_to_come_back(models: Path, hu
 
 
 @pytest.mark.parametrize("takes_ranges", [True, False])
-def test_a_download_that_is_cut_goes_on(models: Path, hub: Hub, takes_ranges: bool) -> None:
+def test_an_interrupted_download_is_resumed(models: Path, hub: Hub, takes_ranges: bool) -> None:
     cuts = iter([300_000, 700_000])
     at = next(cuts)
 
@@ -686,7 +688,7 @@ REASONS: dict[Fault, str] = {
 
 
 @pytest.mark.parametrize("fault", REASONS)
-def test_without_a_download_the_english_model_is_used_and_the_reason_said(
+def test_without_a_download_the_english_model_is_used_and_the_reason_logged(
     models: Path,
     hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
@@ -700,10 +702,10 @@ def test_without_a_download_the_english_model_is_used_and_the_reason_said(
 
     assert store.checkpoint() == Checkpoint(ENGLISH_MODEL, is_demo=True)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    said = [text for text in warnings if text.startswith(f"{MODEL_ID} could not be downloaded")]
-    assert len(said) == 1
-    assert REASONS[fault] in said[0]
-    assert "\n" not in said[0]
+    messages = [text for text in warnings if text.startswith(f"{MODEL_ID} could not be downloaded")]
+    assert len(messages) == 1
+    assert REASONS[fault] in messages[0]
+    assert "\n" not in messages[0]
     assert any("BUNDLED MODEL whisper-tdt-small-en in use" in text for text in warnings)
 
 
@@ -757,7 +759,7 @@ def test_without_download_and_demo_model_a_later_request_tries_again(
     hub.fault = fault
     clock = Clock()
     store = start_store(settings_for(models, hub, DEMO_MODEL="never"), clock=clock)
-    asked = len(hub.requests)
+    requests_before = len(hub.requests)
 
     assert store.status.state == "failed"
     with pytest.raises(ModelLoadError, match=REASONS[fault]) as caught:
@@ -770,7 +772,7 @@ def test_without_download_and_demo_model_a_later_request_tries_again(
     with pytest.raises(ModelLoadError):
         store.checkpoint()
     assert store.status.state == "failed"
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == requests_before
 
     clock.now += 1
     with pytest.raises(ModelLoadError):
@@ -820,7 +822,7 @@ def test_a_missing_english_model_is_a_failure_not_a_promise(models: Path, hub: H
     assert store.status.state == "failed"
 
 
-def test_hf_hub_offline_asks_nobody(models: Path, hub: Hub, tmp_path: Path) -> None:
+def test_hf_hub_offline_makes_no_request(models: Path, hub: Hub, tmp_path: Path) -> None:
     program = (
         "import os; from app import BUNDLED_MODELS;"
         "from parakeet_api.model.checkpoints import CheckpointStore;"

@@ -40,7 +40,7 @@ RESERVE_GB = 0.7
 
 
 def graphs_gb(plan: InferencePlan) -> float:
-    """Give what graphs hold: buffers of the decoder's largest batch, and the encoder's passes."""
+    """Return what graphs hold: buffers of the decoder's largest batch, and the encoder's passes."""
     of_decoder = 34e-6 * plan.batch_size * 60
     return of_decoder + (0.25 + 3.3e-3 * plan.graphed_s if plan.graphed_s else 0)
 
@@ -51,7 +51,7 @@ def planned(vram_gb: float | None, **environ: str) -> tuple[Settings, InferenceP
 
 
 def memory_mb(batch: int, seconds: float) -> float:
-    """Give the encoder's peak activations, as measured: nemo-notes.md, section 6."""
+    """Return the encoder's peak activations, as measured: nemo-notes.md, section 6."""
     return max(3.3 * batch * seconds, 0.019 * batch * seconds**2)
 
 
@@ -165,7 +165,7 @@ def test_small_gpus_have_no_memory_for_graphs_of_the_encoder(
     assert planned(vram_gb, ENABLE_CUDA_GRAPHS="false")[1].graphed_s == 0
 
 
-def test_a_gpu_without_room_for_the_model_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gpu_without_room_for_the_model_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings.from_env({}, detected_vram_gb=24)
 
     plan = plan_inference(settings, Gpu("a GPU", 24.0, free_gb=1.0))
@@ -207,7 +207,7 @@ def test_little_memory_makes_chunks_shorter_and_batches_smaller() -> None:
 
 
 @pytest.mark.parametrize("vram_gb", [None, 24])
-def test_chunks_are_never_longer_than_was_asked_for(vram_gb: float | None) -> None:
+def test_chunks_are_never_longer_than_configured(vram_gb: float | None) -> None:
     assert planned(vram_gb, CHUNK_MINITE="0.2")[1].longest_chunk_s == pytest.approx(12)
 
 
@@ -250,7 +250,7 @@ InstallDriver = Callable[[ModuleType | None], None]
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> InstallDriver:
-    """Give the process another driver; `None` makes its import fail."""
+    """Return the process another driver; `None` makes its import fail."""
 
     def install(driver: ModuleType | None) -> None:
         bindings = None if driver is None else ModuleType("cuda.bindings")
@@ -288,9 +288,9 @@ def test_a_gpu_on_which_a_kernel_ran_is_used(
     assert find_gpu(device) == Gpu("NVIDIA A10", 24.0, 20.0, used, "580.65.06")
 
 
-def test_the_gpu_that_was_asked_for_is_the_one_that_is_tried(check: Callable[[str], None]) -> None:
-    told = json.dumps(asdict(REPORT))
-    check(f"import json, sys; print(json.dumps(json.loads({told!r}) | {{'name': sys.argv[1]}}))")
+def test_the_configured_gpu_is_the_one_that_is_checked(check: Callable[[str], None]) -> None:
+    report = json.dumps(asdict(REPORT))
+    check(f"import json, sys; print(json.dumps(json.loads({report!r}) | {{'name': sys.argv[1]}}))")
 
     found = find_gpu("cuda:1")
 
@@ -298,14 +298,14 @@ def test_the_gpu_that_was_asked_for_is_the_one_that_is_tried(check: Callable[[st
     assert found.name == "cuda:1"
 
 
-def test_a_cpu_is_no_gpu_and_nobody_is_asked(install: InstallDriver) -> None:
+def test_device_cpu_runs_no_check(install: InstallDriver) -> None:
     install(ModuleType("cuda.bindings.driver"))
 
     assert find_gpu("cpu") is None
 
 
 @pytest.mark.parametrize(
-    ("driver", "told"),
+    ("driver", "message"),
     [
         (None, "cuda-python is missing"),
         (Driverless(), "there is no NVIDIA driver"),
@@ -318,14 +318,14 @@ def test_where_the_driver_has_no_gpu_no_program_is_started(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     driver: Driver | None,
-    told: str,
+    message: str,
 ) -> None:
     install(driver)
     monkeypatch.setattr(subprocess, "run", None)
 
     assert find_gpu("auto") is None
     assert caplog.text == "", "a machine without a GPU is nothing to warn about"
-    with pytest.raises(SettingsError, match=f"DEVICE='cuda' cannot be used: .*{told}"):
+    with pytest.raises(SettingsError, match=f"DEVICE='cuda' cannot be used: .*{message}"):
         find_gpu("cuda")
 
 
@@ -378,16 +378,16 @@ FAILURES = [
 """What torch 2.13 says, and what a person is told."""
 
 
-@pytest.mark.parametrize(("said", "told"), FAILURES)
-def test_a_gpu_that_cannot_be_used_is_told_in_one_line_with_what_to_do(
-    check: Callable[[str], None], caplog: pytest.LogCaptureFixture, said: str, told: str
+@pytest.mark.parametrize(("error", "message"), FAILURES)
+def test_an_unusable_gpu_is_reported_in_one_line_with_advice(
+    check: Callable[[str], None], caplog: pytest.LogCaptureFixture, error: str, message: str
 ) -> None:
-    check(printing(replace(REPORT, error=said)))
+    check(printing(replace(REPORT, error=error)))
 
     assert find_gpu("auto") is None
-    assert re.search(told, caplog.text)
+    assert re.search(message, caplog.text)
     assert caplog.text.count("\n") == 1
-    with pytest.raises(SettingsError, match=f"DEVICE='cuda:0' cannot be used: .*{told}"):
+    with pytest.raises(SettingsError, match=f"DEVICE='cuda:0' cannot be used: .*{message}"):
         find_gpu("cuda:0")
 
 
@@ -402,7 +402,7 @@ def test_a_gpu_that_does_not_answer_is_not_waited_for(
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "message"),
     [
         ("import os; os.abort()", "ended with status -6 and said: nothing"),
         ("import sys; sys.exit('libcudart.so.13: no such file')", "status 1 .*libcudart"),
@@ -411,15 +411,15 @@ def test_a_gpu_that_does_not_answer_is_not_waited_for(
     ],
 )
 def test_a_check_that_crashes_is_a_gpu_that_cannot_be_used(
-    check: Callable[[str], None], program: str, told: str
+    check: Callable[[str], None], program: str, message: str
 ) -> None:
     check(program)
 
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         find_gpu("cuda")
 
 
-def test_the_real_check_says_what_torch_says(
+def test_the_real_check_agrees_with_torch(
     install: InstallDriver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A process of its own imports torch; here that was built for CPUs."""
@@ -449,7 +449,7 @@ def test_the_check_multiplies_matrices_and_looks_at_the_result(
     assert check_gpu("cpu").error == "a matrix product is wrong by nan"
 
 
-def test_what_is_known_before_the_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_before_the_error_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(name="NVIDIA GTX 1060", total_memory=6, major=6, minor=1)
 
     def no_kernel(_: object) -> None:

@@ -80,7 +80,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def loaded(gpu: FakeGpu) -> LoadedModel:
-    """Give the demo model as on a GPU with few and short graphs."""
+    """Return the demo model as on a GPU with few and short graphs."""
     return load_model(DEMO_MODEL, options())
 
 
@@ -126,13 +126,13 @@ def test_graphs_are_captured_while_loading_and_not_again(
     assert gpu.captures == captured
 
 
-def test_the_warm_up_tells_how_far_it_is(gpu: FakeGpu) -> None:
-    told: list[float] = []
+def test_the_warm_up_reports_its_progress(gpu: FakeGpu) -> None:
+    fractions: list[float] = []
 
-    load_model(DEMO_MODEL, options(on_warm_up=told.append))
+    load_model(DEMO_MODEL, options(on_warm_up=fractions.append))
 
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
 
 
 def test_a_long_warm_up_is_ended_and_the_rest_is_captured_when_needed(

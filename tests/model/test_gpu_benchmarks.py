@@ -135,7 +135,7 @@ def test_what_grows_once_is_no_leak_of_the_whole_gpu() -> None:
     assert not correctness.keeps_growing([50.0, *[100.0] * 19])
 
 
-def test_without_a_gpu_one_line_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_one_line_states_that(capfd: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is present")
 
@@ -231,7 +231,7 @@ class TestOnAGpu:
 
         assert report.failures == ["6 encoder graphs differ from the pass without"]
 
-    def test_a_load_that_fails_after_a_capture_is_told(
+    def test_a_load_that_fails_after_a_capture_is_reported(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         recognizer = Bench.recognizer
@@ -328,7 +328,7 @@ class TestOnAGpu:
         assert float(rows[0][2]) == 0
         assert 0 < float(rows[1][2]) == float(rows[2][2]) < 0.05
 
-    def test_steps_and_memory_of_batches_are_told(
+    def test_steps_and_memory_of_batches_are_reported(
         self, bench: Bench, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
@@ -417,8 +417,10 @@ class TestSchedule:
 
         log, _ = self._log(*members)
 
-        begun = [entry.split()[0:2] for entry in log if "begins" in entry or "ended" in entry]
-        assert [" ".join(entry) for entry in begun] == [
+        starts_and_ends = [
+            entry.split()[0:2] for entry in log if "begins" in entry or "ended" in entry
+        ]
+        assert [" ".join(entry) for entry in starts_and_ends] == [
             *("a begins", "b begins", "a ended", "b ended", "c begins", "c ended"),
             *("d begins", "d ended"),
         ]
@@ -460,16 +462,14 @@ class TestChild:
             pass
         return child.outcomes()[of_a_cpu]
 
-    def test_a_process_that_dies_is_a_failure_with_its_last_words(self, tmp_path: Path) -> None:
+    def test_a_crashed_process_is_a_failure_with_its_last_output(self, tmp_path: Path) -> None:
         report = self._outcome(tmp_path, "--no-such-option", limit_s=120)
 
         assert "status 2" in report.failures[0]
         assert "unrecognized arguments: --no-such-option" in report.failures[0]
 
     @pytest.mark.parametrize("is_check", [False, True])
-    def test_what_it_found_before_its_time_was_up_stands(
-        self, tmp_path: Path, is_check: bool
-    ) -> None:
+    def test_results_before_a_timeout_are_kept(self, tmp_path: Path, is_check: bool) -> None:
         Report(file=tmp_path / "recovery.jsonl").line("| found | already |")
 
         report = self._outcome(tmp_path, limit_s=0, is_check=is_check)
@@ -500,7 +500,7 @@ def test_tables_of_one_head_become_one() -> None:
         report.row(str(number))
     reports[1].check(False, "is wrong")
 
-    lines = program.told(members, dict(zip(members, reports, strict=True)))
+    lines = program.report_lines(members, dict(zip(members, reports, strict=True)))
 
     assert lines == [
         *("### Both", "", "| number |", "|---|", "| 0 |", "| 1 |"),
@@ -510,9 +510,9 @@ def test_tables_of_one_head_become_one() -> None:
 
 def test_a_report_that_was_cut_off_can_be_read(tmp_path: Path) -> None:
     file = tmp_path / "findings.jsonl"
-    written = Report(file=file)
-    written.row("one", "two")
-    written.figure("library, 1 x 2 s", 7.5)
+    report = Report(file=file)
+    report.row("one", "two")
+    report.figure("library, 1 x 2 s", 7.5)
     with file.open("a") as cut_off:
         cut_off.write('{"line": "half')
 
@@ -540,7 +540,7 @@ def test_gpus_are_named_with_driver_and_packages() -> None:
 
 @pytest.fixture
 def answering() -> Iterator[tuple[str, int]]:
-    """Give the address of a server that has too much to do at every second request."""
+    """Return the address of a server that has too much to do at every second request."""
     statuses = itertools.cycle([200, 503])
 
     class Handler(BaseHTTPRequestHandler):
@@ -574,7 +574,7 @@ def test_clients_count_what_they_met_within_the_time(answering: tuple[str, int])
     assert too_early == Load()
 
 
-def test_a_server_that_is_gone_is_an_answer_of_its_own() -> None:
+def test_a_stopped_server_is_counted_separately() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
 

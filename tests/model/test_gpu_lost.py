@@ -44,8 +44,8 @@ def test_requests_get_503_and_the_process_ends_with_its_own_status(
 ) -> None:
     with running_server(tmp_path, ("-c", PROGRAM), ENABLE_LAZY_LOAD=lazily) as server:
         with ThreadPoolExecutor(3) as clients:
-            asked = list(clients.map(lambda _: ask(server), range(3)))
-        answers = [answer for answer in asked if answer is not None]
+            responses = list(clients.map(lambda _: ask(server), range(3)))
+        answers = [answer for answer in responses if answer is not None]
         began = time.monotonic()
         status = server.process.wait(timeout=60)
         took_s = time.monotonic() - began

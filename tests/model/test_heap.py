@@ -72,16 +72,16 @@ def test_where_the_system_does_not_tell_nothing_is_done() -> None:
 
 
 def test_a_thread_does_not_wait_for_another_that_trims() -> None:
-    begun, let = threading.Event(), threading.Event()
+    started, let = threading.Event(), threading.Event()
 
     def slow() -> None:
-        begun.set()
+        started.set()
         assert let.wait(20)
 
     trimmer = HeapTrimmer(trim=slow, resident=lambda: 500 * MB)
     other = threading.Thread(target=trimmer.trim_if_grown)
     other.start()
-    assert begun.wait(10)
+    assert started.wait(10)
 
     trimmer.trim_if_grown()
 
@@ -91,7 +91,7 @@ def test_a_thread_does_not_wait_for_another_that_trims() -> None:
     assert not other.is_alive()
 
 
-def test_resident_memory_is_what_the_system_says() -> None:
+def test_resident_memory_is_that_of_the_system() -> None:
     before = resident_bytes()
     filled = bytearray(b"x" * 200 * MB)
     after = resident_bytes()

@@ -44,7 +44,7 @@ def loads(server: Server) -> float:
 
 
 class TestColdStart:
-    def test_fifty_requests_load_once_and_health_tells_it(
+    def test_fifty_requests_load_once_and_health_reports_it(
         self, tmp_path: Path, clips: list[Clip]
     ) -> None:
         clip, states, answers = clips[5], set(), []
@@ -65,7 +65,7 @@ class TestColdStart:
         assert "loading" in states
         assert "failed" not in states
 
-    def test_all_who_wait_for_a_load_that_fails_are_told_why(
+    def test_all_requests_that_wait_for_a_failed_load_get_the_reason(
         self, tmp_path: Path, echoes: Echoes
     ) -> None:
         failing, count = threading.Event(), echoes.count_of(NAME)
@@ -93,12 +93,12 @@ class TestColdStart:
                 failing.set()
 
             assert run_all(*[ask] * 8, release, patience_s=120) == []
-            told = {error_of(answer, 503)["message"] for answer in answers}
+            messages = {error_of(answer, 503)["message"] for answer in answers}
             status = here.server.health()["model"]
             assert request(here.server, "GET", "/ready").status_code == 503
 
-        assert told == {"The model could not be loaded: the GPU fell out"}
-        assert (status["state"], status["error"]) == ("failed", told.pop())
+        assert messages == {"The model could not be loaded: the GPU fell out"}
+        assert (status["state"], status["error"]) == ("failed", messages.pop())
 
 
 class TestUnloading:
@@ -214,13 +214,13 @@ print(json.dumps({"before": before, "loaded": loaded, "after": megabytes()}))
 
 
 class TestRecovery:
-    def test_a_file_that_was_damaged_is_told_and_replaced(
+    def test_a_damaged_file_is_reported_and_replaced(
         self, tmp_path: Path, clips: list[Clip]
     ) -> None:
         checkpoint = tmp_path / "mine.nemo"
         shutil.copyfile(DEMO_MODEL, checkpoint)
-        named = {"MODEL_PATH": str(checkpoint), "DEMO_MODEL": "auto"}
-        with running_server(tmp_path, **named) as server:
+        environment = {"MODEL_PATH": str(checkpoint), "DEMO_MODEL": "auto"}
+        with running_server(tmp_path, **environment) as server:
             # After the start, which would have refused it.
             checkpoint.write_bytes(DEMO_MODEL.read_bytes()[:100_000])
 
@@ -244,17 +244,17 @@ class TestRecovery:
         ids=["disk", "memory"],
     )
     def shortage(self, request: pytest.FixtureRequest) -> tuple[Exception, str]:
-        error, told = request.param
-        return error, told
+        error, message = request.param
+        return error, message
 
-    def test_a_shortage_while_it_is_unpacked_is_told_and_passes(
+    def test_a_shortage_during_unpacking_is_reported_and_temporary(
         self,
         tmp_path: Path,
         clips: list[Clip],
         monkeypatch: pytest.MonkeyPatch,
         shortage: tuple[Exception, str],
     ) -> None:
-        error, told = shortage
+        error, message = shortage
 
         def refuse(*_: Any) -> None:
             raise error
@@ -265,7 +265,7 @@ class TestRecovery:
                 failure = error_of(transcribe(here.server, clips[4].path), 503)
                 status = here.server.health()["model"]
             assert failure["code"] == "model_load_failed"
-            assert told in failure["message"]
+            assert message in failure["message"]
             # The file is all right.
             assert "Download" not in failure["message"]
             assert (status["state"], status["error"]) == ("failed", failure["message"])

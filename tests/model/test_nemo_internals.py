@@ -72,20 +72,20 @@ def compile_in_new_process(tmp_path: Path, program: str) -> str:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cuda-python is for Linux")
 def test_compiling_a_kernel_leaves_spaces_intact_and_checkpoints_loadable(tmp_path: Path) -> None:
-    told = compile_in_new_process(tmp_path, COMPILE.format(prepare=MENDED) + LOAD)
+    output = compile_in_new_process(tmp_path, COMPILE.format(prepare=MENDED) + LOAD)
 
-    assert told.splitlines() == ["b' '|b' '", "2867326"]
+    assert output.splitlines() == ["b' '|b' '", "2867326"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cuda-python is for Linux")
 def test_nemo_alone_would_make_every_space_a_zero_byte(tmp_path: Path) -> None:
     """Why it is mended (NeMo issue 15423); once this fails, NeMo's own may do."""
-    told = compile_in_new_process(tmp_path, COMPILE.format(prepare="import nemo.collections.asr"))
+    output = compile_in_new_process(tmp_path, COMPILE.format(prepare="import nemo.collections.asr"))
 
-    assert told.splitlines() == [r"b'\x00'|b'\x00'"]
+    assert output.splitlines() == [r"b'\x00'|b'\x00'"]
 
 
-def test_every_module_of_nemo_compiles_as_mended() -> None:
+def test_every_module_of_nemo_compiles_as_patched() -> None:
     import_libraries()
     mend_kernel_compilation()
     from nemo.core.utils import cuda_python_utils

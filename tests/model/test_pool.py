@@ -38,7 +38,7 @@ class Memory:
             name: ModelSlot(files(name), models.load, idle_timeout_s=0, name=name, clock=clock)
             for name, models in self.models.items()
         }
-        self.asked = 0
+        self.room_checks = 0
         self.most_alive = 0
         self.pool = ModelPool(
             list(self.slots.values()), permits=permits, has_room=self._has_room, clock=clock
@@ -46,7 +46,7 @@ class Memory:
 
     def _has_room(self, checkpoint: Path, device: str) -> bool:
         assert (checkpoint.suffix, device) == (".nemo", "cpu")
-        self.asked += 1
+        self.room_checks += 1
         return self.alive() < self.room
 
     def alive(self) -> int:
@@ -95,7 +95,7 @@ def test_a_single_model_never_asks_for_room() -> None:
 
     alone.use("a", "a")
 
-    assert (alone.loaded(), alone.asked) == ("a", 0)
+    assert (alone.loaded(), alone.room_checks) == ("a", 0)
 
 
 # Who stays, who goes
@@ -160,7 +160,7 @@ def test_a_model_at_work_is_waited_for() -> None:
     assert (narrow.loaded(), narrow.most_alive) == ("b", 1)
 
 
-def test_a_wait_for_room_is_bounded_and_says_why() -> None:
+def test_a_wait_for_memory_is_limited_and_gives_the_reason() -> None:
     clock = Clock()
     narrow = memory(1, "ab", clock=clock, permits=2)
 
@@ -178,7 +178,7 @@ def test_a_wait_for_room_is_bounded_and_says_why() -> None:
     assert narrow.loaded() == "a"
 
 
-def test_who_waits_for_room_is_told_that_the_server_stops() -> None:
+def test_requests_that_wait_for_memory_get_the_stopping_error() -> None:
     narrow = memory(1, "ab", permits=2)
 
     def wait() -> None:
@@ -314,7 +314,7 @@ def test_a_load_by_hand_is_one_for_all_who_ask() -> None:
     assert pair.models["a"].loads == 1
 
 
-def test_a_load_by_hand_tells_its_error() -> None:
+def test_a_load_by_hand_returns_its_error() -> None:
     pair = memory(2, "ab")
 
     def fail() -> None:

@@ -202,9 +202,9 @@ def test_the_shortest_sounds_are_no_error(recognizer: NemoRecognizer, samples: i
 def test_digital_silence_costs_no_pass(
     recognizer: NemoRecognizer, waveforms: list[Pcm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silence, spoken = whole(np.zeros(3 * SAMPLE_RATE, np.int16)), whole(waveforms[0])
-    words = recognizer.recognize([spoken])[0]
-    between = recognizer.recognize([silence, spoken, silence])
+    silence, speech = whole(np.zeros(3 * SAMPLE_RATE, np.int16)), whole(waveforms[0])
+    words = recognizer.recognize([speech])[0]
+    between = recognizer.recognize([silence, speech, silence])
     monkeypatch.setattr(recognizer, "_recognize", None)
 
     assert between == [[], words, []]
@@ -391,7 +391,7 @@ def verdict(tmp_path: Path) -> GraphVerdict:
 
 @pytest.fixture
 def on_gpu(gpu: FakeGpu, verdict: GraphVerdict) -> NemoRecognizer:
-    """Give the demo model on a GPU, with graphs."""
+    """Return the demo model on a GPU, with graphs."""
     return load_on_gpu(verdict)
 
 
@@ -460,7 +460,7 @@ def test_a_gpu_lost_to_another_thread_is_seen_before_the_batch(
         on_gpu.recognize([NOISE])
 
 
-def test_an_error_after_which_the_gpu_goes_on_stays_what_it_is(
+def test_an_error_after_which_the_gpu_still_works_is_not_changed(
     on_gpu: NemoRecognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = torch.AcceleratorError("CUDA error: invalid configuration argument")
@@ -471,7 +471,7 @@ def test_an_error_after_which_the_gpu_goes_on_stays_what_it_is(
 
 
 @pytest.mark.parametrize("error", SHORTAGES)
-def test_a_model_that_does_not_fit_the_gpu_is_told_and_leaves_nothing_there(
+def test_a_model_that_does_not_fit_the_gpu_is_reported_and_leaves_nothing_there(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("parakeet_api.model.recognizer.load_model", failing(error))

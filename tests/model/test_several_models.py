@@ -66,8 +66,8 @@ def echoing(tmp_path: Path, echoes: Echoes) -> Start:
     return partial(served, tmp_path, MODELS="one,two", MODELS_DIR=models)
 
 
-def said(server: Server, path: str = "/v1/audio/transcriptions", **fields: str) -> str:
-    """Give the text of an answer to a clip."""
+def transcribed_text(server: Server, path: str = "/v1/audio/transcriptions", **fields: str) -> str:
+    """Return the text of an answer to a clip."""
     file = "audio_file" if path == "/asr" else "file"
     query = fields if path == "/asr" else None
     answer = request(
@@ -147,9 +147,12 @@ class TestChoice:
     @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/asr"])
     def test_what_is_named_is_what_answers(self, echoing: Start, path: str) -> None:
         with echoing() as here:
-            heard = [said(here.server, path, model=name) for name in ("two", "one", "whisper-1")]
+            texts = [
+                transcribed_text(here.server, path, model=name)
+                for name in ("two", "one", "whisper-1")
+            ]
 
-        assert heard == ["two", "one", "one"]
+        assert texts == ["two", "one", "one"]
 
     def test_a_stream_comes_from_the_model_that_is_named(self, echoing: Start) -> None:
         with echoing() as here:
@@ -159,17 +162,17 @@ class TestChoice:
         assert answer.headers["X-Parakeet-Model"] == "two"
 
     def test_batches_are_never_of_two_models(self, echoing: Start, echoes: Echoes) -> None:
-        heard: list[tuple[str, str]] = []
+        texts: list[tuple[str, str]] = []
 
         def ask(server: Server, name: str) -> None:
-            heard.extend((name, said(server, model=name)) for _ in range(5))
+            texts.extend((name, transcribed_text(server, model=name)) for _ in range(5))
 
         with echoing(MAX_CONCURRENT_INFERENCES="2") as here:
             names = ["one", "two"] * 6
             assert run_all(*[partial(ask, here.server, name) for name in names]) == []
 
-        assert len(heard) == 60
-        assert all(name == text for name, text in heard)
+        assert len(texts) == 60
+        assert all(name == text for name, text in texts)
 
 
 class TestJobs:
@@ -218,8 +221,8 @@ def finished(server: Server, job_id: str) -> dict[str, Any]:
     """Wait for a job's end."""
 
     def look() -> dict[str, Any]:
-        seen: dict[str, Any] = request(server, "GET", f"/v1/jobs/{job_id}").json()
-        return seen
+        job: dict[str, Any] = request(server, "GET", f"/v1/jobs/{job_id}").json()
+        return job
 
     wait_until(lambda: look()["finished_at"], within_s=60, what="the job is done")
     return look()
@@ -239,7 +242,7 @@ class TestRoom:
     def test_one_makes_room_for_the_other(self, echoing: Start, echoes: Echoes) -> None:
         with echoing() as here:
             for name in ("one", "two", "one"):
-                assert said(here.server, model=name) == name
+                assert transcribed_text(here.server, model=name) == name
                 states = {m["name"]: m["state"] for m in here.server.health()["models"]}
                 other = "two" if name == "one" else "one"
                 assert states == {name: "ready", other: "unloaded"}
@@ -250,18 +253,18 @@ class TestRoom:
         self, echoing: Start, echoes: Echoes
     ) -> None:
         most = [0]
-        heard: list[tuple[str, str]] = []
+        texts: list[tuple[str, str]] = []
 
         def ask(server: Server, name: str) -> None:
             for _ in range(10):
-                heard.append((name, said(server, model=name)))
+                texts.append((name, transcribed_text(server, model=name)))
                 most[0] = max(most[0], echoes.alive())
 
         with echoing(MAX_CONCURRENT_INFERENCES="2") as here:
             assert run_all(*[partial(ask, here.server, name) for name in ["one", "two"] * 4]) == []
 
-        assert len(heard) == 80
-        assert all(name == text for name, text in heard)
+        assert len(texts) == 80
+        assert all(name == text for name, text in texts)
         assert most == [1]
         assert all(count.most_alive == 1 for count in echoes.counts.values())
 

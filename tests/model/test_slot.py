@@ -37,20 +37,20 @@ def new_manager(
 # Loading
 
 
-def test_a_load_can_tell_how_far_it_is_while_it_goes_on() -> None:
-    seen: list[float | None] = []
+def test_a_load_reports_its_progress() -> None:
+    progress: list[float | None] = []
 
     def load(_: Path, on_warm_up: Callable[[float], None]) -> Recognizer:
         on_warm_up(0.4)
-        seen.append(manager.progress)
+        progress.append(manager.progress)
         return Models().load()
 
     manager = ModelSlot(files(), load, idle_timeout_s=0)
     assert manager.progress is None
     with manager.lease():
-        seen.append(manager.progress)
+        progress.append(manager.progress)
 
-    assert seen == [0.4, None]
+    assert progress == [0.4, None]
 
 
 def test_what_a_load_needs_is_prepared_once_and_in_the_background() -> None:
@@ -302,23 +302,23 @@ def test_an_unloaded_model_leaves_nothing_in_memory() -> None:
             super().__init__(models)
             self.me = self  # as NeMo's modules do
 
-    kept: list[weakref.ref[Cyclic]] = []
+    loaded: list[weakref.ref[Cyclic]] = []
 
     def load(*_: object) -> Model:
         models = Models()
         models.load()
         model = Cyclic(models)
-        kept.append(weakref.ref(model))
+        loaded.append(weakref.ref(model))
         return model
 
     manager = ModelSlot(files(), load, idle_timeout_s=IDLE_S, clock=clock)
     with manager.lease():
         pass
-    assert kept[0]() is not None
+    assert loaded[0]() is not None
 
     clock.now += IDLE_S
     assert manager.unload_if_idle()
-    assert kept[0]() is None
+    assert loaded[0]() is None
 
 
 def test_a_lease_during_an_unload_waits_for_its_end() -> None:

@@ -85,7 +85,7 @@ def test_graphs_give_the_same_words(
         assert [w.logprob for w in one] == pytest.approx([w.logprob for w in other], abs=1e-3)
 
 
-def test_forgotten_graphs_are_captured_for_the_largest_batch_again(
+def test_dropped_graphs_are_captured_again_for_the_largest_batch(
     recognizer: NemoRecognizer, gpu: FakeGpu
 ) -> None:
     decoder = graphed(recognizer)
@@ -134,7 +134,7 @@ def test_graphs_of_one_model_stay_while_another_is_loaded(
     assert decoder.decode(*batch(1, 10)).counts
 
 
-def test_without_graphs_decoding_goes_on_and_one_warning_tells(
+def test_without_graphs_decoding_continues_with_one_warning(
     recognizer: NemoRecognizer, gpu: FakeGpu, caplog: pytest.LogCaptureFixture
 ) -> None:
     decoder = graphed(recognizer)
@@ -213,7 +213,7 @@ def test_a_failed_batch_leaves_no_half_made_state(
 
 @pytest.mark.parametrize("strategy", ["greedy", "beam"])
 @pytest.mark.parametrize("allowed", [True, False])
-def test_nemo_is_told_whether_graphs_are_allowed(
+def test_nemo_gets_the_setting_for_graphs(
     recognizer: NemoRecognizer, strategy: str, allowed: bool
 ) -> None:
     options = demo_options(device="cuda:0", strategy=strategy)

@@ -1,4 +1,4 @@
-"""The description at `/openapi.json` and the page at `/docs`: valid, complete, and from here."""
+"""The document at `/openapi.json` and the page at `/docs`: valid, complete, served locally."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from parakeet_api.settings import Settings
 
 VENDOR = ROOT / "static" / "vendor" / "swagger-ui"
 OPEN_PATHS = {"/", "/docs", "/openapi.json", "/health/simple", "/ready"}
-"""`/health` is open but for one parameter."""
+"""`/health` needs a key only for one parameter."""
 
 
 def description(**settings: Any) -> dict[str, Any]:
@@ -71,14 +71,14 @@ class TestDocument:
             for step in str(reference).removeprefix("#/").split("/"):
                 place = place[step]
 
-    def test_nothing_is_described_that_nobody_refers_to(self) -> None:
+    def test_every_definition_is_referenced(self) -> None:
         document = description()
 
         used = {str(reference).rpartition("/")[2] for reference in _values(document, "$ref")}
-        named = {*document["components"]["schemas"], *document["components"]["headers"]}
-        assert named == used
+        definitions = {*document["components"]["schemas"], *document["components"]["headers"]}
+        assert definitions == used
 
-    def test_it_tells_of_the_running_server(self, server: Server, tmp_path: Path) -> None:
+    def test_it_describes_the_running_server(self, server: Server, tmp_path: Path) -> None:
         limits = {"MAX_UPLOAD_MB": "7", "MAX_AUDIO_HOURS": "0.5", "API_KEY": "a-key"}
         usual = request(server, "GET", "/openapi.json").json()
         with running_server(tmp_path, MODEL_LANGUAGES="en,de", **limits) as other:
@@ -91,7 +91,7 @@ class TestDocument:
         assert "`de`, `en`" in changed["info"]["description"]
         assert "a-key" not in json.dumps(changed)
 
-    def test_a_key_is_asked_for_where_keys_are_set(self) -> None:
+    def test_a_key_is_required_if_keys_are_set(self) -> None:
         opened, guarded = description(), description(api_keys=("key",))
 
         assert "security" not in opened
@@ -122,7 +122,7 @@ class TestRoutes:
 class TestParameters:
     @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
     def test_every_field_that_is_read_is_described_and_no_other(self, path: str) -> None:
-        # The recording is read elsewhere, the others by no one: every client sends them.
+        # The file is read elsewhere; the others are ignored, as all clients send them.
         assert _read_by(parse_params) | {"file", "model", "prompt"} == set(_fields(path))
 
     def test_a_job_has_the_fields_of_a_transcription(self) -> None:
@@ -154,7 +154,7 @@ class TestParameters:
         assert _parameters("/asr")[name]["enum"] == list(get_args(choices))
 
     def test_defaults_are_what_is_taken_when_nothing_is_sent(self) -> None:
-        spoken = frozenset({"en"})
+        languages_of_model = frozenset({"en"})
         form = {
             name: schema["default"]
             for name, schema in _fields("/v1/audio/transcriptions").items()
@@ -162,11 +162,11 @@ class TestParameters:
         }
         query = {name: schema.get("default") for name, schema in _parameters("/asr").items()}
 
-        assert parse_params(_Form(form), languages=spoken) == parse_params(
-            _Form(), languages=spoken
+        assert parse_params(_Form(form), languages=languages_of_model) == parse_params(
+            _Form(), languages=languages_of_model
         )
-        assert parse_asr_params(_Form(query), languages=spoken) == parse_asr_params(
-            _Form(), languages=spoken
+        assert parse_asr_params(_Form(query), languages=languages_of_model) == parse_asr_params(
+            _Form(), languages=languages_of_model
         )
         assert len(form) > 8
         assert len(query) > 5
@@ -190,7 +190,7 @@ class TestErrors:
                 known = {kind.code for kind in MEANINGS if str(kind.status) == status}
                 assert codes <= known
 
-    def test_what_may_be_tried_again_says_when(self) -> None:
+    def test_retryable_errors_have_retry_after(self) -> None:
         for operation in operations(description()):
             for status, answer in operation.body["responses"].items():
                 waits = any(
@@ -259,13 +259,13 @@ class TestDocsPage:
 
 @dataclass
 class _Form:
-    """A form that notes what is asked of it."""
+    """A form that records which keys are read."""
 
     sent: Mapping[str, Any] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    read_keys: set[str] = field(default_factory=set)
 
     def getlist(self, key: str) -> Sequence[str]:
-        self.asked.add(key)
+        self.read_keys.add(key)
         value = self.sent.get(key, [])
         return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
@@ -274,10 +274,10 @@ class _Form:
 
 
 def _read_by(parse: Any) -> set[str]:
-    """Give the names that a parser asks for, those of lists in their spelling with brackets."""
+    """Return the names that a parser asks for, those of lists in their spelling with brackets."""
     form = _Form()
     parse(form, languages=frozenset({"en"}))
-    return {name for name in form.asked if f"{name}[]" not in form.asked}
+    return {name for name in form.read_keys if f"{name}[]" not in form.read_keys}
 
 
 def _fields(path: str) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def _parameters(path: str) -> dict[str, Any]:
 
 
 def _rules() -> dict[str, set[str]]:
-    """Give the application's paths as OpenAPI writes them, with their methods."""
+    """Return the application's paths as OpenAPI writes them, with their methods."""
     services = cast("Services", _OnlySettings(Settings()))
     rules: dict[str, set[str]] = {}
     for rule in create_app(services, root=ROOT).url_map.iter_rules():
@@ -303,13 +303,13 @@ def _rules() -> dict[str, set[str]]:
 
 @dataclass(frozen=True)
 class _OnlySettings:
-    """As much of `Services` as building the application needs."""
+    """The part of `Services` that is needed to build the application."""
 
     settings: Settings
 
 
 def _routes() -> Iterator[tuple[str, str]]:
-    """Give every method and path but static files, aliases and what Flask adds itself."""
+    """Return every method and path but static files, aliases and what Flask adds itself."""
     rules = _rules()
     for path, methods in rules.items():
         if not path.startswith("/static/") and f"/v1{path}" not in rules:
@@ -328,7 +328,7 @@ def _schemas(document: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _values(tree: Any, key: str) -> Iterator[Any]:
-    """Find every value that stands under a key."""
+    """Find all values of a key."""
     inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []
     if isinstance(tree, dict) and key in tree:
         yield tree[key]
@@ -337,7 +337,7 @@ def _values(tree: Any, key: str) -> Iterator[Any]:
 
 
 class _Visit:
-    """A browser at the page: what a person does there, and what the browser complained of."""
+    """A browser at the page: user actions, and the browser's errors."""
 
     def __init__(self, page: Page) -> None:
         self._page = page

@@ -12,7 +12,7 @@ from parakeet_api.openapi.schemas import BODIES, body_schemas, error_details
 
 
 def schema(name: str, *fields: str) -> dict[str, Any]:
-    """Give the schema of a body, or of a field in it."""
+    """Return the schema of a body, or of a field in it."""
     found: dict[str, Any] = body_schemas()[name]
     for field in fields:
         found = found["properties"][field]
@@ -29,7 +29,7 @@ def test_a_body_has_the_fields_of_its_type(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(BODIES))
-def test_every_field_is_described_or_says_all_itself(name: str) -> None:
+def test_every_field_is_described_or_self_explanatory(name: str) -> None:
     silent = {
         field
         for field, described in schema(name)["properties"].items()
@@ -53,12 +53,12 @@ def test_an_inherited_field_has_its_description() -> None:
     assert "description" in schema("AsrSegment", "seek")
 
 
-def test_a_type_without_a_name_stands_where_it_is_used() -> None:
+def test_a_type_without_a_name_is_inlined() -> None:
     assert schema("Health", "queue")["properties"]["waiting_chunks"]["minimum"] == 0
     assert schema("Health", "model") == {"$ref": "#/components/schemas/ModelStatus"}
 
 
-def test_what_may_be_null_says_so_as_short_as_it_can() -> None:
+def test_nullable_types_are_written_in_the_short_form() -> None:
     assert schema("Progress", "queue_position")["type"] == ["integer", "null"]
     assert schema("Health", "device_memory")["type"] == ["object", "null"]
     assert schema("Job", "webhook")["anyOf"] == [

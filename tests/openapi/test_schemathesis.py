@@ -31,14 +31,14 @@ ENVIRONMENT = {
     "NO_PROXY": "*",
 }
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "5"))
-"""Generated requests an operation, beside those that try each parameter's limits."""
+"""Generated requests per operation, in addition to those at the limits of parameters."""
 MIN_REQUESTS = int(os.environ.get("SCHEMATHESIS_MIN", "100"))
 SEED = os.environ.get("SCHEMATHESIS_SEED", "1")
-"""The same requests each time: a pull request fails for what it changed."""
+"""Always the same requests, so that a pull request fails only because of its changes."""
 
 
 def test_every_answer_to_generated_requests_is_described(tmp_path: Path) -> None:
-    # Jobs come faster than they are done, and a full queue's 503 would hide a worse one.
+    # Jobs are submitted faster than processed, and a full queue's 503 would hide other errors.
     with running_server(tmp_path, MAX_QUEUED_JOBS="100000") as server:
         outcome, sent = _run(server, tmp_path, checks=CHECKS, examples=EXAMPLES)
 
@@ -52,7 +52,7 @@ def test_no_generated_request_gets_past_the_key(tmp_path: Path) -> None:
             guarded,
             tmp_path,
             "--header=Authorization: Bearer right-key",
-            # A few that end before a model is loaded are enough.
+            # A few requests that end before a model is loaded are enough.
             "--include-path-regex=^/v1/models",
             checks=(*CHECKS, "ignored_auth"),
             examples=2,

@@ -100,19 +100,19 @@ class TestPage:
             assert re.fullmatch(r"[a-z][\w./-]*", address)
             assert request(server, "GET", f"/{address}").status_code == 200
 
-    def test_no_id_stands_twice(self, page: _Page) -> None:
+    def test_ids_are_unique(self, page: _Page) -> None:
         assert len(page.ids) > 20
         assert len(set(page.ids)) == len(page.ids)
 
     def test_every_element_the_scripts_ask_for_is_there(self, page: _Page) -> None:
-        asked = set(re.findall(r'byId\("([\w-]+)"\)', _scripts()))
+        ids = set(re.findall(r'byId\("([\w-]+)"\)', _scripts()))
 
-        assert len(asked) > 20
-        assert asked <= set(page.ids)
+        assert len(ids) > 20
+        assert ids <= set(page.ids)
 
 
 class TestModules:
-    def test_each_imports_only_what_stands_above_it(self) -> None:
+    def test_each_module_imports_only_from_rows_above_it(self) -> None:
         guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
         table = guide.partition("How the page is laid out")[2].partition("\n## ")[0]
         rows = re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE)
@@ -199,10 +199,10 @@ class TestStrings:
         assert set(page.keys) <= set(_strings("en"))
 
     def test_every_key_of_the_script_exists(self) -> None:
-        asked = set(re.findall(r'\btext\("([\w.]+)"', _scripts()))
+        keys = set(re.findall(r'\btext\("([\w.]+)"', _scripts()))
 
-        assert len(asked) > 10
-        assert asked <= set(_strings("en"))
+        assert len(keys) > 10
+        assert keys <= set(_strings("en"))
 
     def test_every_string_is_used(self, page: _Page) -> None:
         scripts = _scripts()

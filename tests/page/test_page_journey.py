@@ -68,7 +68,7 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def keep(pytestconfig: pytest.Config) -> KeepPicture:
-    """Give what keeps the pictures that are asked for: all of a desktop, the result of a phone."""
+    """Return a function that takes screenshots: all on a desktop, the result on a phone."""
 
     def keep(page: Page, state: str, name: str) -> None:
         if name not in PICTURED:

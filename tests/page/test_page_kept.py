@@ -123,7 +123,7 @@ class TestEditing:
         clip.get_by_role("button", name="Undo").click()
         assert transcript_of(clip) == SAID
 
-    def test_a_speaker_is_named_and_renamed_and_stands_in_the_files(self, clip: Page) -> None:
+    def test_a_speaker_is_named_and_renamed_and_is_in_the_exports(self, clip: Page) -> None:
         clip.locator('[data-word="0"]').dblclick()
         clip.get_by_label("Speaker from here on").fill("Ann")
         clip.keyboard.press("Tab")

@@ -59,7 +59,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def state(page: Page, name: str = "") -> Callable[[str], None]:
-    """Give a check that waits until the recording's line says something."""
+    """Return a check that waits until the recording's line says something."""
     row = page.locator(".queue-item").filter(has_text=name)
     line = row.locator("[data-part=state]")
     return lambda pattern: expect(line).to_contain_text(re.compile(pattern))
@@ -194,7 +194,7 @@ class TestChecksBeforeTheUpload:
 
 
 class TestProgress:
-    def test_the_upload_is_told_in_percent(self, browser: Browser, server: Server) -> None:
+    def test_the_upload_is_shown_in_percent(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             _throttle(page, upload_kb_per_s=400)
             choose(page, SPEECH / "long-pauses.ogg")
@@ -254,7 +254,7 @@ class TestProgress:
 
 
 class TestTrouble:
-    def test_a_server_that_is_killed_goes_on_after_its_start_and_so_does_the_page(
+    def test_after_a_kill_and_a_restart_the_server_and_the_page_continue(
         self, browser: Browser, tmp_path: Path, lecture: Path
     ) -> None:
         settings = {"PORT": str(_free_port()), "DATA_DIR": str(tmp_path / "data")}
@@ -275,7 +275,7 @@ class TestTrouble:
             page.get_by_role("button", name=CLIP.name, exact=True).click()
             assert transcript_of(page) == SAID
 
-    def test_a_connection_that_dies_without_a_word(
+    def test_a_connection_that_closes_without_a_response(
         self, browser: Browser, server: Server, lecture: Path
     ) -> None:
         with Proxy(server.url) as proxy, visit(browser, proxy.url) as page:
@@ -328,7 +328,7 @@ class TestTrouble:
                 expect(page.locator("[data-part=advice]")).to_contain_text("tries again by itself")
             assert transcript_of(page) == SAID
 
-    def test_what_the_server_says_is_shown(
+    def test_the_error_message_of_the_server_is_shown(
         self, browser: Browser, server: Server, tmp_path: Path
     ) -> None:
         (tmp_path / "noise.wav").write_bytes(b"not a recording at all" * 100)

@@ -55,7 +55,7 @@ def talk(browser: Browser, server: Server) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def answer(server: Server) -> dict[str, Any]:
-    """Give the server's own answer for the same recording."""
+    """Return the server's own answer for the same recording."""
     body: dict[str, Any] = transcribe(server, TALK, WORDS, name=TALK.name).json()
     return body
 
@@ -73,10 +73,10 @@ class TestListening:
         )
         expect(talk.locator(".speaking")).to_have_count(1)
         talk.get_by_role("button", name="Pause", exact=True).click()
-        spoken = int(talk.locator(".speaking").get_attribute("data-word") or -1)
+        current = int(talk.locator(".speaking").get_attribute("data-word") or -1)
         now = talk.evaluate(SECONDS)
-        assert answer["words"][spoken]["start"] <= now + 0.05
-        assert now - 0.05 < answer["words"][spoken + 1]["start"]
+        assert answer["words"][current]["start"] <= now + 0.05
+        assert now - 0.05 < answer["words"][current + 1]["start"]
 
     def test_the_waveform_is_drawn_and_moves_by_mouse_and_keyboard(self, talk: Page) -> None:
         slider = talk.get_by_role("slider", name="Position in the recording")
@@ -165,16 +165,18 @@ class TestReading:
         talk.locator('[data-word="0"]').click()
         search.fill("bridge with Ben")
         expect(talk.locator(".current").first).to_be_in_viewport()
-        spoken = talk.evaluate(SECONDS)
+        position_s = talk.evaluate(SECONDS)
         wait_until(
-            lambda: talk.evaluate(SECONDS) > spoken + 1.5, within_s=PATIENCE_S, what="words go by"
+            lambda: talk.evaluate(SECONDS) > position_s + 1.5,
+            within_s=PATIENCE_S,
+            what="words go by",
         )
         talk.evaluate(RESTING)
         expect(talk.locator(".current").first).to_be_in_viewport()
         talk.get_by_role("button", name="Pause", exact=True).click()
         search.fill("")
 
-    def test_silence_says_that_nothing_was_said(self, browser: Browser, server: Server) -> None:
+    def test_silence_shows_that_there_is_no_speech(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             _play_answer(page, [])
             choose(page, CLIP)
@@ -220,9 +222,9 @@ class TestKeys:
             expect(follow).to_have_attribute("aria-pressed", "false")
             page.evaluate(RESTING)
             scrolled = page.evaluate("scrollY")
-            spoken = page.evaluate(SECONDS)
+            position_s = page.evaluate(SECONDS)
             wait_until(
-                lambda: page.evaluate(SECONDS) > spoken + 5, within_s=PATIENCE_S, what="words"
+                lambda: page.evaluate(SECONDS) > position_s + 5, within_s=PATIENCE_S, what="words"
             )
             assert page.evaluate("scrollY") == scrolled
             follow.click()
@@ -250,7 +252,7 @@ class TestTakingAway:
     def test_a_word_processor_opens_the_docx(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             choose(page, CLIP)
-            said = transcript_of(page)
+            text = transcript_of(page)
             with page.expect_download() as download:
                 page.get_by_role("button", name="Export").click()
                 page.locator("#download-docx").click()
@@ -260,7 +262,7 @@ class TestTakingAway:
                 assert archive.namelist()[0] == "[Content_Types].xml"
                 body = ET.fromstring(archive.read("word/document.xml"))
             texts = [part.text for part in body.iter() if part.tag.endswith("}t")]
-            assert texts == ["clip-001", said]
+            assert texts == ["clip-001", text]
 
     def test_all_transcripts_are_one_archive_in_chosen_formats(
         self, browser: Browser, server: Server, tmp_path: Path
@@ -338,13 +340,13 @@ class TestTakingAway:
     ) -> None:
         with visit(browser, server.url) as page:
             choose(page, CLIP)
-            said = transcript_of(page)
+            text = transcript_of(page)
             page.locator("#sentences .time").focus()
             page.keyboard.press("ArrowRight")
             page.keyboard.press("F2")
             page.keyboard.type("nonsense")
             page.keyboard.press("Escape")
-            assert transcript_of(page) == said
+            assert transcript_of(page) == text
             expect(page.locator(":focus")).to_have_text("Rosa")
             page.keyboard.press("F2")
             page.keyboard.type("Rose")
@@ -365,7 +367,7 @@ class TestTakingAway:
 
 
 class TestSettings:
-    def test_captions_are_laid_out_as_asked(self, browser: Browser, server: Server) -> None:
+    def test_captions_follow_the_settings(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             choose(page, TALK)
             transcript_of(page)
@@ -392,12 +394,12 @@ class TestSettings:
                 page.get_by_role("button", name="Download TXT").click()
             assert download.value.suggested_filename == "clip-001.txt"
 
-    def test_the_key_is_kept_only_if_asked_and_never_in_an_address(
+    def test_the_key_is_stored_only_on_request_and_never_in_a_url(
         self, browser: Browser, server: Server
     ) -> None:
         with visit(browser, server.url) as page:
-            asked: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
+            urls: list[str] = []
+            page.on("request", lambda request: urls.append(request.url))
             for keep in (False, True):
                 page.locator("#settings-open").click()
                 page.get_by_label("API key", exact=True).fill("open-sesame")
@@ -409,9 +411,9 @@ class TestSettings:
                 assert ("open-sesame" in stored) is keep
                 page.reload()
                 expect(page.locator("#page")).to_be_visible()
-                kept = page.locator("#api-key").input_value()
-                assert kept == ("open-sesame" if keep else "")
-            assert not any("sesame" in address for address in [*asked, page.url])
+                stored_key = page.locator("#api-key").input_value()
+                assert stored_key == ("open-sesame" if keep else "")
+            assert not any("sesame" in address for address in [*urls, page.url])
 
     def test_the_spoken_language_is_sent(self, browser: Browser, server: Server) -> None:
         with Proxy(server.url) as proxy, visit(browser, proxy.url) as page:
@@ -443,7 +445,7 @@ class TestHistory:
             edit_word(page, page.locator('[data-word="0"]'), "Rose")
             wait_until(lambda: "Rose" in _stored(page), within_s=PATIENCE_S, what="saving")
             page.reload()
-            asked = count_uploads(page)
+            upload_urls = count_uploads(page)
             page.get_by_role("button", name=CLIP.name, exact=True).click()
             assert transcript_of(page) == "Rose likes writing, but Olivia likes working."
             assert "Rose likes" in saved(page, "srt")[1]
@@ -458,7 +460,7 @@ class TestHistory:
             assert "Rose" in _stored(page)
             page.get_by_role("button", name=f"Delete: {CLIP.name}").click()
             expect(page.locator(".history-item")).to_have_count(0)
-            assert asked == []
+            assert upload_urls == []
             assert CLIP.name not in _stored(page)
         assert uploads(server) == []
 
@@ -534,7 +536,7 @@ class TestThreeHours:
 
 
 def _stored(page: Page) -> str:
-    """Give what the page's database holds, as text."""
+    """Return what the page's database holds, as text."""
     held: str = page.evaluate(
         """() => new Promise((resolve, reject) => {
             const opened = indexedDB.open("parakeet");

@@ -17,7 +17,7 @@ LOUD = 8000
 
 
 def speech_like(seconds: float, *, seed: int = 0) -> Pcm:
-    """Make sound that is nowhere silent."""
+    """Make noise without silences."""
     samples = np.random.default_rng(seed).normal(0, LOUD, round(seconds * SAMPLE_RATE))
     return samples.clip(-32768, 32767).astype(np.int16)
 
@@ -37,7 +37,7 @@ def seams(chunks: list[Chunk]) -> list[float]:
 
 @st.composite
 def recordings(draw: st.DrawFn) -> Pcm:
-    """Draw sound of up to 4 s with silences anywhere, at a low price: values do not matter."""
+    """Draw noise of up to 4 s with silences anywhere; the sample values do not matter."""
     samples = np.full(draw(st.integers(0, 4 * SAMPLE_RATE)), LOUD, np.int16)
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, max(0, len(samples) - 1)))
@@ -131,7 +131,7 @@ def test_without_silence_a_cut_moves_to_the_quietest_moment() -> None:
 
 
 def seam_with(quiet: dict[tuple[float, float], int], **environ: str) -> float:
-    """Cut a minute of sound in 30 s chunks; `quiet` are stretches, seconds, and their level."""
+    """Cut a minute of noise into 30 s chunks; `quiet` are spans in seconds and their level."""
     samples = speech_like(60)
     for (start_s, end_s), level in quiet.items():
         samples[round(start_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)] = level

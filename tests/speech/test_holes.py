@@ -35,7 +35,7 @@ def samples(request: pytest.FixtureRequest, decoder: FfmpegDecoder) -> Pcm:
 def recognized(
     samples: Pcm, recognizer: NemoRecognizer, detector: SileroDetector
 ) -> list[tuple[Chunk, list[Word]]]:
-    """Chunks with their words, without holes of the model's own."""
+    """Return chunks with their words, in which the model skipped no speech."""
     chunks = list(Policy(0.5, 5, align=True).chunks(samples))
     return [
         (
@@ -57,7 +57,7 @@ def transcribe(
     detector: SileroDetector,
     recognize: Callable[[Sequence[Chunk]], list[list[Word]]],
 ) -> tuple[list[Word], list[Span]]:
-    """Do what the pipeline does with recognized chunks."""
+    """Process recognised chunks as the pipeline does."""
     stitcher, without_words = Stitcher(sentence_boundary_threshold_s=0.5), SpeechWithoutWords()
     words: list[Word] = []
     for chunk, found in recognized:
@@ -74,7 +74,7 @@ def texts(words: Sequence[Word]) -> list[str]:
 
 
 def nothing(chunks: Sequence[Chunk]) -> list[list[Word]]:
-    """Stick to blank for ever."""
+    """Return no words, as a transducer that emits only blanks."""
     return [[] for _ in chunks]
 
 
@@ -82,17 +82,17 @@ def test_without_holes_nothing_is_decoded_again_and_nothing_changes(
     recognized: list[tuple[Chunk, list[Word]]], detector: SileroDetector
 ) -> None:
     for chunk, words in recognized:
-        asked: list[Chunk] = []
+        decoded: list[Chunk] = []
 
-        def recognize(parts: Sequence[Chunk], asked: list[Chunk] = asked) -> list[list[Word]]:
-            asked.extend(parts)
+        def recognize(parts: Sequence[Chunk], decoded: list[Chunk] = decoded) -> list[list[Word]]:
+            decoded.extend(parts)
             return nothing(parts)
 
         completed = complete_words(chunk, words, detector=detector, recognize=recognize)
 
         assert completed.words == words
         assert completed.without_words == ()
-        assert asked == []
+        assert decoded == []
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -129,7 +129,7 @@ def test_what_is_lost_while_the_model_sticks_comes_back_once(
     assert without_words == []
 
 
-def test_speech_that_gets_no_words_at_all_is_told_once_with_its_times(
+def test_speech_without_words_is_reported_once_with_its_times(
     recognized: list[tuple[Chunk, list[Word]]], detector: SileroDetector
 ) -> None:
     # Across the first seam.

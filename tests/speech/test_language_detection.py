@@ -45,12 +45,12 @@ def test_no_answer_is_wrong_and_most_sentences_have_one(write: type[str]) -> Non
     utterances = [(code, detect(write(text))) for code in UTTERANCES for text in UTTERANCES[code]]
 
     assert wrong(sentences + utterances) == []
-    assert sum(told is not None for _, told in sentences) >= 93
-    assert sum(told is not None for _, told in utterances) >= 52
+    assert sum(detected is not None for _, detected in sentences) >= 93
+    assert sum(detected is not None for _, detected in utterances) >= 52
 
 
 def wrong(answers: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
-    return [(code, told) for code, told in answers if told not in (code, None)]
+    return [(code, detected) for code, detected in answers if detected not in (code, None)]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_short_text_is_recognised_or_left_open(text: str, language: str | None
     "text", ["", " \n", "...", "2024", "10, 9, 8, 7", "🎉🎉", "- 5 %", "A", "Hm"]
 )
 @pytest.mark.parametrize("candidates", [ALL, frozenset({"en", "de"}), frozenset({"cs", "sk"})])
-def test_a_text_that_says_nothing_decides_nothing(text: str, candidates: frozenset[str]) -> None:
+def test_a_text_without_evidence_yields_no_language(text: str, candidates: frozenset[str]) -> None:
     assert detect_language(text, candidates=candidates) is None
 
 
@@ -100,8 +100,8 @@ def test_a_candidate_that_the_detector_does_not_know_is_not_taken_for_another() 
     maori = "Kei te haere mātou ki te moana āpōpō i runga i te tereina."
 
     assert detect_language(maori, candidates=frozenset({"en", "mi"})) is None
-    told = detect_language(" ".join(SENTENCES["en"]), candidates=frozenset({"en", "mi"}))
-    assert told == "en"
+    detected = detect_language(" ".join(SENTENCES["en"]), candidates=frozenset({"en", "mi"}))
+    assert detected == "en"
 
 
 def test_a_ranking_is_a_probability_distribution() -> None:

@@ -19,14 +19,14 @@ texts = st.sampled_from(NASTY) | st.text(max_size=8)
 pauses = st.sampled_from([0.0, 0.1, LONG_PAUSE_S - 0.01, LONG_PAUSE_S, 60.0])
 
 
-def spoken(*texts: str, pause: float = 0.0) -> list[Word]:
+def words_of(*texts: str, pause: float = 0.0) -> list[Word]:
     """Make words of a quarter of a second each."""
     step = 0.25 + pause
     return [Word(text, at * step, at * step + 0.25) for at, text in enumerate(texts)]
 
 
 def sentences(text: str, *, language: str = "en") -> list[str]:
-    segments = split_into_segments(spoken(*text.split(" ")), language=language)
+    segments = split_into_segments(words_of(*text.split(" ")), language=language)
     return [segment.text for segment in segments]
 
 
@@ -120,7 +120,7 @@ def test_no_words_make_no_segments() -> None:
 
 @pytest.mark.parametrize("text", ["word", "word.", "U.S.", '"word.', "word.”", "..."])
 def test_ten_hours_of_speech_take_less_than_two_seconds(text: str) -> None:
-    words = spoken(*[text] * 100_000)
+    words = words_of(*[text] * 100_000)
 
     began = time.thread_time()
     segments = split_into_segments(words)

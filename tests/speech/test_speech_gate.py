@@ -43,14 +43,14 @@ def hum() -> Pcm:
 
 
 def varying() -> Pcm:
-    """Make noise that comes and goes four times a second, as syllables do."""
+    """Make noise modulated at 4 Hz, the rate of syllables."""
     time = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
     envelope = 0.05 + np.clip(np.sin(2 * np.pi * 4 * time), 0, 1)
     return (hiss(3000) * envelope).astype(np.int16)
 
 
 class Spoken:
-    """A detector that finds speech between some moments, in seconds of what it is given."""
+    """A detector that finds speech in given spans, in seconds of its input."""
 
     def __init__(self, *spans: tuple[float, float]) -> None:
         self.spans = spans
@@ -60,11 +60,11 @@ class Spoken:
         self.asked_s.append(len(samples) / SAMPLE_RATE)
         moments = np.arange(-(-len(samples) // STEP)) * STEP / SAMPLE_RATE
         inside = [(moments >= start) & (moments < end) for start, end in self.spans]
-        spoken: NDArray[np.bool_] = np.any([np.zeros(len(moments), bool), *inside], axis=0)
-        return spoken.astype(np.float32)
+        is_speech: NDArray[np.bool_] = np.any([np.zeros(len(moments), bool), *inside], axis=0)
+        return is_speech.astype(np.float32)
 
 
-def kept(chunk: Chunk, words: list[Word], detector: SileroDetector | Spoken) -> list[Word]:
+def gate(chunk: Chunk, words: list[Word], detector: SileroDetector | Spoken) -> list[Word]:
     return drop_hallucinations(chunk, words, SpeechActivity(chunk, detector))
 
 
@@ -80,46 +80,46 @@ def texts(words: list[Word]) -> list[str]:
 
 
 @pytest.mark.parametrize("logprob", [CONFIDENT, DOUBTFUL, None])
-def test_digital_silence_says_nothing(logprob: float | None) -> None:
-    assert kept(whole(silence()), spread(logprob), Spoken()) == []
+def test_words_in_digital_silence_are_dropped(logprob: float | None) -> None:
+    assert gate(whole(silence()), spread(logprob), Spoken()) == []
 
 
 def test_the_last_bits_of_a_converter_are_silence() -> None:
     dither = np.random.default_rng(3).integers(-2, 3, SECONDS * SAMPLE_RATE).astype(np.int16)
 
-    assert kept(whole(dither), spread(CONFIDENT), Spoken()) == []
+    assert gate(whole(dither), spread(CONFIDENT), Spoken()) == []
 
 
 @pytest.mark.parametrize("sound", [hiss(), hiss(20), hiss(6000), hum()])
 def test_doubtful_words_in_a_steady_sound_are_dropped(sound: Pcm, silero: SileroDetector) -> None:
-    assert kept(whole(sound), spread(DOUBTFUL), silero) == []
+    assert gate(whole(sound), spread(DOUBTFUL), silero) == []
 
 
 @pytest.mark.parametrize("sound", [hiss(), hiss(20), hiss(6000), hum()])
 def test_confident_words_in_a_steady_sound_are_kept(sound: Pcm) -> None:
-    assert kept(whole(sound), spread(CONFIDENT), Spoken()) == spread(CONFIDENT)
+    assert gate(whole(sound), spread(CONFIDENT), Spoken()) == spread(CONFIDENT)
 
 
 def test_doubtful_words_in_a_noise_that_comes_and_goes_are_dropped(silero: SileroDetector) -> None:
-    assert kept(whole(varying()), spread(DOUBTFUL), silero) == []
+    assert gate(whole(varying()), spread(DOUBTFUL), silero) == []
 
 
 def test_doubtful_words_are_kept_where_there_is_speech_and_only_there() -> None:
-    spoken = Spoken((3.1, 3.7))
+    detector = Spoken((3.1, 3.7))
 
-    assert texts(kept(whole(hiss()), spread(DOUBTFUL), spoken)) == ["word3"]
+    assert texts(gate(whole(hiss()), spread(DOUBTFUL), detector)) == ["word3"]
 
 
 def test_a_moment_of_speech_is_not_enough() -> None:
-    assert kept(whole(hiss()), spread(DOUBTFUL), Spoken((3.2, 3.25))) == []
+    assert gate(whole(hiss()), spread(DOUBTFUL), Spoken((3.2, 3.25))) == []
 
 
-def test_the_detector_is_asked_about_doubtful_words_alone() -> None:
+def test_the_detector_is_run_on_doubtful_words_only() -> None:
     confident, doubtful = Spoken(), Spoken()
     minute = whole(np.tile(hiss(), 10))
 
-    kept(minute, [word("sure", at, at + 0.4) for at in range(60)], confident)
-    kept(minute, [word("sure", 5, 5.4), word("not", 30, 30.4, DOUBTFUL)], doubtful)
+    gate(minute, [word("sure", at, at + 0.4) for at in range(60)], confident)
+    gate(minute, [word("sure", 5, 5.4), word("not", 30, 30.4, DOUBTFUL)], doubtful)
 
     assert confident.asked_s == []
     assert sum(doubtful.asked_s) < 3
@@ -129,20 +129,20 @@ def test_a_word_is_as_sure_as_the_words_around_it() -> None:
     words = spread(DOUBTFUL)
     words[2] = word("word2", 2.2, 2.6, CONFIDENT)
 
-    assert kept(whole(hiss()), words, Spoken()) == []
+    assert gate(whole(hiss()), words, Spoken()) == []
 
 
 def test_words_whose_probability_is_unknown_are_kept() -> None:
-    # A beam gives none: there is no second witness.
-    assert kept(whole(hiss()), spread(None), Spoken()) == spread(None)
+    # Beam search gives no log-probabilities, so no word is doubtful.
+    assert gate(whole(hiss()), spread(None), Spoken()) == spread(None)
     bare = [Word("word", 1.0, 1.5)]
-    assert kept(whole(hiss()), bare, Spoken()) == bare
+    assert gate(whole(hiss()), bare, Spoken()) == bare
 
 
 def test_the_doubt_of_all_words_counts_not_of_one() -> None:
     one_doubtful = [*spread(CONFIDENT)[:-1], word("last", 5.2, 5.6, DOUBTFUL)]
 
-    assert kept(whole(hiss()), one_doubtful, Spoken()) == one_doubtful
+    assert gate(whole(hiss()), one_doubtful, Spoken()) == one_doubtful
 
 
 def test_words_beside_a_sound_are_kept_and_the_others_are_not() -> None:
@@ -156,7 +156,7 @@ def test_words_beside_a_sound_are_kept_and_the_others_are_not() -> None:
         word("long-after", 4.5, 5.0),
     ]
 
-    assert texts(kept(whole(samples), words, Spoken())) == ["just-before", "inside", "just-after"]
+    assert texts(gate(whole(samples), words, Spoken())) == ["just-before", "inside", "just-after"]
 
 
 def test_a_single_click_is_a_sound() -> None:
@@ -164,7 +164,7 @@ def test_a_single_click_is_a_sound() -> None:
     samples[SAMPLE_RATE] = 3
     words = [word("here", 0.9, 1.1), word("there", 3.0, 3.5)]
 
-    assert texts(kept(whole(samples), words, Spoken())) == ["here"]
+    assert texts(gate(whole(samples), words, Spoken())) == ["here"]
 
 
 @pytest.mark.parametrize("extreme", [np.iinfo(np.int16).min, np.iinfo(np.int16).max])
@@ -172,14 +172,14 @@ def test_the_loudest_samples_are_not_taken_for_silence(extreme: int) -> None:
     samples = silence()
     samples[SAMPLE_RATE : SAMPLE_RATE + 100] = extreme
 
-    assert texts(kept(whole(samples), spread(CONFIDENT), Spoken())) == ["word1"]
+    assert texts(gate(whole(samples), spread(CONFIDENT), Spoken())) == ["word1"]
 
 
 def test_a_square_wave_at_full_scale_is_no_speech(silero: SileroDetector) -> None:
     samples = np.full(SECONDS * SAMPLE_RATE, np.iinfo(np.int16).min, np.int16)
 
-    assert kept(whole(samples), spread(DOUBTFUL), silero) == []
-    assert kept(whole(samples), spread(CONFIDENT), silero) == spread(CONFIDENT)
+    assert gate(whole(samples), spread(DOUBTFUL), silero) == []
+    assert gate(whole(samples), spread(CONFIDENT), silero) == spread(CONFIDENT)
 
 
 def test_times_count_from_the_start_of_the_recording() -> None:
@@ -188,15 +188,15 @@ def test_times_count_from_the_start_of_the_recording() -> None:
     later = Chunk(5, 100 * SAMPLE_RATE, samples, 101 * SAMPLE_RATE, 105 * SAMPLE_RATE)
     words = [word("inside", 101.2, 101.6), word("outside", 103.0, 103.5)]
 
-    assert texts(kept(later, words, Spoken())) == ["inside"]
+    assert texts(gate(later, words, Spoken())) == ["inside"]
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 479, 480])
 def test_chunks_of_hardly_a_sample_are_no_fault(length: int) -> None:
     samples = np.full(length, 1000, np.int16)
 
-    assert kept(whole(samples), [], Spoken()) == []
-    assert kept(whole(samples), [word("x", 0, 0.02, DOUBTFUL)], Spoken()) == []
+    assert gate(whole(samples), [], Spoken()) == []
+    assert gate(whole(samples), [word("x", 0, 0.02, DOUBTFUL)], Spoken()) == []
 
 
 def test_no_word_of_real_speech_is_dropped(
@@ -206,11 +206,11 @@ def test_no_word_of_real_speech_is_dropped(
     silero: SileroDetector,
 ) -> None:
     chunks = [whole(decode(decoder, clip.path)) for clip in clips[:20]]
-    told = [recognizer.recognize([chunk])[0] for chunk in chunks]
+    recognized = [recognizer.recognize([chunk])[0] for chunk in chunks]
 
-    assert sum(map(len, told)) > 100
-    for chunk, words in zip(chunks, told, strict=True):
-        assert kept(chunk, words, silero) == words
+    assert sum(map(len, recognized)) > 100
+    for chunk, words in zip(chunks, recognized, strict=True):
+        assert gate(chunk, words, silero) == words
 
 
 @pytest.mark.parametrize("gain", [1, 1 / 30])
@@ -221,7 +221,7 @@ def test_no_word_of_real_speech_is_dropped_by_a_model_that_doubts_all_it_finds(
     recognizer: NemoRecognizer,
     silero: SileroDetector,
 ) -> None:
-    """As random weights do, and quiet recordings make a good model do."""
+    """Random weights produce such words, and so does a good model on quiet recordings."""
     chunks = [whole((decode(decoder, clip.path) * gain).astype(np.int16)) for clip in clips[:20]]
 
     for chunk in chunks:
@@ -229,7 +229,7 @@ def test_no_word_of_real_speech_is_dropped_by_a_model_that_doubts_all_it_finds(
             replace(found, tokens=tuple(replace(t, logprob=-6.0) for t in found.tokens))
             for found in recognizer.recognize([chunk])[0]
         ]
-        assert kept(chunk, words, silero) == words
+        assert gate(chunk, words, silero) == words
 
 
 @pytest.mark.parametrize("length_s", [6, 10, 20, 30, 60])
@@ -249,22 +249,22 @@ def test_a_sentence_36_db_above_hiss_survives_at_every_chunk_length(
     words = recognizer.recognize([chunk])[0]
     begin, end = start / SAMPLE_RATE, (start + len(speech)) / SAMPLE_RATE
 
-    left = kept(chunk, words, silero)
+    left = gate(chunk, words, silero)
 
-    spoken = [found for found in words if begin < found.middle < end]
-    assert len(spoken) >= 3
-    assert [found for found in left if begin < found.middle < end] == spoken
-    # Near the sentence a word is as sure as the sentence.
+    expected = [found for found in words if begin < found.middle < end]
+    assert len(expected) >= 3
+    assert [found for found in left if begin < found.middle < end] == expected
+    # Words near the sentence get the mean log-probability of the sentence.
     assert [found for found in left if not begin - 5 < found.middle < end + 5] == []
 
 
 # Digital silence never reaches the model.
 @pytest.mark.parametrize("sound", [hiss(), hiss(30), hum()])
-def test_the_model_says_nothing_where_nothing_is_said(
+def test_no_words_are_left_where_there_is_no_speech(
     recognizer: NemoRecognizer, sound: Pcm, silero: SileroDetector
 ) -> None:
     chunk = whole(sound)
     imagined = recognizer.recognize([chunk])[0]
 
     assert imagined, "the gate has nothing to do"
-    assert kept(chunk, imagined, silero) == []
+    assert gate(chunk, imagined, silero) == []

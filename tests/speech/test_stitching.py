@@ -120,7 +120,7 @@ Spread = Callable[[float, float], float]
 def spoken_words(
     spread: Spread, choose: Callable[[Sequence[float]], float]
 ) -> tuple[list[float], list[list[float]], list[float]]:
-    """Place words around the seam; give their middles, as two chunks time each, and their rooms.
+    """Place words around the seam; return their middles by each chunk, and the space around each.
 
     The timings differ by less than half the distance to the next word, and by less than 0.24 s.
     """
@@ -175,7 +175,7 @@ def test_stitching_loses_and_doubles_nothing_within_its_contract(
     st.lists(st.floats(8, 22), max_size=20),
     st.floats(0, 2),
 )
-def test_any_two_word_lists_join_in_order_and_keep_what_one_chunk_alone_heard(
+def test_any_two_word_lists_join_in_order_and_keep_words_of_one_chunk(
     first: list[float], second: list[float], threshold_s: float
 ) -> None:
     earlier = [word(f"e{n}", at) for n, at in enumerate(sorted(first))]
@@ -189,7 +189,7 @@ def test_any_two_word_lists_join_in_order_and_keep_what_one_chunk_alone_heard(
     assert len(set(texts(joined))) == len(joined)
 
 
-# What follows is about two chunks that disagree. The part that both know well is 9 to 11 s.
+# Two chunks that disagree. The reliable window is 9 to 11 s.
 
 
 def test_a_word_that_one_chunk_alone_has_is_kept_however_doubtful_it_is() -> None:
@@ -245,7 +245,7 @@ def test_two_chunks_that_agree_on_nothing_are_parted_once() -> None:
 
 
 def test_the_hand_over_may_lie_in_a_pause_that_begins_before_the_shared_part() -> None:
-    """What was given out already is no sign that the two disagree."""
+    """Words that were already output do not count as a disagreement."""
     earlier = [word("Right.", 7.0), word("So", 10.9)]
     later = [word("right", 8.2), word("so", 10.9)]
 
@@ -258,14 +258,14 @@ def test_the_hand_over_may_lie_in_a_pause_that_begins_before_the_shared_part() -
 
 @dataclass(frozen=True)
 class Seam:
-    """Two versions of what was said around the seam, and what should come of them."""
+    """The words of two chunks around the seam, and the expected result."""
 
     earlier: list[Word]
     later: list[Word]
     expected: Counter[str]
-    """How often each text should come out."""
+    """Expected number of occurrences of each text."""
     alone: int
-    """Words in the part that both know well that one chunk alone has."""
+    """Words in the reliable window that only one chunk has."""
 
 
 def draw_seam(draw: random.Random, *, missing: str) -> Seam:
@@ -285,7 +285,7 @@ def draw_seam(draw: random.Random, *, missing: str) -> Seam:
         for n in known[: draw.randint(0, len(known))][-1:]:
             draw.choice(lacks).add(n)
     else:
-        # Apart from each other: else one chunk has another word at the place.
+        # Far apart, so that the other chunk has no word at the same time.
         for n in range(draw.randint(0, 4), len(names), 10):
             draw.choice(lacks).add(n)
     expected: Counter[str] = Counter()
@@ -323,7 +323,7 @@ def test_of_4000_seams_no_word_of_one_chunk_alone_is_lost_or_doubled(missing: st
 
 @st.composite
 def disagreeing_versions(draw: st.DrawFn) -> tuple[list[Word], list[Word], list[tuple[str, ...]]]:
-    """Draw distinct words in the part that both know well, some of which one chunk drops, adds,
+    """Draw distinct words in the reliable window, some of which one chunk drops, adds,
     changes or splits; give both versions and, for each place, what each of them has there.
 
     The words are 0.4 s apart, so that no two are at one place, and up to 0.15 s off in one version.
