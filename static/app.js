@@ -1,8 +1,8 @@
 /**
- * The page: a recording goes in, a transcript comes out.
+ * The page: transcribes recordings and shows transcripts.
  *
- * This file builds the parts and connects them; each part is a module that owns its piece of the
- * page. Words from a server, a file name or a transcript reach the page through `textContent` alone.
+ * This file builds the parts and connects them; each part is a module that owns its section of the
+ * page. Text from a server, a file name or a transcript is inserted with `textContent` only.
  * All addresses are relative to the page, so that it works behind a path prefix.
  */
 
@@ -59,7 +59,7 @@ class Page {
     mend: (problem) => (problem.isAboutLanguage ? byId("spoken").focus() : this.#settings.open("api-key")),
   });
   #recorder = new Recorder((file) => this.#take([file], { areRecorded: true }));
-  /** Phase that was told of each job last. */
+  /** Last announced phase of each job. */
   #told = new Map();
   /** Whether the next recording that passes its checks takes the place of what is open. */
   #opensNext = false;
@@ -71,7 +71,7 @@ class Page {
     window.addEventListener("beforeunload", (event) => {
       if (this.#queue.isBusy || this.#recorder.isRecording) event.preventDefault();
     });
-    // Phones end a page that is hidden without another word.
+    // Phones may kill a hidden page without a further event.
     window.addEventListener("pagehide", () => this.#document.commit());
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) this.#document.commit();
@@ -86,7 +86,7 @@ class Page {
     byId("single-keys").checked = readStored("single-keys", true);
     byId("single-keys").addEventListener("change", () => store("single-keys", byId("single-keys").checked));
     this.#listenForSide();
-    // The list and the end of the text leave room for the player, however high it is.
+    // The queue and the end of the text leave space for the player, whatever its height.
     new ResizeObserver(() => {
       document.documentElement.style.setProperty("--bar-height", `${byId("bar").offsetHeight}px`);
     }).observe(byId("bar"));
@@ -128,19 +128,19 @@ class Page {
     this.#render();
   }
 
-  /** A key that was missing is there now. */
+  /** Retry the jobs that failed for lack of an API key. */
   #retryWithKey() {
     for (const job of this.#queue.jobs) if (job.problem?.isAboutKey && this.#settings.request.apiKey) this.#queue.retry(job);
   }
 
-  // ---- What is open ----
+  // ---- The open document ----
 
   #openJob(job) {
     this.#document.open(this.#documentOf(job));
     this.#render();
   }
 
-  /** Whether what is open is a recording of which no word will come. */
+  /** Whether the open document is a failed recording without words. */
   get #nothingToRead() {
     const opened = this.#queue.jobs.find((job) => job.id === this.#document.openId);
     return this.#document.openId === null || (opened?.isOver && !opened.transcript && opened.deltas.length === 0);
@@ -192,11 +192,11 @@ class Page {
     });
   }
 
-  /** Take an edit that another tab has made to what is open here. */
+  /** Apply another tab's edit to the open document. */
   #editedElsewhere(id, event) {
     if (this.#document.openId !== id || !this.#document.transcript) return;
     if (this.#document.transcript.take(event)) return;
-    // Both edited at the same moment: the log tells in which order.
+    // Both tabs edited at the same time: the log determines the order.
     this.#onStore(async () => {
       const contents = await this.#history.contentsOf(id);
       const entry = this.#historyView.entries.find((known) => known.id === id);
@@ -204,7 +204,7 @@ class Page {
     });
   }
 
-  // ---- What jobs tell ----
+  // ---- Events of jobs ----
 
   #jobChanged(job, event) {
     const isNews = this.#told.get(job) !== job.phase;
@@ -220,14 +220,14 @@ class Page {
     this.#render();
   }
 
-  /** Act on a job's new phase, and have it read out. */
+  /** Handle a job's new phase, and announce it to screen readers. */
   #tell(job) {
     if (job.phase === "done") this.#finished(job);
     if (job.phase === "failed") alertWith(problemWords(job));
     if (["uploading", "loading", "transcribing", "cancelled"].includes(job.phase)) {
       say(text(`announce.${job.phase}`, { name: job.name }));
     }
-    // A request may have loaded the model, or shown that the server is gone.
+    // A request may have loaded the model, or shown that the server is down.
     if (!["waiting", "checking"].includes(job.phase)) this.#model.refresh();
   }
 
@@ -240,9 +240,9 @@ class Page {
     if (stranded) this.#document.focus();
   }
 
-  // ---- What stays ----
+  // ---- Storage ----
 
-  /** Keep a transcript; once it is safe here, the server need not keep it. */
+  /** Store a transcript; then delete its job on the server. */
   #keep(job) {
     const entry = { id: job.id, name: job.name, savedAt: Date.now(), durationS: job.transcript.durationS };
     this.#onStore(async () => {
@@ -257,14 +257,14 @@ class Page {
     this.#onStore(() => this.#history.putEdit(id, event));
   }
 
-  /** Keep what a recording under way needs to go on after a reload. */
+  /** Store what a recording in progress needs to continue after a reload. */
   #keepWork(job) {
     this.#onStore(() => (job.phase === "cancelled" || job.phase === "failed" ? this.#history.removeWork(job.id) : this.#history.putWork(job.record)));
   }
 
   async #keepSound(job) {
     await this.#history.putSound(job.id, job.file);
-    // It was refused meanwhile.
+    // It was rejected in the meantime.
     if (job.phase === "failed" && !job.serverId) await this.#history.removeWork(job.id);
   }
 
@@ -276,7 +276,7 @@ class Page {
     this.#queue.resume(left.map((record, index) => ({ ...record, file: files[index] ?? null })));
   }
 
-  /** Do what needs the browser's storage; where that is refused, the page says so and goes on. */
+  /** Run an action on the browser's storage; if that is refused, show a message and continue. */
   async #onStore(act) {
     try {
       await act();
@@ -314,7 +314,7 @@ class Page {
     this.#document.render();
     document.documentElement.classList.toggle("working", openId !== null || this.#queue.isWorking);
     byId("side-toggle").hidden = openId === null && !this.#queue.isWorking;
-    // People look at other tabs meanwhile.
+    // In the tab's title, as the user may be in another tab.
     const { current } = this.#queue;
     document.title = current ? `${stateOf(current)} · Parakeet` : text("page.title");
   }
@@ -341,7 +341,7 @@ class Page {
     byId("shortcuts").showModal();
   }
 
-  /** Advance what counts seconds. */
+  /** Update the displays that count seconds. */
   #tick() {
     if (this.#queue.jobs.some((job) => job.isRunning || job.problem || job.hindrance)) this.#queueView.render(this.#document.openId);
   }

@@ -1,10 +1,10 @@
 /** Drawing sharply on screens of any density. */
 
-/** Clear a canvas, at the size it is shown in; give that in CSS pixels, and the context. */
+/** Clear a canvas, at the size it is shown in; return that in CSS pixels, and the context. */
 export function prepareCanvas(canvas) {
   const { width, height } = canvas.getBoundingClientRect();
   const [columns, rows] = [Math.round(width * devicePixelRatio), Math.round(height * devicePixelRatio)];
-  // Setting a size clears the canvas and gives it new memory; most frames need the first only.
+  // Setting the size reallocates the canvas; most frames only need to clear it.
   if (canvas.width !== columns || canvas.height !== rows) Object.assign(canvas, { width: columns, height: rows });
   const context = canvas.getContext("2d");
   context.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);

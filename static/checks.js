@@ -1,26 +1,26 @@
-/** What can be known about a recording before it is sent, by the server's own limits. */
+/** Checks of a recording before it is uploaded, by the server's limits. */
 
 import { MB, number } from "./i18n.js";
 import { Problem } from "./problems.js";
 
-/** How long the browser may take to find out how long a recording is. */
+/** Time limit for the browser to determine a recording's duration. */
 const METADATA_TIMEOUT_MS = 10_000;
 
-/** Media types outside `audio/` and `video/` that may hold sound, or that say nothing. */
+/** Media types outside `audio/` and `video/` that may contain audio, or are unspecific. */
 const TELLS_NOTHING = new Set(["", "application/mxf", "application/octet-stream", "application/ogg", "application/x-matroska"]);
 
 /**
- * Give the seconds that the recording lasts, or `null` where the browser cannot tell.
+ * Return the seconds that the recording lasts, or `null` where the browser cannot tell.
  *
  * Throws the `Problem` that sending this would end in, as far as the page can know. `limits` are
  * those of the server's health answer, or `null` while it has given none.
  */
 export async function checkRequest({ file, apiKey }, limits) {
-  // Header values are Latin letters and signs; the browser refuses others with an error of its own.
+  // Header values are limited to Latin-1; the browser rejects other characters.
   if (!/^[\x21-\x7e]*$/.test(apiKey)) throw new Problem("unsendable_key");
   if (!mayHoldSound(file, limits)) throw new Problem("not_a_recording");
   if (limits && file.size > limits.max_upload_mb * MB) throw tooLarge(file, limits.max_upload_mb);
-  // Before the size is called 0: some systems give a dropped folder that size.
+  // Before the check for size 0, which some systems report for a dropped folder.
   if (!(await canBeRead(file))) throw new Problem("unreadable_file");
   if (file.size === 0) throw new Problem("empty_file");
   const seconds = await mediaDuration(file);
@@ -50,7 +50,7 @@ function tooLarge(file, megabytes) {
   return new Problem("file_too_large", { values });
 }
 
-/** Give the seconds that a recording lasts, or `null` where the browser cannot tell. */
+/** Return the seconds that a recording lasts, or `null` where the browser cannot tell. */
 function mediaDuration(file) {
   const media = document.createElement("video");
   const address = URL.createObjectURL(file);

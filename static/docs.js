@@ -16,6 +16,6 @@ window.SwaggerUIBundle({
   tryItOutEnabled: true,
   requestSnippetsEnabled: true,
   defaultModelsExpandDepth: 0,
-  // The public validator would have to reach this server, and nothing is sent to others.
+  // No public validator: the page sends nothing to other hosts.
   validatorUrl: null,
 });

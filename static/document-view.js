@@ -1,4 +1,4 @@
-/** The open recording: its sound, its words as they come, and at the end the transcript. */
+/** The open recording: its audio, its words as they arrive, and finally the transcript. */
 
 import { byId, debounced, element, say, setText } from "./dom.js";
 import { copy, download, saveFile, stem, write } from "./downloads.js";
@@ -9,17 +9,17 @@ import { TranscriptView } from "./transcript-view.js";
 import { Waveform } from "./waveform.js";
 
 const SEARCH_DELAY_MS = 150;
-/** Edits come in bursts; captions are written once they pause. */
+/** Debounce: captions are rendered once editing pauses. */
 const CAPTIONS_DELAY_MS = 400;
 const COPY_FEEDBACK_MS = 2_000;
-/** What the keys for back and forward move by. */
+/** Step of the keys for back and forward. */
 const STEP_S = 5;
 
 /**
  * What is open is `{id, name, file, isRecorded, isOver, deltas, peaks, durationS(), transcript, facts, onEdit(event), onRename(name)}`.
  *
  * `file` is null for a transcript from the history, `transcript` while it is being made. `facts`,
- * `{elapsedS, transcribingS}`, tells how quickly that went, where it is known.
+ * `{elapsedS, transcribingS}`, has the processing times, if known.
  */
 export class DocumentView {
   #open = null;
@@ -78,7 +78,7 @@ export class DocumentView {
     this.#renderFollow();
   }
 
-  /** Take what a running job's event has changed in what is open. */
+  /** Show the changes by an event of the running job. */
   advance(opened, event) {
     this.#open = opened;
     if (event?.type === "restart") this.#live.show([]);
@@ -86,13 +86,13 @@ export class DocumentView {
     if (event?.type === "transcript.peaks" || opened.durationS() !== this.#durationS) this.#showSound();
   }
 
-  /** Follow a change of the settings: captions may break elsewhere, another format come first. */
+  /** Apply changed settings: line breaks of captions, order of formats. */
   settingsChanged() {
     this.#writeCaptions();
     this.render();
   }
 
-  /** Bring the beginning of what is open into view, and the keyboard there. */
+  /** Scroll to the beginning of the document and focus it. */
   focus() {
     byId("document").scrollIntoView({ block: "start", behavior: "instant" });
     byId("document-title").focus({ preventScroll: true });
@@ -103,10 +103,10 @@ export class DocumentView {
     const transcript = opened?.transcript ?? null;
     const isEmpty = transcript !== null && transcript.words.length === 0;
     const isPartial = opened !== null && !transcript && opened.isOver && opened.deltas.length > 0;
-    // A recording that failed keeps on the page what words had come.
+    // Words that arrived before a failure stay visible.
     const isShown = opened !== null && (transcript !== null || !opened.isOver || isPartial);
     byId("document").hidden = !isShown;
-    // Until there is something to hear or take away, a player would be an empty box.
+    // Without audio or text, the player would be an empty box.
     byId("bar").hidden = !isShown || !(transcript || opened.deltas.length > 0 || opened.peaks.perSecond > 0);
     byId("result-head").hidden = !opened;
     byId("tools").hidden = !transcript || isEmpty;
@@ -167,7 +167,7 @@ export class DocumentView {
     setText(byId("uncertain"), text("result.uncertain", { count: number(count) }));
   }
 
-  // ---- Sound ----
+  // ---- Audio ----
 
   #showSound() {
     if (!this.#open) {
@@ -190,7 +190,7 @@ export class DocumentView {
     else this.#moved(seconds);
   }
 
-  /** Go to a moment, with the text. */
+  /** Move to a time, in the audio and in the text. */
   #goTo(seconds) {
     this.#seek(seconds);
     const transcript = this.#open?.transcript;
@@ -273,7 +273,7 @@ export class DocumentView {
     window.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  /** The keys that mean the same everywhere on the page. */
+  /** Keyboard shortcuts of the whole page. */
   #key(event) {
     const { target, key } = event;
     if (!this.#open || event.defaultPrevented || document.querySelector("dialog[open]")) return;
@@ -292,7 +292,7 @@ export class DocumentView {
     return letter === "y" ? () => transcript.redo() : null;
   }
 
-  /** Space plays and pauses wherever it has no other meaning; letters only where they are wanted. */
+  /** Space plays and pauses unless the focused element uses it; letters only outside of fields. */
   #plainKeyOf(key, target) {
     if (key === " ") return target.closest?.("button, video, a, [role=button]") ? null : () => this.#player.toggle();
     if (!byId("single-keys").checked) return null;
@@ -313,7 +313,7 @@ export class DocumentView {
     say(text("announce.downloaded", { format: format.toUpperCase() }));
   }
 
-  /** Give the words as text: all of them, or those that there are. */
+  /** Return the words as text: all of them, or those that there are. */
   #text() {
     const { transcript, deltas } = this.#open;
     return transcript ? write(transcript, "txt", this.#exporting.options) : deltas.join("").trim();
@@ -332,7 +332,7 @@ export class DocumentView {
     }, COPY_FEEDBACK_MS);
   }
 
-  /** Write another name in the title's place. */
+  /** Edit the title. */
   #rename() {
     const { name, onRename } = this.#open;
     const title = byId("document-title");
@@ -390,7 +390,7 @@ export class DocumentView {
     this.#uncertainAt = -1;
   }
 
-  /** Places of before an edit may be others now. */
+  /** Search again: an edit may have moved the matches. */
   #clearFound() {
     this.#found = [];
     this.#foundAt = -1;
@@ -424,7 +424,7 @@ export class DocumentView {
   }
 }
 
-/** What this page does not know is told in the server's words. */
+/** For unknown problems, show the server's message. */
 function warningWords({ code, message, start, end }) {
   const values = { time: start === null ? "" : clock(start), end: end === null ? "" : clock(end) };
   const known = text(`warning.${code}`, values);

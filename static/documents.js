@@ -1,13 +1,13 @@
-/** A transcript as a document: plain text, Markdown, a table, and what word processors open. */
+/** Exports a transcript as a document: plain text, Markdown, CSV and DOCX. */
 
 import { clock } from "./i18n.js";
 import { zip } from "./zip.js";
 
 const DOCX_TYPE = "application/vnd.openxmlformats-officedocument.wordprocessingml.document";
-/** The names of XML's vocabularies, which nobody fetches. */
+/** XML namespaces; they are never fetched. */
 const SCHEMAS = "http://schemas.openxmlformats.org";
 
-/** Give the paragraphs, `{startS, speaker, text}`; `speaker` only where another one begins. */
+/** Return the paragraphs, `{startS, speaker, text}`; `speaker` only where another one begins. */
 function paragraphsOf(transcript, { speakers }) {
   let last = null;
   return transcript.paragraphs().map((group) => {

@@ -1,4 +1,4 @@
-/** The few things that every part of the page does to its elements. */
+/** Helpers for elements. */
 
 export const byId = (id) => document.getElementById(id);
 
@@ -9,22 +9,22 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
-/** Write `value` where it is new: writing the same again would drop a selection. */
+/** Set `value` if it differs: setting the same text again would drop a selection. */
 export function setText(target, value) {
   if (target.textContent !== value) target.textContent = value;
 }
 
-/** Have screen readers say `words` when they are done with what they are saying. */
+/** Announce `words` to screen readers, politely. */
 export function say(words) {
   byId("announcer").textContent = words;
 }
 
-/** Have screen readers say `words` at once. */
+/** Announce `words` to screen readers at once. */
 export function alertWith(words) {
   byId("alerter").textContent = words;
 }
 
-/** Give a function that calls `act` once, `delayMs` after its last call. */
+/** Return a function that calls `act` once, `delayMs` after its last call. */
 export function debounced(act, delayMs) {
   let timer = null;
   return () => {
@@ -33,7 +33,7 @@ export function debounced(act, delayMs) {
   };
 }
 
-/** Tell whether the page is told to keep still. */
+/** Tell whether the user prefers reduced motion. */
 export function prefersStillness() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
 }

@@ -1,10 +1,10 @@
-/** Taking a transcript away: as a file in each format, or on the clipboard. */
+/** Exports a transcript: as a file in each format, or to the clipboard. */
 
 import { toCsv, toDocx, toMarkdown, toPlainText } from "./documents.js";
 import { FIXED_OPTIONS, makeCues, toSrt, toVtt } from "./subtitles.js";
 import { zip } from "./zip.js";
 
-/** How long a file's address stays: some browsers read it only after they have asked where to. */
+/** How long an object URL stays valid: some browsers read it after the dialog for the folder. */
 const ADDRESS_LIFE_MS = 60_000;
 
 /** `options` are `{captions, times, speakers, title}`. */
@@ -47,7 +47,7 @@ export async function downloadZip(recordings, formats, { archiveName, options })
   saveFile(zip(files), archiveName);
 }
 
-/** Two recordings of one name must not be one file. */
+/** Make names unique, as two recordings may have the same name. */
 function freeName(wanted, taken) {
   let name = wanted;
   for (let count = 2; taken.has(name.toLowerCase()); count += 1) name = `${wanted} (${count})`;
@@ -90,7 +90,7 @@ function cues(transcript, { captions, speakers }) {
   return speakers === false ? made.map((cue) => ({ ...cue, speaker: null })) : made;
 }
 
-/** Give a name without its extension; a dot in front is no extension. */
+/** Return a name without its extension; a dot in front is no extension. */
 export function stem(name) {
   return name.replace(/(?!^)\.[^.]*$/, "");
 }

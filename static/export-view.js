@@ -1,4 +1,4 @@
-/** The dialog to take transcripts away with: one, or all of them in an archive. */
+/** The export dialog: one transcript, or all of them in an archive. */
 
 import { byId, element } from "./dom.js";
 import { FORMAT_NAMES } from "./downloads.js";
@@ -32,7 +32,7 @@ export class ExportView {
     onLanguageChange(() => this.#render());
   }
 
-  /** How transcripts are written: `{captions, times, speakers}`. */
+  /** Export options: `{captions, times, speakers}`. */
   get options() {
     return { captions: this.#settings.captions, times: byId("with-times").checked, speakers: byId("with-speakers").checked };
   }

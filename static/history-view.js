@@ -1,9 +1,9 @@
-/** The list of transcripts that this browser keeps. */
+/** The list of transcripts stored in this browser. */
 
 import { byId, say, setText } from "./dom.js";
 import { clock, dateAndTime, onLanguageChange, text } from "./i18n.js";
 
-/** How long what was deleted can be brought back. */
+/** How long a deletion can be undone. */
 const UNDO_MS = 12_000;
 
 export class HistoryView {
@@ -14,7 +14,7 @@ export class HistoryView {
   #removed = null;
   #undoTimer = null;
 
-  /** `onOpen(entry, contents)` is called with what a person opens. */
+  /** `onOpen(entry, contents)` is called when an entry is opened. */
   constructor(history, onOpen) {
     this.#history = history;
     this.#onOpen = onOpen;

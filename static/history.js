@@ -1,24 +1,24 @@
 /** What this browser keeps, in IndexedDB and nowhere else: transcripts, their edits, sound, and work under way. */
 
 const DATABASE = "parakeet";
-/** What a list shows, apart from what is large: listing must not load hours of words. */
+/** Entries are stored apart from their contents, so that listing does not load hours of words. */
 const ENTRIES = "entries";
 const CONTENTS = "contents";
 const EDITS = "edits";
 const SOUNDS = "sounds";
 const WORK = "work";
 const ALL = [ENTRIES, CONTENTS, EDITS, SOUNDS, WORK];
-/** A recording is kept only where this many times its size is free: the system needs room as well. */
+/** A recording is stored only if this many times its size is free, as the system needs space too. */
 const ROOM = 3;
-/** Edits also stand in localStorage until the database has them: a page that is closed finishes no transaction. */
+/** Edits are also in localStorage until the database has them: closing a page aborts transactions. */
 const JOURNAL = "parakeet.edit.";
 
 /**
  * Keeps an entry `{id, name, savedAt, durationS}` and its contents `{answer, peaks}`, as they came
- * from the server; edits apart, as the events that `Transcript` makes. `work` is what a recording
- * under way needs to go on after a reload.
+ * from the server; edits are stored separately, as events of `Transcript`. `work` is what a recording
+ * in progress needs to continue after a reload.
  *
- * Every method rejects where the browser refuses to store, as some private modes do, or is full.
+ * Every method rejects if the browser refuses storage, as some private modes do, or is full.
  */
 export class History {
   #database = null;
@@ -35,7 +35,7 @@ export class History {
     return entries.sort((left, right) => right.savedAt - left.savedAt);
   }
 
-  /** Give the contents of an entry, with its `edits`. */
+  /** Return the contents of an entry, with its `edits`. */
   async contentsOf(id) {
     const contents = await this.#run("readonly", [CONTENTS], (contents) => contents.get(id));
     return contents && { ...contents, edits: await this.editsOf(id) };
@@ -50,7 +50,7 @@ export class History {
     return this.#run("readonly", [SOUNDS], (sounds) => sounds.get(id));
   }
 
-  /** Keep a transcript, in the place of what has its id; it is no work under way any more. */
+  /** Store a transcript under its id, replacing the recording in progress. */
   async put(entry, contents) {
     await this.#run("readwrite", [ENTRIES, CONTENTS, WORK], (inEntries, inContents, inWork) => {
       inContents.put(contents, entry.id);
@@ -60,19 +60,19 @@ export class History {
     this.#tellList();
   }
 
-  /** Keep an edit. What it asks of the browser is asked before this returns. */
+  /** Store an edit; the transaction is started before this returns. */
   putEdit(id, event) {
     const name = `${JOURNAL}${id} ${event.key}`;
     try {
       localStorage.setItem(name, JSON.stringify(event));
     } catch {
-      // Full or forbidden: the database alone has it then.
+      // localStorage is full or forbidden: only the database has it.
     }
     this.#channel?.postMessage({ id, event });
     return this.#run("readwrite", [EDITS], (edits) => edits.put(event, [id, event.key])).then(() => localStorage.removeItem(name));
   }
 
-  /** Keep a recording if there is room; tell whether there was. */
+  /** Store a recording if there is space; return whether there was. */
   async putSound(id, file) {
     const { quota = 0, usage = 0 } = (await navigator.storage?.estimate?.()) ?? {};
     if (quota - usage < ROOM * file.size) return false;
@@ -88,7 +88,7 @@ export class History {
     return this.#run("readwrite", [WORK], (work) => work.put(record));
   }
 
-  /** Forget work under way, and its recording unless there is a transcript of it. */
+  /** Delete a recording in progress, and its audio unless it has a transcript. */
   async removeWork(id) {
     const entry = await this.#run("readonly", [ENTRIES], (entries) => entries.get(id));
     await this.#run("readwrite", [WORK, SOUNDS], (work, sounds) => {
@@ -104,7 +104,7 @@ export class History {
     this.#tellList();
   }
 
-  /** Take an entry away; give what `restore` brings back. */
+  /** Delete an entry; return the argument for `restore`. */
   async remove(id) {
     const [entry, contents, sound] = await Promise.all([
       this.#run("readonly", [ENTRIES], (entries) => entries.get(id)),
@@ -141,12 +141,12 @@ export class History {
     this.#channel?.postMessage({});
   }
 
-  /** Put the edits into the database that a closed page has left. */
+  /** Move edits that a closed page left in localStorage into the database. */
   async #replayJournal() {
     for (const name of Object.keys(localStorage).filter((key) => key.startsWith(JOURNAL))) {
       const id = name.slice(JOURNAL.length, name.lastIndexOf(" "));
       const event = JSON.parse(localStorage.getItem(name));
-      // A page in another tab may just have put it.
+      // Another tab may just have stored it.
       if (!event) continue;
       await this.#run("readwrite", [EDITS], (edits) => edits.put(event, [id, event.key]));
       localStorage.removeItem(name);
@@ -159,7 +159,7 @@ export class History {
     const transaction = database.transaction(names, mode);
     const request = ask(...names.map((name) => transaction.objectStore(name)));
     const done = mode === "readonly" ? outcome(request) : settled(transaction, request);
-    // Nothing more is asked: a page that is left meanwhile still has it written.
+    // Commit at once, so that it is written even if the page is closed.
     if (mode === "readwrite") transaction.commit?.();
     return done;
   }
@@ -175,7 +175,7 @@ function open() {
     }
   });
   return outcome(request).then((database) => {
-    // A newer page in another tab must not wait for this one.
+    // Do not block a newer version of the page in another tab.
     database.addEventListener("versionchange", () => database.close());
     return database;
   });
@@ -188,7 +188,7 @@ function outcome(request) {
   });
 }
 
-/** Wait until a transaction is on the disk: a full one fails at its end alone. */
+/** Wait until a transaction is committed: a full disk is reported only then. */
 function settled(transaction, request) {
   return new Promise((resolve, reject) => {
     transaction.addEventListener("complete", () => resolve(request.result));

@@ -1,11 +1,11 @@
-/** The page's own language: one strings file each, numbers and durations written its way. */
+/** The page's language: strings, formats of numbers and durations. */
 
 import { element } from "./dom.js";
 import { readStored, store } from "./stored.js";
 
 const LANGUAGES = ["en", "zh-CN"];
 const KB = 1024;
-/** What MAX_UPLOAD_MB counts in. */
+/** Unit of MAX_UPLOAD_MB. */
 export const MB = 1024 * KB;
 
 let language = LANGUAGES[0];
@@ -17,10 +17,10 @@ export function onLanguageChange(listener) {
   listeners.push(listener);
 }
 
-/** Give the language that the person chose here before, or else the browser's. */
+/** Return the language that the person chose here before, or else the browser's. */
 export function preferredLanguage() {
   for (const tag of [readStored("page-language", ""), ...navigator.languages]) {
-    // Any Chinese is better served by the Simplified page than by the English one.
+    // For any Chinese, the Simplified page is better than the English one.
     if (/^zh\b/i.test(tag)) return "zh-CN";
     if (/^en\b/i.test(tag)) return "en";
   }
@@ -47,14 +47,14 @@ export function pageLanguage() {
   return language;
 }
 
-/** Give the string of `key` with its `{holes}` filled. */
+/** Return the string of `key` with its `{holes}` filled. */
 export function text(key, values = {}) {
   const pattern = strings[key] ?? key;
-  // A function as replacement: `$&` in a file name stays what it is.
+  // A function as replacement, so that `$&` in a file name has no special meaning.
   return pattern.replace(/\{(\w+)\}/g, (hole, name) => (Object.hasOwn(values, name) ? values[name] : hole));
 }
 
-/** Fill in the words that depend on nothing but the language. */
+/** Set the static texts of the page. */
 export function translate(root) {
   for (const target of root.querySelectorAll("[data-i18n]")) {
     target.replaceChildren(...withCode(text(target.dataset.i18n)));
@@ -67,7 +67,7 @@ export function translate(root) {
   }
 }
 
-/** Give the nodes of a string in which `backticks` mark names of files and settings. */
+/** Return the nodes of a string in which `backticks` mark names of files and settings. */
 function withCode(string) {
   return string.split("`").map((part, index) => (index % 2 ? element("code", { textContent: part }) : part));
 }
@@ -76,7 +76,7 @@ export function number(value, options = {}) {
   return new Intl.NumberFormat(language, options).format(value);
 }
 
-/** Give a percentage, rounded down: 100 % is said only when it is done. */
+/** Return a percentage, rounded down, so that 100 % means done. */
 export function percentage(fraction) {
   return number(Math.floor(fraction * 100) / 100, { style: "percent" });
 }

@@ -1,11 +1,11 @@
-/** Recordings come in: dropped anywhere, folders too, picked, or pasted. */
+/** Input of files and folders: dropped, picked or pasted. */
 
 import { byId } from "./dom.js";
 
-/** What a folder holds beside recordings is not offered to the server; a file that was chosen is. */
+/** Of a folder, only files with these types are used; a chosen file always is. */
 const RECORDING_NAME = /\.(aac|ac3|aif[fc]?|amr|ape|avi|caf|flac|flv|m2ts|m4[abv]|mka|mkv|mov|mp[234]|mpe?g|mts|mxf|og[agv]|opus|spx|ts|wav|web[ma]|wm[av]|3g[p2])$/i;
 
-/** Call `onFiles` with each list of files that a person gives the page. */
+/** Call `onFiles` with each list of input files. */
 export function listenForFiles(onFiles) {
   listenForPicks(onFiles);
   listenForDrops(onFiles);
@@ -24,7 +24,7 @@ function listenForPicks(onFiles) {
   }
 }
 
-/** Take dropped files; other things that are dragged keep their usual ways. */
+/** Accept dropped files; other drags keep their default behaviour. */
 function listenForDrops(onFiles) {
   const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
   const showOverlay = (shown) => { byId("drop-overlay").hidden = !shown; };
@@ -35,7 +35,7 @@ function listenForDrops(onFiles) {
     showOverlay(true);
   });
   window.addEventListener("dragleave", (event) => {
-    // Moving between two elements of the page leaves one for the other; leaving the page, for nothing.
+    // `relatedTarget` is null only when the drag leaves the page.
     if (event.relatedTarget === null) showOverlay(false);
   });
   window.addEventListener("drop", async (event) => {
@@ -55,9 +55,9 @@ function listenForPastes(onFiles) {
   });
 }
 
-/** Give the files that were dropped, and the recordings in the folders among them. */
+/** Return the files that were dropped, and the recordings in the folders among them. */
 async function dropped(transfer) {
-  // Read before the first await: afterwards the browser has emptied it.
+  // Read before the first await, as the browser clears it afterwards.
   const files = [...transfer.files];
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry?.isDirectory);
   if (entries.length === 0) return files;
@@ -70,7 +70,7 @@ async function filesIn(entry) {
   if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
   const reader = entry.createReader();
   const found = [];
-  // A reader gives a hundred at a time.
+  // A reader returns a hundred entries at a time.
   for (;;) {
     const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (some.length === 0) break;

@@ -1,10 +1,10 @@
-/** The words as they come, before they have their times. */
+/** The words of a running job, before they have times. */
 
 import { byId, element } from "./dom.js";
 
-/** A paragraph ends with the first sentence after so many characters: one of hours would not scroll. */
+/** A paragraph ends with the first sentence after so many characters, so that it can be scrolled. */
 const PARAGRAPH_CHARACTERS = 600;
-/** Nearer to the end than this, in pixels, a person is reading along. */
+/** Within this distance from the end, in pixels, the view follows new words. */
 const AT_END = 40;
 
 export class LiveView {
@@ -12,7 +12,7 @@ export class LiveView {
   #paragraph = null;
   #length = 0;
 
-  /** Show the pieces of text that have come so far. */
+  /** Show the deltas received so far. */
   show(deltas) {
     this.#box.replaceChildren();
     this.#begin();

@@ -1,15 +1,15 @@
-/** How the server and its model are, asked again while the answer is bound to change. */
+/** State of the server and its model; polled while it is about to change. */
 
 import { byId, say, setText } from "./dom.js";
 import { number, onLanguageChange, percentage, text } from "./i18n.js";
 import { fetchHealth } from "./server.js";
 
-/** The tests' model; the other one that comes with the server is the small English one. */
+/** The tests' model; the other bundled model is the small English one. */
 const GRAMMAR_MODEL = "parakeet-tdt-demo-en";
-/** Model states that pass by themselves; only in these does the page keep asking. */
+/** Temporary states of a model, in which the page polls. */
 const PASSING_STATES = new Set(["choosing", "downloading", "loading"]);
 const POLL_INTERVAL_MS = 2_000;
-/** Slower than a passing state: a server that is down for the night is not asked 10,000 times. */
+/** Slower than in a temporary state, as the server may be down for long. */
 const UNREACHABLE_INTERVAL_MS = 10_000;
 
 export class ModelStatus {
@@ -22,7 +22,7 @@ export class ModelStatus {
   #onHealth;
 
   /**
-   * `isWaking()` tells whether a request is about to wake the model; `modelOf(health)` gives the
+   * `isWaking()` returns whether a request is about to load the model; `modelOf(health)` returns the
    * status of the one that is shown; `onHealth(health)` is called with each answer.
    */
   constructor({ isWaking, modelOf, onHealth }) {
@@ -36,7 +36,7 @@ export class ModelStatus {
     window.addEventListener("online", () => this.refresh());
   }
 
-  /** Ask now, and again later if need be. */
+  /** Request the state now, and again later if necessary. */
   async refresh() {
     clearTimeout(this.#timer);
     const before = this.#key();
@@ -47,7 +47,7 @@ export class ModelStatus {
     } catch {
       this.#isReachable = false;
     }
-    // Only a change is worth interrupting a screen reader; the first answer is no change.
+    // Announce changes only; the first response is no change.
     if (before !== "status.checking" && before !== this.#key()) say(this.#words());
     this.#render();
     clearTimeout(this.#timer); // Two answers may have been under way.
@@ -62,7 +62,7 @@ export class ModelStatus {
     return waking || PASSING_STATES.has(state) ? POLL_INTERVAL_MS : null;
   }
 
-  /** Give the key of the status line's words. */
+  /** Return the key of the status line's words. */
   #key() {
     if (!this.#isReachable) return "status.unreachable";
     if (!this.health) return "status.checking";

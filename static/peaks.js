@@ -1,10 +1,10 @@
-/** How loud a recording is over time: the server's peaks, one byte each, as they come. */
+/** Waveform peaks of a recording: one byte each, as the server sends them. */
 
-/** A recording as quiet as this is not drawn as if it were loud. */
+/** Peaks below this level are not scaled up to full height. */
 const WHISPER = 16;
 
 export class Peaks {
-  /** Bins in a second; 0 before the first ones came. */
+  /** Peaks per second; 0 before the first event. */
   perSecond = 0;
   #values = new Uint8Array(1024);
   #count = 0;
@@ -34,9 +34,9 @@ export class Peaks {
     this.#count = Math.max(this.#count, first + bytes.length);
   }
 
-  /** Give the loudest within `[fromS, toS)`; 1 is the loudest of all, if that is more than a whisper. */
+  /** Return the loudest within `[fromS, toS)`; 1 is the loudest of all, if that is more than a whisper. */
   loudest(fromS, toS) {
-    // Closer than the peaks are: from one to the next in a line, not in steps.
+    // Zoomed in beyond the resolution of the peaks: interpolate.
     if ((toS - fromS) * this.perSecond < 1) return this.#between(((fromS + toS) / 2) * this.perSecond - 0.5);
     const first = Math.max(0, Math.floor(fromS * this.perSecond));
     const end = Math.min(this.#count, Math.max(first + 1, Math.ceil(toS * this.perSecond)));
@@ -52,7 +52,7 @@ export class Peaks {
     return (before * (1 - share) + after * share) / Math.max(this.#most, WHISPER);
   }
 
-  /** Give what `Peaks.from` takes. */
+  /** Return what `Peaks.from` takes. */
   toStore() {
     return { perSecond: this.perSecond, values: this.#values.slice(0, this.#count) };
   }

@@ -1,4 +1,4 @@
-/** Plays the recording, from the file that the person chose; it is never fetched back. */
+/** Plays the recording from the chosen file; it is never downloaded from the server. */
 
 import { byId, element, setText } from "./dom.js";
 import { clock, onLanguageChange, text } from "./i18n.js";
@@ -10,7 +10,7 @@ export class Player {
   #onTime;
   #broken = false;
 
-  /** `onTime(seconds)` is called as the recording plays, once a frame, and when it is moved. */
+  /** `onTime(seconds)` is called once per frame during playback, and after seeking. */
   constructor(onTime) {
     this.#onTime = onTime;
     byId("play").addEventListener("click", () => this.toggle());
@@ -30,7 +30,7 @@ export class Player {
     return this.#media?.currentTime ?? 0;
   }
 
-  /** Take a recording; `null` leaves the player empty. */
+  /** Load a recording; `null` empties the player. */
   load(file, durationS = 0) {
     this.unload();
     this.#durationS = durationS;
@@ -75,7 +75,7 @@ export class Player {
     this.#media?.pause();
   }
 
-  /** Show `vtt` over the picture of a video; a sound has no picture to show it on. */
+  /** Show `vtt` as captions of a video; audio has no picture. */
   setCaptions(vtt, language) {
     if (!(this.#media instanceof HTMLVideoElement)) return;
     this.#setTrack(element("track", {
@@ -123,12 +123,12 @@ export class Player {
     try {
       await this.#media?.play();
     } catch (error) {
-      // Pausing before the first sound rejects, too, and a broken file has its own words.
+      // Pausing before playback starts also rejects; a broken file is reported elsewhere.
       if (error.name !== "AbortError" && error.name !== "NotSupportedError") console.error(error);
     }
   }
 
-  /** Tell the time at every frame: `timeupdate` comes four times a second, words faster. */
+  /** Report the time at every frame: `timeupdate` fires only four times a second. */
   #follow() {
     const step = () => {
       if (!this.isPlaying) return;

@@ -1,6 +1,6 @@
-/** What can go wrong with a recording, each as a `kind` that the strings files explain. */
+/** Problems with a recording; the strings files explain each `kind`. */
 
-/** `error.code` values that have their own words on this page; others go by the HTTP status. */
+/** `error.code` values with their own text on this page; others are mapped by HTTP status. */
 const EXPLAINED_CODES = new Set([
   "audio_too_long",
   "invalid_audio",
@@ -18,7 +18,7 @@ const EXPLAINED_CODES = new Set([
   "upload_too_large",
 ]);
 
-/** Problems that the same request, or the same with another key, may not meet again. */
+/** Problems for which a retry, perhaps with another key, may succeed. */
 const RETRYABLE_KINDS = new Set([
   "bad_request",
   "gateway",
@@ -41,7 +41,7 @@ const RETRYABLE_KINDS = new Set([
   "unsupported_language",
 ]);
 
-/** Problems of which the page knows only that there is one: the server's sentence says which. */
+/** Problems without a specific text: the server's message is shown. */
 const TELLING_KINDS = new Set(["invalid_audio", "model_load_failed", "server_error"]);
 
 const KEY_KINDS = new Set(["key_missing", "key_refused", "unsendable_key"]);
@@ -50,14 +50,14 @@ export class Problem extends Error {
   constructor(kind, { values = {}, serverMessage = null, retryAfterS = null } = {}) {
     super(serverMessage ?? kind);
     this.kind = kind;
-    /** What fills the holes of its words. */
+    /** Values for the placeholders of its text. */
     this.values = values;
-    /** The server's own words, which name what the page cannot know; always English. */
+    /** The server's message, which has more details; always English. */
     this.serverMessage = serverMessage;
     this.retryAt = retryAfterS === null ? null : performance.now() + retryAfterS * 1000;
   }
 
-  /** The server's words, where they tell more than this page's own; always English. */
+  /** The server's message, if it says more than the page's text; always English. */
   messageFor(language) {
     const tells = this.kind === "bad_request" || (language === "en" && TELLING_KINDS.has(this.kind));
     return tells ? this.serverMessage : null;
@@ -67,23 +67,23 @@ export class Problem extends Error {
     return RETRYABLE_KINDS.has(this.kind);
   }
 
-  /** Whether the same is worth trying again without being asked. */
+  /** Whether the request should be retried automatically. */
   get isPassing() {
     return PASSING_KINDS.has(this.kind);
   }
 
-  /** Whether another API key would mend it. */
+  /** Whether another API key would help. */
   get isAboutKey() {
     return KEY_KINDS.has(this.kind);
   }
 
-  /** Whether another spoken language would mend it. */
+  /** Whether another spoken language would help. */
   get isAboutLanguage() {
     return this.kind === "unsupported_language";
   }
 }
 
-/** Give the problem that a finished request amounts to. */
+/** Return the problem that a finished request amounts to. */
 export function problemOfReply(request, { keyWasSent }) {
   if (request.status === 200) return new Problem("unexpected_answer");
   const { message, code } = serverError(request.responseText);
@@ -93,16 +93,16 @@ export function problemOfReply(request, { keyWasSent }) {
   });
 }
 
-/** Problems that pass by themselves: what met one is tried again without being asked. */
+/** Temporary problems: the request is retried automatically. */
 const PASSING_KINDS = new Set(["gateway", "model_not_ready", "network", "queue_full", "rate_limit_exceeded", "stopping", "unavailable"]);
 
-/** Give the problem of a job that failed, or of an `{"error": ...}` event in the middle of a stream. */
+/** Return the problem of a job that failed, or of an `{"error": ...}` event in the middle of a stream. */
 export function problemOfEvent({ message, type, code }) {
   const status = type === "invalid_request_error" ? 400 : 500;
   return new Problem(kindOf(status, code, true), { serverMessage: message });
 }
 
-/** Read OpenAI's error shape; a proxy's error page has neither message nor code worth showing. */
+/** Parse OpenAI's error format; a proxy's error page has neither message nor code to show. */
 function serverError(body) {
   try {
     const { message, code } = JSON.parse(body).error;
@@ -123,7 +123,7 @@ function kindOf(status, code, keyWasSent) {
   return status >= 400 && status < 500 ? "bad_request" : "server_error";
 }
 
-/** Read a Retry-After header: seconds, or the date that some proxies write. */
+/** Parse a Retry-After header: seconds, or a date as some proxies send. */
 function retryAfterSeconds(header) {
   if (!header) return null;
   const seconds = /^\d+$/.test(header) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;

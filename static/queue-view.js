@@ -1,11 +1,11 @@
-/** The recordings on their way, each with how far it is and what can be done about it. */
+/** The queue of recordings, each with its progress and actions. */
 
 import { byId, setText } from "./dom.js";
 import { clock, fileSize, number, onLanguageChange, pageLanguage, percentage, text, timesRealTime } from "./i18n.js";
 
-/** An upload of which nothing leaves for so long has perhaps lost its network. */
+/** An upload without progress for so long may have lost its network. */
 const STALLED_S = 15;
-/** Fewer recordings need no line for all of them. */
+/** With fewer recordings, no summary is shown. */
 const WORTH_OVERALL = 2;
 
 export class QueueView {
@@ -13,7 +13,7 @@ export class QueueView {
   #queue;
   #acts;
   #openId = null;
-  /** Jobs of this batch that ended, and their seconds: what is done leaves the list. */
+  /** Number and seconds of this batch's finished jobs, which are no longer listed. */
   #batch = { count: 0, doneS: 0, startedAt: null, ids: new Set() };
 
   /** `acts` are `{open(job), cancel(job), retry(job), remove(job), mend(problem)}`. */
@@ -26,7 +26,7 @@ export class QueueView {
     onLanguageChange(() => this.render(this.#openId));
   }
 
-  /** Make the page say what the queue is; `openId` is the open document's. */
+  /** Render the queue; `openId` is the open document's id. */
   render(openId = null) {
     this.#openId = openId;
     const jobs = this.#queue.jobs.filter((job) => job.phase !== "done");
@@ -74,7 +74,7 @@ export class QueueView {
   }
 }
 
-/** Give how long the rest will take at the pace so far, or `null` while that is a guess. */
+/** Return how long the rest will take at the pace so far, or `null` while that is a guess. */
 function remainingS(share, startedAt) {
   if (startedAt === null || share < 0.02 || share >= 1) return null;
   return (((performance.now() - startedAt) / 1000) * (1 - share)) / share;
@@ -105,7 +105,7 @@ class QueueItem {
     const problem = job.problem ?? job.hindrance;
     this.root.dataset.phase = job.phase;
     this.root.classList.toggle("open", isOpen);
-    // Without a word there is nothing to open.
+    // Without words there is nothing to open.
     open.disabled = job.deltas.length === 0 && !job.isRunning;
     open.toggleAttribute("aria-current", isOpen);
     setText(state, stateOf(job));
@@ -119,7 +119,7 @@ class QueueItem {
     this.#renderProblem(problem);
   }
 
-  /** Several of these buttons are on the page: their names for screen readers say of what. */
+  /** For screen readers, the names of these buttons include the recording. */
   #label(button, key) {
     setText(button, text(key));
     button.setAttribute("aria-label", text("queue.of", { action: text(key), name: this.#job.name }));
@@ -140,7 +140,7 @@ class QueueItem {
   }
 }
 
-/** Give the one line that says how far a job is; the tab's title shows it too. */
+/** Return the one line that says how far a job is; the tab's title shows it too. */
 export function stateOf(job) {
   const problem = job.problem ?? job.hindrance;
   if (problem) return text(`error.${problem.kind}.title`, { name: job.name, ...problem.values });
@@ -174,17 +174,17 @@ function detailOf(job) {
 function renderBar(bar, job) {
   bar.hidden = !job.isRunning;
   const share = { uploading: job.sent, transcribing: job.totalS ? shareDone(job) : undefined }[job.phase];
-  // Without a value the bar says "working, no telling how long", which is the truth then.
+  // Without a value, the progress bar is indeterminate.
   if (share === undefined) bar.removeAttribute("value");
   else bar.value = share;
 }
 
-/** Declared lengths are sometimes a little short: more than all of it is never done. */
+/** Limit progress to 100 %, as declared durations may be too short. */
 function shareDone({ doneS, totalS }) {
   return Math.min(1, doneS / totalS);
 }
 
-/** Count down to what the server asked for. The button stays usable: the person may know better. */
+/** Count down to the retry. The button stays enabled for an earlier one. */
 function waitOf({ retryAt }) {
   if (retryAt === null) return "";
   const seconds = Math.ceil((retryAt - performance.now()) / 1000);

@@ -1,4 +1,4 @@
-/** Recordings on their way: checked at once, sent one after the other, and followed on the server. */
+/** The queue of recordings: checked at once, uploaded one by one, then followed on the server. */
 
 import { canBeRead, checkRequest } from "./checks.js";
 import { Peaks } from "./peaks.js";
@@ -8,51 +8,51 @@ import { Transcript } from "./transcript.js";
 
 let jobCount = 0;
 
-/** Checks that run at a time: each lets the browser look into a file. */
+/** Concurrent checks; in each, the browser opens a file. */
 const CHECKS = 4;
-/** How often the server is asked about what it works on, and about what waits there. */
+/** Polling intervals of running and of waiting jobs. */
 const FOLLOW_MS = 400;
 const WAITING_MS = 1_500;
-/** Jobs on the server that are asked about; it works on them in their order. */
+/** Number of jobs that are polled; the server processes them in order. */
 const MAX_FOLLOWED = 3;
-/** Between two tries of what a server cannot do for now, where it does not say how long. */
+/** Delay before a retry if the server sends no Retry-After. */
 const RETRY_MS = 3_000;
 
 /**
- * One recording and how far it is.
+ * One recording and its progress.
  *
  * `phase` goes `checking`, `waiting`, `uploading`, then the server's `queued`, `loading` and
- * `transcribing`, and ends in `done`, `failed` or `cancelled`; from the last two it can start again.
+ * `transcribing`, and ends in `done`, `failed` or `cancelled`; the last two can be restarted.
  */
 export class Job {
-  /** Its transcript's in the history as well. */
+  /** Also the id of its transcript in the history. */
   id;
-  /** `null` after a reload where the browser had no room for it. */
+  /** `null` after a reload if the browser had no space for it. */
   file;
   name;
   size;
   isRecorded = false;
   phase = "checking";
-  /** Its name on the server, once it is there. */
+  /** Id of its job on the server, once uploaded. */
   serverId = null;
-  /** Share of the upload that has left, 0 to 1. */
+  /** Uploaded share, 0 to 1. */
   sent = 0;
-  /** When more of it left for the last time, as `performance.now()` gives it. */
+  /** Time of the last upload progress, by `performance.now()`. */
   sentAt = 0;
-  /** Its place among the jobs that wait on the server, or `null`. */
+  /** Its position in the server's queue, or `null`. */
   queuePosition = null;
-  /** Seconds of the recording that are words already, and in all; `null` where nobody knows. */
+  /** Transcribed seconds of the recording, and its duration; `null` if unknown. */
   doneS = 0;
   totalS = null;
   /** `performance.now()` at its start, at the first sign of transcription, and at its end. */
   startedAt = null;
   transcribingAt = null;
   endedAt = null;
-  /** The words so far, in pieces as they came. */
+  /** The deltas received so far. */
   deltas = [];
   peaks = new Peaks();
   problem = null;
-  /** What keeps it from going on for the moment; it is tried again by itself. */
+  /** The temporary problem that delays it; it is retried automatically. */
   hindrance = null;
   transcript = null;
   answer = null;
@@ -64,7 +64,7 @@ export class Job {
     Object.assign(this, { file, name, size, serverId, isRecorded });
   }
 
-  /** Whether it is being sent or is on the server. */
+  /** Whether it is being uploaded or is on the server. */
   get isRunning() {
     return ["uploading", "queued", "loading", "transcribing"].includes(this.phase);
   }
@@ -82,7 +82,7 @@ export class Job {
     return this.transcribingAt === null ? 0 : ((this.endedAt ?? performance.now()) - this.transcribingAt) / 1000;
   }
 
-  /** What is kept to go on after a reload. */
+  /** State to store, for continuing after a reload. */
   get record() {
     const { id, name, size, serverId, isRecorded } = this;
     return { id, name, size, serverId, isRecorded };
@@ -110,7 +110,7 @@ export class Job {
     });
   }
 
-  /** Take an event of a stream or of a job. */
+  /** Apply an event of a stream or of a job. */
   take(event) {
     if (event.type === "transcript.text.delta") this.deltas.push(event.delta);
     if (event.type === "transcript.peaks") this.peaks.add(event);
@@ -118,7 +118,7 @@ export class Job {
     this.phase = event.state;
     this.queuePosition = event.queue_position ?? null;
     this.advanceTo(event.done_s ?? 0, event.total_s);
-    // Loading the model is not transcribing: speed is counted from its end.
+    // Speed is measured from the end of the model's load.
     if (event.state === "loading") this.transcribingAt = performance.now();
     if (event.state === "transcribing") this.transcribingAt ??= performance.now();
   }
@@ -133,7 +133,7 @@ export class Job {
   }
 }
 
-/** Takes recordings from the file to the transcript. */
+/** Processes recordings from file to transcript. */
 export class Queue {
   jobs = [];
   #prepare;
@@ -144,7 +144,7 @@ export class Queue {
 
   /**
    * `prepare()` gives `{request, limits, isModelLoading, acceptsJobs}` as they are at that moment,
-   * so that a key entered meanwhile counts. `onChange(job, event)` is called after each change of a
+   * so that a key entered meanwhile is used. `onChange(job, event)` is called after each change of a
    * job, `onKeep(job)` when what is needed after a reload has changed.
    */
   constructor({ prepare, onChange, onKeep }) {
@@ -157,7 +157,7 @@ export class Queue {
     return this.jobs.find((job) => job.phase === "transcribing") ?? this.jobs.find((job) => job.isRunning) ?? null;
   }
 
-  /** Whether leaving the page now would lose something: what is on the server is safe. */
+  /** Whether closing the page now would lose data; jobs on the server are safe. */
   get isBusy() {
     return this.jobs.some((job) => !job.isOver && !job.serverId);
   }
@@ -166,7 +166,7 @@ export class Queue {
     return this.jobs.some((job) => !job.isOver);
   }
 
-  /** Take files; give their jobs. */
+  /** Take files; return their jobs. */
   add(files, { areRecorded = false } = {}) {
     const added = files.map((file) => new Job({ file, name: file.name, size: file.size, isRecorded: areRecorded }));
     this.jobs.push(...added);
@@ -175,7 +175,7 @@ export class Queue {
     return added;
   }
 
-  /** Go on with what an earlier page has left, `Job.record` and the file, or `null`, each. */
+  /** Continue jobs of an earlier page: `Job.record` and the file, or `null`, each. */
   resume(records) {
     for (const record of records) {
       const job = new Job(record);
@@ -239,9 +239,9 @@ export class Queue {
     this.#onChange(job);
   }
 
-  /** Send the next one: two uploads at once would only make the first words come later. */
+  /** Upload the next one; two uploads at once would only delay the first words. */
   async #send() {
-    // In the order in which they were chosen.
+    // In the order of choice.
     const job = this.jobs.find(({ phase }) => phase === "waiting" || phase === "checking");
     if (job?.phase !== "waiting" || this.#isSending) return;
     this.#isSending = true;
@@ -292,7 +292,7 @@ export class Queue {
     }
   }
 
-  /** Have it transcribed while the connection lasts, where a server takes no jobs. */
+  /** Transcribe as a stream, if the server accepts no jobs. */
   async #stream(job, whole, options) {
     const answer = await transcribe(whole, {
       ...options,
@@ -308,7 +308,7 @@ export class Queue {
     this.#succeed(job, answer);
   }
 
-  /** Hold the queue until the server may take the recording; those behind it would fare no better. */
+  /** Pause the queue until a retry may succeed; the following ones would fail as well. */
   async #waitAndTryAgain(job, problem) {
     Object.assign(job, { phase: "waiting", hindrance: problem });
     this.#onChange(job);
@@ -316,7 +316,7 @@ export class Queue {
     await Promise.race([sleep(waitMs), aborted(job.controller.signal)]);
   }
 
-  /** Ask about a job on the server until it has ended, whatever the connection does meanwhile. */
+  /** Poll a job until it has ended, also after connection errors. */
   async #follow(job) {
     const { signal } = job.controller;
     while (!signal.aborted && !job.isOver) {
@@ -354,7 +354,7 @@ export class Queue {
 
   #takeEvents(job, { run, following, events }) {
     if (job.cursor.run && run !== job.cursor.run) {
-      // The server was started anew, and the job with it.
+      // The server restarted, and the job was started again.
       Object.assign(job, { deltas: [], peaks: new Peaks(), doneS: 0 });
       this.#onChange(job, { type: "restart" });
     }
@@ -402,13 +402,13 @@ export class Queue {
   }
 }
 
-/** Give `error` as a `Problem`; a fault in this page itself goes to the console too. */
+/** Return `error` as a `Problem`; a fault in this page itself goes to the console too. */
 async function explained(error, job) {
   if (!(error instanceof Problem)) {
     console.error(error);
     return new Problem("unexpected_answer");
   }
-  // A file that changes during its upload looks like a lost connection; trying again would not help.
+  // A file that changes during its upload looks like a lost connection, but a retry would not help.
   const changed = error.kind === "network" && !job.serverId && job.file && !(await canBeRead(job.file));
   return changed ? new Problem("unreadable_file") : error;
 }

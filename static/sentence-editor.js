@@ -1,4 +1,4 @@
-/** Typing in a sentence: words, splitting, joining, and who speaks. */
+/** Editor of a sentence: its words, splitting, joining, and the speaker. */
 
 import { byId, element } from "./dom.js";
 import { text } from "./i18n.js";
@@ -33,7 +33,7 @@ export class SentenceEditor {
     field.addEventListener("input", () => grow(field));
     field.addEventListener("keydown", (event) => this.#key(event));
     box.addEventListener("focusout", ({ relatedTarget }) => {
-      // A click on a part that takes no focus leaves the field, too, but not the page.
+      // A click on an element without focus also blurs the field, but does not leave the page.
       if (!box.contains(relatedTarget) && document.hasFocus()) this.close();
     });
     this.#onBegin();
@@ -43,7 +43,7 @@ export class SentenceEditor {
     field.setSelectionRange(start, start + (place < 0 ? 0 : words[place].length));
   }
 
-  /** Keep what was typed. */
+  /** Save the typed text. */
   close(how = {}) {
     if (!this.#edit) return;
     const { transcript, at, field } = this.#end();
@@ -51,7 +51,7 @@ export class SentenceEditor {
     this.#onEnd(at, { focus: false, ...how });
   }
 
-  /** Have a speaker's name written anew, everywhere. */
+  /** Rename a speaker everywhere. */
   renameSpeaker(label, transcript) {
     const was = label.textContent;
     const field = element("input", { className: "speaker-field", value: was });
@@ -75,7 +75,7 @@ export class SentenceEditor {
     field.select();
   }
 
-  /** Take the field away; give what it was. */
+  /** Remove the field; return its state. */
   #end() {
     const edit = this.#edit;
     this.#edit = null;

@@ -1,27 +1,27 @@
-/** What the page asks of the server. All addresses are relative to the page. */
+/** Requests to the server. All URLs are relative to the page. */
 
 import { Problem, problemOfEvent, problemOfReply } from "./problems.js";
 import { EventReader } from "./sse.js";
 
-/** A health answer takes no lock on the server; one that takes this long is not coming. */
+/** Health responses need no lock on the server, so a slower one is an error. */
 const HEALTH_TIMEOUT_MS = 8_000;
-/** The server sends at least a comment every 10 s; three missing in a row are a lost connection. */
+/** The server sends at least a comment every 5 s; without any for so long, the connection is lost. */
 const SILENCE_LIMIT_S = 35;
 
 export async function fetchHealth() {
   const reply = await fetch("health", { cache: "no-store", signal: AbortSignal.timeout(HEALTH_TIMEOUT_MS) });
   const health = await reply.json();
-  // A proxy's own JSON error is no answer of this server.
+  // A proxy's JSON error is not a response of this server.
   if (!health?.model) throw new Error(`health: HTTP ${reply.status} without a model`);
   return health;
 }
 
 /**
- * Send a recording; give the `verbose_json` that its stream ends with.
+ * Send a recording; return the `verbose_json` that its stream ends with.
  *
- * XMLHttpRequest, because fetch does not tell how much of an upload has left. `onEvent` gets each
+ * XMLHttpRequest, because fetch does not report upload progress. `onEvent` gets each
  * event before the last. Rejects with a `Problem`, or with the signal's reason once it is aborted:
- * hanging up is what ends the work on the server.
+ * disconnecting stops the work on the server.
  */
 export function transcribe({ file, spokenLanguage, model, apiKey, track, allowsPartial }, { signal, onSent, onUploaded, onEvent }) {
   return new Promise((resolve, reject) => {
@@ -63,7 +63,7 @@ export function transcribe({ file, spokenLanguage, model, apiKey, track, allowsP
 }
 
 /**
- * Send a recording as a job, which goes on without this page; give the job's id.
+ * Send a recording as a job, which goes on without this page; return the job's id.
  *
  * `onSent(share)` tells how much has left. Rejects with a `Problem`, or with the signal's reason.
  */
@@ -84,17 +84,17 @@ export function submitJob(whole, { signal, onSent }) {
   });
 }
 
-/** Give what came of a job since `{run, after}`: `{job, queue_position, run, following, events}`. */
+/** Return what came of a job since `{run, after}`: `{job, queue_position, run, following, events}`. */
 export async function jobEvents(id, { run, after }, apiKey) {
   return (await askJob(`${id}/events?run=${encodeURIComponent(run)}&after=${after}`, apiKey)).json();
 }
 
-/** Give the transcript of a job that has succeeded. */
+/** Return the transcript of a job that has succeeded. */
 export async function jobResult(id, apiKey) {
   return (await askJob(`${id}/result`, apiKey)).json();
 }
 
-/** Cancel a job, or forget a finished one; a server that does not answer forgets it later by itself. */
+/** Cancel a job, or delete a finished one; without a response, it expires on the server. */
 export async function deleteJob(id, apiKey) {
   try {
     await askJob(id, apiKey, { method: "DELETE" });
@@ -135,12 +135,12 @@ function transcriptionForm({ file, spokenLanguage, model, track, allowsPartial }
   if (spokenLanguage) form.append("language", spokenLanguage);
   if (track) form.append("audio_track", track);
   if (allowsPartial) form.append("allow_partial", "true");
-  // Last, so that a server reading the form as it comes knows the options before the audio.
+  // Last, so that a server that parses the form as it arrives gets the options before the audio.
   form.append("file", file, file.name);
   return form;
 }
 
-/** The events of one answer, as far as they have come. */
+/** The events of one response, as far as received. */
 class AnswerStream {
   #request;
   #onEvent;
@@ -158,7 +158,7 @@ class AnswerStream {
     return this.#request.status === 200 && type.startsWith("text/event-stream");
   }
 
-  /** Pass on what is new. Throws the `Problem` that the server tells of. */
+  /** Pass on new events. Throws the `Problem` of an error event. */
   advance() {
     if (!this.#isStream) return;
     const received = this.#request.responseText;
@@ -173,7 +173,7 @@ class AnswerStream {
     else this.#onEvent(event);
   }
 
-  /** Give the transcript. Throws a `Problem` for an answer that is none, or is cut short. */
+  /** Return the transcript. Throws a `Problem` for an invalid or truncated response. */
   result({ keyWasSent }) {
     if (!this.#isStream) throw problemOfReply(this.#request, { keyWasSent });
     this.advance();
@@ -182,7 +182,7 @@ class AnswerStream {
   }
 }
 
-/** Notices a connection that died without a word, as one does when the Wi-Fi goes. */
+/** Detects a connection that was lost without an error, as with Wi-Fi. */
 class SilenceWatch {
   #timer = null;
   #silentS = 0;
@@ -193,7 +193,7 @@ class SilenceWatch {
   }
 
   start() {
-    // Ticks are counted, not the clock read: a laptop that slept has not listened meanwhile.
+    // Counts ticks instead of reading the clock, as a laptop may sleep meanwhile.
     this.#timer = setInterval(() => {
       this.#silentS += 1;
       if (this.#silentS >= SILENCE_LIMIT_S) this.#onSilence();

@@ -1,4 +1,4 @@
-/** What a person chooses once: language, model, format, captions, API key; and the dialog to do it in. */
+/** The user's settings and their dialog: language, model, format, captions, API key. */
 
 import { byId, element } from "./dom.js";
 import { languageName, onLanguageChange, text } from "./i18n.js";
@@ -20,7 +20,7 @@ export class Settings {
     onLanguageChange(() => this.#showLanguages());
   }
 
-  /** What a transcription is asked with. */
+  /** Parameters of a transcription request. */
   get request() {
     return {
       spokenLanguage: byId("spoken").value,
@@ -36,7 +36,7 @@ export class Settings {
     return byId("format").value;
   }
 
-  /** `{lineLength, lines, longestS}`; what is out of range counts as not said. */
+  /** `{lineLength, lines, longestS}`; values out of range count as not set. */
   get captions() {
     const values = Object.entries(CAPTION_FIELDS).map(([name, id]) => {
       const field = byId(id);
@@ -45,18 +45,18 @@ export class Settings {
     return Object.fromEntries(values);
   }
 
-  /** Give the code of a language that the server names in English; "" where it is not known. */
+  /** Return the code of a language that the server names in English; "" where it is not known. */
   codeOf(englishName) {
     const english = new Intl.DisplayNames(["en"], { type: "language" });
     return this.#languages.find((code) => english.of(code).toLowerCase() === englishName) ?? "";
   }
 
-  /** Give the status of the model that recordings are sent to. */
+  /** Return the status of the model that recordings are sent to. */
   modelOf({ model, models = [model] }) {
     return models.find(({ name }) => name === byId("model").value) ?? model;
   }
 
-  /** Take what the server tells: its models and their languages, and its own caption settings. */
+  /** Apply the server's models, their languages, and its caption settings. */
   learn({ model, models = [model], subtitles }) {
     if (models.map(({ name }) => name).join() !== this.#models.map(({ name }) => name).join()) {
       this.#models = models;
@@ -74,7 +74,7 @@ export class Settings {
 
   #learnCaptions(defaults) {
     const isNews = Object.entries(defaults).some(([name, value]) => value !== this.#captionDefaults[name]);
-    // Filled in only then: somebody may be typing.
+    // Only if unchanged, as the user may be typing.
     if (!isNews) return;
     this.#captionDefaults = defaults;
     this.#fillCaptions();
@@ -97,10 +97,10 @@ export class Settings {
     byId("settings-open").addEventListener("click", () => this.open());
     byId("settings").addEventListener("change", () => this.#keep());
     byId("settings").addEventListener("click", (event) => {
-      // The dialog itself is hit only beside its content.
+      // The target is the dialog itself only for clicks outside of its content.
       if (event.target === byId("settings")) byId("settings").close();
     });
-    // Nothing is sent: the form only closes the dialog, also from a field by Enter.
+    // Nothing is submitted: the form only closes the dialog, also on Enter.
     byId("settings-form").addEventListener("submit", (event) => {
       event.preventDefault();
       byId("settings").close();
@@ -129,7 +129,7 @@ export class Settings {
     for (const [name, id] of Object.entries(CAPTION_FIELDS)) byId(id).value = chosen[name];
   }
 
-  /** Light or dark, whatever the system has. */
+  /** Light or dark, regardless of the system. */
   #showTheme() {
     document.documentElement.dataset.theme = byId("theme").value;
   }
@@ -138,7 +138,7 @@ export class Settings {
     store("format", this.format);
     store("theme", byId("theme").value);
     this.#showTheme();
-    // The track is not kept: the next recording may have no second one.
+    // The track is not stored, as the next recording may have only one.
     store("allow-partial", byId("allow-partial").checked);
     store("spoken", byId("spoken").value);
     if (this.#models.length > 1) store("model", byId("model").value);
@@ -148,13 +148,13 @@ export class Settings {
     this.#onChange();
   }
 
-  /** Store what differs from the server's settings, so that a change there is followed here. */
+  /** Store only values that differ from the server's, so that changes there take effect here. */
   #keepCaptions() {
     const differing = Object.entries(this.captions).filter(([name, value]) => value !== this.#captionDefaults[name]);
     store("captions", Object.fromEntries(differing));
   }
 
-  /** Offer the models; where there is but one, there is nothing to choose. */
+  /** List the models; with only one, hide the choice. */
   #showModels() {
     const isChoice = this.#models.length > 1;
     const chosen = byId("model").value || readStored("model", "");

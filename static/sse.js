@@ -1,11 +1,11 @@
-/** Server-sent events, read from text that comes in pieces. */
+/** Parser of server-sent events that arrive in pieces. */
 
 export class EventReader {
   #rest = "";
 
-  /** Take the next piece of the stream; give the events that are complete by now, parsed. */
+  /** Take the next piece of the stream; return the events that are complete by now, parsed. */
   read(piece) {
-    // A long event comes in many pieces: what was searched for its end is not searched again.
+    // A long event arrives in many pieces: do not search the same text for its end again.
     let searched = Math.max(0, this.#rest.length - 1);
     this.#rest += piece;
     const events = [];

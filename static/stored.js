@@ -1,7 +1,7 @@
 /**
- * Small choices that outlive the page, in localStorage.
+ * Small settings in localStorage.
  *
- * Some private modes refuse storage: a choice then lasts as long as the page.
+ * Some private modes refuse storage: a setting then lasts as long as the page.
  */
 
 const PREFIX = "parakeet.";

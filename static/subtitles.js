@@ -1,27 +1,27 @@
 /**
  * Sentences -> cues; SRT and WebVTT text.
  *
- * The same layout as the server's `subtitles.py`, function by function, so that an edited transcript
+ * The same algorithm as the server's `subtitles.py`, function by function, so that an edited transcript
  * breaks where the server would break it; a test compares the two. Times are whole milliseconds.
  *
  * `options`: `{lineLength, lines, longestS, shortestS, mergeGapS, gapS, fewCharacters}`.
  */
 
-/** What the page does not ask about; the server's defaults. */
+/** Options that the page does not offer; the server's defaults. */
 export const FIXED_OPTIONS = { shortestS: 1.5, mergeGapS: 0.3, gapS: 0.06, fewCharacters: 6 };
 
-/** What splitting after a comma costs, where splitting inside a phrase costs 1. */
+/** Cost of splitting after a comma, relative to splitting inside a phrase. */
 const PUNCTUATION_COST = 0.2;
 /** A pause this long inside a sentence is as good a place to split as a comma. */
 const TELLING_PAUSE_MS = 500;
-/** A part that holds less than this share of what a cue may hold is an orphan: it would flash. */
+/** A part with less than this share of a cue's limits is an orphan: too brief to read. */
 const SPARSE_FILL = 0.2;
 
 const CLAUSE_END = /[,;:!?–—…、。！，：；？]["'’”»)\]]*$/;
-/** What an SRT parser may take for the arrow of a timing line. */
+/** Texts that an SRT parser may take for the arrow of a timing line. */
 const SRT_ARROW = /-[- ]*>/g;
 
-/** Lay a transcript out as cues: `{start, end, lines}` each, milliseconds. Every word once, in order. */
+/** Convert a transcript to cues: `{start, end, lines}` each, milliseconds. Every word once, in order. */
 export function makeCues(transcript, options) {
   const limits = limitsOf(options);
   const pieces = transcript.sentences
@@ -65,7 +65,7 @@ function limitsOf({ lineLength, lines, longestS, shortestS, mergeGapS, gapS, few
   };
 }
 
-/** An edit may have put several words, or none, in one's place: those share its time. */
+/** An edit may have replaced a word by several or none: those share its time. */
 function readableWords(words, speaker) {
   return words.flatMap(({ text, start, end }) =>
     text.split(/\s+/).filter(Boolean).map((part) => ({
@@ -78,7 +78,7 @@ function readableWords(words, speaker) {
   );
 }
 
-/** Split at word times into parts that fit, at the cheapest set of places. */
+/** Split at word times into parts that fit, with the lowest total cost. */
 function split(piece, limits) {
   if (fits(piece, limits)) return [piece];
   const firsts = cheapestFirsts(piece, limits);
@@ -96,7 +96,7 @@ function cheapestFirsts(piece, limits) {
     costs[end] = Infinity;
     for (const { first, cost } of lastParts(piece, end, limits)) {
       const total = costs[first] + splitCosts[first] + cost;
-      // Of equals the earlier beginning: `lastParts` goes backwards.
+      // On equal cost the earlier start: `lastParts` goes backwards.
       if (total <= costs[end]) [costs[end], firsts[end]] = [total, first];
     }
   }
@@ -109,7 +109,7 @@ function splitCost(before, after) {
   return 1 - ((1 - PUNCTUATION_COST) * pause) / TELLING_PAUSE_MS;
 }
 
-/** Yield where a part that ends before word `end` may begin, and what that part costs. */
+/** Yield the possible starts of a part that ends before word `end`, each with its cost. */
 function* lastParts(piece, end, limits) {
   let characters = -1;
   for (let first = end - 1; first >= 0; first -= 1) {
@@ -120,7 +120,7 @@ function* lastParts(piece, end, limits) {
   }
 }
 
-/** Append pieces to the one before where either is short and both fit into one cue. */
+/** Append pieces to the previous one if either is short and both fit into one cue. */
 function mergeShort(pieces, limits) {
   const merged = [];
   for (const piece of pieces) {
@@ -148,7 +148,7 @@ function fits(piece, limits) {
   return fill(characterCount(piece), duration(piece), limits) <= 1;
 }
 
-/** Give the share of what a cue may hold, in characters or in time, whichever is more. */
+/** Return the share of what a cue may hold, in characters or in time, whichever is more. */
 function fill(characters, length, limits) {
   return Math.max(characters / limits.characters, length / limits.longest);
 }
@@ -161,7 +161,7 @@ function duration(piece) {
   return piece.at(-1).end - piece[0].start;
 }
 
-/** Give each cue's start and end: in order, never overlapping, with a gap between. */
+/** Return each cue's start and end: in order, never overlapping, with a gap between. */
 function timesOf(pieces, limits) {
   const starts = [];
   for (const piece of pieces) starts.push(Math.max(piece[0].start, (starts.at(-1) ?? -1) + 1));
@@ -174,7 +174,7 @@ function timesOf(pieces, limits) {
   });
 }
 
-/** Break text into as few lines as the length allows, as even as they can be. */
+/** Break text into as few lines as the length allows, as even as possible. */
 function breakLines(piece, limits) {
   const count = Math.min(fillLines(piece, limits.lineLength).length, limits.lines);
   let [low, high] = [0, characterCount(piece)];
@@ -186,7 +186,7 @@ function breakLines(piece, limits) {
   return fillLines(piece, low).map((words) => words.map((word) => word.text).join(" "));
 }
 
-/** Fill lines of `width` characters one after the other; a longer word gets its own. */
+/** Fill lines of `width` characters; a longer word gets its own line. */
 function fillLines(piece, width) {
   const lines = [];
   let room = 0;

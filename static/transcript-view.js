@@ -1,8 +1,8 @@
 /**
  * The transcript on the page: paragraphs of sentences with times, words that can be played and marked.
  *
- * Every sentence is in the page as text, for the browser's own search and for screen readers, and laid
- * out: a jump knows where it goes. Only those near the window have an element for each word: 12 hours
+ * Every sentence is in the page as text, for the browser's search and for screen readers, and laid
+ * out, so that jumps have a target. Only those near the window have an element for each word: 12 hours
  * are 100,000 of them.
  *
  * Keyboard: one stop for Tab. Up and Down go from sentence to sentence, Left and Right from word to
@@ -14,9 +14,9 @@ import { clock, number, text } from "./i18n.js";
 import { SentenceEditor } from "./sentence-editor.js";
 import { isUncertain } from "./transcript.js";
 
-/** How far outside the window sentences get their words. */
+/** Distance from the window within which sentences get elements for words. */
 const NEAR = "800px 0px";
-/** How long the scrolling must rest for that: what flies by is never read word by word. */
+/** How long scrolling must pause before that. */
 const REST_MS = 80;
 /** How long the target of a jump stays marked. */
 const TARGET_MS = 2_000;
@@ -40,7 +40,7 @@ export class TranscriptView {
 
   /**
    * `onPlay(seconds)` is called to play from a moment, `onEditing()` when an edit begins, `onFollow()`
-   * when the person has scrolled away from what is spoken.
+   * when the user has scrolled away from the current word.
    */
   constructor({ onPlay, onEditing, onFollow }) {
     this.#onPlay = onPlay;
@@ -94,14 +94,14 @@ export class TranscriptView {
     this.#follows = true;
   }
 
-  /** Take what an edit has changed. */
+  /** Update the sentences that an edit has changed. */
   changed({ isStructural, changed }) {
     this.#spoken = -1;
     if (isStructural) {
       this.keepPlace(() => this.#write());
     } else {
       for (const at of changed) this.#items[at].querySelector(".words").textContent = this.#transcript.textOf(this.#transcript.sentences[at]);
-      // The numbers of all words behind may have moved.
+      // The indices of all following words may have changed.
       for (const item of this.#items) if (item.dataset.expanded) this.#writeWords(item);
     }
   }
@@ -116,11 +116,11 @@ export class TranscriptView {
     this.#writeHoles();
     this.#stop = null;
     if (this.#items.length > 0) this.#stopAt(this.#items[0].querySelector(".time"));
-    // A paragraph each: to look after every sentence of ten hours would make scrolling slow.
+    // Observe paragraphs: observing every sentence of ten hours would slow down scrolling.
     for (const paragraph of paragraphs) this.#observer.observe(paragraph);
   }
 
-  /** Say between the sentences where there is speech without words. */
+  /** Mark speech without words between the sentences. */
   #writeHoles() {
     for (const { code, start, end } of this.#transcript.warnings) {
       if (code !== "speech_without_words" || start === null) continue;
@@ -133,7 +133,7 @@ export class TranscriptView {
     }
   }
 
-  /** Have the sentence at the window's middle stay where it is. */
+  /** Keep the sentence in the middle of the window at its position. */
   keepPlace(act) {
     const middle = innerHeight / 2;
     const at = this.#items.findIndex((item) => item.getBoundingClientRect().bottom > middle);
@@ -143,7 +143,7 @@ export class TranscriptView {
     if (item) window.scrollBy({ top: item.getBoundingClientRect().top - before, behavior: "instant" });
   }
 
-  /** Mark the word that is being spoken, and keep it in view. */
+  /** Mark the word being played, and keep it in view. */
   markSpoken(index) {
     if (index === this.#spoken) return;
     this.#wordElement(this.#spoken)?.classList.remove("speaking");
@@ -154,7 +154,7 @@ export class TranscriptView {
     if (item && this.#follows && !this.#editor.isOpen && !this.#current) keepInView(item);
   }
 
-  /** Go where a person has moved the sound to, and mark it. */
+  /** Scroll to the time that was sought, and mark it. */
   showMoment(index) {
     this.#current = null;
     const item = this.#itemOf(Math.max(0, index));
@@ -163,7 +163,7 @@ export class TranscriptView {
     this.#target(item);
   }
 
-  /** Mark the sentence that a jump has led to. */
+  /** Mark the target sentence of a jump. */
   #target(item) {
     clearTimeout(this.#targetTimer);
     for (const marked of this.#list.querySelectorAll(".target")) marked.classList.remove("target");
@@ -171,7 +171,7 @@ export class TranscriptView {
     this.#targetTimer = setTimeout(() => item.classList.remove("target"), TARGET_MS);
   }
 
-  /** Mark places, `{first, end}` each, and go to the one at `current`. */
+  /** Mark matches, `{first, end}` each, and go to the one at `current`. */
   markFound(places, current) {
     const touched = new Set([...this.#sentencesOf(this.#found), ...this.#sentencesOf(places)]);
     this.#found = places;
@@ -184,7 +184,7 @@ export class TranscriptView {
     this.#target(item);
   }
 
-  /** Go to a word and put the keyboard there. */
+  /** Scroll to a word and focus it. */
   goTo(index) {
     const item = this.#itemOf(index);
     this.#expand(item);
@@ -201,7 +201,7 @@ export class TranscriptView {
     const time = element("button", { type: "button", className: "time", tabIndex: -1, textContent: clock(sentence.startS) });
     time.setAttribute("aria-label", text("transcript.play_from", { time: clock(sentence.startS) }));
     const words = element("span", { className: "words", textContent: this.#transcript.textOf(sentence) });
-    // A space, for the reading view and for what is copied.
+    // A space, for the text view and for copied text.
     const item = element("div", { className: "sentence" }, time, words, " ");
     item.dataset.index = index;
     return item;
@@ -243,7 +243,7 @@ export class TranscriptView {
     this.#keepStop(item);
   }
 
-  /** Write a sentence again after its words or their marks have changed; far ones have no marks. */
+  /** Render a sentence again after its words or marks have changed. */
   #rewrite(index) {
     if (this.#items[index].dataset.expanded) this.#writeWords(this.#items[index]);
   }
@@ -340,12 +340,12 @@ export class TranscriptView {
     jumpTo(target.closest(".sentence"), block);
   }
 
-  /** Keep the transcript reachable by Tab after its stop was among the words written anew. */
+  /** Restore the tab stop after its word was rendered again. */
   #keepStop(item) {
     if (this.#stop && !this.#stop.isConnected) this.#stopAt(item.querySelector(".time"));
   }
 
-  /** Make `target` the transcript's one stop for Tab; a word is a button while it is that. */
+  /** Make `target` the transcript's only tab stop; a word is a button while it is that. */
   #stopAt(target) {
     if (this.#stop) leave(this.#stop);
     this.#stop = target;
@@ -368,7 +368,7 @@ export class TranscriptView {
   #edit(item, word = null) {
     this.#editor.close();
     const at = Number(item.dataset.index);
-    // An edit of another tab may have taken it away.
+    // Another tab's edit may have removed it.
     if (!item.isConnected) return;
     const place = word ? Number(word.dataset.word) - this.#sentence(item).first : -1;
     this.#editor.open(item, this.#transcript, at, place);
@@ -398,12 +398,12 @@ function uncertainty({ probability }) {
   return text("transcript.uncertain", { percent: number(probability, { style: "percent" }) });
 }
 
-/** Go there at once: on the way through hours of text there is nothing to see. */
+/** Scroll there at once, without animation. */
 function jumpTo(item, block) {
   item.scrollIntoView({ block, behavior: "instant" });
 }
 
-/** Follow what is spoken: only a sentence that is about to leave the window moves the page. */
+/** Follow playback: scroll only when a sentence is about to leave the window. */
 function keepInView(item) {
   const { top, bottom } = item.getBoundingClientRect();
   const above = byId("tools").getBoundingClientRect().bottom;

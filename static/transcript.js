@@ -1,12 +1,12 @@
 /**
- * A transcript: words with times and probabilities, in sentences; edits reach every format.
+ * A transcript: words with times and probabilities, in sentences; edits are in every export.
  *
  * Each change is an event `{key, type, ...}`: `edit` replaces sentences by others, `undo` and `redo`
- * walk through the edits. The same events in the order of their keys give the same transcript, so
- * a log of them is what is stored, and what another tab is sent.
+ * move through the edits. The same events in the order of their keys give the same transcript, so
+ * their log is stored, and sent to other tabs.
  */
 
-/** Below this probability a word is worth a second look. */
+/** Words below this probability are marked as uncertain. */
 const UNCERTAIN_BELOW = 0.5;
 /** A pause this long begins a new paragraph of plain text. */
 const PARAGRAPH_PAUSE_S = 1.5;
@@ -31,9 +31,9 @@ export class Transcript {
   #undone = [];
   #lastKey = "";
 
-  /** Read a `verbose_json` answer, and do again what `events` did to it. */
+  /** Build from a `verbose_json` response, and apply `events` to it. */
   constructor(answer, events = []) {
-    // The tokens' log-probabilities are the words' already, and the most of it by far.
+    // The words already have the log-probabilities of the tokens, which are most of the data.
     const { logprobs, ...rest } = answer;
     this.#answer = rest;
     this.durationS = answer.duration;
@@ -46,7 +46,7 @@ export class Transcript {
     return this.#answer.language;
   }
 
-  /** `{code, message, start, end}` each: what the server says of how the recording was heard. */
+  /** The server's warnings, `{code, message, start, end}` each. */
   get warnings() {
     return this.#answer.warnings ?? [];
   }
@@ -85,12 +85,12 @@ export class Transcript {
     return lastWhere(this.sentences, (sentence) => sentence.first <= index);
   }
 
-  /** Find the word being spoken at a moment, or the last one before; -1 before the first. */
+  /** Find the word at a time, or the last one before; -1 before the first. */
   wordAt(seconds) {
     return lastWhere(this.words, (word) => word.start <= seconds);
   }
 
-  /** Give the next uncertain word after `index`, from the start again after the last; else -1. */
+  /** Return the next uncertain word after `index`, from the start again after the last; else -1. */
   uncertainAfter(index) {
     const next = this.words.findIndex((word, place) => place > index && isUncertain(word));
     return next === -1 ? this.words.findIndex(isUncertain) : next;
@@ -102,7 +102,7 @@ export class Transcript {
     return needle === "" ? [] : this.sentences.flatMap((sentence) => this.#placesIn(sentence, needle));
   }
 
-  /** Group the sentences as paragraphs; give the indices of each one's. */
+  /** Group the sentences as paragraphs; return the indices of each one's. */
   paragraphs() {
     const groups = [];
     let length = 0;
@@ -120,13 +120,13 @@ export class Transcript {
     return groups;
   }
 
-  /** Write it as paragraphs. */
+  /** Render it as paragraphs. */
   toText() {
     const paragraphs = this.paragraphs().map((group) => group.map((index) => this.textOf(this.sentences[index])).join(" "));
     return paragraphs.map((paragraph) => `${paragraph}\n`).join("\n");
   }
 
-  /** Write it as `verbose_json`; what was edited says so, as its probabilities are no longer its own. */
+  /** Render it as `verbose_json`; edited words are marked, as their probabilities do not apply. */
   toJson() {
     if (!this.isEdited) return this.#answer;
     return {
@@ -153,7 +153,7 @@ export class Transcript {
 
   // ---- Edits ----
 
-  /** Put `text` in a word's place; it may be several words, or none. */
+  /** Replace a word by `text`, which may be several words, or none. */
   editWord(index, text) {
     const at = this.sentenceOf(index);
     const sentence = this.sentences[at];
@@ -163,14 +163,14 @@ export class Transcript {
     this.#replace([{ at, count: 1, sentences: [{ ...sentence, words: words.toSpliced(place, 1, ...written) }] }]);
   }
 
-  /** Put `text` in a sentence's place; words that stay keep their times, the others share what is between. */
+  /** Replace a sentence by `text`; unchanged words keep their times, the others share the time between. */
   editSentence(at, text) {
     const sentence = this.sentences[at];
     const words = retimed(this.wordsOf(sentence), text);
     this.#replace([{ at, count: 1, sentences: words.length > 0 ? [{ ...sentence, words }] : [] }]);
   }
 
-  /** Write `before` and `after` as two sentences in the place of one. */
+  /** Replace a sentence by two, `before` and `after`. */
   split(at, before, after) {
     const sentence = this.sentences[at];
     const words = retimed(this.wordsOf(sentence), `${before} ${after}`);
@@ -188,7 +188,7 @@ export class Transcript {
     ]);
   }
 
-  /** Make one sentence of this one and the next; the first one's speaker says it. */
+  /** Join a sentence with the next; it keeps the first one's speaker. */
   joinNext(at, text = null) {
     const [first, second] = this.sentences.slice(at, at + 2);
     if (!second) return;
@@ -196,7 +196,7 @@ export class Transcript {
     this.#replace([{ at, count: 2, sentences: [{ ...first, words: [...words, ...this.wordsOf(second)] }] }]);
   }
 
-  /** Name who speaks, from a sentence on to where another speaker begins. */
+  /** Set the speaker, from a sentence to the next change of speaker. */
   setSpeaker(at, speaker) {
     const was = this.sentences[at].speaker ?? null;
     let end = at;
@@ -211,7 +211,7 @@ export class Transcript {
     if (name !== was) this.#replace(parts);
   }
 
-  /** Replace each place where `wanted` is, whatever its case; give how many there were. */
+  /** Replace each place where `wanted` is, whatever its case; return how many there were. */
   replaceAll(wanted, replacement) {
     const needle = folded(wanted.trim());
     if (needle === "") return 0;
@@ -242,7 +242,7 @@ export class Transcript {
     if (this.canRedo) this.#make({ type: "redo" });
   }
 
-  /** Take an event of another tab; give whether it came in its turn. Else all must be read anew. */
+  /** Apply an event of another tab; return whether it was in order. If not, all must be read again. */
   take(event) {
     if (event.key <= this.#lastKey) return false;
     this.onChange(this.#apply(event));
@@ -279,7 +279,7 @@ export class Transcript {
   }
 
   #make(what) {
-    // After all that are known, wherever their clocks stand.
+    // After all known keys, even if another tab's clock is ahead.
     const last = Number(this.#lastKey.slice(0, 15));
     const now = String(Math.max(Date.now(), last + 1)).padStart(15, "0");
     const event = { ...what, key: `${now}.${TAB}.${(eventCount += 1)}` };
@@ -304,14 +304,14 @@ export class Transcript {
     return change;
   }
 
-  /** Replace sentences; give what undoes it, and what has changed. */
+  /** Replace sentences; return what undoes it, and what has changed. */
   #applyParts(parts) {
     const inverse = [];
     const changed = [];
     let isStructural = false;
     for (const { uids, after, sentences } of parts) {
       const at = this.#placeOf(uids, after);
-      // Another tab has taken these sentences away at the same moment.
+      // Another tab has removed these sentences at the same time.
       if (at === -1) continue;
       const was = this.sentences.slice(at, at + uids.length).map((sentence) => ({ ...sentence, words: this.wordsOf(sentence) }));
       this.#splice(at, uids.length, sentences);
@@ -356,7 +356,7 @@ export class Transcript {
   }
 }
 
-/** Tell whether a word is worth a second look; one that a person has written is not. */
+/** Tell whether a word is uncertain; an edited one is not. */
 export function isUncertain({ probability, edited }) {
   return !edited && probability !== null && probability < UNCERTAIN_BELOW;
 }
@@ -385,7 +385,7 @@ function placesOf(text, needle) {
 }
 
 /**
- * Give the words of `text`, with the times of `words` in whose place they stand.
+ * Return the words of `text`, with the times of `words` in whose place they stand.
  *
  * Words that stay keep their time and probability; those between two of them share the time between.
  */
@@ -431,7 +431,7 @@ function matches(words, tokens) {
   while (tail < Math.min(words.length, tokens.length) - head && words.at(-1 - tail).text === tokens.at(-1 - tail)) tail += 1;
   const pairs = Array.from({ length: head }, (_, index) => [index, index]);
   const [rows, columns] = [words.length - head - tail, tokens.length - head - tail];
-  // Lengths of the rest's longest common subsequences; a pasted novel is not compared word by word.
+  // Lengths of the longest common subsequences of the rests; very long texts are not compared.
   if (rows * columns <= 1_000_000) {
     const lengths = Array.from({ length: rows + 1 }, () => new Uint16Array(columns + 1));
     for (let row = rows - 1; row >= 0; row -= 1) {
@@ -452,13 +452,13 @@ function matches(words, tokens) {
   return pairs;
 }
 
-/** Share the words out to the segments; both are in order, and a segment holds whole words. */
+/** Assign the words to the segments; both are in order, and a segment holds whole words. */
 function sentencesOf(segments, words) {
   let next = 0;
   return segments.map(({ start, end, speaker }, index) => {
     const first = next;
     const following = segments[index + 1]?.start ?? Infinity;
-    // At least one: two sentences may begin at the same moment.
+    // At least one, as two sentences may start at the same time.
     do next += 1;
     while (next < words.length && words[next].start < following);
     next = Math.min(next, words.length);
@@ -470,7 +470,7 @@ function joined(words) {
   return words.map((word) => word.text).filter(Boolean).join(" ");
 }
 
-/** Lower-case letter by letter, so that every offset stays what it is. */
+/** Lower-case letter by letter, so that offsets do not change. */
 function folded(text) {
   return Array.from({ length: text.length }, (_, index) => {
     const lower = text[index].toLowerCase();

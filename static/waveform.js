@@ -1,7 +1,7 @@
 /**
- * A picture of the sound with the sentences on it, and a slider to move in it.
+ * The waveform with the sentences below it, and a slider for seeking.
  *
- * A long recording is drawn twice: all of it, and closer what is around the moment that plays.
+ * A long recording is drawn twice: as a whole, and zoomed in around the current time.
  */
 
 import { prepareCanvas } from "./canvas.js";
@@ -9,15 +9,15 @@ import { byId } from "./dom.js";
 import { clock, text } from "./i18n.js";
 import { Peaks } from "./peaks.js";
 
-/** Pixels of a second in the closer picture: a sentence's first words can be read. */
+/** Pixels per second when zoomed in, so that a sentence's first words can be read. */
 const CLOSE_SCALE = 28;
-/** A recording that is this much longer than the closer picture needs a second one of all of it. */
+/** A recording longer than the zoomed view by this factor is also drawn as a whole. */
 const WORTH_TWO = 1.5;
-/** Share of the closer picture that has passed when it moves on with the sound. */
+/** Position of the playhead, as a share of the zoomed view, at which it scrolls. */
 const PLAYHEAD_AT = 0.3;
 const BAR_WIDTH = 2;
 const BAR_GAP = 1;
-/** Height of the sentences below the sound, in pixels. */
+/** Height of the sentences below the waveform, in pixels. */
 const LABEL_HEIGHT = 24;
 const RIBBON_HEIGHT = 4;
 /** A narrower sentence would show no more than a letter. */
@@ -36,13 +36,13 @@ export class Waveform {
   #scheduled = false;
   #onSeek;
 
-  /** `onSeek(seconds)` is called when the person goes to a moment. */
+  /** `onSeek(seconds)` is called when the user seeks. */
   constructor(onSeek) {
     this.#onSeek = onSeek;
     this.#listen();
   }
 
-  /** Show a recording; peaks and sentences may still be on their way. */
+  /** Show a recording; peaks and sentences may arrive later. */
   show({ peaks, transcript, durationS, seconds }) {
     this.#peaks = peaks;
     this.#transcript = transcript;
@@ -56,7 +56,7 @@ export class Waveform {
     this.#slider.hidden = true;
   }
 
-  /** Put the playhead at a moment. */
+  /** Set the position of the playhead. */
   moveTo(seconds) {
     this.#seconds = seconds;
     this.#slider.setAttribute("aria-valuenow", Math.round(seconds));
@@ -65,7 +65,7 @@ export class Waveform {
     this.redraw();
   }
 
-  /** Draw again before the next frame, once however often it is asked for. */
+  /** Schedule one redraw before the next frame. */
   redraw() {
     if (this.#scheduled || this.#slider.hidden) return;
     this.#scheduled = true;
@@ -108,7 +108,7 @@ export class Waveform {
     this.#onSeek(Math.min(Math.max(0, target), this.#durationS));
   }
 
-  /** How much the closer picture shows. */
+  /** Seconds shown in the zoomed view. */
   get #closeS() {
     return this.#slider.clientWidth / CLOSE_SCALE;
   }
@@ -191,10 +191,10 @@ function drawLabel({ context }, { left, top, width, height }, label, colour) {
   context.fillText(shortened(context, label, width - 12), left + 6, top + height / 2);
 }
 
-/** Give as much of a text as fits, by whole letters. */
+/** Return as much of a text as fits, by whole letters. */
 function shortened(context, label, width) {
   if (context.measureText(label).width <= width) return label;
-  // No letter is narrower than 2 pixels: the rest need not be measured.
+  // No letter is narrower than 2 pixels, so longer texts need not be measured.
   let shown = label.slice(0, Math.ceil(width / 2));
   while (shown && context.measureText(`${shown}…`).width > width) shown = shown.slice(0, -1);
   return `${shown.trimEnd()}…`;

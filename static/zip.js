@@ -1,4 +1,4 @@
-/** ZIP archives without compression: what a DOCX is, and several transcripts at once. */
+/** ZIP archives without compression, for DOCX files and for several transcripts. */
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, index) => {
   let value = index;
@@ -9,7 +9,7 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, index) => {
 const FLAGS = 0x0800;
 const VERSION = 20;
 
-/** Give the archive of `{name, body}` files, `body` a string or bytes, as a `Blob`. */
+/** Return the archive of `{name, body}` files, `body` a string or bytes, as a `Blob`. */
 export function zip(files, type = "application/zip", moment = new Date()) {
   const parts = [];
   const directory = [];
