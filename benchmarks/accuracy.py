@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL_SPEECH = ROOT / "samples" / "real-speech"
 ENGLISH_MODEL = ROOT / "samples" / "english-model" / "whisper-tdt-small-en.nemo"
 LONG_S = 60.0
-"""Recordings from here on are not joined with others."""
+"""Longer recordings are not joined with others."""
 WAYS = (
     Policy(10 / 60, 1.7, align=True),
     Policy(0.5, 5, align=True),
@@ -44,7 +44,7 @@ _PAUSE = np.zeros(SAMPLE_RATE // 2, np.int16)
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Speech and what is said in it."""
+    """Audio and its reference text."""
 
     source: str
     text: str
@@ -53,7 +53,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Rate:
-    """Errors of some recordings, and how many words there are in them."""
+    """Word errors of some recordings, and their number of words."""
 
     errors: Errors
     words: int

@@ -1,4 +1,4 @@
-"""The design that speech-to-text services around NeMo commonly have, to measure ours against.
+"""A baseline with the common design of speech-to-text services around NeMo.
 
     .venv/bin/python -m benchmarks.baseline --port 5093
     .venv/bin/python -m benchmarks.baseline --port 5093 --no-clean-ups
@@ -60,7 +60,7 @@ class Baseline:
         self._permit = threading.Semaphore(1)
 
     def transcribe(self, upload: Path, folder: Path) -> str:
-        """Transcribe a file; what is made on the way stays in `folder`."""
+        """Transcribe a file; intermediate files stay in `folder`."""
         whole = folder / "whole.wav"
         _ffmpeg("-i", str(upload), "-ac", "1", "-ar", "16000", "-c:a", "pcm_s16le", str(whole))
         length_s = (whole.stat().st_size - 44) / 32000
@@ -105,7 +105,7 @@ def _silences(wav: Path) -> list[float]:
 
 
 def _cuts(length_s: float, silences: list[float]) -> list[float]:
-    """Part a recording; a cut moves to the nearest silence if one is near."""
+    """Cut a recording; a cut moves to the nearest silence if one is near."""
     cuts = [0.0]
     while length_s - cuts[-1] > CHUNK_S:
         wanted = cuts[-1] + CHUNK_S - OVERLAP_S

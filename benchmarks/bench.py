@@ -1,4 +1,4 @@
-"""Time the whole service, as ratios of things that are measured side by side in one run.
+"""Time the whole service, as ratios of times measured in one run.
 
     make bench                                               the table, 20 minutes on two cores
     make bench MODEL=english                                 with the small English model
@@ -50,7 +50,7 @@ BESIDE_CLIPS = 50
 
 @dataclass(frozen=True)
 class Bench:
-    """What the parts of the table need."""
+    """The inputs of the parts of the table."""
 
     service: Service
     recognizer: NemoRecognizer
@@ -61,7 +61,7 @@ class Bench:
     started_s: float
     """From the start of the server's process to the words of a first clip."""
     started_cpu_s: float
-    """The processor time that this took."""
+    """The CPU time of that."""
 
     def samples(self, file: Path) -> Pcm:
         """Decode a whole recording, shape `(samples,)`."""
@@ -188,7 +188,7 @@ def memory(bench: Bench) -> None:
     short, long = bench.recording(10), bench.recording(600)
     bench.service.transcribe(short)
     runs = [_peak(bench.service, [short]) for _ in range(2 * ROUNDS)]
-    # The highest of several: ten hours give passes more chances to meet at their peaks.
+    # The highest of several: in ten hours, peaks of passes are more likely to coincide.
     short_mb = max(peak_mb for peak_mb, _ in runs)
     short_s = statistics.median(elapsed_s for _, elapsed_s in runs)
     long_mb, elapsed_s = _peak(bench.service, [long])
@@ -207,7 +207,7 @@ def memory(bench: Bench) -> None:
 
 
 def cold_start(bench: Bench) -> None:
-    """What the first minute takes: start, first words, ten minutes of a file."""
+    """The first minute: start, first words, ten minutes of a file."""
     file = bench.recording(10)
     with bench.service.peak() as idle:
         bench.service.transcribe(_clips()[0])
@@ -235,7 +235,7 @@ MODELS = {
 
 
 def _baselines(bench: Bench) -> tuple[bool, ...]:
-    """Tell which baselines there are, with clean-ups of memory or without."""
+    """List the baselines: with and without memory clean-ups."""
     return (True, False) if bench.model == "grammar" else ()
 
 

@@ -1,4 +1,4 @@
-"""Ask for health and short transcripts beside 300 slow connections, and without them.
+"""Request health and short transcripts with and without 300 slow connections.
 
     make connections                                       500 connections
     .venv/bin/python -m benchmarks.connections --slow 60 --healthy 40
@@ -29,11 +29,11 @@ from benchmarks.service import running_service
 
 ROUNDS = 3
 ASKING = 4
-"""Healthy clients that ask at the same time."""
+"""Number of concurrent normal clients."""
 CLIP_EVERY = 10
-"""One in so many healthy requests is a transcription."""
+"""One in so many requests of normal clients is a transcription."""
 SETTLE_S = 2.0
-"""For what the slow ones ask at their beginning."""
+"""Requests with which the slow clients begin."""
 TRICKLE_S = 1.0
 """How often a slow client sends its next byte."""
 CLIP = (SPEECH / "clip-003.flac").read_bytes()
@@ -43,13 +43,13 @@ BODY = (
     HEAD + b"1\r\nContent-Type: multipart/form-data; boundary=sep\r\nContent-Length: 9999\r\n\r\n"
 )
 UNREAD = b"GET /static/app.js HTTP/1.1\r\nHost: here\r\n\r\n" * 5
-"""140 KB, more than such a client's socket takes."""
+"""140 KB, more than such a client's socket buffer holds."""
 SLOW_STARTS = (HEAD, BODY, UNREAD, b"")
 
 
 @contextmanager
 def slow_clients(address: tuple[str, int], count: int) -> Iterator[None]:
-    """Keep so many slow connections until the block ends."""
+    """Keep so many slow connections open until the block ends."""
     done = threading.Event()
     with ExitStack() as stack:
         trickling = []
@@ -74,13 +74,13 @@ def slow_clients(address: tuple[str, int], count: int) -> Iterator[None]:
 def _trickle(connections: list[socket.socket], done: threading.Event) -> None:
     while not done.wait(TRICKLE_S):
         for connection in connections:
-            # Cut off, as it should be.
+            # Closed by the server, as expected.
             with contextlib.suppress(OSError):
                 connection.send(b"x")
 
 
 def ask_all(clients: list[httpx.Client]) -> tuple[list[float], list[float]]:
-    """Let every client ask once; give the times of health and of transcripts, ms."""
+    """Send one request per client; return the times of health and of transcripts, ms."""
 
     def ask(number: int) -> float:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Time the encoder's precisions on a CPU, with random weights as large as the 0.6 B model's.
+"""Time the encoder's precisions on a CPU, with random weights of the 0.6B model's shape.
 
     make cpu                                     the table
     .venv/bin/python -m benchmarks.cpu --avx2    as a processor without AVX-512 and bf16 would do it
@@ -37,14 +37,14 @@ from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm
 PRECISIONS: tuple[EncoderPrecision, ...] = ("fp32", "bf16", "int8")
 CHUNKS_S = (10, 30)
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""As the service has it: threads that spin while they wait would time each other."""
+"""As the service sets it: busy-waiting threads would slow each other down."""
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
-"""Makes torch and its libraries leave newer instructions alone; read as torch is imported."""
+"""Variables that disable newer CPU instructions; torch reads them when it is imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def options(precision: EncoderPrecision, threads: int) -> ModelOptions:
 
 
 def beginning(samples: Pcm, seconds: float) -> Chunk:
-    """Make a chunk of so much of a recording."""
+    """Make a chunk of the first seconds of a recording."""
     part = samples[: round(seconds * SAMPLE_RATE)]
     return Chunk(0, 0, part, 0, len(part))
 

@@ -29,12 +29,12 @@ _CLIENTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recording of a person, and what is said in it."""
+    """A recording of a person, and its reference text."""
 
     path: Path
     text: str
     source: str
-    """Where it is from: the rows of the table."""
+    """Its source, a row of the table."""
     duration_s: float
 
 

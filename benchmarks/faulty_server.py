@@ -1,4 +1,4 @@
-"""Serve with faults that can be switched: a recognizer that fails or waits, a clock that is set.
+"""Serve with switchable faults: a recognizer that fails or waits, a clock that is changed.
 
     .venv/bin/python -m benchmarks.faulty_server SWITCHES
 
@@ -24,25 +24,25 @@ from typing import Literal
 
 _POLL_S = 0.1
 SWITCHED_WITHIN_S = 3 * _POLL_S
-"""After so long a switch has its effect, on a busy machine too."""
+"""Time until a switch takes effect, on a busy machine too."""
 LITTLE_MEMORY_S = 10.0
 """Seconds of audio, padding included, that fit where the recognizer "has little memory"."""
 FAULT = "this fault was asked for"
-"""What the log says of each."""
+"""Message of each injected exception in the log."""
 
 Recognition = Literal["works", "raises", "has little memory", "has no memory", "waits"]
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What goes wrong now."""
+    """The active faults."""
 
     recognizer: Recognition = "works"
     clock_s: float = 0.0
     """How far the wall clock is ahead."""
 
     def write(self, file: Path) -> None:
-        """Switch a server; it never sees half a file."""
+        """Set a server's faults; the file is replaced atomically."""
         new = file.with_suffix(".new")
         new.write_text(json.dumps(dataclasses.asdict(self)))
         new.replace(file)
@@ -66,13 +66,13 @@ class Watched:
 
 
 def set_clock(watched: Watched) -> None:
-    """Let `time.time` be ahead."""
+    """Shift `time.time`."""
     clock = time.time
     time.time = lambda: clock() + watched.now.clock_s
 
 
 def make_recognizer_fail(watched: Watched) -> None:
-    """Let `NemoRecognizer.recognize` do what it is told."""
+    """Patch `NemoRecognizer.recognize` to fail as configured."""
     from parakeet_api.model.batching import padded_s
     from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
     from parakeet_api.transcript import Chunk, Word
@@ -110,7 +110,7 @@ def main() -> None:
     """Serve, and end as `app.py` does."""
     trim_when_told()
     watched = Watched(Path(sys.argv[1]))
-    # Before anything takes the clock by another name.
+    # Before any module imports `time.time` under another name.
     set_clock(watched)
     from app import main as run
 

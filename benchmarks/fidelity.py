@@ -1,4 +1,4 @@
-"""Count the words that chunking loses or doubles, over every way to cut and every format.
+"""Count the words that chunking loses or repeats, over all chunkings and formats.
 
     make fidelity                                     the whole table: about an hour on two cores
     .venv/bin/python -m benchmarks.fidelity --quick   a sample of it
@@ -37,7 +37,7 @@ from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
 ROOT = Path(__file__).resolve().parent.parent
 SPEECH = ROOT / "samples" / "speech"
 DEMO_MODEL = ROOT / "tests" / "grammar-model" / "parakeet-tdt-demo-en.nemo"
-"""The tests' model: every word that it should find is known."""
+"""The tests' model, whose output is exactly known."""
 ENGLISH_MODEL = ROOT / "samples" / "english-model" / "whisper-tdt-small-en.nemo"
 
 RECORDINGS = ("long-pauses", "long-dense")
@@ -50,14 +50,14 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "webm": ("-c:a", "libopus", "-b:a", "32k"),
     "mp4": ("-f", "lavfi", "-i", "color=size=64x64:rate=5", "-shortest", "-c:a", "aac"),
 }
-"""Formats and how ffmpeg makes them; the mp4 is a video with this sound."""
+"""Formats and their ffmpeg options; the mp4 is a video with this audio."""
 
 NEAR_SEAM_S = 1.0
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One way to cut."""
+    """A chunking: chunk length and overlap."""
 
     chunk_minutes: float
     overlap_s: float
@@ -158,7 +158,7 @@ def normalize(text: str) -> str:
 
 
 def reference_text(recording: str) -> str:
-    """Read what is said in a long recording."""
+    """Read the reference text of a long recording."""
     sentences = json.loads((SPEECH / f"{recording}.json").read_text())
     return " ".join(sentence["text"] for sentence in sentences)
 

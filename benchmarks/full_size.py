@@ -22,12 +22,12 @@ _CONFIG = "model_config.yaml"
 _WEIGHTS = "model_weights.ckpt"
 _SEED = 0
 _BLANK_BIAS = 0.3
-"""Makes it emit 3 tokens a second, as speech does; 1.0 makes it silent."""
+"""With this value it emits 3 tokens a second, as for speech; with 1.0 none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What differs from the demo model; the rest of the architecture is the same."""
+    """The dimensions that differ from the demo model; the architecture is the same."""
 
     layers: int
     width: int
@@ -78,7 +78,7 @@ def write_checkpoint(target: Path, shape: Shape) -> None:
 
 
 def _grow_tokenizer(folder: Path, config: Any, vocabulary: int) -> list[str]:
-    """Add pieces that no text contains; give all of them."""
+    """Add pieces that no text contains; return all of them."""
     from sentencepiece import sentencepiece_model_pb2 as protobuf
 
     path = folder / _artifact(config.tokenizer.model_path)
@@ -111,7 +111,7 @@ def _grow(config: Any, shape: Shape, pieces: list[str]) -> None:
 
 
 def _let_it_speak(model: Any, blank: int) -> None:
-    """Let the token decoder find as much work as in speech.
+    """Make the token decoder work as much as for speech.
 
     The encoder's output with random weights hardly changes over time: each frame would emit ten
     tokens, or none. So the joint network is given its changes alone.

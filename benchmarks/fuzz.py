@@ -1,4 +1,4 @@
-"""Send what no client would: damaged media to the decoder, damaged requests to the server.
+"""Fuzz the decoder with damaged media, and the server with damaged requests.
 
     make fuzz                                              100,000 of each
     .venv/bin/python -m benchmarks.fuzz --media 500        some media alone
@@ -44,16 +44,16 @@ from parakeet_api.settings import Settings
 from parakeet_api.transcript import Transcript
 
 MOST_AUDIO_S = 600.0
-"""A damaged header may claim anything; decoding ends here."""
+"""A damaged header may declare any length; decoding stops here."""
 SLOW_S = 20.0
 """ffmpeg needs 20 ms for such a file: one that takes so long hangs, on a busy machine too."""
 MOST_MEMORY_MB = 1200
-"""What ffmpeg may have of its own, and its program beside it."""
+"""Memory limit of ffmpeg, plus its executable."""
 HEAD_BYTES = 2048
-"""Most damage is done to a file's head: the rest is mostly samples."""
+"""Most damage is in a file's header: the rest is mostly samples."""
 
 Report = Callable[[int, str], None]
-"""Told the seed of a finding, and what it is."""
+"""Callback with the seed and the description of a finding."""
 
 SOURCE = SPEECH / "clip-003.flac"
 PICTURE = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=5:duration=2")
@@ -65,7 +65,7 @@ PICTURE_PAL = (
     "-c:v",
     "mpeg2video",
 )
-"""What broadcast formats insist on."""
+"""Required by broadcast formats."""
 CONTAINERS: dict[str, tuple[str, ...]] = {
     "a.flac": (),
     "a.mp3": (),
@@ -103,7 +103,7 @@ CONTAINERS: dict[str, tuple[str, ...]] = {
     "sixteen.wav": ("-af", "pan=hexadecagonal|c0=c0|c15=c0"),
     "float.wav": ("-c:a", "pcm_f32le"),
 }
-"""Files of every container, and the options they are made with."""
+"""Files of every container, and their ffmpeg options."""
 
 
 def make_media(folder: Path) -> list[bytes]:
@@ -128,7 +128,7 @@ def samples_of_sphere() -> bytes:
 
 
 def joined(recordings: list[bytes]) -> list[bytes]:
-    """Join recordings of the same kind, as careless tools do."""
+    """Concatenate files of the same format, as some tools do."""
     kinds = (b"ID3", b"RIFF", b"OggS", b"FLV", b"\x1aE")
     return [content * 2 for content in recordings if content.startswith(kinds)]
 
@@ -174,7 +174,7 @@ def damage(content: bytes, rng: random.Random, *, within: int) -> bytes:
             case 1:
                 damaged[place : place + size] = rng.randbytes(size)
             case 2:
-                # Sizes and counts at their ends.
+                # Extreme values of sizes and counts.
                 damaged[place : place + size] = (
                     rng.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * size
                 )
@@ -209,7 +209,7 @@ def fuzz_media(seeds: range, report: Report) -> Counter[str]:
 def decode(decoder: FfmpegDecoder, upload: Path, report: Callable[[str], None]) -> str:
     """Decode a file; name the outcome."""
     started = time.monotonic()
-    # Of whatever this process has started before: in the tests also of a server.
+    # Includes processes that were started before: in the tests also a server.
     largest_mb = max(largest_decoder_mb(), MOST_MEMORY_MB)
     try:
         with closing(decoder.stream(upload)) as blocks:
@@ -235,7 +235,7 @@ def largest_decoder_mb() -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """The whole server but for its model and its threads: bytes in, bytes out."""
+    """The whole server without its model and threads: bytes in, bytes out."""
 
     server: Server
     tasks: deque[Channel]
@@ -265,27 +265,27 @@ class Target:
 
 
 class InstantPipeline:
-    """In the model's place: what is tested stands before it."""
+    """A stand-in for the model, which is not under test."""
 
     def transcribe(self, path: Path, **_: object) -> Transcript:
-        """Read the upload; find it silent."""
+        """Read the upload; return no words."""
         path.read_bytes()
         return Transcript(segments=(), duration=1.0, language="en")
 
     def stream(self, path: Path, **_: object) -> Iterator[Any]:
-        """Find nothing in it."""
+        """Return no words."""
         path.read_bytes()
         yield from ()
 
 
 class InOurThread:
-    """waitress' threads, without threads."""
+    """A replacement of waitress' thread pool without threads."""
 
     def __init__(self) -> None:
         self.tasks: deque[Channel] = deque()
 
     def add_task(self, channel: Channel) -> None:
-        """Let it be served by whoever runs the channel."""
+        """Leave the task to the caller that runs the channel."""
         self.tasks.append(channel)
 
 
@@ -315,7 +315,7 @@ def running_target(folder: Path) -> Iterator[Target]:
 
 
 def make_requests() -> list[bytes]:
-    """Make honest requests of every kind."""
+    """Make valid requests of every kind."""
     fields = {"model": "whisper-1", "response_format": "verbose_json", "language": "en"}
     granular = fields | {"timestamp_granularities[]": "word", "include[]": "logprobs"}
     return [
@@ -403,7 +403,7 @@ def ask(target: Target, sent: bytes, report: Callable[[str], None]) -> str:
 
 
 class _Received(io.BytesIO):
-    """An answer, for `http.client` to read as if it came from a socket."""
+    """A response that `http.client` can read like a socket."""
 
     def makefile(self, *_: object) -> io.BytesIO:
         return self

@@ -1,4 +1,4 @@
-"""Clients that do nothing but ask: clips over HTTP from several processes.
+"""A load generator: clients that send clips over HTTP from several processes.
 
 Each request is written once, before the first is sent, and goes out in one piece over a connection
 of its own, as from programs that keep none. A process has some threads, which wait nearly all the
@@ -32,7 +32,7 @@ _BOUNDARY = b"0123456789abcdef0123456789abcdef"
 
 @dataclass
 class Load:
-    """What clients met within the time that counts."""
+    """Results of the clients within the measured time."""
 
     seconds: float = 0.0
     times_s: list[float] = field(default_factory=list)
@@ -142,7 +142,7 @@ def _turns(requests: Sequence[bytes], first: int) -> Iterator[bytes]:
 
 
 def main() -> None:
-    """Be one of the processes; print what its clients met, as JSON."""
+    """Run one process; print the results of its clients as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clips", type=Path, nargs="+")
     parser.add_argument("--host", required=True)
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
     requests = [request_of(clip.read_bytes()) for clip in options.clips]
-    # All processes begin once each of them is ready.
+    # All processes start once all are ready.
     print("ready", flush=True)
     sys.stdin.readline()
     load = Load(seconds=options.seconds)

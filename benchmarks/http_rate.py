@@ -1,4 +1,4 @@
-"""Measure what HTTP costs beside a fast GPU: the real server around a recognizer that sleeps.
+"""Measure the overhead of HTTP with a fast GPU: the real server around a recognizer that sleeps.
 
     .venv/bin/python -m benchmarks.http_rate                               1, 16, 128, 256 clients
     .venv/bin/python -m benchmarks.http_rate --clients 128 --mixed         clips of 2 to 25 s
@@ -44,11 +44,11 @@ from parakeet_api.model.loading import ModelInfo
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Token, Word
 
 PASS_S = 0.015
-"""What a forward pass takes on an H200, however little there is in it."""
+"""Fixed time of a forward pass on an H200."""
 AUDIO_S = 0.00011
-"""And for each second of audio."""
+"""Additional time for each second of audio."""
 LAUNCHES = 1500
-"""Small operations of a pass, each of which takes the interpreter and lets it go."""
+"""Kernel launches of a pass, each of which acquires and releases the GIL."""
 MEGABYTES = 30_000
 """Memory of a pass in the plan of such a GPU."""
 WORDS_A_SECOND = 2.5
@@ -56,7 +56,7 @@ MIXED_S = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25)
 
 
 class SleepingRecognizer:
-    """Sleeps as long as a GPU would work, and gives as many words as people speak."""
+    """Sleeps as long as a GPU would work, and returns words at the rate of speech."""
 
     info = ModelInfo(
         device="cpu", precision="fp16", precision_reason="a sleep", parameters=0, decoding="greedy"
@@ -71,7 +71,7 @@ class SleepingRecognizer:
         self._audio_s = 0.0
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
-        """Take a pass' time; give each chunk words, tokens and probabilities included."""
+        """Sleep for a pass; return words for each chunk, with tokens and probabilities."""
         longest_s = max(len(chunk.samples) for chunk in chunks) / SAMPLE_RATE
         with self._one_gpu:
             ends = time.monotonic() + PASS_S + AUDIO_S * longest_s * len(chunks)
@@ -81,7 +81,7 @@ class SleepingRecognizer:
         return [_words(chunk) for chunk in chunks]
 
     def close(self) -> None:
-        """Have nothing to close."""
+        """Do nothing."""
 
 
 def _words(chunk: Chunk) -> list[Word]:
@@ -117,7 +117,7 @@ def serve(batch_size: int) -> None:
 
 @dataclass
 class Load:
-    """What clients met."""
+    """Results of the clients."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     audio_s: float = 0.0
@@ -274,7 +274,7 @@ def _warm_up(address: tuple[str, int]) -> None:
 def measure(
     server: psutil.Process, address: tuple[str, int], options: argparse.Namespace, clients: int
 ) -> str:
-    """Put a load on the server from another process; give the table's row."""
+    """Load the server from another process; return the table's row."""
     command = [sys.executable, "-m", "benchmarks.http_rate", "--load", json.dumps(address)]
     command += ["--clients", str(clients), "--seconds", str(options.seconds)]
     command += ["--keep-alive"] * options.keep_alive + ["--mixed"] * options.mixed

@@ -95,7 +95,7 @@ def _measure(recording: Path) -> None:
         print(f"{_mb(tab):.0f} MB with the transcript")
         busy_before_s = _busy_s(tab)
         frames = sorted(page.evaluate(_SCROLL))
-        # What the tab itself works for a frame says more than the time on a machine that is busy.
+        # The tab's CPU time per frame is more meaningful than wall time on a busy machine.
         busy_ms = (_busy_s(tab) - busy_before_s) / len(frames) * 1000
         print(
             f"scrolling {len(frames)} frames of 400 px: median {statistics.median(frames):.0f} ms,"

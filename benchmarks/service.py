@@ -20,24 +20,24 @@ import psutil
 from benchmarks.fidelity import ROOT
 
 _SAMPLE_S = 0.1
-"""How often decoders are looked at: one of ten minutes of mp3 lives for half a second."""
+"""Sampling interval of decoders: ffmpeg runs for half a second on ten minutes of mp3."""
 
 
 @dataclass
 class Peak:
-    """The most memory that was taken, megabytes."""
+    """Peak memory, megabytes."""
 
     server_mb: float = 0.0
     decoders_mb: float = 0.0
 
     @property
     def total_mb(self) -> float:
-        """Add both, as if they had been at their peaks together."""
+        """Add both, as if the peaks had coincided."""
         return self.server_mb + self.decoders_mb
 
 
 class Service:
-    """A running server; may be asked from several threads."""
+    """A running server; thread-safe."""
 
     def __init__(self, process: subprocess.Popen[str], url: str, log: list[str]) -> None:
         self.url = httpx.URL(url)
@@ -63,8 +63,8 @@ class Service:
 
     @contextmanager
     def peak(self) -> Iterator[Peak]:
-        """Watch the most memory that the server and its decoders take in a block."""
-        # The kernel's own mark of the server's peak, begun anew: samples would miss short passes.
+        """Measure the peak memory of the server and its decoders within a block."""
+        # Resets the kernel's peak counter of the server, as sampling would miss short passes.
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5", encoding="ascii")
         peak = Peak()
         done = threading.Event()

@@ -1,4 +1,4 @@
-"""Measure how long one recording takes to decode, by how many ffmpegs decode it side by side.
+"""Measure the decoding time of one recording by the number of parallel ffmpegs.
 
 python -m benchmarks.side_by_side hour.mp3 hour.wav
 

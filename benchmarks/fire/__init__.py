@@ -1,1 +1,1 @@
-"""A real server under an hour of mixed load and faults: `make fire`."""
+"""Soak test of a real server: an hour of mixed load and faults, `make fire`."""

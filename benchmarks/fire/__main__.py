@@ -1,4 +1,4 @@
-"""Keep a real server under mixed load while things go wrong, and look for what should not happen.
+"""Soak test: run a real server under mixed load with injected faults, and check for errors.
 
     make fire                                        an hour
     .venv/bin/python -m benchmarks.fire --minutes 5  less of it
@@ -39,7 +39,7 @@ FAULT_EVERY_S = (1.0, 5.0)
 RESTART_EVERY_S = (60.0, 180.0)
 PROGRESS_S = 60.0
 SHORT_MIN = 1.0
-"""In a shorter run there are a few clips alone: each is asked for twice before it begins."""
+"""Shorter runs use only a few clips, as each is transcribed twice before the run."""
 IDLE_WITHIN_S = 400.0
 """A job that the server could not do for now waits for up to five minutes."""
 WARM_UP = 0.25
@@ -71,7 +71,7 @@ class Fire:
     """Resources of quiet moments, and when."""
 
     def run(self, length_s: float) -> None:
-        """Burn for so long, then see what is left."""
+        """Run for so long, then check what is left."""
         self.measure(FIRST)
         self.load.start()
         self._burn(length_s * 2 / 3, with_restarts=True)
@@ -91,12 +91,12 @@ class Fire:
             self.journal.find("jobs", problem)
 
     def measure(self, name: str) -> None:
-        """Look at what a quiet server needs."""
+        """Record the resources of an idle server."""
         self.server.trim()
         self.measured[name] = (time.monotonic(), self.server.resources())
 
     def _burn(self, seconds: float, *, with_restarts: bool) -> None:
-        """Make a fault every few seconds."""
+        """Inject a fault every few seconds."""
         end = time.monotonic() + seconds
         reported_at = time.monotonic()
         restart_at = self._next_restart(seconds) if with_restarts else end
@@ -129,7 +129,7 @@ class Fire:
         )
 
     def _quieten(self) -> None:
-        """Let everything that was asked be answered; then nothing may be left of it."""
+        """Wait for all responses; then check that nothing of the requests is left."""
         self.load.pause()
         deadline = time.monotonic() + IDLE_WITHIN_S
         while self.load.jobs or not self.server.is_idle():
@@ -151,7 +151,7 @@ class Fire:
 
 
 def exceptions_in(log: Path) -> Counter[str]:
-    """Count the exceptions that a log tells of."""
+    """Count the exceptions in a log."""
     raised: Counter[str] = Counter()
     inside = False
     for line in log.read_text(errors="replace").splitlines():
@@ -196,7 +196,7 @@ def fire(folder: Path, *, minutes: float, seed: int) -> int:
 
 
 def print_tables(run: Fire, raised: Counter[str]) -> None:
-    """Print what was asked, what was broken, what was held, and what was found, as markdown."""
+    """Print requests, faults, resources and findings, as markdown."""
     _table(
         "request | outcome | count",
         [(kind, what, f"{n:,}") for (kind, what), n in sorted(run.journal.requests.items())],
@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="where to keep the server's log")
     options = parser.parse_args()
-    # So that its server, its disk and its folder go with it.
+    # So that its server, disk and folder are cleaned up.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="fire-") as name:
         folder = Path(name)

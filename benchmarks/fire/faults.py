@@ -1,4 +1,4 @@
-"""The faults, one at a time, each with its traces removed."""
+"""The faults, injected one at a time and removed afterwards."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.fire.server import Disk, Server
 
 DAY_S = 86400.0
 _NO_DECODER_S = 3.0
-"""So long is waited for an ffmpeg to kill."""
+"""Time limit of the search for an ffmpeg to kill."""
 
 
 class Faults:
-    """Make things go wrong, at random."""
+    """Inject faults at random."""
 
     def __init__(self, server: Server, disk: Disk, journal: Journal, *, seed: int) -> None:
         self._server = server
@@ -41,11 +41,11 @@ class Faults:
             self._usual[self._fill_the_disk] = 3
 
     def make_one(self) -> None:
-        """Make one that the process survives."""
+        """Inject a fault that the process survives."""
         self._rng.choices([*self._usual], [*self._usual.values()])[0]()
 
     def restart(self, *, by_force: bool) -> None:
-        """End the process, in the midst of whatever it does, and start it again."""
+        """Kill or stop the process at any point, and restart it."""
         if by_force:
             with self._journal.fault("server killed"):
                 self._server.kill()
@@ -61,7 +61,7 @@ class Faults:
         self._signal_a_decoder("ffmpeg killed", signal.SIGKILL)
 
     def _ask_a_decoder_to_end(self) -> None:
-        """As Ctrl-C in a terminal does, which all processes there are sent."""
+        """Send SIGINT, which Ctrl-C sends to all processes of a terminal."""
         number = self._rng.choice((signal.SIGINT, signal.SIGTERM))
         self._signal_a_decoder("ffmpeg asked to end", number)
 

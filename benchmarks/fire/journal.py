@@ -1,4 +1,4 @@
-"""What was asked, what went wrong on purpose, and what went wrong that should not have."""
+"""The log of a run: requests, injected faults, and findings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXCUSES: dict[FaultKind, frozenset[str]] = {
     "ffmpeg killed": frozenset({"service_unavailable"}),
     "ffmpeg asked to end": frozenset({"service_unavailable"}),
     "recognizer raises": frozenset({"internal_error"}),
-    # A batch that does not fit is halved: nobody is told.
+    # A batch that does not fit is halved, without an error.
     "little device memory": frozenset(),
     "no device memory": frozenset({"service_unavailable"}),
     "wall clock set": frozenset(),
@@ -49,7 +49,7 @@ doubles every 30 s."""
 
 @dataclass(slots=True)
 class Fault:
-    """A fault that was made."""
+    """An injected fault."""
 
     kind: FaultKind
     began: float
@@ -61,13 +61,13 @@ class Fault:
     def excuses(self, code: str, began: float, ended: float) -> bool:
         if not self.overlaps(began, ended) or code not in EXCUSES[self.kind]:
             return False
-        # Who was there before an orderly stop has the time of grace to be answered.
+        # Requests in progress at a stop have the grace period to finish.
         orderly = self.kind == "server stopped" and ended < self.began + GRACE_S
         return not (orderly and code == CUT and began < self.began)
 
 
 class Journal:
-    """Keep all of it; safe to use from many threads."""
+    """Record requests, faults and findings; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,7 +79,7 @@ class Journal:
 
     @contextmanager
     def fault(self, kind: FaultKind) -> Iterator[Fault]:
-        """Note a fault that lasts as long as the block."""
+        """Record a fault that lasts as long as the block."""
         fault = Fault(kind, time.monotonic())
         with self._lock:
             self._faults.append(fault)
@@ -94,7 +94,7 @@ class Journal:
             self.requests[kind, outcome] += 1
 
     def find(self, kind: str, details: str) -> None:
-        """Note what should not have happened, and tell at once."""
+        """Record a finding, and print it at once."""
         finding = f"{(time.monotonic() - self._started) / 60:6.2f} min, {kind}: {details[:400]}"
         with self._lock:
             self.findings.append(finding)

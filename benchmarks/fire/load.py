@@ -1,4 +1,4 @@
-"""The clients: honest ones, slow ones, some that hang up, some that send garbage."""
+"""The clients: normal ones, slow ones, some that disconnect, some that send garbage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MOST_JOBS = 30
 MOST_KEPT = 200
 """Jobs that are left in the server, to be found there at the end."""
 MOST_HITS = 3
-"""So often the server tries a job that ends the process or fails for no reason that it knows."""
+"""Attempts of the server at a job that crashes the process or fails unexpectedly."""
 _HANG_UP_NOW = struct.pack("ii", 1, 0)
 """For SO_LINGER: the connection is reset, and what was not sent is dropped."""
 AFTER_CUT_S = 0.5
@@ -43,12 +43,12 @@ _JOB_POLL_S = 0.5
 _PROBE_S = 1.0
 _PROBES = ("/health", "/health/simple", "/ready", "/metrics")
 _PROBE_WITHIN_S = 10.0
-"""On a machine that is kept busy by all the others."""
+"""On a machine that is busy with the other clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a request ended."""
+    """The outcome of a request."""
 
     text: str | None = None
     """The body of a whole answer."""
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Accepted:
-    """A job that the server has promised to do."""
+    """A job that the server has accepted."""
 
     id: str
     question: Question | None
@@ -69,7 +69,7 @@ class Accepted:
 
 @dataclass(slots=True)
 class Load:
-    """Some clients at a time, each asking again and again."""
+    """Concurrent clients, each sending requests in a loop."""
 
     server: Server
     recordings: Recordings
@@ -78,13 +78,13 @@ class Load:
     seed: int
     clients: int = 6
     jobs: dict[str, Accepted] = field(default_factory=dict)
-    """Accepted, and not yet seen to have ended well."""
+    """Accepted, and not yet succeeded."""
     kept_jobs: set[str] = field(default_factory=set)
-    """Ended well, and left in the server."""
+    """Succeeded, and left on the server."""
     removed: set[str] = field(default_factory=set)
-    """Ended well, and asked to be forgotten."""
+    """Succeeded, and deleted by a request."""
     unanswered_jobs: int = 0
-    """Sent, but the connection ended before the answer: the server may or may not have them."""
+    """Sent, but the connection closed before the response: the server may or may not have them."""
     slowest_probe_s: float = 0.0
     _asking: threading.Event = field(default_factory=threading.Event)
     _done: threading.Event = field(default_factory=threading.Event)
@@ -92,7 +92,7 @@ class Load:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start the clients."""
         self._asking.set()
         work: list[Callable[[], None]] = [self._watch_jobs, self._probe]
         work += [Client(self, number).run for number in range(self.clients)]
@@ -101,13 +101,13 @@ class Load:
             thread.start()
 
     def pause(self) -> None:
-        """Ask nothing new, and wait for all answers."""
+        """Send no new requests, and wait for all responses."""
         self._asking.clear()
         while self._busy:
             time.sleep(0.1)
 
     def go_on(self) -> None:
-        """Ask again."""
+        """Resume sending requests."""
         self._asking.set()
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class Load:
             thread.join()
 
     def missing_jobs(self) -> Iterator[str]:
-        """Tell what the server's list of jobs lacks, and what it has too many."""
+        """Return the jobs that the server's list lacks, and those that it should not have."""
         listed = {job["id"]: job["status"] for job in self._list_jobs()}
         for job_id in self.jobs.keys() | (self.kept_jobs - listed.keys()):
             yield f"{job_id} is {listed.get(job_id, 'lost')}"
@@ -224,7 +224,7 @@ class Load:
         return len(hits) >= MOST_HITS
 
     def _probe(self) -> None:
-        """See that health is told at once, whatever else goes on."""
+        """Check that `/health` and the other probes respond at once."""
         with self.client() as client:
             while not self._done.wait(_PROBE_S):
                 for path in _PROBES:
@@ -245,7 +245,7 @@ class Load:
             self._find("probe", f"{path}: {status}", began, time.monotonic())
 
     def client(self) -> httpx.Client:
-        """Make one whose every request has a connection of its own."""
+        """Make a client that opens a connection for every request."""
         return httpx.Client(
             base_url=self.server.url,
             timeout=PATIENCE_S,
@@ -258,7 +258,7 @@ class Load:
 _REFUSALS = frozenset(
     {"invalid_audio", "no_audio_track", "truncated_audio", "audio_too_long", "invalid_request"}
 )
-"""What garbage may be told."""
+"""Statuses that garbage may get."""
 
 
 class Client:
@@ -284,13 +284,13 @@ class Client:
             self._kinds[self._long] = 2
 
     def run(self) -> None:
-        """Ask until the load is closed."""
+        """Send requests until the load is closed."""
         with self._http:
             while self._load.take_turn(self._number):
                 ask = self._rng.choices([*self._kinds], [*self._kinds.values()])[0]
                 try:
                     ask()
-                # A thread's border: a client that ends would make the load less, unseen.
+                # Thread boundary: a client that stops would reduce the load unnoticed.
                 except Exception as error:
                     self._load.journal.find("client", repr(error))
 
@@ -401,12 +401,12 @@ class Client:
             self._load.journal.find("damaged request", f"{findings} to {sent[:300]!r}")
 
     def _exchange(self, sent: bytes) -> bytes:
-        """Send bytes; give all that comes until the server is silent."""
+        """Send bytes; return everything received until the server is silent."""
         received = b""
         with self._load.server.connected() as connection:
             connection.sendall(sent)
             connection.settimeout(_SILENCE_S)
-            # To close its writing end would be to hang up, as the server sees it.
+            # Not shutting down the sending side, which the server takes for a disconnect.
             with contextlib.suppress(TimeoutError):
                 while data := connection.recv(1 << 16):
                     received += data

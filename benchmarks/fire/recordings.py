@@ -1,4 +1,4 @@
-"""What is sent, and what must come back."""
+"""The recordings to send, and the expected transcripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.fuzz import make_media
 from parakeet_api.audio.ffmpeg import find_ffmpeg
 
 MOST_CLIPS = 12
-"""Recordings of 2 to 4 s: each fits into the least memory that the model is ever given."""
+"""Recordings of 2 to 4 s: each fits into the smallest memory limit of the faults."""
 CLIP_ANSWERS = ("json", "text", "srt", "vtt", "verbose_json")
 LONG = (("long-pauses.ogg", "text"), ("long-dense.ogg", "json"))
 ENDPOINT = "/v1/audio/transcriptions"
@@ -22,7 +22,7 @@ ENDPOINT = "/v1/audio/transcriptions"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A recording, and the format that its transcript is wanted in."""
+    """A recording, and the format to request."""
 
     name: str
     content: bytes
@@ -36,7 +36,7 @@ class Recordings:
 
     questions: list[Question]
     media: list[bytes]
-    """Sound, to be damaged."""
+    """Media files to damage."""
 
     @property
     def clips(self) -> list[Question]:
@@ -63,7 +63,7 @@ def make_recordings(folder: Path, *, clips: int = MOST_CLIPS, long: bool = True)
 
 
 def ask_all(url: str, recordings: Recordings) -> dict[Question, str]:
-    """Ask a server that has nothing else to do; its answers are the right ones."""
+    """Get the expected transcripts from an idle server."""
     with httpx.Client(base_url=url, timeout=600, trust_env=False, verify=False) as client:
         return {
             question: transcript_in(_ask(client, question), question)
@@ -78,7 +78,7 @@ def _ask(client: httpx.Client, question: Question) -> str:
 
 
 def transcript_in(body: str, question: Question) -> str:
-    """Take out of an answer what a fault must not change: every word, and when it was said."""
+    """Extract what a fault must not change: every word and its times."""
     if question.response_format == "json":
         return str(json.loads(body)["text"])
     if question.response_format == "verbose_json":

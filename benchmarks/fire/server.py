@@ -1,4 +1,4 @@
-"""A server in a process of its own, which can be killed, stopped, looked at and run out of disk."""
+"""A server process that can be killed, stopped and inspected, and whose disk can be filled."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from benchmarks.fire.journal import GRACE_S
 DISK_MB = 96
 """Some long recordings and what jobs keep."""
 _START_S = 120.0
-"""On a machine that is busy with much else."""
+"""On a busy machine."""
 _STOP_S = GRACE_S + 30.0
 _TRIM_S = 5.0
-"""Some 0.3 s are needed, where nothing else runs."""
+"""It takes about 0.3 s on an idle machine."""
 _POLL_S = 0.05
 
 
@@ -38,11 +38,11 @@ class Disk:
 
     folder: Path
     is_small: bool
-    """Whether it is one of its own, and so may be filled."""
+    """Whether it is a separate file system, which may be filled."""
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """Leave not a byte on it."""
+        """Fill it completely."""
         ballast = self.folder / "ballast"
         try:
             with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -68,7 +68,7 @@ def small_disk(folder: Path) -> Iterator[Disk]:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a server holds."""
+    """Resources of a server."""
 
     resident_mb: float
     threads: int
@@ -79,7 +79,7 @@ class Resources:
 
 
 class Server:
-    """`benchmarks.faulty_server` on one port and one disk, through all its lives."""
+    """`benchmarks.faulty_server` on one port and one disk, over all restarts."""
 
     def __init__(self, folder: Path, disk: Disk, **environ: str) -> None:
         self.address = ("127.0.0.1", _free_port())
@@ -94,7 +94,7 @@ class Server:
             "PORT": str(self.address[1]),
             "DEMO_MODEL": "grammar",
             "MODELS_DIR": str(folder / "models"),
-            # What `auto` finds the fastest may differ from start to start, and with it a word.
+            # With `auto`, the precision may differ between starts, and with it a word.
             "PRECISION": "fp32",
             "STOP_GRACE_SECONDS": str(GRACE_S),
             "TEMP_UPLOADS_DIR": str(self._written[0]),
@@ -122,17 +122,17 @@ class Server:
             time.sleep(_POLL_S)
 
     def is_running(self) -> bool:
-        """Tell whether the process lives."""
+        """Tell whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End the process as a power cut would."""
+        """Kill the process, as a power failure would."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def stop(self) -> int:
-        """End the process as an operator would; give its exit status."""
+        """Stop the process as an operator would; return its exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -142,7 +142,7 @@ class Server:
             return -signal.SIGKILL
 
     def trim(self) -> None:
-        """Let it give back the memory that is free."""
+        """Make it release free memory."""
         self._look().send_signal(signal.SIGUSR1)
         # It looks at signals when something happens on a connection.
         self.health()
@@ -187,7 +187,7 @@ class Server:
         ]
 
     def resources(self) -> Resources:
-        """Count what it holds."""
+        """Measure its resources."""
         process = self._look()
         return Resources(
             resident_mb=process.memory_info().rss / 1e6,

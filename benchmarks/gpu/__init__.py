@@ -1,4 +1,4 @@
-"""Measure the service on a GPU: whether it is right, then how fast it is, then over HTTP.
+"""Measure the service on a GPU: correctness, then speed, then over HTTP.
 
     make gpu                                             the report, as markdown
     make gpu DRY_RUN=1                                   the same on a CPU, with a small model
@@ -46,10 +46,10 @@ _HOP_S = 1.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """How much is measured."""
+    """Amounts of the measurements."""
 
     clips: int = 60
-    """The demo model's clips with which it is seen whether words and tokens are right."""
+    """Number of the demo model's clips for checking words and tokens."""
     cycles: int = 20
     """Times that a model is loaded, works and is unloaded."""
     jobs: int = 10
@@ -93,7 +93,7 @@ class Bench:
 
     @property
     def on_gpu(self) -> bool:
-        """Tell whether there is a GPU; a dry run has none."""
+        """Whether there is a GPU; a dry run has none."""
         return self.device != "cpu"
 
     @cached_property
@@ -156,7 +156,7 @@ class Bench:
         return plan_inference(settings, gpu)
 
     def timed(self, run: Callable[[], _Result]) -> tuple[float, _Result]:
-        """Run, and wait for the GPU; give the seconds."""
+        """Run, and wait for the GPU; return the seconds."""
         self._synchronize()
         started = time.perf_counter()
         result = run()
@@ -164,7 +164,7 @@ class Bench:
         return time.perf_counter() - started, result
 
     def fastest(self, run: Callable[[], _Result]) -> tuple[float, _Result]:
-        """Run several times; give the seconds of the fastest, and the last result."""
+        """Run several times; return the seconds of the fastest run, and the last result."""
         times = []
         for _ in range(self.extent.rounds):
             seconds, result = self.timed(run)
@@ -172,34 +172,34 @@ class Bench:
         return min(times), result
 
     def used_mb(self) -> float:
-        """Return what this process' tensors take of the GPU, or without one its memory."""
+        """Return the GPU memory of this process' tensors; without a GPU its resident memory."""
         if not self.on_gpu:
             return float(psutil.Process().memory_info().rss) / 1e6
         self._synchronize()
         return torch.cuda.memory_allocated(self.device) / 1e6
 
     def held_mb(self) -> float:
-        """Return the same with what torch keeps for later, and in pools of CUDA graphs."""
+        """Return the same plus torch's cache and the pools of CUDA graphs."""
         return torch.cuda.memory_reserved(self.device) / 1e6 if self.on_gpu else self.used_mb()
 
     def whole_gpu_mb(self) -> float:
-        """Return what all programs take of the GPU, kernels and graphs included."""
+        """Return the GPU memory in use by all processes, kernels and graphs included."""
         if not self.on_gpu:
             return self.used_mb()
         free, total = torch.cuda.mem_get_info(self.device)
         return (total - free) / 1e6
 
     def begin_peak(self) -> None:
-        """Begin to watch for the most memory."""
+        """Reset the peak of memory."""
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_mb(self) -> float:
-        """Return the most that tensors took since; without a GPU, what is taken now."""
+        """Return the tensors' peak memory since; without a GPU, the present memory."""
         return torch.cuda.max_memory_allocated(self.device) / 1e6 if self.on_gpu else self.used_mb()
 
     def empty_cache(self) -> None:
-        """Let torch give back what no tensor uses."""
+        """Make torch release its cache."""
         if self.on_gpu:
             torch.cuda.empty_cache()
 

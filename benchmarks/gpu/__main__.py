@@ -1,4 +1,4 @@
-"""The program of `make gpu`: its sections, most in a process each, and their report."""
+"""The program of `make gpu`: runs the sections, most in their own process, and reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from parakeet_api.model.gpu_check import GpuReport
 from parakeet_api.model.restore import import_libraries
 
 LIMIT_S = 460.0
-"""Of the whole program on a GPU; what is not done then is not measured."""
+"""Time limit of the whole program on a GPU; sections that do not fit are not measured."""
 _MAX_WORKERS = 6
 """Processes at the same time, of those that may be."""
 _WORKER_GB = 3.0
@@ -79,7 +79,7 @@ def run_sections(options: argparse.Namespace) -> int:
     if options.findings is not None:
         line = sys.stdin.readline()
         if not line:
-            # Nobody waits for it any more.
+            # The parent no longer waits for it.
             return 1
         figures = json.loads(line)
     failed = False
@@ -103,7 +103,7 @@ def _run(section: Section, bench: Bench, report: Report) -> None:
     started = time.monotonic()
     try:
         section.run(bench, report)
-    # A process' border: whatever ends a section is told, and ends no other.
+    # Process boundary: an error of a section is reported, and stops no other section.
     except Exception as error:
         traceback.print_exc()
         reason = str(error).strip().partition("\n")[0] or str(error.__cause__)
@@ -134,7 +134,7 @@ def _groups(order: Sequence[Section], *, dry_run: bool) -> list[list[Section]]:
 
 
 def _told_in_order(ended: Iterable[Outcomes], order: Sequence[Section], paper: _Paper) -> Outcomes:
-    """Tell each title as soon as its sections and those before have ended; give all outcomes."""
+    """Report each title once its sections and all before have ended; return all outcomes."""
     titles = [list(members) for _, members in groupby(order, key=lambda section: section.title)]
     outcomes: dict[Section, Report] = {}
     for some in ended:
@@ -156,7 +156,7 @@ def report_lines(members: Sequence[Section], outcomes: Mapping[Section, Report])
 
 
 def headline(gpu: GpuReport, *, dry_run: bool) -> list[str]:
-    """Name what the figures hold for."""
+    """Describe the environment of the figures."""
     name = f"{gpu.name} ({gpu.capability}, {gpu.total_bytes / 1e9:.0f} GB), driver {gpu.driver}"
     if dry_run:
         name = "Dry run: a small model on a CPU, which has no CUDA graphs; the figures mean nothing"

@@ -1,4 +1,4 @@
-"""Sections in processes of their own: one that loses the GPU, or hangs, takes no other with it."""
+"""Run sections in their own processes, so that one that crashes or hangs affects no other."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from benchmarks.gpu.sections import Section
 
 _LOOK_S = 0.1
 _MIN_S = 15.0
-"""With less time left a section is not begun."""
+"""With less time left, a section is not started."""
 _LOG_LINES = 4
-"""Of what a process said before it died."""
+"""Characters of a crashed process' output to report."""
 
 Outcomes = Mapping[Section, Report]
-"""Sections that have ended, or were not begun, and what they found."""
+"""Sections that have ended or were not started, and their results."""
 
 
 class Process(Protocol):
-    """What the schedule asks of a process."""
+    """The interface of a process that the schedule uses."""
 
     sections: Sequence[Section]
-    """What it works on, one after the other."""
+    """Its sections, in order."""
 
     def begin(self, figures: Mapping[str, float], *, limit_s: float) -> None:
         """Let it begin, with the figures of those before; it may take so many seconds."""
@@ -80,7 +80,7 @@ class Child:
         """Let it begin, with the figures of those before; end it after so many seconds."""
         self._ends = time.monotonic() + limit_s
         assert self._process.stdin is not None
-        # It may be dead already.
+        # It may have crashed already.
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(dict(figures)).encode() + b"\n")
             self._process.stdin.flush()
@@ -94,7 +94,7 @@ class Child:
 
     def outcomes(self) -> Outcomes:
         """Tell what it found, once it has ended."""
-        # Its server, if it died before it could stop it.
+        # Kill its server, if it crashed before stopping it.
         self.kill()
         return {section: self._outcome(section) for section in self.sections}
 
@@ -128,7 +128,7 @@ _COMMAND = (sys.executable, "-m", "benchmarks.gpu")
 
 
 def findings(folder: Path, section: Section) -> Path:
-    """Name the file into which a section writes what it finds."""
+    """Return the file for a section's results."""
     return folder / f"{section.name}.jsonl"
 
 
@@ -137,7 +137,7 @@ def _environ(sections: Sequence[Section]) -> dict[str, str]:
 
 
 class Schedule:
-    """Which processes run now: those that must be alone alone, and all within one time."""
+    """The schedule: exclusive sections run alone, and all within one time limit."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Whether what a GPU computes is right: with the demo model, whose words are known."""
+"""Correctness of a GPU's results, with the demo model, whose output is known."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
 GROWTH_MB = 64
-"""What memory may grow by from an unloading to the last one: the allocator's grain."""
+"""Permitted growth of memory between unloads: the allocator's granularity."""
 AGREEMENT = 0.02
 """Relative error of an encoder's graph; its kernels are those of the pass without it."""
 OTHER_WORDS = 0.05
-"""Share of clips that may have other words in half precision: near ties, decided otherwise."""
+"""Share of clips that may have other words in half precision, because of near ties."""
 _ROWS = (1, 2, 5, 8)
 _BYSTANDERS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536, 262144, 1048576)
-"""Numbers in each of the tensors that nobody must write."""
+"""Size of each guard tensor, which must not be written."""
 _CPU_SHAPES = ((1, SAMPLE_RATE), (2, 2 * SAMPLE_RATE))
 """As (rows, samples): on a CPU nothing is captured."""
 _SHOWN_CYCLES = 5
-"""Every so manieth cycle is in the table, and the first ones."""
+"""The table has the first cycles, and then one in so many."""
 _LEFT_BYTES = 64 << 20
-"""What a shortage leaves: less than a batch of the demo model needs."""
+"""Free memory during a shortage: less than a batch of the demo model needs."""
 _RECOVERY_S = 45.0
 """Graphs for which memory was short are tried again after half a minute."""
 
@@ -87,7 +87,7 @@ def encoder_graphs(bench: Bench, report: Report) -> None:
     """Compare each graph of the encoder with the same pass without it."""
     with bench.recognizer(DEMO_MODEL, precision=_half(bench), warm=(4, 60)) as recognizer:
         shapes = recognizer._encoder.shapes.graphed or _CPU_SHAPES
-        # The second time when all are captured: later ones must leave earlier ones whole.
+        # Twice, as capturing later graphs must not damage earlier ones.
         errors = [_graph_error(bench, recognizer, shape) for _ in range(2) for shape in shapes]
         captured = len(recognizer._encoder._graphs)
     failed = sum(not error <= AGREEMENT for error in errors)
@@ -165,7 +165,7 @@ def loads(bench: Bench, report: Report) -> None:
     after, whole, outputs = list[float](), list[float](), list[list[list[str]]]()
     for turn in range(cycles):
         before_mb = bench.held_mb()
-        # Short chunks alone: capturing every graph of the encoder takes seconds.
+        # Only short chunks, as capturing all graphs of the encoder takes seconds.
         with bench.recognizer(DEMO_MODEL, warm=(8, 10), graphed_s=_graphed_s(bench)) as recognizer:
             outputs += [_texts(recognizer.recognize(clips[:8])) for _ in range(bench.extent.jobs)]
             loaded_mb = bench.held_mb()
@@ -185,7 +185,7 @@ def loads(bench: Bench, report: Report) -> None:
 
 
 def recovery(bench: Bench, report: Report) -> None:
-    """Fill the GPU, ask for too much, free it: words are right again, and graphs come back."""
+    """Fill the GPU, exceed its memory, free it: words must be correct and graphs be back."""
     report.header("shortage", "found")
     if not bench.on_gpu:
         report.row("none: a CPU's memory is not filled", "")
@@ -220,7 +220,7 @@ def checkpoint(bench: Bench, report: Report, *, shape: Shape) -> None:
 
 
 def keeps_growing(megabytes: Sequence[float]) -> bool:
-    """Tell whether memory grows in both halves: another program's may come, but once."""
+    """Tell whether memory grows in both halves, unlike when another program starts once."""
     # What is loaded with a first use, such as kernels, is there after the first cycle.
     used = megabytes[1:]
     begin, middle, end = used[0], used[len(used) // 2], used[-1]
@@ -264,7 +264,7 @@ def _differing(given: Sequence[object], expected: Sequence[object]) -> int:
 
 
 def _bystanders(bench: Bench) -> list[torch.Tensor]:
-    """Make tensors of all sizes that would notice if a graph wrote what is not its own."""
+    """Make guard tensors of all sizes, to detect out-of-bounds writes of graphs."""
     return [
         torch.full((size,), 7, dtype=torch.int32, device=bench.device)
         for size in _BYSTANDERS
@@ -282,7 +282,7 @@ def _graphs_in_use(recognizer: NemoRecognizer) -> str:
 
 
 def _space() -> str:
-    """Tell whether the byte that CPython shares is what it should be."""
+    """Tell whether the byte object that CPython shares is intact."""
     is_whole = bytes([32])[0] == 32 and b"a b"[1:2][0] == 32
     return "intact" if is_whole else "damaged"
 
@@ -339,7 +339,7 @@ class _Served:
 def _serving(
     recognizer: NemoRecognizer, clips: Sequence[Chunk], expected: list[list[str]]
 ) -> Iterator[_Served]:
-    """Let a model work in a thread of its own meanwhile; its errors are raised at the end."""
+    """Run a model in another thread during the block; raise its errors at the end."""
     served, done = _Served(), threading.Event()
 
     def serve() -> None:

@@ -1,4 +1,4 @@
-"""How much of a GPU's speed is left over HTTP: a real server, in a process of its own."""
+"""Throughput over HTTP relative to the GPU's: a real server, in its own process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from parakeet_api.transcript import SAMPLE_RATE, Chunk
 _CLIPS = 16
 """Different clips, sent in turns."""
 _FILE_ROUNDS = 2
-"""The first one meets new shapes."""
+"""The first one has new shapes."""
 _FORMATS: dict[str, tuple[str, ...]] = {
     "wav": ("-c:a", "pcm_s16le"),
     "mp3": ("-c:a", "libmp3lame", "-b:a", "64k"),

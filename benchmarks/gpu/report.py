@@ -1,4 +1,4 @@
-"""What a section finds, as lines of markdown, failures and figures."""
+"""The results of a section: lines of markdown, failures and figures."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ class Report:
         return report
 
     def line(self, text: str) -> None:
-        """Tell a line of markdown."""
+        """Add a line of markdown."""
         self._tell({"line": text})
 
     def header(self, *names: str) -> None:
-        """Begin a table."""
+        """Add a table's header."""
         self.row(*names)
         self.line("|" + "---|" * len(names))
 
     def row(self, *cells: str) -> None:
-        """Tell a table's row."""
+        """Add a table's row."""
         self.line(f"| {' | '.join(cells)} |")
 
     def check(self, passed: bool, failure: str) -> None:
-        """Tell what is wrong, if something is."""
+        """Add a failure unless the condition holds."""
         if not passed:
             self._tell({"failure": failure})
 
     def figure(self, name: str, value: float) -> None:
-        """Tell a figure to the sections that follow."""
+        """Pass a figure to later sections."""
         self._tell({"name": name, "value": value})
 
     def end(self, seconds: float) -> None:
-        """Tell that it is at its end, after so many seconds."""
+        """Record that the section has ended, after so many seconds."""
         self._tell({"seconds": seconds})
 
     def _tell(self, event: dict[str, str | float]) -> None:

@@ -1,4 +1,4 @@
-"""The sections, in the order in which they are measured and told: what is right comes first."""
+"""The sections, in the order of measurement and report: correctness first."""
 
 from __future__ import annotations
 
