@@ -1,4 +1,4 @@
-"""Loading and unloading by hand: who may, what is answered, and that no work is disturbed."""
+"""Loading and unloading by hand: access, responses, and that no work is disturbed."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class TestLoad:
 
         errors = [error_of(answer, 503) for answer in answers]
         assert {error["code"] for error in errors} == {"model_not_ready"}
-        # Two held a thread for that second; the others were told at once.
+        # Two occupied a thread for that second; the others got a response at once.
         assert sum("still being loaded" in error["message"] for error in errors) >= 2
         go_on.set()
         wait_until(

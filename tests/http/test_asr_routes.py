@@ -1,4 +1,4 @@
-"""whisper-asr-webservice's endpoints, asked as Bazarr asks them."""
+"""whisper-asr-webservice's endpoints, with Bazarr's requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clip(clips: list[Clip]) -> Clip:
 
 @pytest.fixture(scope="module")
 def bilingual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The demo model, said to speak German as well: it answers in English all the same."""
+    """The demo model, configured to support German as well; it still outputs English."""
     folder = tmp_path_factory.mktemp("bilingual")
     with running_server(folder, MODEL_LANGUAGES="en,de") as started:
         yield started

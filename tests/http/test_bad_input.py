@@ -104,7 +104,7 @@ CODES = {
     "its index": "truncated_audio",
     "no sound track": "no_audio_track",
 }
-"""What a message says, and the error's code with it."""
+"""Part of the message, and the error's code."""
 
 FILES: dict[str, tuple[Callable[[Callable[..., bytes]], bytes], str]] = {
     "no bytes": (lambda _: b"", "is empty"),
@@ -171,7 +171,7 @@ def test_a_file_that_is_no_recording_is_refused(
     assert (error["param"], error["code"]) == ("file", CODES[word])
     assert word in error["message"]
     assert ("Supported formats: ['flac'" in error["message"]) == (word == NO_SOUND)
-    # What ffmpeg says names paths and versions.
+    # ffmpeg's messages contain paths and versions.
     assert "upload-" not in error["message"]
     assert "ffmpeg" not in error["message"].lower()
 

@@ -1,4 +1,4 @@
-"""The clients that people use, as they come: the official `openai` package, and curl."""
+"""Real clients: the official `openai` package, and curl."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that asks for a key."""
+    """A server that requires a key."""
     with running_server(
         tmp_path_factory.mktemp("locked"), API_KEY="the-key, another-key"
     ) as started:
@@ -576,7 +576,7 @@ class TestOpenAiModels:
 
 
 class TestOpenAiErrors:
-    """With the client's own retries: a mistake of the client's is told once and not retried."""
+    """With the client's own retries: a client error is not retried."""
 
     def test_a_file_that_is_no_recording_is_a_bad_request(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError) as caught:

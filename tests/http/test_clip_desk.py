@@ -60,7 +60,7 @@ def test_answers_are_those_of_a_server_without_such_processes(
 def test_warnings_about_the_audio_are_the_same(
     fronted: Server, server: Server, speech: Path, tmp_path: Path
 ) -> None:
-    """Half a file with `allow_partial`: its warning stands in a header and in the answer."""
+    """A truncated file with `allow_partial`: its warning is in a header and in the response."""
     whole = encode(speech / "long-dense.ogg", tmp_path / "whole.wav", "-t", "10").read_bytes()
     half = tmp_path / "half.wav"
     half.write_bytes(whole[: len(whole) // 2])

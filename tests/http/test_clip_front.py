@@ -285,7 +285,7 @@ def test_what_does_not_fit_the_memory_for_requests_is_passed_on(
     monkeypatch.setattr(clip_front, "_MAX_HELD_BYTES", 2 * len(sent))
 
     with running(tmp_path) as owner, owner.connect() as one, owner.connect() as other:
-        # What was answered, and what was passed on, is held no longer.
+        # Answered requests and forwarded connections are released.
         for _ in range(3):
             one.sendall(sent)
             assert answer_on(one)[0] == "HTTP/1.1 200 OK"

@@ -37,7 +37,7 @@ TOLERANCE = 0.02
 
 
 class Servers:
-    """A server for each group of settings, started when it is first asked."""
+    """A server for each group of settings, started on first use."""
 
     def __init__(self, usual: Server, stack: ExitStack, folders: pytest.TempPathFactory) -> None:
         self._running: dict[str, Server] = {"{}": usual}
@@ -267,7 +267,7 @@ def _varying(value: Any) -> Any:
 
 
 def _settled(actual: Any, recorded: Any) -> Any:
-    """Return what was seen, with the recorded number wherever it is nearly the same."""
+    """Return the response, with recorded numbers where they are nearly equal."""
     match actual, recorded:
         case dict(), dict():
             return {key: _settled(inner, recorded.get(key)) for key, inner in actual.items()}

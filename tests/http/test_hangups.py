@@ -92,7 +92,7 @@ def clip(clips: list[Clip]) -> Clip:
 
 
 def _threads(process: psutil.Process) -> int:
-    """Count the threads but for jemalloc's, which come when it likes."""
+    """Count the threads except jemalloc's, which start at any time."""
     names = []
     for path in Path(f"/proc/{process.pid}/task").glob("*/comm"):
         # It may end before it is looked at.
@@ -172,7 +172,7 @@ def test_the_log_has_a_disconnected_client(settled: Server, hour: Path) -> None:
         _wait_until_at_work(settled)
 
     for include in ("logprobs", "progress,peaks"):
-        # Once words are sent, the status is told.
+        # Once words are sent, the status is fixed.
         with (
             _one_more_line(settled, " -> 200 (client gone) in "),
             streamed(settled, hour, {"include[]": include}) as lines,
@@ -207,7 +207,7 @@ def test_curl_killed_during_its_upload_leaves_nothing(settled: Server, hour: Pat
     written_before = process.io_counters().write_chars
     # Ten seconds for the whole.
     with _curl(settled, Kind(), hour, "--limit-rate", "1M"):
-        # waitress keeps what has come in a file of its own.
+        # waitress buffers received data in a file of its own.
         wait_until(
             lambda: process.io_counters().write_chars > written_before + 1024 * 1024,
             within_s=30,

@@ -429,7 +429,7 @@ class TestApiKey:
         header = {"Authorization": f"Bearer {key}"}
         answer = request(guarded, "POST", ENDPOINT, files={"file": b""}, headers=header)
 
-        # Only who has passed the door is told of the empty file.
+        # Only a request that was admitted gets the error for the empty file.
         assert "empty" in error_of(answer, 400)["message"]
 
     @pytest.mark.parametrize(
@@ -476,7 +476,7 @@ class TestManyClients:
 
 
 class TestFullQueueAndStop:
-    """One server in one life: busy, then full, then told to stop."""
+    """One server: busy, then with a full queue, then stopping."""
 
     def test_one_request_too_many_is_503_and_sigterm_ends_all_within_10_s(
         self, tmp_path: Path, hour: Path, clip: Clip

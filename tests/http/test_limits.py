@@ -34,7 +34,7 @@ ORIGIN = "https://example.org"
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Three requests an hour for each key; clients are told apart by the proxy's header."""
+    """Three requests an hour for each key; the proxy's header identifies clients."""
     with running_server(
         tmp_path_factory.mktemp("limited"),
         API_KEY="first,second",
@@ -126,7 +126,7 @@ class TestTrustedProxy:
             ([], "::ffff:127.0.0.1", {}, True),
             ([], "10.0.0.2", {}, False),
             ([], "unknown", {}, False),
-            # From a proxy that nobody vouches for, whatever it says.
+            # From an untrusted proxy, whatever its header says.
             ([], "127.0.0.1", {"for": "127.0.0.1"}, False),
             (["10.0.0.2"], "127.0.0.1", {"for": "127.0.0.1"}, False),
             (["127.0.0.1"], "127.0.0.1", {"for": "192.0.2.1"}, False),

@@ -1,4 +1,4 @@
-"""OpenAI's package for Node, as it comes, driven by `node/client.mjs`."""
+"""OpenAI's Node package, driven by `node/client.mjs`."""
 
 from __future__ import annotations
 

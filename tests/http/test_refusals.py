@@ -239,7 +239,7 @@ class Slow:
         self._file = file
 
     def write(self, data):
-        # Until the test says that the disk is well again.
+        # Until the test ends the disk's fault.
         while not os.path.exists(sys.argv[1]):
             time.sleep(0.01)
         return self._file.write(data)

@@ -1,4 +1,4 @@
-"""What the server tells of itself: at the start in the log, and in `/health?verbose=1`."""
+"""The start report: in the log, and in `/health?verbose=1`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An hour of speech as events: they come while it is worked on, and none is lost."""
+"""An hour of speech as events: they arrive during the transcription, and none is lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from parakeet_api.formats.server_sent_events import PEAKS_PER_SECOND
 
 @dataclass
 class Stream:
-    """What one request was told, and when."""
+    """The events of one request, with their times."""
 
     started: float = field(default_factory=time.monotonic)
     times: list[float] = field(default_factory=list)
@@ -49,7 +49,7 @@ def clip(clips: list[Clip]) -> Clip:
 
 @pytest.fixture(scope="module")
 def stream(server: Server, hour: Path, clip: Clip) -> Stream:
-    """The hour, read as fast as it comes, from a model that is loaded."""
+    """The events of the hour, read as they arrive, from a loaded model."""
     transcribe(server, clip.path)
     stream = Stream()
     with streamed(server, hour, {"include[]": "logprobs,progress,peaks"}) as lines:

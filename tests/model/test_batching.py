@@ -233,7 +233,7 @@ def test_the_permit_for_clips_is_not_for_long_chunks() -> None:
 
 
 def test_the_permit_for_clips_is_not_used_while_others_are_at_clips() -> None:
-    # They will soon be done, and what waits for them makes a fuller batch.
+    # They will end soon, and waiting for them makes a fuller batch.
     model = Model()
 
     with running(model, permits=3) as (batcher, requests):
@@ -411,7 +411,7 @@ def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_serv
 
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
-            # One batch: OTHER stands in its first half.
+            # One batch, with OTHER in its first half.
             bad = requests.submit(recognize_all, batcher, chunks_of(OTHER, 1))
             wait_for(lambda: batcher.waiting() == 1)
             fine = [requests.submit(recognize_all, batcher, chunks_of(r, 1)) for r in (4, 5, 6)]
@@ -667,7 +667,7 @@ def test_closing_the_generator_takes_its_chunks_out_of_the_queue() -> None:
         first.result(10)
         wait_for(lambda: model.finished == 3)
         with held(model, batcher, requests):
-            # What was asked for is there: each of these adds a chunk and does not wait.
+            # Each of these adds a chunk and does not wait, as results are available.
             for _ in range(3):
                 next(generator)
             assert batcher.waiting() == 3

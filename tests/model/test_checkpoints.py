@@ -415,7 +415,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALL = nemo(weights=bytes(range(256)) * 20)
 SMALL_END = SMALL.rindex(bytes(range(256))) + 256
-"""Behind it are zeros alone, which mark the end of the archive."""
+"""Only zeros follow, which mark the end of the archive."""
 
 
 @given(st.integers(0, SMALL_END - 1))

@@ -40,7 +40,7 @@ RESERVE_GB = 0.7
 
 
 def graphs_gb(plan: InferencePlan) -> float:
-    """Return what graphs hold: buffers of the decoder's largest batch, and the encoder's passes."""
+    """Return the memory of graphs: buffers of the decoder's largest batch, and encoder passes."""
     of_decoder = 34e-6 * plan.batch_size * 60
     return of_decoder + (0.25 + 3.3e-3 * plan.graphed_s if plan.graphed_s else 0)
 
@@ -375,7 +375,7 @@ FAILURES = [
     ("CUDA error: all CUDA-capable devices are busy or unavailable", "nvidia-smi -c DEFAULT"),
     ("CUDA error: uncorrectable ECC error encountered", "uncorrectable ECC error .*nvidia-smi"),
 ]
-"""What torch 2.13 says, and what a person is told."""
+"""Messages of torch 2.13, and the message for the operator."""
 
 
 @pytest.mark.parametrize(("error", "message"), FAILURES)
@@ -434,7 +434,7 @@ def test_the_real_check_agrees_with_torch(
 def test_the_check_multiplies_matrices_and_looks_at_the_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Played on the CPU: only what asks the GPU itself is replaced."""
+    """On the CPU: only the calls to the GPU itself are replaced."""
     properties = SimpleNamespace(name="NVIDIA A10", total_memory=24_000, major=8, minor=6)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20_000, 24_000))

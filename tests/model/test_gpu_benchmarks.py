@@ -168,7 +168,7 @@ def test_permits_are_timed_with_one_and_with_all_cores(checkpoint: Path) -> None
 
 
 class TestOnAGpu:
-    """With the GPU that is played on the CPU: captures, replays and what goes wrong with them."""
+    """With the simulated GPU: captures, replays and their faults."""
 
     @pytest.fixture
     def bench(self, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> Bench:
@@ -360,7 +360,7 @@ def section(name: str, *, beside: str = "", is_check: bool = False, title: str =
 
 
 class PlayedProcess:
-    """A process that ends when it is asked for the second time."""
+    """A process that has ended at the second check."""
 
     def __init__(self, sections: Sequence[Section], log: list[str]) -> None:
         self.sections = sections

@@ -20,7 +20,7 @@ from parakeet_api.model import recognizer
 def broken(self, chunks):
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-# All that is played: a kernel that fails, and a GPU that goes on refusing.
+# Simulated: a kernel that fails, and a GPU that fails from then on.
 recognizer.NemoRecognizer._pass = broken
 recognizer.context_is_lost = lambda device: True
 status = app.main()

@@ -55,7 +55,7 @@ print(load_model(Path(sys.argv[1]), options).info.parameters)
 
 
 def compile_in_new_process(tmp_path: Path, program: str) -> str:
-    """Run a program for which NeMo is compiled from its source, as where no `.pyc` can be kept."""
+    """Run a program with NeMo compiled from source, as if no `.pyc` could be stored."""
     environ = os.environ | {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program, str(DEMO_MODEL)],
@@ -79,7 +79,7 @@ def test_compiling_a_kernel_leaves_spaces_intact_and_checkpoints_loadable(tmp_pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="cuda-python is for Linux")
 def test_nemo_alone_would_make_every_space_a_zero_byte(tmp_path: Path) -> None:
-    """Why it is mended (NeMo issue 15423); once this fails, NeMo's own may do."""
+    """The reason for the patch (NeMo issue 15423); once this fails, it may be removed."""
     output = compile_in_new_process(tmp_path, COMPILE.format(prepare="import nemo.collections.asr"))
 
     assert output.splitlines() == [r"b'\x00'|b'\x00'"]

@@ -78,7 +78,7 @@ def memory(
 
 @contextmanager
 def in_threads(*tasks: Callable[[], None]) -> Iterator[list[BaseException]]:
-    """Run tasks beside the block, which tells them when to end."""
+    """Run tasks during the block, which signals them when to end."""
     raised: list[BaseException] = []
     with ExitStack() as stack:
         thread = threading.Thread(target=lambda: raised.extend(run_all(*tasks)))
@@ -98,7 +98,7 @@ def test_a_single_model_never_asks_for_room() -> None:
     assert (alone.loaded(), alone.room_checks) == ("a", 0)
 
 
-# Who stays, who goes
+# Which models stay loaded
 
 
 def test_models_that_fit_stay() -> None:
@@ -227,7 +227,7 @@ def test_a_steady_stream_for_one_model_does_not_starve_the_other(workers: int) -
         for expected in (1, 2):
             narrow.use("b")
             assert narrow.models["b"].loads == expected
-            # And the stream goes on.
+            # And the stream continues.
             wait_for(lambda e=expected: narrow.models["a"].loads == e + 1)  # type: ignore[misc]
         stop.set()
 

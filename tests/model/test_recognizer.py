@@ -59,7 +59,7 @@ def word_error_rate(recognizer: NemoRecognizer, clips: list[Clip], waveforms: li
 def test_clips_are_recognised_as_well_as_by_nemo_itself(
     recognizer: NemoRecognizer, clips: list[Clip], waveforms: list[Pcm]
 ) -> None:
-    """0.63 % is what one direct pass of NeMo's own decoding makes of these clips."""
+    """0.63 % is the error rate of NeMo's own decoding of these clips in one pass."""
     assert word_error_rate(recognizer, clips, waveforms) == pytest.approx(0.0063, abs=0.001)
 
 

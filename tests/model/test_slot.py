@@ -95,7 +95,7 @@ def test_fifty_threads_at_a_cold_manager_load_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(slot, "Future", SlowFuture)
     models = Models()
     manager = new_manager(models)
-    # The load ends when all fifty hold a lease, so that none comes late.
+    # The load ends once all fifty hold a lease, so that none is late.
     models.before = lambda: wait_for(lambda: manager._leases == 50)
     lent: list[object] = []
 

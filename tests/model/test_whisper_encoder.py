@@ -1,4 +1,4 @@
-"""The small English model's encoder: what it computes, on which device and in which precision."""
+"""The small English model's encoder: its output, devices and precisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page at `/` and its files: what the browser gets, and that the words are all there."""
+"""The page at `/` and its files: what the browser gets, and that all strings exist."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _strings(language: str) -> dict[str, str]:
 
 
 class _Page(HTMLParser):
-    """Collect what a page refers to."""
+    """Collect the references of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ def test_nothing_comes_from_another_host(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     addresses = set(re.findall(r"""(?:https?:|wss?:)?//[\w.-]+\.\w+[^\s"'`)]*""", source))
 
-    # The names of XML's vocabularies, which nobody fetches.
+    # XML namespaces, which are never fetched.
     assert addresses <= {"http://www.w3.org/2000/svg", "http://schemas.openxmlformats.org"}
     assert "@import" not in source
     assert not re.search(r"""(?:src|href|action)=["']/""", source), "an absolute path"

@@ -1,4 +1,4 @@
-"""The page from start to end as a person goes through it: both widths, languages and colours.
+"""A complete session on the page, in both widths, languages and colour schemes.
 
 `make screenshots` keeps a picture of each state in `docs/screenshots/`.
 """
@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def english(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a server with the small English model: the pictures show what people said."""
+    """Run a server with the small English model, so that screenshots show real speech."""
     # Loaded before it serves: on a busy machine that takes longer than a page is waited for.
     settings = {"DEMO_MODEL": "always", "ENABLE_LAZY_LOAD": "false"}
     with running_server(tmp_path_factory.mktemp("english"), **settings) as started:
@@ -107,7 +107,7 @@ def test_the_five_states(
         look_at(page, "recording")
         page.locator("#record-discard").click()
 
-        # 3. Working: words are there while most of the recording is still to come.
+        # 3. In progress: words are shown while most of the recording is still to be transcribed.
         choose(page, files / "lecture.ogg")
         expect(page.locator("#live")).to_contain_text("and become firm")
         state = page.locator(".queue-item [data-part=state]")

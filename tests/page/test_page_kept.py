@@ -1,4 +1,4 @@
-"""What must not be lost: edits, work under way, transcripts; through reloads and in two tabs."""
+"""Persistence of edits, recordings in progress and transcripts: after reloads, in two tabs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TestEdits:
         edit_word(other, other.locator('[data-word="4"]'), "Oliver")
         both = SAID.replace("Rosa", "Rose").replace("Olivia", "Oliver")
         expect(clip.locator(".sentence .words")).to_have_text(both)
-        # Neither tab's later edit takes the other's back.
+        # No tab's later edit undoes that of the other.
         edit_word(clip, clip.locator('[data-word="2"]'), "reading,")
         other.reload()
         assert open_again(other) == both.replace("writing", "reading")
@@ -172,5 +172,5 @@ class TestWorkUnderWay:
             page.reload()
             page.locator(".history-item").wait_for()
             assert open_again(page) == SAID
-            # The recording was kept as well.
+            # The recording was stored as well.
             expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()

@@ -1,4 +1,4 @@
-"""How recordings get to the server: ways in, checks, true progress, and what goes wrong."""
+"""Uploading recordings: input, checks, progress, and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SAID = "Rosa likes writing, but Olivia likes working."
 
 @pytest.fixture(scope="module")
 def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make what the browser's microphone hears, over and over."""
+    """Make the audio that the browser's fake microphone repeats."""
     return encode(CLIP, tmp_path_factory.mktemp("microphone") / "heard.wav", "-ar", "48000")
 
 
@@ -66,7 +66,7 @@ def state(page: Page, name: str = "") -> Callable[[str], None]:
 
 
 def problem(page: Page, title: str, advice: str) -> None:
-    """Wait until the page says what happened and what to do."""
+    """Wait until the page shows the problem and the advice."""
     item = page.locator("[data-phase=failed]")
     expect(item.locator("[data-part=state]")).to_contain_text(title)
     expect(item.locator("[data-part=advice]")).to_contain_text(advice)
@@ -117,7 +117,7 @@ class TestWaysIn:
                 within_s=PATIENCE_S,
                 what="playing",
             )
-            # It is nowhere else: the page offers to save it.
+            # It is stored nowhere else, so the page offers to save it.
             page.get_by_role("button", name="Export").click()
             with page.expect_download() as download:
                 page.get_by_role("button", name="Save recording").click()
@@ -349,7 +349,7 @@ class TestTrouble:
             expect(page.locator("#document-title")).to_have_text(path.name)
             expect(page.locator(".history-item .row-open")).to_have_text(path.name)
             assert page.locator("img").count() == 1  # The page's own.
-            # The browser replaces what a file system cannot hold.
+            # The browser replaces characters that a file system does not allow.
             assert saved(page, "srt")[0].endswith(".srt")
 
 

@@ -1,4 +1,4 @@
-"""What a person does with a transcript on the page: listen, read, search, mend, take away, keep."""
+"""Using a transcript on the page: playback, reading, search, editing, export, storage."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ class TestWarnings:
             choose(page, CLIP)
             page.get_by_role("button", name="From 20:00 to 20:07 there is speech").click()
             expect(page.locator(".target")).to_be_in_viewport()
-            # It stands between the sentences as well.
+            # It is shown between the sentences as well.
             expect(page.locator(".hole")).to_have_text("Speech without words, 20:00 to 20:07")
             expect(page.locator(".hole")).to_be_in_viewport()
             expect(page.locator(".target .time")).to_have_text(re.compile("19:5.|20:0."))
@@ -298,7 +298,7 @@ class TestTakingAway:
         file_name, body = saved(talk, "json")
         assert file_name == "long-pauses.json"
         downloaded = json.loads(body)
-        # Probabilities differ in their last digits with what else is in a batch.
+        # The last digits of probabilities depend on the other chunks of a batch.
         for part, fields in (("words", "word start end"), ("segments", "id start end text")):
             for field in fields.split():
                 assert [item[field] for item in downloaded[part]] == [
@@ -450,7 +450,7 @@ class TestHistory:
             assert transcript_of(page) == "Rose likes writing, but Olivia likes working."
             assert "Rose likes" in saved(page, "srt")[1]
             expect(page.get_by_role("slider")).to_be_visible()
-            # The recording was kept, too.
+            # The recording was stored, too.
             page.locator('[data-word="2"]').click()
             expect(page.get_by_role("button", name="Pause", exact=True)).to_be_visible()
             page.get_by_role("button", name=f"Delete: {CLIP.name}").click()
@@ -536,7 +536,7 @@ class TestThreeHours:
 
 
 def _stored(page: Page) -> str:
-    """Return what the page's database holds, as text."""
+    """Return the contents of the page's database, as text."""
     held: str = page.evaluate(
         """() => new Promise((resolve, reject) => {
             const opened = indexedDB.open("parakeet");
