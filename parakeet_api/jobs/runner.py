@@ -140,7 +140,7 @@ class JobRunner:
                 run = self._take_next()
                 if run is not None:
                     self._process(run)
-            # The border of a thread: disk errors may be temporary.
+            # Thread boundary: disk errors may be temporary.
             except Exception:
                 logger.exception("jobs cannot be processed")
                 self._closing.wait(_DISK_RETRY_S)
@@ -202,7 +202,7 @@ class JobRunner:
         except ApiError as error:
             logger.info("job %s: failed: %s", job.id, error)
             return partial(self._store.fail, run.job, Failure.of(error))
-        # The border of a thread, like the error handler of HTTP.
+        # Thread boundary, like the error handler of HTTP.
         except Exception:
             if not run.cancelled.is_set():
                 logger.exception("job %s: failed", job.id)

@@ -188,7 +188,7 @@ class Jobs:
         while not self._closing.wait(_MAINTENANCE_S):
             try:
                 self._maintain_store()
-            # The border of a thread: disk errors may be temporary.
+            # Thread boundary: disk errors may be temporary.
             except Exception:
                 logger.exception("the job store could not be maintained")
 

@@ -102,7 +102,7 @@ class WebhookSender:
         while not self._closing:
             try:
                 pause_s = self._call_all()
-            # The border of a thread: disk errors may be temporary.
+            # Thread boundary: disk errors may be temporary.
             except Exception:
                 logger.exception("webhooks could not be called")
                 pause_s = self._delays_s[0]

@@ -385,5 +385,5 @@ def test_systemd_takes_the_unit_and_finds_it_hardened(tmp_path: Path) -> None:
     unit.write_text(UNIT.replace("/opt/parakeet-api/.venv/bin/python", sys.executable))
 
     _run("systemd-analyze", "verify", "--man=no", unit)
-    # 0 is unreachable, 100 root without limits; what is left is the network and the card.
+    # 0 is unreachable, 100 root without limits; the rest is the network and the GPU.
     _run("systemd-analyze", "security", "--offline=true", "--threshold=15", unit)

@@ -147,8 +147,8 @@ def test_with_keys_it_takes_one(tmp_path: Path) -> None:
 
 
 def test_gpu_memory_is_reported_once_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = DeviceMemory(used=5, total=9, allocated=2, reserved=3)
-    monkeypatch.setattr(cuda, "device_memory", lambda device: {"cuda:0": card}[device])
+    memory = DeviceMemory(used=5, total=9, allocated=2, reserved=3)
+    monkeypatch.setattr(cuda, "device_memory", lambda device: {"cuda:0": memory}[device])
 
     assert pages._memory_of(None) is None
     assert pages._memory_of("cpu") is None
