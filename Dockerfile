@@ -1,8 +1,8 @@
 # docker build -t parakeet-api .                         with CUDA, 6.4 GB on top of Python's image
 # docker build -t parakeet-api --build-arg TORCH=cpu .   2.4 GB, for machines without a GPU
 #
-# A package mirror: --secret id=pip,src=pip.conf hands pip its configuration, and leaves none of it in the image.
-# Another home of torch's CPU wheels: --build-arg TORCH_CPU_INDEX=https://...
+# A package mirror: --secret id=pip,src=pip.conf configures pip, and is not stored in the image.
+# Another index for torch's CPU wheels: --build-arg TORCH_CPU_INDEX=https://...
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
@@ -10,9 +10,9 @@ FROM ${BASE_IMAGE} AS packages
 ARG TORCH=cuda
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /build
-# Only what decides the packages: a change of the code leaves this layer as it is.
+# Only the lists of packages, so that a change of the code does not invalidate this layer.
 COPY requirements.txt constraints.txt ./
-# PyPI's torch brings CUDA's libraries along. cuda-python is how the server finds the GPU.
+# PyPI's torch depends on the CUDA libraries. The server detects the GPU with cuda-python.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/pip \
     set -eu; \
     python3 -m venv --without-pip /opt/venv; \
@@ -36,13 +36,13 @@ LABEL org.opencontainers.image.title="Parakeet API" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
 
-# ffmpeg is the one inside imageio-ffmpeg, 173 MB: Debian's brings 192 packages of 472 MB.
+# ffmpeg is the one inside imageio-ffmpeg, 173 MB: Debian's depends on 192 packages of 472 MB.
 COPY --from=packages /opt/venv /opt/venv
 
-# HOME       whoever the container runs as has a home it can write to
-# HF_HOME    where downloads go when models/ is mounted read-only
-# NUMBA_...  librosa compiles when it is imported: into its own folder, if no other is named
-# TORCH...   else a folder beside the uploads, named after a user who may have no name
+# HOME       a writable home for any user of the container
+# HF_HOME    folder of downloads if models/ is mounted read-only
+# NUMBA_...  librosa compiles when it is imported, by default into its own folder
+# TORCH...   the default contains the user's name, and the user may have none
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
@@ -56,15 +56,15 @@ ENV PATH=/opt/venv/bin:$PATH \
 
 WORKDIR /app
 COPY . .
-# Readable by every user, whatever the umask of the checkout. The two folders that are written to are
-# like /tmp, so they also serve a user whom nobody announced; a new named volume inherits that.
+# Readable by every user, whatever the umask of the checkout. The two writable folders have the mode
+# of /tmp, so that any user can write to them; a new named volume inherits that.
 RUN chmod -R a+rX . && mkdir -p models temp_uploads /cache && chmod 1777 temp_uploads /cache
 
 EXPOSE 5092
-# Ten minutes: with ENABLE_LAZY_LOAD=false nothing is served before the model is downloaded and loaded.
+# Ten minutes: with ENABLE_LAZY_LOAD=false the server starts after the model is downloaded and loaded.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + (os.environ.get('PORT') or '5092') + '/health', timeout=8)"]
 
-# Started as root, to become PUID:PGID; as any other user just as well.
+# As root it switches to PUID:PGID; it also works as any other user.
 ENTRYPOINT ["/app/entrypoint.sh"]
 CMD ["python", "app.py"]

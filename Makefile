@@ -1,33 +1,33 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
-# make bench  time the whole service beside the bare model, as ratios; MODEL=english: with the small English model
-# make cpu    time fp32, bf16 and int8 on this processor, with random weights as large as the real ones
-# make gpu    a GPU in 8 minutes: correctness, speed, memory, HTTP; DRY_RUN=1 walks through it on a CPU
-# make connections  healthy clients beside 300 slow ones
+# make bench  time the service relative to the bare model; MODEL=english: with the small English model
+# make cpu    time fp32, bf16 and int8 on this CPU, with random weights of the full-size model's shape
+# make gpu    test a GPU in 8 minutes: correctness, speed, memory, HTTP; DRY_RUN=1 runs it on a CPU
+# make connections  normal clients while 300 slow ones are connected
 # make fuzz   100,000 damaged recordings and as many damaged requests
-# make fire   an hour of mixed load while the server is killed, starved and lied to
-# make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
-# make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
-# make accuracy  word error rates on recordings of people, by source: one pass beside chunks
-# make screenshots  take the pictures of docs/screenshots anew
-# make audit  look for known vulnerabilities of what constraints.txt pins; asks pypi.org
-# make licences  check that every installed package may be used and passed on
+# make fire   soak test: an hour of mixed load with injected faults
+# make fuzz-api  2,000 generated requests and more; check the responses against /openapi.json
+# make fidelity  compare every word of the 12-minute recordings, over chunk lengths, overlaps and formats
+# make accuracy  word error rates on recordings of people, by source: in one pass and in chunks
+# make screenshots  take the screenshots of docs/screenshots again
+# make audit  check the packages of constraints.txt for known vulnerabilities, at pypi.org
+# make licences  check that the licence of every installed package allows use and redistribution
 # make sbom   list every installed package in sbom.json, as CycloneDX
 
 PYTHON ?= python3
-# Processes that run tests. Many tests wait for servers and clocks, so more than there are cores.
+# Test processes. Many tests wait for servers, so more processes than cores.
 WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 NODE_CLIENT := tests/node/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Tools that look at packages have an environment of their own: they would else be part of what they look at.
+# Tools that inspect packages are in an environment of their own, so that they do not inspect themselves.
 AUDIT_VENV := .venv-audit
 AUDIT := $(AUDIT_VENV)/bin
-# Not looked at: a tool of the tests whose metadata names no licence; its file LICENSE is MIT's.
+# Excluded: a test tool whose metadata names no licence; its file LICENSE is MIT's.
 UNNAMED_LICENCES := axe-playwright-python
-# "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
+# "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
 .PHONY: run test lint bench cpu gpu connections fuzz fire fuzz-api fidelity accuracy screenshots audit licences sbom clean
@@ -35,7 +35,7 @@ ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVI
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
 
-# Files side by side, each in one process: its tests share servers.
+# Files run in parallel, each in one process, as its tests share servers.
 test: lint $(NODE_CLIENT)
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
@@ -77,11 +77,11 @@ fire: $(VENV)/.development
 connections: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.connections
 
-# --strict: a package that could not be looked up is a failure. Without it an audit that reached nobody "finds" nothing.
+# --strict: a package that could not be looked up is a failure, otherwise an audit without a network would succeed.
 audit: $(AUDIT_VENV)/.installed
 	@$(AUDIT)/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
 
-# Part of a licence's name is enough; where there is a choice, one of them is.
+# Parts of licence names match; of several licences, one is enough.
 licences: $(AUDIT_VENV)/.installed $(VENV)/.runtime
 	@$(AUDIT)/pip-licenses --python=$(BIN)/python --partial-match --allow-only="$(ALLOWED_LICENCES)" \
 		--ignore-packages $(UNNAMED_LICENCES) --format=markdown --order=license
@@ -112,7 +112,7 @@ $(VENV)/.development: $(VENV)/.runtime requirements-dev.txt
 	@$(PIP) --requirement requirements-dev.txt
 	@touch $@
 
-# Without Node, or where npm finds no registry, the tests of OpenAI's package for it are skipped.
+# Without Node, or if npm reaches no registry, the tests of OpenAI's Node package are skipped.
 $(NODE_CLIENT): tests/node/package-lock.json
 	@if command -v npm >/dev/null; then \
 		npm ci --prefix tests/node --loglevel=error >/dev/null && touch $@ \

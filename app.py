@@ -1,4 +1,4 @@
-"""Composition root: read the environment, build the objects, serve; or transcribe files.
+"""Composition root: read the environment, build the objects, then serve or transcribe files.
 
 python app.py                                          serve on HOST:PORT
 python app.py transcribe FILE... --format srt          write FILE.srt, without a server
@@ -10,8 +10,8 @@ import os
 import signal
 
 if __name__ == "__main__" and os.getpid() == 1:
-    # Before all else: process 1 of a container ignores SIGTERM until it has a handler, and the
-    # imports below take a second.
+    # Before the imports, which take a second: process 1 of a container ignores SIGTERM until a
+    # handler is installed.
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 import logging
@@ -49,13 +49,13 @@ logger = logging.getLogger("parakeet_api")
 
 ROOT = Path(__file__).resolve().parent
 _LAST_PASS_S = 5.0
-"""How long a forward pass may still take once everything else has ended."""
+"""At shutdown, how long to wait for a running forward pass after everything else has stopped."""
 _SWITCH_INTERVAL_S = 0.001
-"""With a GPU: how long a thread holds the interpreter while others wait for it. A forward pass
-launches 1,500 operations, each of which releases it: beside four busy threads that takes 255 ms at
-Python's default of 5 ms and 23 ms at this one. 0.2 ms is no better."""
+"""With a GPU: how long a thread may hold the GIL while others wait. A forward pass launches 1,500
+kernels and releases the GIL at each: with four busy threads it takes 255 ms at Python's default of
+5 ms, and 23 ms at this value. 0.2 ms is no faster."""
 EXIT_DEVICE_LOST = 70
-"""The GPU refused all further work until the process ends; EX_SOFTWARE of sysexits.h."""
+"""Exit status after the GPU failed for the rest of the process; EX_SOFTWARE of sysexits.h."""
 BUNDLED_MODELS = BundledModels(
     english=ROOT / "samples" / "english-model" / ENGLISH_MODEL,
     grammar=ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL,
@@ -66,11 +66,11 @@ BUNDLED_MODELS = BundledModels(
 def build_services(
     settings: Settings, gpu: Gpu | None = None, *, on_device_lost: Callable[[], None] = lambda: None
 ) -> Iterator[Services]:
-    """Build the service's objects; all are closed afterwards.
+    """Build the service's objects; close them when the block exits.
 
-    `on_device_lost` is called if the GPU refuses all further work.
+    `on_device_lost` is called if the GPU fails for the rest of the process.
 
-    Raises `SettingsError` or `CheckpointError` for what should stop the start.
+    Raises `SettingsError` or `CheckpointError` if the service cannot start.
     """
     decoder = FfmpegDecoder.from_settings(
         settings, workers=decoding_workers(gpu, available_cores())
@@ -113,16 +113,16 @@ def build_services(
 
 
 def serve(settings: Settings, gpu: Gpu | None) -> int:
-    """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to end.
+    """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to finish.
 
-    Gives the process' exit status.
+    Return the exit status of the process.
     """
     device_lost = threading.Event()
 
     def stop() -> None:
         device_lost.set()
-        # As if someone had stopped the service: what is under way is answered first. A second
-        # signal would cut it off.
+        # Stop gracefully, as on SIGTERM, so that requests under way are answered. A second signal
+        # would abort them.
         if not services.admission.stopping:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -130,12 +130,12 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
     if gpu is not None:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
-        # Bound before anything slow: a port in use is reported at once.
+        # Bind before anything slow, so that a port in use is reported at once.
         with (
             bind(settings.host, settings.port) as listener,
             build_services(settings, gpu, on_device_lost=stop) as services,
         ):
-            # Its settings, too, are refused before anything slow.
+            # Before anything slow as well: it validates further settings.
             application = create_app(services, root=ROOT)
             log_start(settings, models=services.models, gpu=gpu, plan=services.plan)
             sweep_uploads(settings.temp_uploads_dir)
@@ -146,17 +146,17 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
             services.jobs.start()
             run_server(application, services, listener=listener)
     except KeyboardInterrupt:
-        # While starting; later ones are GracefulStop's.
+        # During start-up; later signals are handled by `GracefulStop`.
         pass
     logger.info("stopped")
     return EXIT_DEVICE_LOST if device_lost.is_set() else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; give the process' exit status."""
+    """Run a command; return the exit status of the process."""
     command = parse_arguments(arguments)
-    # Before torch is imported: its threads spin while they wait for each other, and where anything
-    # else uses the cores as well, a clip then takes 20 times as long.
+    # Before torch is imported: by default its OpenMP threads busy-wait for each other, and a clip
+    # takes 20 times as long if another process uses the cores as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         settings = Settings.from_env(os.environ)
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             level="warning" if command else settings.log_level, log_format=settings.log_format
         )
         gpu = find_gpu(settings.device)
-        # Once more: what presets derive depends on the GPU.
+        # Read again, as presets depend on the GPU.
         settings = Settings.from_env(
             os.environ,
             detected_vram_gb=gpu.total_gb if gpu else None,
@@ -191,6 +191,6 @@ if __name__ == "__main__":
     outcome = main()
     logging.shutdown()
     sys.stdout.flush()
-    # Not sys.exit: Python would look through all of torch's and NeMo's objects, which takes 2 to
-    # 4 s, and a forward pass that still runs would have its libraries pulled from under it.
+    # Not sys.exit: the interpreter's finalisation visits all objects of torch and NeMo, which takes
+    # 2 to 4 s, and unloads libraries that a running forward pass may still use.
     os._exit(outcome)

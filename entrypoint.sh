@@ -1,11 +1,11 @@
 #!/bin/sh
-# Start the server in a container. Started as root: make the folders it writes to usable for PUID:PGID and become
-# that user. Started as another user: only look whether they are usable.
+# Start the server in a container. As root: make its writable folders usable for PUID:PGID and switch to
+# that user. As another user: only check whether they are usable.
 #
-# The ids stay numbers, without entries in /etc/passwd: so any of them will do, on a read-only root as well.
+# The ids need no entries in /etc/passwd, so any number is valid, even with a read-only root.
 set -eu
 
-# As process 1 the shell would ignore it; so it ends when the command does that it is waiting for.
+# As process 1 the shell would ignore SIGTERM; with a trap it exits when the current command ends.
 if [ $$ = 1 ]; then
     trap 'exit 143' TERM
 fi
@@ -31,7 +31,7 @@ check_id() {
     esac
 }
 
-# Run a command as the user that the server will be.
+# Run a command as the server's user.
 as_user() {
     if [ "$(id -u)" = 0 ]; then
         setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs -- "$@"
@@ -42,12 +42,12 @@ as_user() {
 
 # shellcheck disable=SC2016 # $1 is the inner shell's
 is_writable() {
-    # Touched, not asked: on a read-only mount root is told that it may write.
+    # By writing a file: on a read-only mount, `test -w` is true for root.
     as_user sh -c 'file=$(mktemp "$1/.write-test.XXXXXX") && rm "$file"' sh "$1" 2>/dev/null
 }
 
-# Make a folder and, as root, hand it to the user if it cannot be written to.
-# It changes owner with all that is in it: files of another PUID would be as useless as the folder.
+# Create a folder and, as root, make the user its owner if it is not writable, with all files in it, as
+# files of another PUID would not be usable either.
 prepare() {
     as_user mkdir -p "$1" 2>/dev/null || mkdir -p "$1" 2>/dev/null || true
     if is_writable "$1"; then
@@ -75,10 +75,10 @@ fi
 uploads=${TEMP_UPLOADS_DIR:-/app/temp_uploads} downloads=${HF_HOME:-/cache/huggingface}
 prepare "$uploads" || fail "$EXIT_NOT_WRITABLE" "$uploads cannot be written to by user $uid:$gid, and uploads go there." \
     "On the host: chown $uid:$gid the folder that is mounted there; or set PUID and PGID to its owner."
-# Without it a model in models/ is still found, so this alone stops nothing.
+# Not fatal: a model in models/ is still found.
 prepare "$downloads" || say "$downloads cannot be written to by user $uid:$gid: no model can be downloaded there"
 
-# What is sent is buffered, and a model is unpacked, in gigabytes: beside the uploads, since /tmp may be in memory.
+# Uploads are buffered and models unpacked, gigabytes, next to the uploads, as /tmp may be in memory.
 export TMPDIR="${TMPDIR:-$uploads}"
 
 say "running as $uid:$gid"

@@ -1,4 +1,4 @@
-"""The command line: its arguments, and transcribing files without a server."""
+"""The command line: parse its arguments; transcribe files without a server."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class TranscribeCommand:
     output_dir: Path
     params: TranscriptionParams
     model: str | None
-    """As in `MODELS`; `None` is the server's own choice."""
+    """A name as in `MODELS`; `None` = as the settings say."""
 
     def plan_outputs(self) -> dict[Path, Path]:
-        """Pair each file with its transcript; see `plan_outputs`."""
+        """Map each file to its transcript; see the function `plan_outputs`."""
         return plan_outputs(
             self.files, response_format=self.params.response_format, folder=self.output_dir
         )
 
     def run(self, outputs: Mapping[Path, Path], *, models: ServedModels, settings: Settings) -> int:
-        """Transcribe the files; give the process' exit status.
+        """Transcribe the files; return the exit status of the process.
 
-        Raises what finding a checkpoint raises.
+        Raises what `CheckpointStore.checkpoint` raises.
         """
         model = models.first
         model.checkpoints.wait_until_decided()
@@ -63,9 +63,9 @@ class TranscribeCommand:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> TranscribeCommand | None:
-    """Read the command line, `sys.argv` by default; `None` is the command to serve.
+    """Parse the command line, `sys.argv` by default; `None` = serve.
 
-    Exits with a message for arguments that are wrong.
+    Exits with a message if the arguments are invalid.
     """
     options = _parser().parse_args(arguments)
     if options.command != "transcribe":
@@ -119,20 +119,21 @@ def _audio_track(text: str) -> int | str | None:
 def plan_outputs(
     files: Sequence[Path], *, response_format: ResponseFormat, folder: Path
 ) -> dict[Path, Path]:
-    """Pair each file with the transcript to write into `folder`, which is made.
+    """Map each file to its transcript in `folder`, which is created.
 
-    Raises `SettingsError` where one would overwrite another's, or the folder cannot be made.
+    Raises `SettingsError` if a transcript would overwrite another file, or if the folder cannot be
+    created.
     """
     extension = _EXTENSIONS[response_format]
     outputs = {file: folder / f"{file.stem}{extension}" for file in files}
     recordings = {file.resolve() for file in files}
-    claimed: dict[Path, Path] = {}
+    file_of_output: dict[Path, Path] = {}
     for file, output in outputs.items():
         if output.resolve() in recordings:
             raise SettingsError(
                 f"the transcript {output} would overwrite a recording: choose another --output-dir"
             )
-        other = claimed.setdefault(output.resolve(), file)
+        other = file_of_output.setdefault(output.resolve(), file)
         if other is not file:
             raise SettingsError(
                 f"the transcripts of {other} and {file} would both be {output}: make one of them"
@@ -152,7 +153,7 @@ def transcribe_files(
     params: TranscriptionParams,
     settings: Settings,
 ) -> int:
-    """Transcribe each file into its output; count the failures, which are reported on stderr."""
+    """Transcribe each file to its output; report failures on stderr and return their number."""
     failed = 0
     for file, output in outputs.items():
         try:

@@ -1,9 +1,9 @@
-"""The errors a client can meet, each with the answer it becomes.
+"""The errors that a client can get, each with its HTTP status and code.
 
     ApiError
     ├── InvalidRequestError          400  the request itself is wrong
     │   ├── UnsupportedLanguageError 400  the model does not speak that language
-    │   └── AudioDecodeError         400  the upload is not audio that can be used
+    │   └── AudioDecodeError         400  the upload cannot be decoded
     │       ├── NoAudioTrackError    400  a video without sound
     │       ├── TruncatedAudioError  400  the file is cut short
     │       └── AudioTooLongError    400  longer than MAX_AUDIO_HOURS
@@ -12,24 +12,24 @@
     ├── NotFoundError                404  no such path
     │   └── ModelNotFoundError       404  no such model
     ├── MethodNotAllowedError        405
-    ├── JobNotFinishedError          409  its result comes later
-    ├── JobCancelledError            409  its result never comes
+    ├── JobNotFinishedError          409  no result yet
+    ├── JobCancelledError            409  there will be no result
     ├── ModelInUseError              409  it cannot be unloaded now
     ├── UploadTooLargeError          413
-    ├── RateLimitError               429  more often than RATE_LIMIT: `retry_after_s` says when
-    ├── ServiceUnavailableError      503  try again: `retry_after_s` says when
+    ├── RateLimitError               429  above RATE_LIMIT; try again after `retry_after_s`
+    ├── ServiceUnavailableError      503  try again after `retry_after_s`
     │   ├── ModelNotReadyError       503  still downloading or loading
     │   ├── QueueFullError           503
     │   ├── StoppingError            503  the server is about to stop
     │   ├── ModelLoadError           503  the checkpoint cannot be loaded
-    │   ├── DeviceLostError          503  the GPU refuses all work; the process ends
+    │   ├── DeviceLostError          503  the GPU failed; the process will exit
     │   └── JobsUnavailableError     503  DATA_DIR cannot be used
-    └── ServerError                  500  a fault of ours
+    └── ServerError                  500  a bug in the server
 
-Settings and checkpoints that stop the start raise `SettingsError` and
-`CheckpointError`, which never reach a client as they are.
+Invalid settings and checkpoints raise `SettingsError` and `CheckpointError`, which clients never
+get.
 
-The shape on the wire is OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+Responses have OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import errno
 from typing_extensions import TypedDict
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Numbers of the `OSError`s that clients see as `ServiceUnavailableError.disk_full`."""
+"""`errno` values that are reported to clients as `ServiceUnavailableError.disk_full`."""
 
 
 class ErrorDetails(TypedDict):
@@ -62,7 +62,7 @@ class ErrorBody(TypedDict):
 
 
 class ApiError(Exception):
-    """An error that is answered to the client in OpenAI's shape."""
+    """An error that is sent to the client in OpenAI's format."""
 
     status = 500
     type = "server_error"
@@ -75,7 +75,7 @@ class ApiError(Exception):
         self.param = param
 
     def body(self) -> ErrorBody:
-        """Give the JSON body: all four keys are always there, the last two may be null."""
+        """Return the JSON body: all four keys are present; `param` and `code` may be null."""
         return {
             "error": {
                 "message": self.message,
@@ -174,7 +174,7 @@ class UploadTooLargeError(ApiError):
 
     @classmethod
     def above(cls, limit: int, *, sent: int | None) -> UploadTooLargeError:
-        """Tell the limit and, where it is known, what was sent; both in bytes."""
+        """State the limit and, if known, the size of the upload; both in bytes."""
         size = f" ({sent} bytes sent)" if sent is not None else ""
         return cls(
             f"Maximum content size limit ({limit}) exceeded{size}. Send a compressed format, such"
@@ -197,7 +197,7 @@ class ServiceUnavailableError(ApiError):
 
     @classmethod
     def disk_full(cls) -> ServiceUnavailableError:
-        """Tell that nothing more can be stored for now."""
+        """Build the error for a full disk."""
         return cls("The server's disk is full. Try again later.")
 
 
@@ -250,8 +250,8 @@ class ServerError(ApiError):
 
 
 class SettingsError(ValueError):
-    """A variable's value is refused; the message is `NAME='value' is not ...`."""
+    """A setting is invalid; the message is `NAME='value' is not ...`."""
 
 
 class CheckpointError(Exception):
-    """A `.nemo` file is missing, truncated or of another kind; the message names it."""
+    """A `.nemo` file is missing, truncated or of another format; the message names it."""

@@ -1,4 +1,4 @@
-"""Which languages a model speaks, and the names clients use for them."""
+"""The languages of a model, and the names that clients use for languages."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "uk": ("ukrainian", "українська", "ukr"),
 }
 """The 25 languages of parakeet-tdt-0.6b-v3: ISO 639-1 code -> English name as OpenAI writes it,
-the language's own name, codes of ISO 639-2 and 639-3, and what else openai/whisper calls it.
+the language's own name, codes of ISO 639-2 and 639-3, and openai/whisper's other names for it.
 
-A table, because no library has all of it: langcodes knows no names by itself, python-iso639 does
-not know `greek`, and Babel brings 33 MB.
+A table, because no library has all of it: langcodes has no names without a data package,
+python-iso639 does not know `greek`, and Babel takes 33 MB.
 """
 
 ENGLISH_NAMES = {code: names[0] for code, names in _NAMES.items()}
@@ -66,8 +66,8 @@ _ISO_639: dict[str, str] = dict(
     zu=zul
     """.split()  # noqa: SIM905 - 183 strings in quotes would be 183 lines
 )
-"""All languages that ISO 639-1 has a code for, with their codes of ISO 639-2 and 639-3: a
-fine-tuned model may speak any of them."""
+"""ISO 639-1 code -> codes of ISO 639-2 and 639-3, for all languages: a fine-tuned model may support
+any of them."""
 
 _DIALECTS = {
     "arb": "ar",
@@ -88,16 +88,16 @@ _DIALECTS = {
     "swiss german": "de",
     "vls": "nl",
 }
-"""What is written as another language, and codes of old and of subtitle sites: players and Bazarr
-send them."""
+"""Dialects -> their written language; deprecated codes and those of subtitle sites, which players
+and Bazarr send."""
 
 _CODES = (
     {name: code for code, names in _NAMES.items() for name in names}
-    | {three: code for code, threes in _ISO_639.items() for three in threes.split(",")}
+    | {three: code for code, codes in _ISO_639.items() for three in codes.split(",")}
     | _DIALECTS
 )
 
-_NOT_SAID = frozenset(
+_UNSPECIFIED = frozenset(
     {
         "",
         "auto",
@@ -111,42 +111,42 @@ _NOT_SAID = frozenset(
         "unknown",
     }
 )
-"""Ways to say that the language is not known."""
+"""Values that mean that the language is unknown."""
 
 
 def english_name(code: str) -> str:
-    """Give a language's English name, lower case; the code itself where it has none here."""
+    """Return a language's English name in lower case; the code itself if it is not in the table."""
     return ENGLISH_NAMES.get(code, code)
 
 
 def languages_of(model_name: str, configured: Iterable[str] = ()) -> frozenset[str]:
-    """Tell which languages a checkpoint speaks: the configured codes, else those of its name.
+    """Return the languages of a checkpoint: the configured codes, else by its name.
 
-    By name, v3 speaks all 25 and the others English.
+    A name with `v3` means all 25 languages, any other name English.
     """
     named_v3 = re.search(r"(?<![a-z0-9])v3(?![0-9])", model_name.lower())
     return frozenset(configured) or frozenset(ENGLISH_NAMES if named_v3 else {"en"})
 
 
 def language_code(text: str) -> str | None:
-    """Read `en`, `en-US`, `EN_us`, `eng` or `English` as `en`; `None` if it is no language.
+    """Convert `en`, `en-US`, `EN_us`, `eng` or `English` to `en`; `None` if it is no language.
 
-    Names are known of the 25 languages of v3, codes of two and three letters of all.
+    Names are supported for the 25 languages of v3, codes of two and three letters for all.
     """
     # macOS sends `ç` as two characters.
-    wanted = unicodedata.normalize("NFC", text).strip().casefold().replace("_", "-")
-    primary = wanted.partition("-")[0]
+    normalized = unicodedata.normalize("NFC", text).strip().casefold().replace("_", "-")
+    primary = normalized.partition("-")[0]
     code = _CODES.get(primary, primary)
     return code if code in _ISO_639 else None
 
 
 def normalize_language(text: str, *, supported: frozenset[str]) -> str | None:
-    """Turn what a client calls a language into its ISO 639-1 code; `None` = not said.
+    """Convert a client's language parameter to an ISO 639-1 code; `None` = not specified.
 
-    `auto`, `und` and the empty text say nothing. Raises `UnsupportedLanguageError` for what the
-    model does not speak: the transcript would be wrong without a sign of it.
+    `auto`, `und` and the empty string mean not specified. Raises `UnsupportedLanguageError` for a
+    language that the model does not support: the client would not notice the wrong transcript.
     """
-    if text.strip().lower() in _NOT_SAID:
+    if text.strip().lower() in _UNSPECIFIED:
         return None
     code = language_code(text)
     if code is None or code not in supported:

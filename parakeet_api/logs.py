@@ -1,4 +1,4 @@
-"""Log lines for people, or one JSON object a line for machines."""
+"""Format log records as text, or as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from parakeet_api.settings import LogFormat
 
 _CHATTY = ("httpx", "httpcore", "urllib3", "filelock", "waitress.queue")
-"""Libraries that log every connection and file."""
+"""Loggers of libraries that log every connection and file."""
 
 
 def set_up_logging(*, level: str, log_format: LogFormat) -> None:
-    """Send this process' log to standard error."""
+    """Log to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(
         JsonFormatter()
@@ -26,10 +26,10 @@ def set_up_logging(*, level: str, log_format: LogFormat) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Write a record as one JSON object."""
+    """Format a record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the line."""
+        """Return the line."""
         entry = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),

@@ -1,4 +1,4 @@
-"""The service's counters and histograms, as Prometheus reads them."""
+"""The service's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _RTFX = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
 class Metrics:
-    """One set of metrics, for one process; safe to use from all threads."""
+    """The metrics of one process; thread-safe."""
 
     def __init__(self) -> None:
-        # A second series for each, that says when it was made.
+        # No additional `_created` series for each metric.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -44,7 +44,7 @@ class Metrics:
         )
         self.errors = Counter(
             "parakeet_errors",
-            "Errors that clients got, by their code.",
+            "Errors sent to clients, by code.",
             ["code"],
             registry=self.registry,
         )
@@ -56,25 +56,25 @@ class Metrics:
             registry=self.registry,
         )
         self.requests_active = Gauge(
-            "parakeet_requests_active", "Transcriptions that are worked on.", registry=self.registry
+            "parakeet_requests_active", "Transcriptions in progress.", registry=self.registry
         )
         self.requests_waiting = Gauge(
             "parakeet_requests_waiting",
-            "Transcriptions that wait for their turn.",
+            "Transcriptions waiting to be started.",
             registry=self.registry,
         )
         self.request_wait_seconds = Histogram(
             "parakeet_request_wait_seconds",
-            "How long transcriptions waited for their turn.",
+            "Time that transcriptions waited to be started.",
             buckets=_WAIT_S,
             registry=self.registry,
         )
         self.chunks_waiting = Gauge(
-            "parakeet_chunks_waiting", "Chunks that wait for the model.", registry=self.registry
+            "parakeet_chunks_waiting", "Chunks waiting for the model.", registry=self.registry
         )
         self.chunk_wait_seconds = Histogram(
             "parakeet_chunk_wait_seconds",
-            "How long chunks waited for the model.",
+            "Time that chunks waited for the model.",
             buckets=_WAIT_S,
             registry=self.registry,
         )
@@ -98,23 +98,23 @@ class Metrics:
         )
         self.recovered_words = Counter(
             "parakeet_recovered_words",
-            "Words of speech that the model skipped and a second look found.",
+            "Words recovered by decoding skipped speech again.",
             registry=self.registry,
         )
         self.unheard_seconds = Counter(
             "parakeet_unheard_speech_seconds",
-            "Speech that got no words, also at a second look.",
+            "Speech without words, even after it was decoded again.",
             registry=self.registry,
         )
         self.rtfx = Histogram(
             "parakeet_rtfx",
-            "Seconds of audio per second of a request, its waiting included.",
+            "Seconds of audio per second of request time, waiting included.",
             buckets=_RTFX,
             registry=self.registry,
         )
         self.model_state = Enum(
             "parakeet_model_state",
-            "Where a model's life stands; `model` is empty where there is but one.",
+            "State of a model; `model` is empty if there is only one.",
             ["model"],
             states=["unloaded", "loading", "ready", "failed"],
             registry=self.registry,
@@ -136,5 +136,5 @@ class Metrics:
         )
 
     def exposition(self) -> bytes:
-        """Write all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The main path: a file in, words out, as they become final."""
+"""The main path: transcribe a file, yielding words as they become final."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
 from parakeet_api.speech.activity import SpeechDetector
 from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
-from parakeet_api.speech.holes import Completed, Span, UnheardSpeech, complete_words
+from parakeet_api.speech.holes import Completed, Span, SpeechWithoutWords, complete_words
 from parakeet_api.speech.language_detection import detect_language
 from parakeet_api.speech.segmentation import split_into_segments
 from parakeet_api.speech.stitching import Stitcher
@@ -37,9 +37,9 @@ from parakeet_api.transcript import (
 logger = logging.getLogger(__name__)
 
 ENGLISH = frozenset({"en"})
-_MAX_UNHEARD = 100
-"""Places that a transcript warns of: a recording in another language would have thousands."""
-_NOTHING: Pcm = np.zeros(0, np.int16)
+_MAX_SPEECH_CAVEATS = 100
+"""Spans that a transcript warns of; a recording in another language would have thousands."""
+_NO_SAMPLES: Pcm = np.zeros(0, np.int16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,18 +48,18 @@ class Progress:
 
     words: tuple[Word, ...]
     samples: Pcm
-    """The stretch of the recording that was recognised, a view of shape `(samples,)`."""
+    """The samples that were recognised, a view of shape `(samples,)`."""
     done_s: float
-    """Seconds of the recording that have been recognised."""
+    """Seconds of the recording recognised so far."""
     total_s: float | None
-    """Seconds that the recording has by its header, if that is known; often an estimate."""
+    """Duration in seconds by the header, if known; often an estimate."""
     caveats: tuple[Caveat, ...] = ()
-    """Warnings about the sound; complete in the last one."""
+    """Warnings about the audio; complete in the last `Progress`."""
     tracks: tuple[SoundTrack, ...] = ()
 
 
 class ChunkRecognizer(Protocol):
-    """What a pipeline needs of a `Batcher`."""
+    """The interface of `Batcher` that a pipeline uses."""
 
     def recognize(
         self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool]
@@ -69,7 +69,7 @@ class ChunkRecognizer(Protocol):
 
 
 class Pipeline:
-    """Turn recordings into transcripts; safe to use from many threads."""
+    """Turn recordings into transcripts; thread-safe."""
 
     def __init__(
         self,
@@ -81,16 +81,16 @@ class Pipeline:
         metrics: Metrics | None = None,
         detector: SpeechDetector | None = None,
     ) -> None:
-        """Without a `detector`, speech that got no words is not looked for."""
+        """Without a `detector`, speech without words is not searched for."""
         self._metrics = metrics or Metrics()
         self._detector = detector
         self._decoder = decoder
         self._batcher = batcher
         self._policy = policy
         self._settings = settings
-        self._counting = threading.Lock()
+        self._count_lock = threading.Lock()
         self.recordings = 0
-        """How many are being transcribed; may be read at any time."""
+        """Number of recordings being transcribed; may be read at any time."""
         self._preparers = (
             ThreadPoolExecutor(settings.transcribe_num_workers, thread_name_prefix="prepare")
             if settings.transcribe_num_workers
@@ -110,15 +110,15 @@ class Pipeline:
     ) -> Transcript:
         """Transcribe a whole recording, spoken in one of `languages` (ISO 639-1 codes).
 
-        `track` chooses one of its sound tracks; with `allow_partial`, a file that is cut short is
-        transcribed to its end, with a caveat.
+        `track` selects an audio track; with `allow_partial`, a truncated file is transcribed as
+        far as it goes, with a caveat.
 
-        Raises `AudioDecodeError` or one of its kinds for a file that cannot be used,
-        `RequestCancelled` once `cancelled` turns true, and what the model's lease raises.
+        Raises `AudioDecodeError` or a subclass for a file that cannot be decoded,
+        `RequestCancelled` once `cancelled` returns true, and what the model's lease raises.
         """
         started = time.monotonic()
         words: list[Word] = []
-        progress = Progress((), _NOTHING, 0.0, None)
+        progress = Progress((), _NO_SAMPLES, 0.0, None)
         for progress in self.stream(
             path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial, cancelled=cancelled
         ):
@@ -153,13 +153,13 @@ class Pipeline:
     ) -> Generator[Progress]:
         """Yield words in order, each once no later audio can change it.
 
-        Decoding, recognition and stitching overlap; what is held does not grow with the file.
-        Closing the generator ends ffmpeg and takes waiting chunks out of the queue.
+        Decoding, recognition and stitching overlap; memory does not grow with the file's length.
+        Closing the generator stops ffmpeg and removes waiting chunks from the queue.
         """
         stitcher = Stitcher(
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
-        unheard = UnheardSpeech()
+        without_words = SpeechWithoutWords()
         done_s = decoding_s = 0.0
         with (
             self.counted(),
@@ -168,22 +168,22 @@ class Pipeline:
                     path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial
                 )
             ) as audio,
-            closing(self._prepared(plan_chunks(audio, self._policy))) as chunks,
+            closing(self._prefetched(plan_chunks(audio, self._policy))) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
             for chunk, words in recognized:
                 completed = self.complete(chunk, words, cancelled=cancelled)
                 final = tuple(stitcher.add(chunk, completed.words))
-                unheard.add(completed.unheard)
-                unheard.explain(final)
+                without_words.add(completed.without_words)
+                without_words.remove_covered(final)
                 self._metrics.audio_seconds.inc(len(chunk.owned_samples) / SAMPLE_RATE)
                 self._metrics.decode_seconds.inc(audio.spent_s - decoding_s)
                 done_s, decoding_s = chunk.owned_end / SAMPLE_RATE, audio.spent_s
                 yield Progress(final, chunk.owned_samples, done_s, audio.expected_s)
         final = tuple(stitcher.finish())
-        unheard.explain(final)
-        caveats = (*audio.caveats, *unheard_caveats(unheard.spans()))
-        yield Progress(final, _NOTHING, done_s, done_s, caveats, audio.tracks)
+        without_words.remove_covered(final)
+        caveats = (*audio.caveats, *speech_without_words_caveats(without_words.spans()))
+        yield Progress(final, _NO_SAMPLES, done_s, done_s, caveats, audio.tracks)
 
     def complete(
         self,
@@ -192,40 +192,40 @@ class Pipeline:
         *,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Completed:
-        """Drop a chunk's imagined words, and have speech without words recognised once more."""
+        """Drop a chunk's hallucinated words, and recognise speech without words once more."""
 
         def recognize(parts: Sequence[Chunk]) -> Iterator[list[Word]]:
             with closing(self._batcher.recognize(parts, cancelled=cancelled)) as recognized:
-                for _, found in recognized:
-                    yield found
+                for _, part_words in recognized:
+                    yield part_words
 
         completed = complete_words(chunk, words, detector=self._detector, recognize=recognize)
         self._metrics.recovered_words.inc(completed.recovered)
-        self._metrics.unheard_seconds.inc(sum(s.end - s.start for s in completed.unheard))
+        self._metrics.unheard_seconds.inc(sum(s.end - s.start for s in completed.without_words))
         return completed
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count as a recording that is being transcribed."""
-        with self._counting:
+        """Count one more recording in `recordings` for as long as the block runs."""
+        with self._count_lock:
             self.recordings += 1
         try:
             yield
         finally:
-            with self._counting:
+            with self._count_lock:
                 self.recordings -= 1
 
     def close(self) -> None:
-        """End the threads that prepare audio."""
+        """Stop the threads that prepare audio."""
         if self._preparers is not None:
             self._preparers.shutdown()
 
-    def _prepared(self, chunks: Generator[Chunk]) -> Generator[Chunk]:
+    def _prefetched(self, chunks: Generator[Chunk]) -> Generator[Chunk]:
         return chunks if self._preparers is None else _one_ahead(chunks, self._preparers)
 
 
-def unheard_caveats(spans: Sequence[Span]) -> list[Caveat]:
-    """Tell where speech has no words."""
+def speech_without_words_caveats(spans: Sequence[Span]) -> list[Caveat]:
+    """Turn spans of speech without words into warnings."""
     return [
         Caveat(
             "speech_without_words",
@@ -233,18 +233,18 @@ def unheard_caveats(spans: Sequence[Span]) -> list[Caveat]:
             round(span.start, 3),
             round(span.end, 3),
         )
-        for span in spans[:_MAX_UNHEARD]
+        for span in spans[:_MAX_SPEECH_CAVEATS]
     ]
 
 
 def _one_ahead(chunks: Generator[Chunk], executor: Executor) -> Generator[Chunk]:
-    """Cut the next chunk in another thread while this one is worked on."""
-    coming = executor.submit(next, chunks, None)
+    """Decode and cut the next chunk in another thread while this one is recognised."""
+    upcoming = executor.submit(next, chunks, None)
     try:
-        while (chunk := coming.result()) is not None:
-            coming = executor.submit(next, chunks, None)
+        while (chunk := upcoming.result()) is not None:
+            upcoming = executor.submit(next, chunks, None)
             yield chunk
     finally:
-        # The source must not be closed while it runs.
-        if not coming.cancel():
-            coming.exception()
+        # A generator must not be closed while it runs: wait.
+        if not upcoming.cancel():
+            upcoming.exception()

@@ -1,4 +1,4 @@
-"""The models that requests can name, each with its slot, its batcher and its pipeline."""
+"""The models of this server, each with its slot, batcher and pipeline."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ ALIASES = frozenset(
         "gpt-4o-mini-transcribe",
     }
 )
-"""OpenAI's models; they mean the first model of this server."""
+"""Names of OpenAI's models; each stands for the first model of this server."""
 
 _FOREIGN_NAMES = re.compile(r"whisper|^gpt-", re.IGNORECASE)
-"""Sent by clients that were written for another server. `large-v3` alone could be a typing error,
-`Systran/faster-whisper-large-v3` could not."""
+"""Names sent by clients that were written for another server. `large-v3` alone is not among them,
+as it could be a misspelt name."""
 _MAX_ECHOED_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """A model with what works for it alone: a batch never mixes two models."""
+    """A model with the objects that belong to it alone: a batch never mixes two models."""
 
     slot: ModelSlot
     batcher: Batcher
@@ -72,13 +72,13 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModels:
-    """All models of this server; a request that names none gets the first."""
+    """All models of this server; the first one is the default."""
 
     members: tuple[ServedModel, ...]
     """At least one."""
     pool: ModelPool
     selectable: bool
-    """Whether requests select one by name (`MODELS`); else every name means the first."""
+    """Whether requests select a model by name (`MODELS`); if not, every name means the first."""
 
     @classmethod
     def from_settings(
@@ -92,10 +92,10 @@ class ServedModels:
         metrics: Metrics,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> Self:
-        """Set up the models of `MODELS`, or the one that the other settings name.
+        """Set up the models of `MODELS`, or the single model that the other settings name.
 
-        Begins to download those without a file on disk; loads none. `on_device_lost` is called if
-        the GPU refuses all further work.
+        Starts downloads of missing checkpoints; loads no model. `on_device_lost` is called if the
+        GPU fails for the rest of the process.
         """
         slots = [
             ModelSlot(
@@ -158,10 +158,10 @@ class ServedModels:
         return self.members[0]
 
     def named(self, name: str) -> ServedModel:
-        """Give the model that a request means; without a name, or with an alias, the first.
+        """Return the model that a request names; without a name, or for an alias, the first.
 
-        Raises `ModelNotFoundError` for a name that is neither one of `MODELS` nor of a model that
-        another server has: its transcript would be another model's without a sign of it.
+        Raises `ModelNotFoundError` for a name that is neither in `MODELS` nor that of another
+        server's model: the client would not notice that another model answered.
         """
         if not self.selectable:
             return self.first
@@ -171,27 +171,27 @@ class ServedModels:
         return known or self.first
 
     def pipeline_of(self, name: str) -> Pipeline:
-        """Give the pipeline of the model that is meant.
+        """Return the pipeline of the model that a request names.
 
-        Raises `ServiceUnavailableError` while there is no file of it.
+        Raises `ServiceUnavailableError` while its checkpoint is not on disk.
         """
         model = self.named(name)
         model.checkpoints.checkpoint()
         return model.pipeline
 
     def described(self, name: str) -> ServedModel:
-        """Give the model that answers to a name. Raises `ModelNotFoundError`."""
+        """Return the model of exactly this name or alias. Raises `ModelNotFoundError`."""
         known = self.first if name in ALIASES else self._known(name)
         if known is None:
             raise self._not_found(name)
         return known
 
     def unload(self, model: ServedModel) -> Unloading:
-        """Unload a model unless it is at work or being loaded; waits for neither."""
+        """Unload a model unless it is in use or being loaded; do not wait for either."""
         return "in_use" if model.pipeline.recordings else self.pool.unload(model.slot)
 
     def load(self, model: ServedModel) -> Future[None]:
-        """Begin to load a model. Raises `ServiceUnavailableError` while there is no file of it."""
+        """Start loading a model. Raises `ServiceUnavailableError` while it is not on disk."""
         model.checkpoints.checkpoint()
         return self.pool.load(model.slot)
 
@@ -200,11 +200,11 @@ class ServedModels:
         return sum(model.batcher.waiting() for model in self)
 
     def device(self) -> str | None:
-        """Tell where models are loaded, once one was: `cpu`, `cuda:0`."""
+        """Return the models' device, `cpu` or `cuda:0`; `None` before the first load."""
         return next((model.slot.info.device for model in self if model.slot.info), None)
 
     def close(self, *, last_pass_s: float) -> None:
-        """Stop, and unload; forward passes under way have so many seconds to end."""
+        """Stop and unload; wait up to `last_pass_s` for running forward passes."""
         deadline = time.monotonic() + last_pass_s
         self.pool.close()
         for model in self:

@@ -1,7 +1,7 @@
-"""Every setting, parsed once from the environment by one table of types.
+"""All settings, parsed once from environment variables.
 
-A field's name, default and parser stand together below; `Settings.from_env` is the only reader
-of the environment. A value that cannot be used stops the start with `NAME='value' is not ...`.
+Each field of `Settings` declares its variable, default and parser; `Settings.from_env` is the only
+reader of the environment. An invalid value stops the start with `NAME='value' is not ...`.
 """
 # ruff: noqa: RUF009 - `_setting` makes a `dataclasses.field`
 
@@ -32,45 +32,48 @@ Origin = Literal["default", "preset", "environment"]
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 _DECIMAL = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
-"""Each digit has one place in it: with two, a long value that is none took minutes."""
+"""Unambiguous: a long value that is not a number causes no backtracking."""
 _HOST = r"([a-z0-9]([a-z0-9_.-]*[a-z0-9])?|\[(?P<v6>[0-9a-f:.]+)\])(:(?P<port>[0-9]{1,5}))?"
-"""Without scheme, path or user name; an IPv6 address stands in brackets."""
-_QUIETEST_DB = -120.0
+"""Without scheme, path or user name; an IPv6 address is in brackets."""
+_MIN_DB = -120.0
 """Below the noise of any 16-bit recording (-96 dB)."""
 _LANGUAGES = "a comma-separated list of languages, such as en,de,fr"
 _RATE = r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)"
-_NO_LIMIT = 1_000_000.0
-"""Where nature sets no bound: far beyond all use, and products with it stay finite."""
+_UNBOUNDED = 1_000_000.0
+"""Upper limit of settings without a natural one; products with it stay finite."""
 
 
 def parse_boolean(text: str) -> bool:
-    """Read true/1/yes/on or false/0/no/off in any case. Raises `ValueError`: what it is not."""
+    """Parse true/1/yes/on or false/0/no/off in any case.
+
+    Raises `ValueError` that names the expected values, as all parsers here.
+    """
     lowered = text.lower()
     if lowered not in _TRUE | _FALSE:
         raise ValueError("true or false")
     return lowered in _TRUE
 
 
-def _number(unit: str, *, low: float, high: float = _NO_LIMIT) -> Callable[[str], float]:
-    wanted = f"a number{f' of {unit}' if unit else ''}, {_range(low, high)}"
+def _number(unit: str, *, low: float, high: float = _UNBOUNDED) -> Callable[[str], float]:
+    expected = f"a number{f' of {unit}' if unit else ''}, {_range(low, high)}"
 
     def parse(text: str) -> float:
         # float() alone would also take '1_000', 'nan' and digits of other scripts.
         value = float(text) if re.fullmatch(_DECIMAL, text) else math.nan
         if not low <= value <= high:
-            raise ValueError(wanted)
+            raise ValueError(expected)
         return value
 
     return parse
 
 
 def _integer(*, low: int, high: int) -> Callable[[str], int]:
-    wanted = f"a whole number, {_range(low, high)}"
+    expected = f"a whole number, {_range(low, high)}"
 
     def parse(text: str) -> int:
         # int() alone would also take '1_000' and digits of other scripts.
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not low <= int(text) <= high:
-            raise ValueError(wanted)
+            raise ValueError(expected)
         return int(text)
 
     return parse
@@ -108,13 +111,13 @@ def _path(text: str) -> Path:
 
 
 def _address(text: str) -> str:
-    if not re.fullmatch(r"https?://\S+", text) or not _names_a_host(text):
+    if not re.fullmatch(r"https?://\S+", text) or not _has_host(text):
         raise ValueError("an address that begins with http:// or https://")
     return text
 
 
-def _names_a_host(address: str) -> bool:
-    """Tell whether an address has a host, and no port that cannot be one."""
+def _has_host(address: str) -> bool:
+    """Tell whether a URL has a host, and a valid port if any."""
     try:
         parts = urlsplit(address)
         return bool(parts.hostname) and parts.port != 0
@@ -136,13 +139,13 @@ def _models(text: str) -> tuple[str, ...]:
 
 
 def model_basename(model_id: str) -> str:
-    """Give a hub id's last part, the name that requests use: `nvidia/x` -> `x`."""
+    """Return a hub id's last part, the name that requests use: `nvidia/x` -> `x`."""
     return model_id.rpartition("/")[2]
 
 
 def _keys(text: str) -> tuple[str, ...]:
     keys = tuple(key.strip() for key in text.split(",") if key.strip())
-    # A lone comma would leave the service open; a header carries nothing but ASCII intact.
+    # A lone comma would leave the service open; HTTP headers are reliable for ASCII only.
     if not keys or not all(re.fullmatch(r"[ -~]+", key) for key in keys):
         raise ValueError("a comma-separated list of keys of printable ASCII characters")
     return keys
@@ -188,7 +191,7 @@ def _rates(text: str) -> str:
 
 
 def _rate_storage(text: str) -> str:
-    is_redis = re.fullmatch(r"rediss?://\S+", text) and _names_a_host(text)
+    is_redis = re.fullmatch(r"rediss?://\S+", text) and _has_host(text)
     if text != "memory://" and not is_redis:
         raise ValueError("memory:// or the address of a Redis server, redis://host:6379/0")
     return text
@@ -216,13 +219,13 @@ def _origins(text: str) -> tuple[str, ...]:
 
 
 def _is_origin(text: str) -> bool:
-    return bool(re.fullmatch(r"https?://[^\s/,*?#@]+", text)) and _names_a_host(text)
+    return bool(re.fullmatch(r"https?://[^\s/,*?#@]+", text)) and _has_host(text)
 
 
 def _decibels(text: str) -> float:
     match = re.fullmatch(r"([+-]?[0-9]+(?:\.[0-9]+)?)\s*(?:db)?", text, re.IGNORECASE)
-    if match is None or not _QUIETEST_DB <= float(match[1]) <= 0:
-        raise ValueError(f"a level in dB, {_QUIETEST_DB:g} to 0")
+    if match is None or not _MIN_DB <= float(match[1]) <= 0:
+        raise ValueError(f"a level in dB, {_MIN_DB:g} to 0")
     return float(match[1])
 
 
@@ -243,7 +246,7 @@ def _setting(name: str, default: Any, parse: Callable[[str], Any], *aliases: str
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the operator decided; read by everyone, changed by no one."""
+    """The operator's settings."""
 
     api_keys: tuple[str, ...] = _setting("API_KEY", (), _keys)
     """Accepted bearer keys, comma-separated; empty = open to everyone."""
@@ -252,31 +255,31 @@ class Settings:
     port: int = _setting("PORT", 5092, _integer(low=0, high=65535))
     """Listening port; 0 = any free one."""
     app_threads: int = _setting("APP_THREADS", 16, _integer(low=1, high=512))
-    """Transcription requests worked on at the same time; the ones beyond it wait. For a GPU those
-    of two full batches."""
+    """Transcription requests processed at the same time; further ones wait. With a GPU enough for
+    two full batches."""
     max_queued_requests: int = _setting("MAX_QUEUED_REQUESTS", 64, _integer(low=0, high=4096))
-    """Transcription requests that may wait; one more is answered 503 with Retry-After. For a GPU
-    those of two full batches, if these are more."""
+    """Transcription requests that may wait; further ones get a 503 with Retry-After. With a GPU at
+    least enough for two full batches."""
 
     clip_processes: int = _setting("CLIP_PROCESSES", 0, _integer(low=0, high=32))
-    """Processes that receive clips, decode them and write their transcripts, so that a fast GPU is
-    kept busy; 0 = the one with the model does it all."""
+    """Processes that receive clips, decode them and render their transcripts, so that a fast GPU is
+    kept busy; 0 = the process with the model does all of it."""
 
     rate_limit: str | None = _setting("RATE_LIMIT", None, _rates)
     """How often a key, or without keys an address, may ask for a transcription, such as
-    `60/minute;1000/day`; empty = as often as it likes."""
+    `60/minute;1000/day`; empty = no limit."""
     rate_limit_storage: str = _setting("RATE_LIMIT_STORAGE", "memory://", _rate_storage)
-    """Where that is counted: in this process, or in Redis for several servers together."""
+    """Where requests are counted: in this process, or in Redis for several servers together."""
     trusted_proxy: tuple[str, ...] = _setting("TRUSTED_PROXY", (), _proxies)
-    """Proxies whose `X-Forwarded-*` headers are believed: addresses, networks, or `*`."""
+    """Proxies whose `X-Forwarded-*` headers are trusted: addresses, networks, or `*`."""
     cors_origins: tuple[str, ...] = _setting("CORS_ORIGINS", (), _origins)
     """Origins whose pages may call the API from a browser, or `*`; empty = none."""
     stop_grace_s: float = _setting("STOP_GRACE_SECONDS", 20.0, _number("seconds", low=0, high=3600))
     """After SIGTERM, how long the requests under way may go on."""
 
     models: tuple[str, ...] = _setting("MODELS", (), _models)
-    """Models among which a request's `model` chooses, the first where it names none of them: hub
-    ids, or files in MODELS_DIR. Empty = one model, chosen by the settings below."""
+    """Models that a request's `model` selects from, the first being the default: hub ids, or files
+    in MODELS_DIR. Empty = one model, chosen by the settings below."""
     model_id: str = _setting("MODEL_ID", "nvidia/parakeet-tdt-0.6b-v2", _model_id)
     """Checkpoint to download when none is on disk."""
     model_path: Path | None = _setting("MODEL_PATH", None, _path)
@@ -284,10 +287,10 @@ class Settings:
     models_dir: Path = _setting("MODELS_DIR", Path("models"), _path)
     """Where checkpoints are looked for and downloaded to."""
     model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
-    """What the model speaks, ISO 639-1 codes; empty = what its name says."""
+    """Languages that the model supports, ISO 639-1 codes; empty = by its name."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
-    """`auto` = the small English model, loudly, where no other can be had; `always`; `never`;
-    `grammar` = always the tests' model, whose words are known exactly."""
+    """`auto` = the small English model, with warnings, if no other is available; `always`;
+    `never`; `grammar` = always the tests' model, whose output is exactly known."""
     hf_endpoint: str = _setting("HF_ENDPOINT", "https://huggingface.co", _address)
     """Hugging Face or a mirror of it."""
     enable_lazy_load: bool = _setting("ENABLE_LAZY_LOAD", True, parse_boolean)
@@ -296,27 +299,27 @@ class Settings:
     """Unload a model that was not used for so long; 0 = never."""
 
     temp_uploads_dir: Path = _setting("TEMP_UPLOADS_DIR", Path("temp_uploads"), _path)
-    """Uploads while they are worked on."""
+    """Uploads while they are processed."""
     max_upload_mb: float = _setting("MAX_UPLOAD_MB", 2000.0, _number("megabytes", low=0.001))
-    """Larger uploads are answered 413; megabytes of 1,048,576 bytes."""
+    """Larger uploads get a 413; megabytes of 1,048,576 bytes."""
     max_audio_hours: float = _setting("MAX_AUDIO_HOURS", 12.0, _number("hours", low=0.0001))
-    """Longer recordings are answered 400, whatever the file claims."""
+    """Longer recordings get a 400; the decoded length counts, not the header's."""
 
     data_dir: Path | None = _setting("DATA_DIR", None, _path)
     """Jobs, their recordings and results; not set = the folder `data` in TEMP_UPLOADS_DIR."""
     max_queued_jobs: int = _setting("MAX_QUEUED_JOBS", 100, _integer(low=0, high=100_000))
-    """Jobs that may be unfinished at a time; one more is answered 503. 0 = none are taken."""
+    """Unfinished jobs at a time; further ones get a 503. 0 = no jobs are accepted."""
     job_retention_hours: float = _setting("JOB_RETENTION_HOURS", 168.0, _number("hours", low=0))
     """Finished jobs are removed after so long; 0 = never."""
     allow_webhooks: tuple[str, ...] = _setting("ALLOW_WEBHOOKS", (), _hosts)
-    """Hosts that jobs may call when they have ended, as `host` or `host:port`; empty = none."""
+    """Hosts that webhooks may call when a job has ended, `host` or `host:port`; empty = none."""
 
     preset: Preset = _setting(
         "PRESET", "balanced", _choice(*get_args(Preset), aliases={"simple": "balanced"})
     )
     """`speed`, `balanced` (also called `simple`) or `quality`."""
     gpu_vram_gb: float | None = _setting("GPU_VRAM_GB", None, _number("gigabytes", low=0.5))
-    """What presets derive from; detected where not given."""
+    """The GPU's memory, from which presets derive settings; detected if not set."""
     device: str = _setting("DEVICE", "auto", _device)
     """`auto`, `cpu`, `cuda` or `cuda:1`; an explicit GPU that cannot be used is an error."""
     precision: Precision = _setting("PRECISION", "auto", _choice(*get_args(Precision)))
@@ -336,21 +339,21 @@ class Settings:
     max_concurrent_inferences: int = _setting(
         "MAX_CONCURRENT_INFERENCES", 1, _integer(low=1, high=16)
     )
-    """Permits of the semaphore around the model; of three or more, one is kept for clips."""
+    """Permits of the semaphore around the model; of three or more, one is reserved for clips."""
     transcribe_batch_size: int = _setting("TRANSCRIBE_BATCH_SIZE", 8, _integer(low=1, high=256))
     """Most chunks in one forward pass, of one request or of several."""
     transcribe_num_workers: int = _setting("TRANSCRIBE_NUM_WORKERS", 0, _integer(low=0, high=64))
-    """Threads that prepare audio ahead of the model; 0 = the request's own."""
+    """Threads that decode audio ahead of the model; 0 = the request's own thread."""
     max_chunk_memory_mb: float = _setting(
         "MAX_CHUNK_MEMORY_MB", 1500.0, _number("megabytes", low=64)
     )
-    """Activation memory that a forward pass on a GPU may need; chunks and batches obey it."""
+    """Activation memory that a forward pass on a GPU may need; it limits chunks and batches."""
     aggressive_memory_cleanup: bool = _setting("AGGRESSIVE_MEMORY_CLEANUP", True, parse_boolean)
-    """Give memory back that is kept but not used: a GPU's, or the heap's."""
+    """Release cached memory that is not in use: the GPU's, or the heap's."""
     force_cleanup_threshold: float = _setting(
         "FORCE_CLEANUP_THRESHOLD", 0.8, _number("", low=0.1, high=1.0)
     )
-    """Share of the GPU's memory in use above which some is given back before the next batch."""
+    """Share of the GPU's memory in use above which cached memory is released before a batch."""
     enable_gradient_checkpointing: bool = _setting(
         "ENABLE_GRADIENT_CHECKPOINTING", True, parse_boolean
     )
@@ -358,9 +361,9 @@ class Settings:
     enable_tensor_core: bool = _setting("ENABLE_TENSOR_CORE", True, parse_boolean)
     """Allow TF32 on CUDA GPUs."""
     enable_cudnn_benchmark: bool = _setting("ENABLE_CUDNN_BENCHMARK", False, parse_boolean)
-    """Let cuDNN convolve, and time its algorithms for each new shape, 0.9 to 1.2 s every time."""
+    """Use cuDNN for convolutions and benchmark its algorithms for each new shape, 0.9 to 1.2 s."""
     enable_cuda_graphs: bool = _setting("ENABLE_CUDA_GRAPHS", True, parse_boolean)
-    """Let a GPU's token decoder, and its encoder on few chunks, run as CUDA graphs."""
+    """On a GPU, run the token decoder, and the encoder on few chunks, as CUDA graphs."""
     tensor_core_precision: MatmulPrecision = _setting(
         "TENSOR_CORE_PRECISION", "highest", _choice(*get_args(MatmulPrecision))
     )
@@ -378,36 +381,36 @@ class Settings:
     chunk_overlap_s: float = _setting(
         "CHUNK_OVERLAP_SECONDS", 30.0, _number("seconds", low=0, high=600)
     )
-    """How much audio they share at most; a chunk always advances."""
+    """Most audio that neighbouring chunks share, seconds; at most a sixth of a chunk."""
     sentence_boundary_threshold_s: float = _setting(
         "SENTENCE_BOUNDARY_THRESHOLD", 0.5, _number("seconds", low=0, high=10)
     )
-    """Around a seam, how near a sentence end is preferred as the hand-over, seconds."""
+    """Distance from a seam within which a sentence end is preferred as the hand-over, seconds."""
     enable_silence_aligned_chunking: bool = _setting(
         "ENABLE_SILENCE_ALIGNED_CHUNKING", True, parse_boolean
     )
     """Move a cut to the nearest silence."""
     silence_threshold_db: float = _setting("SILENCE_THRESHOLD_DB", -38.0, _decibels)
-    """Below this level is silence, dB of full scale."""
+    """Audio below this level is silence, dBFS."""
     min_silence_duration_s: float = _setting(
         "MIN_SILENCE_DURATION", 0.35, _number("seconds", low=0.01, high=10)
     )
-    """Shortest quiet that counts as a silence, seconds."""
+    """Shortest silence that counts, seconds."""
     silence_max_shift_s: float = _setting(
         "SILENCE_MAX_SHIFT_SECONDS", 2.0, _number("seconds", low=0, high=60)
     )
     """How far a cut may move, seconds."""
     enable_ffmpeg_denoise: bool = _setting("ENABLE_FFMPEG_DENOISE", False, parse_boolean)
-    """Filter the sound before recognition."""
+    """Filter the audio before recognition."""
     denoise_filter: str = _setting(
         "DENOISE_FILTER",
         "afftdn=nf=-25,highpass=f=50,lowpass=f=8000,dynaudnorm=m=7:s=5",
         _text,
     )
-    """That filter, in ffmpeg's words; tried once at the start."""
+    """That filter, in ffmpeg's syntax; tested once at the start."""
 
     merge_short_subtitles: bool = _setting("MERGE_SHORT_SUBTITLES", True, parse_boolean)
-    """Merge and lengthen cues that would flash."""
+    """Merge or lengthen cues that are too short to read."""
     min_subtitle_duration_s: float = _setting(
         "MIN_SUBTITLE_DURATION_SECONDS", 1.5, _number("seconds", low=0, high=60)
     )
@@ -423,7 +426,7 @@ class Settings:
     subtitle_min_gap_s: float = _setting(
         "SUBTITLE_MIN_GAP_SECONDS", 0.06, _number("seconds", low=0, high=10)
     )
-    """Kept free between cues, seconds."""
+    """Shortest gap between cues, seconds."""
     split_long_subtitles: bool = _setting("SPLIT_LONG_SUBTITLES", True, parse_boolean)
     """Split long cues at word times."""
     max_subtitle_duration_s: float = _setting(
@@ -445,7 +448,7 @@ class Settings:
     """`text`, or `json` = one object a line."""
 
     origins: Mapping[str, Origin] = field(default_factory=dict, compare=False, repr=False)
-    """Where each field's value came from, by field name; empty unless read from variables."""
+    """The origin of each field's value, by field name; empty unless built by `from_env`."""
 
     @classmethod
     def from_env(
@@ -455,11 +458,11 @@ class Settings:
         detected_vram_gb: float | None = None,
         cores: int = 1,
     ) -> Settings:
-        """Read every variable, derive what a preset decides, and let explicit values win.
+        """Read all variables; a variable takes precedence over the value that a preset derives.
 
-        `cores` are the processor's that this process may use.
+        `cores` is the number of CPU cores that this process may use.
 
-        Raises `SettingsError` naming the variable and its value.
+        Raises `SettingsError` that names the variable and its value.
         """
         explicit = {
             setting.name: value
@@ -483,14 +486,14 @@ class Settings:
         return cls(**(derived | explicit), origins=origins)
 
     def for_model(self, name: str) -> Settings:
-        """Give the same settings with this model alone. Raises `SettingsError`."""
+        """Return a copy for this model only. Raises `SettingsError`."""
         models = _parse("--model", name, _models)
         return dataclasses.replace(self, models=models, model_path=None, demo_model="never")
 
     def with_absolute_paths(self) -> Settings:
-        """Give the same settings with the paths that these mean in the working directory of now.
+        """Return a copy with absolute paths.
 
-        NeMo changes it while it restores a checkpoint, for all threads of the process.
+        NeMo changes the process' working directory while it restores a checkpoint.
         """
         paths: dict[str, Any] = {
             setting.name: path.absolute()
@@ -508,9 +511,9 @@ class Settings:
         return self.data_dir or self.temp_uploads_dir / "data"
 
     def describe(self, *, whole_paths: bool = True) -> list[tuple[str, str, Origin]]:
-        """List every variable with its value and where that came from; keys are not shown.
+        """List all variables with value and origin; API keys are masked.
 
-        Without `whole_paths`, only the last part of a path is: the rest is the operator's affair.
+        Without `whole_paths`, only the last part of a path is shown, as clients may see it.
         """
         return [
             (
@@ -527,15 +530,15 @@ class Settings:
 
 
 def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
-    """Raise `SettingsError` where two settings cannot both be meant."""
+    """Raise `SettingsError` for settings that exclude each other."""
     names = f"MODELS={','.join(explicit.get('models', ()))!r}"
     contradictions = {
-        # What names one model for everything, beside what names several.
+        # A setting for one model, together with one for several.
         f"{names} and MODEL_PATH": {"models", "model_path"} <= explicit.keys(),
         f"{names} and DEMO_MODEL={explicit.get('demo_model')}": (
             "models" in explicit and explicit.get("demo_model") in ("always", "grammar")
         ),
-        # Several processes would each count for themselves.
+        # Each process would count separately.
         f"RATE_LIMIT={explicit.get('rate_limit')!r} and CLIP_PROCESSES": (
             "rate_limit" in explicit and explicit.get("clip_processes", 0) > 0
         ),
@@ -547,7 +550,7 @@ def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
 
 _ABSENT = object()
 _PASSWORD = re.compile(r"//[^/\s]+@")
-"""What stands before the host in `https://user:secret@mirror`."""
+"""The part before the host in `https://user:secret@mirror`."""
 
 
 def without_passwords(text: str) -> str:
@@ -556,7 +559,7 @@ def without_passwords(text: str) -> str:
 
 
 def variable_name(setting: dataclasses.Field[Any]) -> str:
-    """Give the environment variable of a field of `Settings`."""
+    """Return the environment variable of a field of `Settings`."""
     return str(setting.metadata["names"][0])
 
 
@@ -571,7 +574,7 @@ def _read(setting: dataclasses.Field[Any], environ: Mapping[str, str]) -> Any:
         if environ.get(name, "").strip()
     }
     if not given:
-        # Compose files pass `NAME=` for "not set".
+        # Compose files pass `NAME=` for a variable that is not set.
         return _ABSENT
     values = {name: _parse(name, text, setting.metadata["parse"]) for name, text in given.items()}
     if len(set(values.values())) > 1:
@@ -597,22 +600,23 @@ def _shown(name: str, value: Any) -> str:
 
 
 _SMALL_GPU_GB = 6.5
-"""GPUs up to here hold the 0.6B model in half precision (1.3 GB) and little beside it. One that
-is sold as 6 GB reports up to 6.44."""
+"""Smaller GPUs hold the 0.6B model in half precision (1.3 GB) and little more. A GPU sold as 6 GB
+reports up to 6.44."""
 _MEDIUM_GPU_GB = 8.0
-"""One that is sold as 8 GB reports 8.2 to 8.59."""
+"""A GPU sold as 8 GB reports 8.2 to 8.59."""
 
 
 @dataclass(frozen=True, slots=True)
 class _GpuTier:
-    """What suits GPUs from a size on."""
+    """Defaults for GPUs of more than `from_gb`."""
 
     from_gb: float
     batch_size: int
-    """Of the preset `balanced`."""
+    """For the preset `balanced`."""
     pass_mb: float
+    """Memory of one forward pass."""
     permits: int
-    """Beside the one whose batch is in the GPU others read the next one and build words."""
+    """One for the batch on the GPU; others prepare the next batch and build words."""
 
 
 _GPU_TIERS = (
@@ -623,25 +627,25 @@ _GPU_TIERS = (
     _GpuTier(_SMALL_GPU_GB, batch_size=8, pass_mb=1_500, permits=1),
     _GpuTier(0.0, batch_size=4, pass_mb=1_500, permits=1),
 )
-"""Large first. On an H200 batches of 8 chunks of 30 s ran at 2,743 times real time, of 32 at 5,824,
-and 256 chunks of 10 s at 6,997; 128 of 30 s took 11.6 GB beside the weights. Sizes are those that
-GPUs report: one that is sold as 16 GB has 15.6 to 17.2 GB, one of 24 GB 22.5 to 25.8."""
-_LARGEST_BATCH = 256
+"""Largest first. On an H200, batches of 8 chunks of 30 s ran at 2,743 times real time, of 32 at
+5,824, and 256 chunks of 10 s at 6,997; 128 of 30 s took 11.6 GB in addition to the weights. Sizes
+are as reported by GPUs: one sold as 16 GB has 15.6 to 17.2 GB, one sold as 24 GB 22.5 to 25.8."""
+_MAX_BATCH = 256
 
 
 _CPU_PERMITS = 3
-"""Without a GPU. Two for everything: while one works on the encoder another emits tokens, which is
-Python's work (12 minutes took 2.1 s with two and 3.2 s with one). The third is for clips that come
-while both are at long chunks: `devices.main_permits`."""
+"""Without a GPU. Two for any chunk: while one runs the encoder, the other decodes tokens in Python
+(12 minutes took 2.1 s with two and 3.2 s with one). The third is for clips that arrive while both
+process long chunks: `devices.main_permits`."""
 
 
 def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
-    """Decide what a preset decides, for a GPU of `vram_gb` GB (or none)."""
+    """Derive the settings of a preset, for a GPU of `vram_gb` GB; `None` = no GPU."""
     small = vram_gb is not None and vram_gb <= _SMALL_GPU_GB
     below_medium = vram_gb is not None and vram_gb < _MEDIUM_GPU_GB
     tier = _tier(vram_gb)
     by_preset: dict[Preset, dict[str, Any]] = {
-        "speed": {"transcribe_batch_size": min(2 * tier.batch_size, _LARGEST_BATCH)},
+        "speed": {"transcribe_batch_size": min(2 * tier.batch_size, _MAX_BATCH)},
         "balanced": {"transcribe_batch_size": tier.batch_size},
         "quality": {
             "transcribe_batch_size": tier.batch_size // 2,
@@ -660,35 +664,37 @@ def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
 
 
 def _tier(vram_gb: float | None) -> _GpuTier:
-    """Give what suits a GPU; without one the batch of a medium one suits a CPU too."""
+    """Return the tier of a GPU; a CPU gets the batch size of a medium GPU."""
     size_gb = _MEDIUM_GPU_GB if vram_gb is None else vram_gb
     return next(tier for tier in _GPU_TIERS if size_gb > tier.from_gb)
 
 
 _FAST_GPU_GB = 15.0
 """GPUs from here on recognise more clips than one process can receive."""
-_CORES_A_PROCESS = 4
-"""A process that receives clips works 2.5 ms for each; the rest is for the model's and ffmpeg."""
+_CORES_PER_PROCESS = 4
+"""A process that receives clips takes 2.5 ms for each; the model and ffmpeg need other cores."""
 _MAX_CLIP_PROCESSES = 4
-"""They receive some 1,500 clips a second: twice of what an H200 recognises."""
-_FEWEST_ACTIVE, _MAX_ACTIVE = 16, 512
-_FEWEST_WAITING = 64
+"""They receive about 1,500 clips a second: twice as many as an H200 recognises."""
+_MIN_ACTIVE, _MAX_ACTIVE = 16, 512
+_MIN_WAITING = 64
 
 
 def _derive_http(values: Mapping[str, Any], *, vram_gb: float, cores: int) -> dict[str, Any]:
-    """Decide how many requests are worked on and wait, so that a GPU's batches are full.
+    """Derive how many requests run and wait, so that a GPU's batches are full.
 
-    While one batch is in the model, the requests of the next one are read, and those of the last
+    While one batch is on the GPU, requests of the next one are received, and those of the previous
     one answered.
     """
     two_batches = 2 * values["transcribe_batch_size"]
     is_fast = vram_gb >= _FAST_GPU_GB
-    # Rates are counted in one process.
+    # Rates are counted in a single process.
     is_counted = values.get("rate_limit") is not None
     return {
-        "app_threads": min(max(two_batches, _FEWEST_ACTIVE), _MAX_ACTIVE),
-        "max_queued_requests": max(two_batches, _FEWEST_WAITING),
+        "app_threads": min(max(two_batches, _MIN_ACTIVE), _MAX_ACTIVE),
+        "max_queued_requests": max(two_batches, _MIN_WAITING),
         "clip_processes": (
-            min(cores // _CORES_A_PROCESS, _MAX_CLIP_PROCESSES) if is_fast and not is_counted else 0
+            min(cores // _CORES_PER_PROCESS, _MAX_CLIP_PROCESSES)
+            if is_fast and not is_counted
+            else 0
         ),
     }

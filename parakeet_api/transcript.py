@@ -1,4 +1,4 @@
-"""The values that cross borders between modules: chunks, words, segments, transcripts."""
+"""The data types that modules exchange: chunks, words, segments, transcripts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
-"""Samples per second everywhere inside; Parakeet's own rate."""
+"""Sample rate of all decoded audio, Hz: the model's."""
 
 FRAME = 1280
-"""Samples in one encoder frame, 80 ms: the grid of the model's times."""
+"""Samples in one encoder frame, 80 ms: the resolution of the model's times."""
 
 Pcm = NDArray[np.int16]
 """Mono signed 16-bit samples at `SAMPLE_RATE`, shape `(samples,)`."""
@@ -20,40 +20,40 @@ Pcm = NDArray[np.int16]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """A stretch of a recording that the model sees at once.
+    """A part of a recording that the model processes at once.
 
-    It hears `[start, end)` and answers for `[owned_start, owned_end)`; the rest is context that
-    a neighbour answers for. Owned ranges tile the recording.
+    It contains `[start, end)` and owns `[owned_start, owned_end)`; the rest is context, which a
+    neighbour owns. Owned ranges tile the recording.
     """
 
     index: int
     """Position among the recording's chunks, from 0."""
     start: int
-    """First sample heard, counted from the start of the recording."""
+    """Its first sample, counted from the start of the recording."""
     samples: Pcm
     owned_start: int
     owned_end: int
 
     @property
     def end(self) -> int:
-        """One past the last sample heard."""
+        """One past its last sample."""
         return self.start + len(self.samples)
 
     @property
     def owned_samples(self) -> Pcm:
-        """Give the samples that the chunk answers for, as a view."""
+        """Return the samples that the chunk owns, as a view."""
         return self.samples[self.owned_start - self.start : self.owned_end - self.start]
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One piece of the model's vocabulary, as it was emitted."""
+    """One token that the model emitted."""
 
     id: int
     text: str
-    """The piece with its word-start mark as a space: `" Bos"`, `"ton"`."""
+    """The token with its word-start mark as a space: `" Bos"`, `"ton"`."""
     logprob: float | None
-    """Natural logarithm of the model's probability; `None` where the decoder gives none."""
+    """Natural logarithm of the model's probability; `None` if the decoder gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +69,19 @@ class Word:
 
     @property
     def middle(self) -> float:
-        """Give the moment by which the word belongs to one chunk or the next, in seconds."""
+        """Return its middle in seconds, which decides to which chunk the word belongs."""
         return (self.start + self.end) / 2
 
     @property
     def logprob(self) -> float | None:
-        """Sum the tokens' log-probabilities; `None` where one is unknown."""
+        """Sum the tokens' log-probabilities; `None` if one is unknown."""
         logprobs = [token.logprob for token in self.tokens if token.logprob is not None]
         return sum(logprobs) if logprobs and len(logprobs) == len(self.tokens) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A sentence, or the stretch between two long pauses."""
+    """A sentence, or the words between two long pauses."""
 
     words: tuple[Word, ...]
     """At least one."""
@@ -103,12 +103,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Caveat:
-    """What a reader of a transcript should know of how its recording was heard: a warning."""
+    """A warning about a recording or its transcript."""
 
     code: str
     """For programs: `track_silent`, `channels_out_of_phase`, `truncated_audio`, ..."""
     message: str
-    """For people; ASCII, without a line break."""
+    """For people; ASCII, on one line."""
     start: float | None = None
     """Seconds from the start of the recording; `None` = all of it."""
     end: float | None = None
@@ -119,11 +119,11 @@ class SoundTrack:
     """One of a recording's sound tracks."""
 
     number: int
-    """Among the sound tracks, from 1."""
+    """Number among the audio tracks, from 1."""
     codec: str
     """ffmpeg's name for it."""
     language: str | None
-    """As the file says it, usually three letters."""
+    """As stated in the file, usually three letters."""
     title: str | None
     default: bool
     """Whether players play it by default."""
@@ -143,7 +143,7 @@ class Transcript:
     caveats: tuple[Caveat, ...] = ()
     """Answers list them as `warnings`."""
     tracks: tuple[SoundTrack, ...] = ()
-    """The recording's sound tracks, as far as they were looked at."""
+    """The recording's audio tracks, if the decoder listed them."""
 
     @property
     def words(self) -> list[Word]:
@@ -155,11 +155,11 @@ class Transcript:
 
 
 def mean_logprob(words: Iterable[Word]) -> float | None:
-    """Average the log-probabilities of words' tokens; `None` where none is known, as of a beam."""
+    """Average the log-probabilities of words' tokens; `None` if none is known (beam search)."""
     known = [t.logprob for word in words for t in word.tokens if t.logprob is not None]
     return sum(known) / len(known) if known else None
 
 
 def join_words(words: list[Word] | tuple[Word, ...]) -> str:
-    """Put words together as running text."""
+    """Join words to running text."""
     return " ".join(word.text for word in words)

@@ -1,7 +1,7 @@
-"""Mix channels to one, so that none is lost: also where two of them cancel each other.
+"""Mix channels to mono without loss, even where channels cancel each other.
 
-A balanced microphone in a stereo socket gives one channel that is the other turned over: a person
-with two ears hears it well, and the mix of both is silence.
+A balanced microphone in a stereo input yields two channels of opposite polarity: audible in stereo,
+but their mix is silence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parakeet_api.audio.timeline import Frames, Hole
+from parakeet_api.audio.timeline import Frames, Gap
 from parakeet_api.transcript import SAMPLE_RATE, Caveat
 
 Mono = NDArray[Any]
@@ -20,52 +20,52 @@ Mono = NDArray[Any]
 Floats = NDArray[np.float32]
 
 _CANCELLED = 0.25
-"""Power that the mix has, beside what channels that have nothing to do with each other leave in it.
-Equal channels have twice that power, and one alone has it once. Channels in antiphase that differ
-by 1 dB leave 0.006 of it, by 6 dB 0.2, and by one sample of 48 kHz less than 0.02."""
+"""Channels cancel each other if the power of the mix, relative to the mix of uncorrelated channels
+of the same power, is below this. Equal channels have 2, one channel alone 1. Channels in antiphase
+have 0.006 if they differ by 1 dB, 0.2 by 6 dB, less than 0.02 by one sample of 48 kHz."""
 _BAND_RATE = 4000
-"""Samples a second that the band of speech is judged by."""
+"""Sample rate at which the speech band is measured."""
 _FADE_S = 0.01
-"""From one way to mix to another."""
+"""Cross-fade when the way to mix changes."""
 _FULL_SCALE = np.float32(32768)
-_WILD = 2.0**40
+_MAX_FLOAT = 2.0**40
 _SILENT = 1e-10
-"""Mean square, -100 dB: nothing to judge by."""
+"""Mean square, -100 dB: too quiet to choose a channel by."""
 
 
 class Downmix:
-    """Mix a recording's frames, second by second."""
+    """Mix a recording's frames to mono, in windows of one second."""
 
     def __init__(self, rate: int = SAMPLE_RATE) -> None:
-        """Begin; `rate` is how many frames a second has."""
+        """Start a recording with `rate` frames a second."""
         self._rate = rate
-        self._held: list[Frames] = []
+        self._pending: list[Frames] = []
         self._length = 0
         self._position = 0
         self._channel: int | None = None
-        """The one that is taken alone; `None` = the mix."""
+        """The channel used alone; `None` = the mix."""
         self._cancelled: list[tuple[int, int]] = []
-        """Stretches in which the mix would have cancelled sound, in samples."""
+        """Windows in which the mix would have cancelled audio, as sample ranges."""
 
-    def mix(self, pieces: Iterable[Frames | Hole]) -> Iterator[Mono]:
-        """Give one channel; shape `(samples,)` each."""
+    def mix(self, pieces: Iterable[Frames | Gap]) -> Iterator[Mono]:
+        """Yield mono blocks, shape `(samples,)`."""
         for piece in pieces:
-            if isinstance(piece, Hole):
+            if isinstance(piece, Gap):
                 yield from self._end()
                 yield from silence(piece.samples)
                 self._position += piece.samples
             elif piece.shape[1] == 1:
                 self._position += len(piece)
-                yield _tame(piece)[:, 0]
+                yield _bounded(piece)[:, 0]
             else:
-                self._held.append(_tame(piece))
+                self._pending.append(_bounded(piece))
                 self._length += len(piece)
                 if self._length >= self._rate:
                     yield from self._whole_windows()
         yield from self._end()
 
     def caveats(self) -> list[Caveat]:
-        """Tell where channels were out of phase."""
+        """Report where channels were out of phase."""
         if not self._cancelled:
             return []
         start, end = self._cancelled[0][0], self._cancelled[-1][1]
@@ -80,17 +80,17 @@ class Downmix:
         ]
 
     def _whole_windows(self) -> Iterator[Mono]:
-        frames = np.concatenate(self._held)
+        frames = np.concatenate(self._pending)
         whole = len(frames) - len(frames) % self._rate
-        self._held = [frames[whole:]]
+        self._pending = [frames[whole:]]
         self._length = len(frames) - whole
         for start in range(0, whole, self._rate):
             yield self._mix_window(frames[start : start + self._rate])
 
     def _end(self) -> Iterator[Mono]:
-        """Mix what there is: the recording ends here, or a hole begins."""
-        frames = np.concatenate(self._held) if self._length else None
-        self._held, self._length = [], 0
+        """Mix the remaining frames: the recording ends here, or a gap begins."""
+        frames = np.concatenate(self._pending) if self._length else None
+        self._pending, self._length = [], 0
         if frames is not None:
             yield self._mix_window(frames)
 
@@ -98,19 +98,19 @@ class Downmix:
         channels = _channels(frames)
         mix = channels[0] + channels[1] if len(channels) == 2 else channels.sum(axis=0)  # noqa: PLR2004
         mix *= np.float32(1 / len(channels))
-        before, self._channel = self._channel, self._better_channel(channels, mix)
+        previous, self._channel = self._channel, self._better_channel(channels, mix)
         end = self._position + len(mix)
         if self._channel is not None:
             self._cancelled.append((self._position, end))
         self._position = end
         mixed: Mono = mix if self._channel is None else channels[self._channel].copy()
-        if before != self._channel:
-            fading = mix if before is None else channels[before]
-            _fade_in(mixed, fading, round(_FADE_S * self._rate))
+        if previous != self._channel:
+            fading = mix if previous is None else channels[previous]
+            _cross_fade(mixed, fading, round(_FADE_S * self._rate))
         return mixed if frames.dtype != np.int16 else np.rint(mixed * _FULL_SCALE).astype(np.int16)
 
     def _better_channel(self, channels: Floats, mix: Floats) -> int | None:
-        """Choose a channel where the mix loses what is in it; `None` where the mix is as good."""
+        """Choose a channel if the mix would cancel it; `None` = use the mix."""
         powers = [_power(channel, self._rate) for channel in channels]
         loudest = int(np.argmax(powers))
         if not powers[loudest] > _SILENT:
@@ -119,25 +119,25 @@ class Downmix:
         return None if _power(mix, self._rate) > _CANCELLED * unrelated else loudest
 
 
-def _tame(frames: Frames) -> Frames:
-    """Bound floats: in a file they can be anything, and their squares are taken."""
-    if frames.dtype == np.int16 or (frames.max() <= _WILD and frames.min() >= -_WILD):
+def _bounded(frames: Frames) -> Frames:
+    """Bound floats: a file can hold any value, and their squares must be finite."""
+    if frames.dtype == np.int16 or (frames.max() <= _MAX_FLOAT and frames.min() >= -_MAX_FLOAT):
         return frames
     finite = np.nan_to_num(frames, nan=0.0, posinf=1.0, neginf=-1.0)
-    bounded: Frames = np.clip(finite, -_WILD, _WILD)
-    return bounded
+    clipped: Frames = np.clip(finite, -_MAX_FLOAT, _MAX_FLOAT)
+    return clipped
 
 
 def _channels(frames: Frames) -> Floats:
-    """Give frames as floats, one row a channel, shape `(channels, samples)`."""
+    """Convert frames to floats, shape `(channels, samples)`."""
     channels = np.ascontiguousarray(frames.T, dtype=np.float32)
     return channels / _FULL_SCALE if frames.dtype == np.int16 else channels
 
 
 def _power(sound: Floats, rate: int) -> float:
-    """Give the mean square of what speech has most of, some 300 to 2000 Hz.
+    """Return the mean square of the band with most of speech's power, about 300 to 2000 Hz.
 
-    Rumble and hum may be in phase where the speech is not, and lossy codecs make high tones so.
+    Rumble and hum may be in phase where the speech is not; lossy codecs make high frequencies so.
     """
     group = max(1, rate // _BAND_RATE)
     low = sound[: len(sound) // group * group].reshape(-1, group).mean(axis=1)
@@ -145,14 +145,14 @@ def _power(sound: Floats, rate: int) -> float:
     return float(np.dot(steps, steps)) / max(1, len(steps))
 
 
-def _fade_in(mixed: Floats, before: Floats, length: int) -> None:
-    """Let a window begin as the one before it was mixed."""
+def _cross_fade(mixed: Floats, before: Floats, length: int) -> None:
+    """Cross-fade, in place, from the previous way to mix to the present one."""
     length = min(length, len(mixed))
     share = np.arange(length, dtype=np.float32) / length
     mixed[:length] = share * mixed[:length] + (1 - share) * before[:length]
 
 
 def silence(samples: int) -> Iterator[Mono]:
-    """Give silence, in pieces of a minute; it is the same as floats."""
+    """Yield silence in blocks of a minute; int16 zeros serve as floats too."""
     for start in range(0, samples, 60 * SAMPLE_RATE):
         yield np.zeros(min(60 * SAMPLE_RATE, samples - start), np.int16)

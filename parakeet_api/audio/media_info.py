@@ -1,4 +1,4 @@
-"""What ffmpeg says of a recording, read: its container, its sound tracks, and what went wrong."""
+"""Parse ffmpeg's description of a recording: its container, duration and audio tracks."""
 
 from __future__ import annotations
 
@@ -19,66 +19,66 @@ _SOUND = re.compile(
 _FLAG = re.compile(r" \(([a-z ]+)\)")
 _END = re.compile(r"^(?:Stream mapping:|Output #0)", re.MULTILINE)
 
-_BESIDE_THE_SPEECH = frozenset({"comment", "visual impaired", "descriptions", "karaoke", "lyrics"})
-"""Flags of tracks that are not what a recording is listened to for."""
-_COARSE = frozenset({"u8", "u8p", "s16", "s16p"})
-_PAIRED = frozenset({"mono", "stereo", "downmix", "1 channels", "2 channels"})
+_AUXILIARY = frozenset({"comment", "visual impaired", "descriptions", "karaoke", "lyrics"})
+"""Dispositions of tracks that do not carry the main programme."""
+_UP_TO_16_BITS = frozenset({"u8", "u8p", "s16", "s16p"})
+_MONO_OR_STEREO = frozenset({"mono", "stereo", "downmix", "1 channels", "2 channels"})
 _SURROUND = re.compile(
     r"[2-7]\.[01](?:\((?:back|front|side|wide|wide-side)\))?|quad(?:\(side\))?|hexagonal|octagonal"
 )
-"""Layouts of up to eight places around a listener: ffmpeg knows how each is mixed."""
+"""Layouts of up to eight speaker positions, for which ffmpeg has downmix coefficients."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """A moment at which a track's timestamps are not where its samples are."""
+    """A point where a track's timestamp differs from its sample count, as `ffmpeg.CLOCK` prints."""
 
     seconds: float
     """The timestamp of a frame."""
     offset_s: float
-    """How much sound of this filter graph came before it; 0 = the graph's first frame."""
+    """Audio of this filter graph before that frame; 0 = the graph's first frame."""
     rate: int
-    """The track's samples a second, before they were converted."""
+    """The track's sample rate before conversion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A sound track, as ffmpeg describes it."""
+    """An audio track, as ffmpeg describes it."""
 
     number: int
-    """Among the sound tracks, from 1."""
+    """Number among the audio tracks, from 1."""
     codec: str
     layout: str
     """`stereo`, `5.1(side)`, `9 channels`, ..."""
     sample_format: str
-    """`s16p`, `flt`, ...; empty where it is not known."""
+    """`s16p`, `flt`, ...; empty if unknown."""
     language: str | None
     title: str | None
     flags: frozenset[str]
     """`default`, `comment`, ..."""
 
     @property
-    def is_aside(self) -> bool:
-        """Whether the file says that it is commentary or the like."""
-        return bool(self.flags & _BESIDE_THE_SPEECH)
+    def is_auxiliary(self) -> bool:
+        """Whether the file marks it as commentary or the like."""
+        return bool(self.flags & _AUXILIARY)
 
     @property
-    def is_fine(self) -> bool:
-        """Whether its samples are finer than 16 bits."""
-        return self.sample_format not in _COARSE
+    def exceeds_16_bits(self) -> bool:
+        """Whether its samples have more than 16 bits."""
+        return self.sample_format not in _UP_TO_16_BITS
 
     @property
     def is_surround(self) -> bool:
-        """Whether it has more than two channels whose places are known."""
+        """Whether it has more than two channels in a known speaker layout."""
         return _SURROUND.fullmatch(self.layout) is not None
 
     @property
-    def is_loose(self) -> bool:
-        """Whether it has channels without places, or with ones that ffmpeg does not mix."""
-        return bool(self.layout) and not (self.is_surround or self.layout in _PAIRED)
+    def is_discrete(self) -> bool:
+        """Whether its channels have no speaker layout, or one that ffmpeg cannot downmix."""
+        return bool(self.layout) and not (self.is_surround or self.layout in _MONO_OR_STEREO)
 
-    def described(self, *, used: bool) -> SoundTrack:
-        """Give it as answers list it."""
+    def as_sound_track(self, *, used: bool) -> SoundTrack:
+        """Convert it to the form that responses list."""
         return SoundTrack(
             number=self.number,
             codec=self.codec,
@@ -96,70 +96,71 @@ class MediaInfo:
     container: str
     """The first of ffmpeg's names for it: `mov`, `matroska`, `mp3`, ..."""
     start_s: float | None
-    """Where the earliest of its streams starts by its timestamps."""
+    """Timestamp at which the earliest of its streams starts."""
     duration_s: float | None
-    """By its header, or estimated from its size."""
+    """By the header, or estimated from the file's size."""
     duration_is_estimated: bool
-    has_pictures: bool
+    has_video: bool
+    """Whether it has a video stream other than cover art."""
     has_other_streams: bool
-    """Anything but sound, cover pictures aside."""
+    """Whether it has streams, but no audio."""
     tracks: tuple[Track, ...]
 
     def preferred(self) -> list[Track]:
-        """Order the tracks: first the one that a player would play."""
+        """Order the tracks: the one that a player would play comes first."""
         return sorted(
             self.tracks,
             key=lambda track: (
                 track.codec in ("none", "unknown") or not track.sample_format,
-                track.is_aside,
+                track.is_auxiliary,
                 "default" not in track.flags,
                 track.number,
             ),
         )
 
 
-def parse_media_info(said: str) -> MediaInfo | None:
-    """Read the description at the beginning of ffmpeg's log; `None` if it opened nothing."""
-    begins = _INPUT.search(said)
+def parse_media_info(log: str) -> MediaInfo | None:
+    """Parse the beginning of ffmpeg's log; `None` if ffmpeg could not open the file."""
+    begins = _INPUT.search(log)
     if begins is None:
         return None
-    ends = _END.search(said, begins.end())
-    described = said[begins.start() : ends.start() if ends else len(said)]
-    duration_s, start_s = _times(described)
-    others = [line for line in described.splitlines() if _is_picture(line)]
+    ends = _END.search(log, begins.end())
+    description = log[begins.start() : ends.start() if ends else len(log)]
+    duration_s, start_s = _times(description)
+    video_lines = [line for line in description.splitlines() if _is_video(line)]
     return MediaInfo(
         container=begins[1].rstrip(",").split(",")[0],
         start_s=start_s,
         duration_s=duration_s,
-        duration_is_estimated="Estimating duration from bitrate" in said,
-        has_pictures=bool(others),
-        has_other_streams="Stream #" in described and ": Audio:" not in described,
-        tracks=tuple(_tracks(described)),
+        duration_is_estimated="Estimating duration from bitrate" in log,
+        has_video=bool(video_lines),
+        has_other_streams="Stream #" in description and ": Audio:" not in description,
+        tracks=tuple(_tracks(description)),
     )
 
 
-def _is_picture(line: str) -> bool:
+def _is_video(line: str) -> bool:
     stream = _STREAM.match(line)
     return bool(stream and stream[3] == "Video" and "(attached pic)" not in line)
 
 
-def _times(described: str) -> tuple[float | None, float | None]:
-    """Read how long the recording is, and where it starts."""
-    found = _DURATION.search(described)
-    if found is None:
+def _times(description: str) -> tuple[float | None, float | None]:
+    """Parse duration and start time, in seconds."""
+    match = _DURATION.search(description)
+    if match is None:
         return None, None
-    hours, minutes, seconds, start = found.groups()
+    hours, minutes, seconds, start = match.groups()
     known = hours is not None
     duration_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds) if known else None
     return duration_s, float(start) if start is not None else None
 
 
-def _tracks(described: str) -> list[Track]:
-    """Read the lines of the sound tracks, each with the lines of its metadata."""
+def _tracks(description: str) -> list[Track]:
+    """Parse the lines of the audio tracks, each with its metadata lines."""
     streams: dict[int, tuple[str | None, str]] = {}
     titles: dict[int, str] = {}
     latest: int | None = None
-    for line in described.splitlines():
+    for line in description.splitlines():
         if stream := _STREAM.match(line):
             latest = int(stream[1])
             if stream[3] == "Audio":

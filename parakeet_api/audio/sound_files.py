@@ -1,7 +1,7 @@
-"""Read plain wav and flac files in this process: a clip is recognised faster than ffmpeg starts.
+"""Read plain wav and flac files without ffmpeg, whose start takes longer than recognising a clip.
 
-Only what leaves no question is read here. Whatever is unusual, long or damaged is left to ffmpeg,
-which runs under limits and in a process of its own.
+Unusual, long or damaged files are left to ffmpeg, which runs in a process of its own, under
+resource limits.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from parakeet_api.audio.levels import level_of, round_to_pcm, to_pcm
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
 
 _MAX_FRAMES = 60 * 48_000
-"""Longest clip that is read at once, in frames of its own rate: a minute at 48 kHz, 23 MB of
-floats. Beyond it ffmpeg's start (25 ms) no longer counts."""
+"""Longest file that is read whole, in frames at its own rate: a minute at 48 kHz, 23 MB of floats.
+For longer files ffmpeg's start (25 ms) no longer matters."""
 _BLOCK = 30 * SAMPLE_RATE
 _MAX_CHANNELS = 2
-"""How more are mixed is a question of their places."""
+"""Mixing more depends on their layout, which ffmpeg knows."""
 _RATES = range(8_000, 192_001)
 _FORMATS = frozenset({"WAV", "WAVEX", "FLAC"})
 _ENCODINGS = frozenset({"PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"})
-_FINE = frozenset({"PCM_24", "PCM_32", "FLOAT"})
-"""Encodings that are finer than 16 bits."""
+_OVER_16_BITS = frozenset({"PCM_24", "PCM_32", "FLOAT"})
+"""Encodings of more than 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """A recording that is read without a process."""
+    """A recording that is read without ffmpeg."""
 
     seconds: float
     blocks: Generator[Pcm]
@@ -41,10 +41,10 @@ class Sound:
 
 
 def open_sound(path: Path) -> Sound | None:
-    """Open a plain wav or flac file; `None` for anything that ffmpeg should look at.
+    """Open a plain wav or flac file; `None` for a file that ffmpeg should decode.
 
-    Any wav file of 16-bit samples at 16 kHz, mono, is read as a stream; other rates, stereo and
-    flac are read whole, if they are short, and converted.
+    A wav file of 16-bit samples at 16 kHz, mono, is read as a stream whatever its length. Short
+    files of other rates, stereo or flac are read whole and converted.
     """
     if not _is_wav_or_flac(path):
         return None
@@ -61,7 +61,7 @@ def open_sound(path: Path) -> Sound | None:
 
 
 def _is_wav_or_flac(path: Path) -> bool:
-    """Look at the first bytes: the library itself would try two dozen formats."""
+    """Check the magic number: libsndfile itself would try two dozen formats."""
     with path.open("rb") as file:
         head = file.read(12)
     return head.startswith(b"fLaC") or (head[:4], head[8:]) == (b"RIFF", b"WAVE")
@@ -73,7 +73,7 @@ def _is_plain(file: soundfile.SoundFile) -> bool:
         and file.subtype in _ENCODINGS
         and file.channels <= _MAX_CHANNELS
         and file.samplerate in _RATES
-        # 0 where a recorder did not go back to write it.
+        # 0 if the recorder did not go back to write it.
         and file.frames > 0
     )
 
@@ -94,7 +94,7 @@ def _read(path: Path) -> Generator[Pcm]:
 
 
 def _converted(file: soundfile.SoundFile, seconds: float) -> Sound | None:
-    """Decode, mix and resample a whole file; `None` if it is not as long as it says."""
+    """Decode, mix and resample a whole file; `None` if it is not as long as its header says."""
     frames = file.read(dtype="float32", always_2d=True)
     if len(frames) != file.frames:
         return None
@@ -102,8 +102,8 @@ def _converted(file: soundfile.SoundFile, seconds: float) -> Sound | None:
     mono: Mono = np.concatenate(list(downmix.mix([frames])))
     if file.samplerate != SAMPLE_RATE:
         mono = soxr.resample(mono, file.samplerate, SAMPLE_RATE)
-    if file.subtype in _FINE:
-        pcm = to_pcm([mono], most=lambda: 1.0, measure=lambda: level_of([mono]))
+    if file.subtype in _OVER_16_BITS:
+        pcm = to_pcm([mono], max_level=lambda: 1.0, measure=lambda: level_of([mono]))
     else:
         pcm = iter([round_to_pcm(mono)])
     samples = np.concatenate(list(pcm))

@@ -1,8 +1,8 @@
-"""Where decoded sound belongs in time: holes are filled, and nothing is dropped.
+"""Align decoded samples with timestamps: gaps become silence, and no sample is dropped.
 
-A track's timestamps can leave holes, which are real: a muted microphone, a film whose sound starts
-late. They can also start again, stand still, or run slower than the sound: then they are wrong, and
-the sound goes on where it is.
+Gaps in a track's timestamps are real: a muted microphone, a video whose audio starts late.
+Timestamps that restart, stand still or advance more slowly than the samples are wrong: then the
+samples simply continue.
 """
 
 from __future__ import annotations
@@ -24,87 +24,88 @@ Frames = NDArray[Any]
 full scale is 1."""
 
 MARK = float(np.float32(2.0**100))
-"""The first sample of each of ffmpeg's filter graphs, which is none of the recording's. A graph is
-built anew when a track changes its format, and only in the stream itself can be seen where."""
+"""A sample inserted at the start of each of ffmpeg's filter graphs; not part of the recording.
+ffmpeg rebuilds the graph when a track's format changes; only a mark in the samples shows where."""
 
 _NO_MARKS = np.zeros(0, np.intp)
 
-_MAX_HOLE_S = 2 * 3600
-"""Timestamps of 40 KB can claim ten hours of nothing. Honest holes are a muted microphone, or a
-film whose sound starts late."""
+_MAX_GAP_S = 2 * 3600
+"""A file of 40 KB can declare ten hours of silence. Real gaps are a muted microphone, or a video
+whose audio starts late."""
 _MEANINGLESS_S = 30 * 3600
-"""A jump that is no hole but a broken number; ffmpeg's own bound."""
+"""A longer jump is a corrupt timestamp, not a gap; ffmpeg's own limit."""
 _SPLICE_S = 10.0
-"""Streams that are cut together (`_SPLICED`) jump by more than this where one ends, not for lack of
-sound; ffmpeg's own bound."""
+"""In containers whose streams are often spliced (`_SPLICED`), a longer jump is a splice and not a
+gap; ffmpeg's own limit."""
 _SPLICED = frozenset({"mpegts", "mpeg", "ogg"})
 _RESTART_S = 1.0
-"""Timestamps that fall behind by less are late packets of a live stream: they come again."""
+"""Timestamps that fall behind by less are late packets of a live stream: they catch up again."""
 _TOLERANCE_S = 0.1
 _COUNTED = frozenset(
     {"aac", "ac3", "amr", "dts", "eac3", "flac", "loas", "mlp", "mp3", "truehd", "wav"}
 )
-"""Formats without timestamps: ffmpeg counts frames, wrongly so once the rate has changed."""
+"""Formats without timestamps: ffmpeg counts frames, and miscounts once the rate has changed."""
 _TAIL = SAMPLE_RATE // 100
-"""What a resampler holds, and gives at its end, at most."""
+"""Upper bound of the samples that a resampler holds back until its end."""
 _ABSOLUTE = frozenset({"mov", "matroska", "nut"})
-"""Containers whose times count from the recording's start. In the others, the first timestamp is
-anyone's: a broadcast's clock, the granule position of a web radio."""
+"""Containers whose times count from the recording's start. In the others the first timestamp is
+arbitrary: a broadcast's clock, the granule position of a web radio."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hole:
-    """Silence that a track's timestamps ask for."""
+class Gap:
+    """A gap in a track's timestamps, to be filled with silence."""
 
     samples: int
+    """Its length at `SAMPLE_RATE`."""
 
 
 def first_moment(info: MediaInfo | None) -> float | None:
-    """Give the timestamp at which the recording starts; `None` where its first sound does."""
+    """Return the timestamp at which the recording starts; `None` = that of its first sample."""
     if info is None or info.start_s is None:
         return None
-    is_absolute = info.container in _ABSOLUTE and not info.has_pictures
-    is_late = _TOLERANCE_S < info.start_s <= _MAX_HOLE_S
+    is_absolute = info.container in _ABSOLUTE and not info.has_video
+    is_late = _TOLERANCE_S < info.start_s <= _MAX_GAP_S
     return 0.0 if is_absolute and is_late else info.start_s
 
 
 @dataclass(slots=True)
 class Timeline:
-    """Lay a track's samples out in time."""
+    """Place a track's samples in time."""
 
     info: MediaInfo | None
     readings: deque[ClockReading]
-    """Added to by whoever reads ffmpeg's log, before the samples come that they are about."""
+    """Filled by the parser of ffmpeg's log, always before the samples that a reading concerns."""
     marked: bool = True
-    """Whether graphs begin with a mark; else the first one's readings alone are of use."""
+    """Whether graphs begin with a mark; if not, only the first graph's readings can be used."""
     position: int = 0
-    """Samples laid out so far, the holes among them."""
+    """Samples placed so far, gaps included."""
     _shift_s: float | None = None
-    """From timestamps to the recording's time; `None` before the first."""
+    """Recording time minus timestamp; `None` before the first reading."""
     _graph_position: int = 0
     """Samples of the current filter graph so far."""
     _rate: int = 0
 
-    def lay_out(self, frames: Frames, *, at_end: bool = False) -> Iterator[Frames | Hole]:
-        """Give the frames again, without marks, and with holes where the timestamps have them.
+    def place(self, frames: Frames, *, at_end: bool = False) -> Iterator[Frames | Gap]:
+        """Yield the frames without marks, and the gaps between them.
 
-        `at_end` says that no more frames come. Raises `AudioDecodeError` for a hole that is longer
-        than anyone's.
+        `at_end` = no more frames follow. Raises `AudioDecodeError` for a gap of more than two
+        hours.
         """
         if not self.marked and self._shift_s is None:
             yield from self._begin_graph()
-        # A mark that became one of two channels is a little smaller.
+        # In a mark that was upmixed to stereo, each channel is a little smaller.
         left = frames[:, 0]
         marks = np.flatnonzero((left > MARK / 2) & (left <= MARK)) if self.marked else _NO_MARKS
         start = 0
         for mark in marks.tolist():
-            yield from self._go_on(frames[start:mark], ends=True)
+            yield from self._place_graph(frames[start:mark], ends=True)
             yield from self._begin_graph()
             start = mark + 1
-        yield from self._go_on(frames[start:], ends=at_end)
+        yield from self._place_graph(frames[start:], ends=at_end)
 
-    def _begin_graph(self) -> Iterator[Hole]:
-        """Take the first reading of a new graph; what is left of the one before is outdated."""
+    def _begin_graph(self) -> Iterator[Gap]:
+        """Take the first reading of a new graph; discard what is left of the previous one."""
         while self.readings and self.readings[0].offset_s > 0:
             self.readings.popleft()
         if self.readings:
@@ -113,11 +114,11 @@ class Timeline:
             self._rate = reading.rate
         self._graph_position = 0
 
-    def _go_on(self, frames: Frames, *, ends: bool) -> Iterator[Frames | Hole]:
-        """Split frames of one graph where a reading tells of a hole; `ends` = the graph's last."""
+    def _place_graph(self, frames: Frames, *, ends: bool) -> Iterator[Frames | Gap]:
+        """Split frames of one graph at its readings; `ends` = they are the graph's last."""
         while len(frames):
             if ends:
-                self._forget_readings_after(self._graph_position + len(frames) - _TAIL)
+                self._discard_readings_after(self._graph_position + len(frames) - _TAIL)
             cut = self._next_reading()
             if cut is not None and cut <= 0:
                 yield from self._fill(self.readings.popleft(), previous_rate=self._rate)
@@ -128,46 +129,46 @@ class Timeline:
             yield part
             frames = frames[len(part) :]
 
-    def _forget_readings_after(self, position: int) -> None:
-        """Forget what is read where a graph ends: ffmpeg 5 reads any number there."""
+    def _discard_readings_after(self, position: int) -> None:
+        """Discard readings at a graph's end: ffmpeg 5 prints arbitrary numbers there."""
         while self.readings and self.readings[0].offset_s * SAMPLE_RATE > max(0, position):
             self.readings.popleft()
 
     def _next_reading(self) -> int | None:
-        """Give in how many samples the next reading of this graph applies."""
+        """Return after how many more samples the next reading of this graph applies."""
         if not self.readings or self.readings[0].offset_s <= 0:
             return None
         return round(self.readings[0].offset_s * SAMPLE_RATE) - self._graph_position
 
-    def _fill(self, reading: ClockReading, *, previous_rate: int) -> Iterator[Hole]:
-        here_s = self.position / SAMPLE_RATE
+    def _fill(self, reading: ClockReading, *, previous_rate: int) -> Iterator[Gap]:
+        position_s = self.position / SAMPLE_RATE
         if self._shift_s is None:
-            begins_s = first_moment(self.info)
-            self._shift_s = -(reading.seconds if begins_s is None else begins_s)
-        gap_s = self._gap(reading, here_s, previous_rate)
-        if gap_s < -_RESTART_S or self._is_no_hole(gap_s):
-            # From here on, other timestamps mean the same moments.
-            self._shift_s = here_s - reading.seconds
-        elif gap_s > _MAX_HOLE_S:
+            start_s = first_moment(self.info)
+            self._shift_s = -(reading.seconds if start_s is None else start_s)
+        gap_s = self._gap(reading, position_s, previous_rate)
+        if gap_s < -_RESTART_S or self._is_no_gap(gap_s):
+            # The timestamps restart here: only their offset changes.
+            self._shift_s = position_s - reading.seconds
+        elif gap_s > _MAX_GAP_S:
             raise AudioDecodeError(
-                f"The file's timestamps leave a hole of more than {_MAX_HOLE_S // 3600} hours."
+                f"The file's timestamps leave a hole of more than {_MAX_GAP_S // 3600} hours."
                 " Convert the file first, for example to flac."
             )
-        elif (hole := round(gap_s * SAMPLE_RATE)) > 0:
-            self.position += hole
-            yield Hole(hole)
+        elif (gap_samples := round(gap_s * SAMPLE_RATE)) > 0:
+            self.position += gap_samples
+            yield Gap(gap_samples)
 
-    def _gap(self, reading: ClockReading, here_s: float, previous_rate: int) -> float:
+    def _gap(self, reading: ClockReading, position_s: float, previous_rate: int) -> float:
         assert self._shift_s is not None
-        gap_s = reading.seconds + self._shift_s - here_s
+        gap_s = reading.seconds + self._shift_s - position_s
         if self.position and previous_rate not in (0, reading.rate):
-            # ffmpeg 5 counts the first frame of another sample rate in the wrong one of the two.
+            # ffmpeg 5 counts the first frame after a change of sample rate at the wrong rate.
             for ratio in (reading.rate / previous_rate, previous_rate / reading.rate):
-                if abs(reading.seconds * ratio + self._shift_s - here_s) < _TOLERANCE_S:
+                if abs(reading.seconds * ratio + self._shift_s - position_s) < _TOLERANCE_S:
                     return 0.0
         return gap_s
 
-    def _is_no_hole(self, gap_s: float) -> bool:
+    def _is_no_gap(self, gap_s: float) -> bool:
         container = self.info.container if self.info else ""
         is_miscounted = container in _COUNTED and self.marked
         is_splice = container in _SPLICED and self.position > 0 and gap_s > _SPLICE_S

@@ -1,7 +1,7 @@
-"""One sound track of one file, or of a stretch of it: ffmpeg's output laid out in time.
+"""Decode one audio track of a file or of a part of it; place ffmpeg's output in time.
 
-What the track is becomes known only while it is decoded: then ffmpeg is started again with better
-options, and what was given out already is skipped.
+The track's properties become known only while ffmpeg decodes it. If they need other options, ffmpeg
+is started again, and samples that were already yielded are skipped.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from parakeet_api.audio.ffmpeg import (
     DEMUXERS,
     DecoderBrokenError,
     Executables,
+    FfmpegLog,
     FfmpegRun,
     Input,
-    Said,
     supported,
 )
 from parakeet_api.audio.levels import is_quiet
@@ -36,8 +36,8 @@ from parakeet_api.audio.media_files import (
     unreadable_kind,
 )
 from parakeet_api.audio.media_info import MediaInfo, Track
-from parakeet_api.audio.pieces import Piece, SideBySide, UnevenError
-from parakeet_api.audio.timeline import MARK, Frames, Hole, Timeline
+from parakeet_api.audio.pieces import ParallelDecoding, Piece, PiecesDifferError
+from parakeet_api.audio.timeline import MARK, Frames, Gap, Timeline
 from parakeet_api.errors import (
     AudioDecodeError,
     NoAudioTrackError,
@@ -48,59 +48,59 @@ from parakeet_api.transcript import SAMPLE_RATE, Caveat
 logger = logging.getLogger(__name__)
 
 _MIN_LOSS = SAMPLE_RATE // 4
-"""A few packets that the decoder refuses, as where two mp3 files were joined, hold no word."""
+"""A shorter loss, as of a few packets where two mp3 files were joined, holds no word."""
 
 _TRUNCATION_TOLERANCE_S = 1.0
-"""Encoder delay and padding make an honest file up to some 0.1 s shorter than it declares."""
+"""Encoder delay and padding make a complete file up to about 0.1 s shorter than it declares."""
 
 _DECLARED_LENGTH_IS_EXACT = frozenset(
     {"aiff", "ape", "au", "dsf", "flac", "flv", "mp3", "mpc", "mpc8", "tak", "tta", "wv"}
 )
-"""ffmpeg's demuxers whose duration is the sound's own and comes from a frame or sample count, or
-can be checked (flac, flv). Not wav: recorders that write to a pipe leave a made-up size in its
-header."""
+"""ffmpeg's demuxers whose duration is the audio's and comes from a frame or sample count, or can
+be checked (flac, flv). Not wav: recorders that write to a pipe declare an arbitrary size."""
 
-_ENDS_WHOLE = {"flac": flac_ends_with_a_frame, "flv": flv_ends_with_a_tag}
-"""Checks of a file's own end, which count more than the length that its header declares: a stream
-copy leaves that of the whole there, and a writer may note another recording's."""
-_LAST_PACKET_IS_WHOLE = frozenset(
+_COMPLETENESS_CHECKS = {"flac": flac_ends_with_a_frame, "flv": flv_ends_with_a_tag}
+"""Checks of a file's end, which take precedence over the declared length: a stream copy keeps the
+length of its source, and some writers store that of another recording."""
+_PACKET_LENGTH_IS_DECLARED = frozenset(
     {"caf", "flv", "gxf", "mov", "mxf", "nistsphere", "rm", "sox", "tta", "voc", "w64"}
 )
-"""Containers that say how long each packet or the whole sound is: a packet that is not whole tells
-that the file's end is missing. In streams that can end anywhere, it says nothing."""
+"""Containers that declare the length of each packet or of the audio: an incomplete packet means
+that the file is truncated. In formats that can end anywhere it does not."""
 
 _OPENING_SAMPLES = 30 * SAMPLE_RATE
 
-_WRITTEN = re.compile(r"Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL)
-"""How much ffmpeg writes, which tells the number of channels: their layout may have any name."""
+_OUTPUT_BITRATE = re.compile(r"Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL)
+"""ffmpeg's output bit rate, which gives the number of channels: a layout may have any name."""
 
-Mix = Literal["pair", "surround", "loose"]
+Mix = Literal["stereo", "surround", "discrete"]
 
 _LAYOUTS: dict[Mix, str] = {
-    "pair": ":channel_layouts=mono|stereo",
+    "stereo": ":channel_layouts=mono|stereo",
     "surround": ":channel_layouts=mono",
-    "loose": "",
+    "discrete": "",
 }
-"""What ffmpeg gives of a track's channels: one or two as they are, more that have places in a room
-mixed as the standards say, and those without places each on its own."""
+"""How ffmpeg outputs channels: one or two unchanged, a surround layout downmixed by the standard
+coefficients, channels without a speaker layout unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What ffmpeg is told."""
+    """How ffmpeg is to decode a track."""
 
     track: int
-    mix: Mix = "pair"
-    fine: bool = False
-    """Whether samples are passed on as floats, and not as 16 bits."""
+    mix: Mix = "stereo"
+    as_float: bool = False
+    """Whether samples are output as floats instead of 16 bits."""
     marked: bool = False
-    """Whether the first sample of each filter graph is a mark: it costs a fifth of the decoding."""
+    """Whether to insert a mark at the start of each filter graph; it slows decoding by a fifth."""
     pieces: tuple[Piece, ...] = ()
-    """What is decoded side by side; none = one ffmpeg decodes all."""
+    """Pieces to decode in parallel; none = one ffmpeg decodes everything."""
 
     def options(self, piece: Piece) -> list[str]:
+        """Return ffmpeg's options for one piece."""
         source = piece.source
-        samples = "f32le" if self.fine else "s16le"
+        samples = "f32le" if self.as_float else "s16le"
         demuxers, format_options = DEMUXERS, list(piece.options)
         if piece.demuxer is not None:
             demuxers, format_options = piece.demuxer, ["-f", piece.demuxer, *piece.options]
@@ -111,21 +111,20 @@ class _Plan:
             "-guess_layout_max", "2", "-threads", "1", *format_options, "-i", source.url,
             "-map", f"0:a:{self.track - 1}", "-vn", "-sn", "-dn",
             "-af", piece.filters() + self._filters(),
-            # A mix is never louder than full scale, as if it were made of 16-bit samples.
+            # Keep a downmix within full scale, as for 16-bit samples.
             "-rematrix_maxval", "1",
-            # A wake-up of the reader for each frame would cost more than decoding it.
+            # Waking the reader for every frame would cost more than decoding it.
             "-flush_packets", "0", "-c:a", f"pcm_{samples}", "-f", samples, "pipe:1",
         ]
         # fmt: on
 
     def _filters(self) -> str:
-        # ffmpeg 5 cannot choose between two layouts where there is a mark.
-        layouts = (
-            ":channel_layouts=stereo" if self.marked and self.mix == "pair" else _LAYOUTS[self.mix]
-        )
-        if not self.fine:
+        # With marks, ffmpeg 5 cannot choose between two layouts.
+        is_stereo = self.marked and self.mix == "stereo"
+        layouts = ":channel_layouts=stereo" if is_stereo else _LAYOUTS[self.mix]
+        if not self.as_float:
             return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
-        # 16-bit sound is converted as such, whatever it is passed on as.
+        # Resample 16-bit audio as 16-bit, even if the output is float.
         formats = f"aformat=sample_fmts=s16|flt:sample_rates={SAMPLE_RATE}{layouts}"
         sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt"
         if not self.marked:
@@ -138,7 +137,7 @@ class _Plan:
 
 
 class _OtherPlanError(Exception):
-    """Only while a track is decoded is seen that ffmpeg should be told otherwise."""
+    """Decoding has shown that ffmpeg should be started again by another plan."""
 
     def __init__(self, plan: _Plan) -> None:
         super().__init__(str(plan))
@@ -146,153 +145,163 @@ class _OtherPlanError(Exception):
 
 
 class NothingDecodedError(Exception):
-    """A track gave no sound at all, but another one may."""
+    """A track has no audio that can be decoded; another track may."""
 
     def __init__(self, message: str, *, is_empty: bool = False) -> None:
         super().__init__(message)
         self.is_empty = is_empty
-        """Whether it is a whole track that has none."""
+        """Whether the track was decoded without error and holds no audio."""
 
     @property
-    def told(self) -> AudioDecodeError:
-        """What the client is told, if there is no other track."""
+    def decode_error(self) -> AudioDecodeError:
+        """The error for the client if no other track can be used."""
         return AudioDecodeError(str(self))
 
 
 class Recording(Protocol):
-    """What a track's decoding needs of the recording that it is part of."""
+    """The recording that a track belongs to, as `TrackDecoding` uses it."""
 
     @property
     def decoder(self) -> Decoder:
-        """Runs ffmpeg."""
+        """The decoder that runs ffmpeg."""
         ...
 
     @property
     def track(self) -> Track | None:
-        """The track that is decoded, once it is known."""
+        """The track being decoded, once it is known."""
         ...
 
-    def found(self, info: MediaInfo, number: int | None) -> Track:
-        """Record what a file is; give the track that is decoded."""
+    def select_track(self, info: MediaInfo, number: int | None) -> Track:
+        """Record the file's description; return the track to decode."""
 
     def needs_floats(self, track: Track) -> bool:
-        """Tell whether 16 bits would lose something of a track."""
+        """Tell whether 16-bit samples would lose information of a track."""
 
-    def note(self, caveats: Iterable[Caveat], offset: int) -> None:
+    def add_caveats(self, caveats: Iterable[Caveat], offset: int) -> None:
         """Record caveats whose times count from sample `offset`."""
 
     def end_early(self, how: str, decoded_s: float) -> None:
-        """Record that the file is cut short. Raises `TruncatedAudioError` unless allowed."""
+        """Record that the file is truncated. Raises `TruncatedAudioError` unless allowed."""
 
 
 class Decoder(Protocol):
-    """What a track's decoding needs of the decoder."""
+    """The decoder, as `TrackDecoding` uses it."""
 
     @property
     def workers(self) -> int:
-        """How many ffmpegs may decode one file side by side."""
+        """How many ffmpeg processes may decode one file in parallel."""
 
     @property
     def executables(self) -> Executables:
-        """The ffmpegs of this machine."""
+        """The ffmpeg executables of this machine."""
 
     def pieces(self, source: Input) -> contextlib.AbstractContextManager[tuple[Piece, ...]]:
-        """Give the pieces that may be decoded side by side."""
+        """Plan the pieces to decode in parallel."""
 
     def running(
-        self, options: Sequence[str], *, url: str, fed: Callable[[], Iterator[bytes]] | None
+        self, options: Sequence[str], *, url: str, stdin_data: Callable[[], Iterator[bytes]] | None
     ) -> contextlib.AbstractContextManager[FfmpegRun]:
-        """Run an ffmpeg."""
+        """Run ffmpeg."""
 
 
 class TrackDecoding:
-    """One track of one stretch of a file while it is decoded."""
+    """Decode one track of one part of a file."""
 
-    def __init__(self, whole: Recording, source: Input, number: int | None, *, offset: int) -> None:
-        self._whole = whole
+    def __init__(
+        self, recording: Recording, source: Input, number: int | None, *, offset: int
+    ) -> None:
+        self._recording = recording
         self._source = source
         self._number = number
         self._offset = offset
-        """Samples of the recording before it."""
+        """Samples of the recording before this part."""
 
     def sound(self) -> Generator[Mono]:
         """Decode to the end, or raise."""
-        with self._whole.decoder.pieces(self._source) as pieces:
+        with self._recording.decoder.pieces(self._source) as pieces:
             yield from self._sound(_Plan(self._number or 1, pieces=pieces))
 
     def _sound(self, plan: _Plan) -> Generator[Mono]:
-        given = 0
+        yielded = 0
         while True:
             try:
-                for block in _beyond(given, self._run(plan)):
-                    given += len(block)
+                for block in _skip_samples(yielded, self._run(plan)):
+                    yielded += len(block)
                     yield block
             except _OtherPlanError as other:
-                # A file that changes its format is not plain.
+                # Only plain files are cut; one that changes its format is not plain.
                 pieces = () if other.plan.marked else other.plan.pieces
                 plan = dataclasses.replace(other.plan, pieces=pieces)
             else:
                 return
 
     def _run(self, plan: _Plan) -> Generator[Mono]:
-        """Decode by a plan. Raises `_OtherPlanError` where another one is better."""
+        """Decode by a plan. Raises `_OtherPlanError` if another plan is needed."""
         with self._start(plan, plan.pieces[0] if plan.pieces else Piece(self._source)) as run:
             blocks = run.blocks()
             first = next(blocks, b"")
-            # What it found is described before the first block: now it is known what to ask.
-            better = self._plan(run.info, plan)
-            if better != plan:
-                raise _OtherPlanError(better)
+            # ffmpeg describes its input before the first block: now the plan can be made.
+            needed = self._plan(run.info, plan)
+            if needed != plan:
+                raise _OtherPlanError(needed)
             output = self._joined(run, itertools.chain([first], blocks), plan)
             try:
                 with contextlib.closing(output):
-                    yield from self._laid_out(run, output, plan)
-            except UnevenError as error:
+                    yield from self._placed(run, output, plan)
+            except PiecesDifferError as error:
                 logger.info("decoded by one ffmpeg: %s", error)
                 raise _OtherPlanError(dataclasses.replace(plan, pieces=())) from error
             except DecoderBrokenError as error:
-                self._whole.decoder.executables.note_broken(run.executable, str(error))
+                self._recording.decoder.executables.note_broken(run.executable, str(error))
                 raise _OtherPlanError(plan) from error
 
     def _start(self, plan: _Plan, piece: Piece) -> contextlib.AbstractContextManager[FfmpegRun]:
         source = piece.source
-        return self._whole.decoder.running(
-            plan.options(piece), url=source.url, fed=source.chunks if source.is_sent else None
+        return self._recording.decoder.running(
+            plan.options(piece),
+            url=source.url,
+            stdin_data=source.chunks if source.is_sent else None,
         )
 
     def _joined(self, run: FfmpegRun, output: Iterable[bytes], plan: _Plan) -> Generator[bytes]:
-        """Give what a run writes, and then what those beside it write."""
+        """Yield the output of a run, then that of the other pieces."""
         if not plan.pieces:
             yield from output
             return
-        workers = self._whole.decoder.workers
-        together = SideBySide(
+        workers = self._recording.decoder.workers
+        parallel = ParallelDecoding(
             plan.pieces,
             functools.partial(self._start, plan),
             workers=workers,
-            sample_bytes=4 if plan.fine else 2,
+            sample_bytes=4 if plan.as_float else 2,
         )
-        yield from together.blocks(run, output)
+        yield from parallel.blocks(run, output)
 
     def _plan(self, info: MediaInfo | None, plan: _Plan) -> _Plan:
-        """Choose the track and how it is passed on."""
+        """Choose the track, its mix and its sample format."""
         if info is None or not info.tracks:
             return plan
-        track = self._whole.found(info, self._number)
-        mix: Mix = "surround" if track.is_surround else "loose" if track.is_loose else "pair"
-        fine = plan.fine or self._whole.needs_floats(track)
-        return dataclasses.replace(plan, track=track.number, mix=mix, fine=fine)
+        track = self._recording.select_track(info, self._number)
+        mix: Mix = (
+            "surround" if track.is_surround else "discrete" if track.is_discrete else "stereo"
+        )
+        as_float = plan.as_float or self._recording.needs_floats(track)
+        return dataclasses.replace(plan, track=track.number, mix=mix, as_float=as_float)
 
-    def _laid_out(self, run: FfmpegRun, blocks: Iterable[bytes], plan: _Plan) -> Generator[Mono]:
-        """Give the sound of a run, at its time."""
-        timeline = Timeline(run.info, run.said.readings, marked=plan.marked)
+    def _placed(self, run: FfmpegRun, blocks: Iterable[bytes], plan: _Plan) -> Generator[Mono]:
+        """Place a run's samples in time and mix them to mono."""
+        timeline = Timeline(run.info, run.log.readings, marked=plan.marked)
         downmix = Downmix()
-        notes: list[Caveat] = []
-        sound = downmix.mix(self._pieces(run, blocks, timeline, plan, notes))
-        if not plan.fine and self._whole.track is not None and self._whole.track.is_fine:
-            sound = _unless_quiet(sound, dataclasses.replace(plan, fine=True))
+        caveats: list[Caveat] = []
+        sound = downmix.mix(self._pieces(run, blocks, timeline, plan, caveats))
+        if (
+            not plan.as_float
+            and self._recording.track is not None
+            and self._recording.track.exceeds_16_bits
+        ):
+            sound = _unless_quiet(sound, dataclasses.replace(plan, as_float=True))
         yield from sound
-        self._whole.note([*notes, *downmix.caveats()], self._offset)
+        self._recording.add_caveats([*caveats, *downmix.caveats()], self._offset)
         self._check_end(run, timeline)
 
     def _pieces(
@@ -301,60 +310,62 @@ class TrackDecoding:
         blocks: Iterable[bytes],
         timeline: Timeline,
         plan: _Plan,
-        notes: list[Caveat],
-    ) -> Iterator[Frames | Hole]:
+        caveats: list[Caveat],
+    ) -> Iterator[Frames | Gap]:
         undecodable = 0
-        for frames, at_end in _with_end(_frames(run, blocks, fine=plan.fine)):
-            if run.said.graphs > 1 and not plan.marked and plan.mix != "loose":
-                # The track has changed its format somewhere in here.
-                raise _OtherPlanError(dataclasses.replace(plan, fine=True, marked=True))
-            for piece in timeline.lay_out(frames, at_end=at_end):
-                if isinstance(piece, Hole) and run.said.undecodable > undecodable:
-                    undecodable = run.said.undecodable
+        for frames, at_end in _with_end(_frames(run, blocks, as_float=plan.as_float)):
+            if run.log.graphs > 1 and not plan.marked and plan.mix != "discrete":
+                # The track's format changes somewhere in this block.
+                raise _OtherPlanError(dataclasses.replace(plan, as_float=True, marked=True))
+            for piece in timeline.place(frames, at_end=at_end):
+                if isinstance(piece, Gap) and run.log.undecodable > undecodable:
+                    undecodable = run.log.undecodable
                     if piece.samples >= _MIN_LOSS:
-                        notes.append(_lost(timeline.position, piece))
+                        caveats.append(_loss_caveat(timeline.position, piece))
                 yield piece
 
     def _check_end(self, run: FfmpegRun, timeline: Timeline) -> None:
-        """Raise what the client should know once ffmpeg is done."""
+        """Wait for ffmpeg; raise the error, if any, that the client should get."""
         status = run.check_end()
         decoded_s = timeline.position / SAMPLE_RATE
         if timeline.position == 0:
-            logger.info("ffmpeg exited %s: %s", status, run.said.last_line)
-            raise self._why_nothing(run)
-        if run.said.cut_short or (run.said.ends_corrupt and self._is_corrupt_short(run.info)):
-            self._whole.end_early(f"it ends after {decoded_s:.1f} s of sound", decoded_s)
+            logger.info("ffmpeg exited %s: %s", status, run.log.last_line)
+            raise self._no_output_error(run)
+        if run.log.cut_short or (
+            run.log.ends_corrupt and self._is_corrupt_end_truncation(run.info)
+        ):
+            self._recording.end_early(f"it ends after {decoded_s:.1f} s of sound", decoded_s)
         declared_s = self._declared_s(run.info)
         if declared_s is not None and declared_s - decoded_s > max(
             _TRUNCATION_TOLERANCE_S, 0.01 * declared_s
         ):
-            self._whole.end_early(
+            self._recording.end_early(
                 f"it declares {declared_s:.1f} s of sound and ends after {decoded_s:.1f} s",
                 decoded_s,
             )
 
-    def _is_corrupt_short(self, info: MediaInfo | None) -> bool:
-        return info is not None and info.container in _LAST_PACKET_IS_WHOLE
+    def _is_corrupt_end_truncation(self, info: MediaInfo | None) -> bool:
+        return info is not None and info.container in _PACKET_LENGTH_IS_DECLARED
 
     def _declared_s(self, info: MediaInfo | None) -> float | None:
-        """Give the length that the track declares, where that is exact."""
+        """Return the duration that the track declares, if it is reliable."""
         if (
             info is None
             or info.duration_s is None
             or info.container not in _DECLARED_LENGTH_IS_EXACT
             or info.duration_is_estimated
-            or info.has_pictures
+            or info.has_video
         ):
             return None
-        ends_whole = _ENDS_WHOLE.get(info.container)
-        if ends_whole is not None and ends_whole(self._source.path):
+        is_complete = _COMPLETENESS_CHECKS.get(info.container)
+        if is_complete is not None and is_complete(self._source.path):
             return None
         return info.duration_s - (info.start_s or 0.0 if info.container == "flac" else 0.0)
 
-    def _why_nothing(self, run: FfmpegRun) -> Exception:
-        """Tell why there is no sound, as far as ffmpeg tells."""
-        info, track = run.info, self._whole.track
-        if run.said.lacks_index or (run.said.cut_short and track is not None):
+    def _no_output_error(self, run: FfmpegRun) -> Exception:
+        """Return the error for a run without output, by what ffmpeg reported."""
+        info, track = run.info, self._recording.track
+        if run.log.lacks_index or (run.log.cut_short and track is not None):
             missing = "its index, which stands at its end," if info is None else "all of its sound"
             return TruncatedAudioError(
                 f"The file is cut short: {missing} is missing. Send it again."
@@ -363,23 +374,23 @@ class TrackDecoding:
             return NoAudioTrackError("The file has no sound track.")
         if info is None or track is None:
             kind = unreadable_kind(self._source.path)
-            told = f"is {kind}, which cannot" if kind else "holds no sound that can"
-            return NothingDecodedError(f"The file {told} be decoded. {supported()}")
-        return _nothing_of(track, run.said)
+            reason = f"is {kind}, which cannot" if kind else "holds no sound that can"
+            return NothingDecodedError(f"The file {reason} be decoded. {supported()}")
+        return _no_track_output_error(track, run.log)
 
 
-def _nothing_of(track: Track, said: Said) -> NothingDecodedError:
-    """Tell why a track gave no sound."""
-    if said.unmixable_channels is not None:
+def _no_track_output_error(track: Track, log: FfmpegLog) -> NothingDecodedError:
+    """Return the error for a track without output."""
+    if log.unmixable_channels is not None:
         return NothingDecodedError(
-            f"The sound has {said.unmixable_channels} channels ({track.layout}), which cannot be"
+            f"The sound has {log.unmixable_channels} channels ({track.layout}), which cannot be"
             " mixed. Convert the file first, for example to a mono flac."
         )
-    if said.lacks_decoder:
+    if log.lacks_decoder:
         return NothingDecodedError(
             f"The sound is of a kind that cannot be decoded: {track.codec}. {supported()}"
         )
-    if said.undecodable or not track.sample_format:
+    if log.undecodable or not track.sample_format:
         return NothingDecodedError(
             f"The sound, {track.codec} by the file's header, cannot be decoded: it is damaged,"
             " encrypted or cut short."
@@ -389,38 +400,38 @@ def _nothing_of(track: Track, said: Said) -> NothingDecodedError:
     )
 
 
-def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, fine: bool) -> Iterator[Frames]:
-    """Give what ffmpeg writes as samples, shape `(samples, channels)`."""
-    kind = np.dtype("<f4" if fine else "<i2")
+def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, as_float: bool) -> Iterator[Frames]:
+    """Convert ffmpeg's output to samples, shape `(samples, channels)`."""
+    kind = np.dtype("<f4" if as_float else "<i2")
     frame_bytes, rest = 0, b""
     for data in blocks:
         if not frame_bytes and data:
-            written = _WRITTEN.search(run.said.text())
-            channels = int(written[1]) * 1000 // (SAMPLE_RATE * 8 * kind.itemsize) if written else 1
+            match = _OUTPUT_BITRATE.search(run.log.text())
+            channels = int(match[1]) * 1000 // (SAMPLE_RATE * 8 * kind.itemsize) if match else 1
             frame_bytes = max(1, channels) * kind.itemsize
         joined = rest + data if rest else data
-        whole = len(joined) - len(joined) % (frame_bytes or 1)
-        rest = joined[whole:]
-        if whole:
-            frames = np.frombuffer(joined[:whole], kind)
+        whole_bytes = len(joined) - len(joined) % (frame_bytes or 1)
+        rest = joined[whole_bytes:]
+        if whole_bytes:
+            frames = np.frombuffer(joined[:whole_bytes], kind)
             yield frames.reshape(-1, frame_bytes // kind.itemsize)
 
 
 def _with_end(blocks: Iterator[Frames]) -> Iterator[tuple[Frames, bool]]:
-    """Tell of each block whether it is the last; none but the last is shorter than 0.1 s."""
-    held: Frames | None = None
+    """Pair each block with whether it is the last; only the last may be shorter than 0.1 s."""
+    pending: Frames | None = None
     for block in blocks:
-        if held is not None and len(held) >= SAMPLE_RATE // 10 <= len(block):
-            yield held, False
-            held = block
+        if pending is not None and len(pending) >= SAMPLE_RATE // 10 <= len(block):
+            yield pending, False
+            pending = block
         else:
-            held = block if held is None else np.concatenate([held, block])
-    if held is not None:
-        yield held, True
+            pending = block if pending is None else np.concatenate([pending, block])
+    if pending is not None:
+        yield pending, True
 
 
-def _beyond(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:
-    """Leave out what was given already."""
+def _skip_samples(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:
+    """Skip samples that were already yielded."""
     with contextlib.closing(sound):
         for block in sound:
             if samples < len(block):
@@ -429,7 +440,7 @@ def _beyond(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:
 
 
 def _unless_quiet(sound: Iterator[Mono], plan: _Plan) -> Iterator[Mono]:
-    """Give sound that 16 bits are enough for; for quieter sound, raise `_OtherPlanError`."""
+    """Pass audio through; raise `_OtherPlanError` if it is too quiet for 16 bits."""
     opening, length = [], 0
     for block in sound:
         opening.append(block)
@@ -442,7 +453,7 @@ def _unless_quiet(sound: Iterator[Mono], plan: _Plan) -> Iterator[Mono]:
     yield from sound
 
 
-def _lost(end: int, hole: Hole) -> Caveat:
-    """Tell of a hole that the decoder left."""
-    start_s, end_s = (end - hole.samples) / SAMPLE_RATE, end / SAMPLE_RATE
+def _loss_caveat(end: int, gap: Gap) -> Caveat:
+    """Describe a gap caused by packets that could not be decoded."""
+    start_s, end_s = (end - gap.samples) / SAMPLE_RATE, end / SAMPLE_RATE
     return Caveat("undecodable", f"{end_s - start_s:.1f} s could not be decoded.", start_s, end_s)

@@ -1,4 +1,4 @@
-"""A transcript -> the body and media type of a response, in each of OpenAI's formats."""
+"""Render a transcript as a response body in each of OpenAI's formats."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class Rendered:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Give the headers of the response, besides its media type."""
+        """Return the headers of the response, besides its media type."""
         if not self.caveats:
             return {}
         listed = warnings_list(self.caveats)
@@ -202,7 +202,7 @@ class Rendered:
 
     @property
     def content(self) -> Any:
-        """Give the body as a value: parsed where it is JSON, else the text."""
+        """Return the body as a value: parsed where it is JSON, else the text."""
         return json.loads(self.body) if self.media_type == "application/json" else self.body
 
 
@@ -215,7 +215,7 @@ def render(transcript: Transcript, params: TranscriptionParams, *, settings: Set
 
 
 def warnings_list(caveats: Sequence[Caveat]) -> list[WarningJson]:
-    """Give the JSON of caveats."""
+    """Return the JSON of caveats."""
     return [
         {
             "code": caveat.code,
@@ -228,7 +228,7 @@ def warnings_list(caveats: Sequence[Caveat]) -> list[WarningJson]:
 
 
 def warnings_field(caveats: Sequence[Caveat]) -> HasWarnings:
-    """Give the field `warnings`, where there are any."""
+    """Return the field `warnings`, where there are any."""
     return {"warnings": warnings_list(caveats)} if caveats else {}
 
 
@@ -257,7 +257,7 @@ def to_json(body: Mapping[str, object]) -> str:
 
 
 def transcript_text(transcript: Transcript, params: TranscriptionParams) -> TranscriptText:
-    """Give the text, its language where that is known, and its tokens where they are wanted."""
+    """Return the text, its language where that is known, and its tokens where they are wanted."""
     fields: TranscriptText = {"text": transcript.text}
     if transcript.language:
         fields["languages"] = [{"code": transcript.language}]
@@ -267,14 +267,14 @@ def transcript_text(transcript: Transcript, params: TranscriptionParams) -> Tran
 
 
 def json_body(transcript: Transcript, params: TranscriptionParams) -> TranscriptionJson:
-    """Give the object of `response_format=json`."""
+    """Return the object of `response_format=json`."""
     return {**transcript_text(transcript, params), "usage": _usage(transcript)}
 
 
 def verbose_json_body(
     transcript: Transcript, params: TranscriptionParams
 ) -> VerboseTranscriptionJson:
-    """Give the object of `response_format=verbose_json`, the list of tokens left out."""
+    """Return the object of `response_format=verbose_json`, the list of tokens left out."""
     language = transcript.language
     return {
         "task": params.task,
@@ -381,7 +381,7 @@ def _seconds(value: float) -> float:
 
 
 def _finite(logprob: float | None) -> float | None:
-    """JSON has no infinity."""
+    """Replace infinity, which JSON lacks, by `None`."""
     return logprob if logprob is not None and math.isfinite(logprob) else None
 
 

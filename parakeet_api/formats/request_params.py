@@ -1,4 +1,4 @@
-"""A transcription request's form fields, with OpenAI's names, checked before work starts."""
+"""Parse and validate the form fields of a transcription request, which have OpenAI's names."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Include = Literal["logprobs", "progress", "peaks"]
 Task = Literal["transcribe", "translate"]
 
 _UNSET = frozenset({"null", "undefined", "none"})
-"""What JavaScript's FormData and Python's str() turn an unset value into."""
-_MAX_ECHO = 60
-"""Characters of a client's value that an error message repeats."""
+"""Texts that JavaScript's FormData and Python's str() make of an unset value."""
+_MAX_ECHOED_CHARS = 60
+"""Characters of a client's value that an error message quotes."""
 
 
 class Form(Protocol):
@@ -101,19 +101,19 @@ def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
 
 
 def read_field(form: Form, name: str) -> str:
-    """Give a field's text, stripped; empty if it was not sent."""
+    """Return a field's text, stripped; empty if it was not sent."""
     values = form.getlist(name)
-    return _sent(values[-1]) if values else ""
+    return _strip_unset(values[-1]) if values else ""
 
 
-def _sent(text: str) -> str:
+def _strip_unset(text: str) -> str:
     """Strip a value; empty if it is one of `_UNSET`."""
     value = text.strip()
     return "" if value.lower() in _UNSET else value
 
 
 def _list_field(form: Form, name: str) -> list[str]:
-    """Gather a list: `name[]`, `name[0]`, repeated `name`, with commas, or as a JSON list."""
+    """Collect a list: `name[]`, `name[0]`, repeated `name`, with commas, or as a JSON list."""
     # The key of a part without a name is `None`.
     numbered = [key for key in filter(None, form.keys()) if _is_numbered(key, name)]
     texts = [
@@ -121,7 +121,7 @@ def _list_field(form: Form, name: str) -> list[str]:
         for key in (f"{name}[]", name, *sorted(numbered, key=_number_in))
         for text in form.getlist(key)
     ]
-    return [value for text in map(_sent, texts) for value in _split_list(text) if value]
+    return [value for text in map(_strip_unset, texts) for value in _split_list(text) if value]
 
 
 def _is_numbered(key: str, name: str) -> bool:
@@ -188,7 +188,7 @@ def _one_of(name: str, value: str, choices: Any) -> Any:
 
 
 def _check_keywords(keywords: Sequence[str]) -> None:
-    """Refuse what OpenAI refuses, so that clients work with both."""
+    """Reject the characters that OpenAI rejects, so that clients work with both."""
     for keyword in keywords:
         if re.search(r"[<>\r\n]", keyword):
             raise InvalidRequestError(
@@ -231,4 +231,4 @@ def _check_temperature(text: str) -> None:
 
 
 def _echo(text: str) -> str:
-    return repr(text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "...")
+    return repr(text if len(text) <= _MAX_ECHOED_CHARS else text[:_MAX_ECHOED_CHARS] + "...")

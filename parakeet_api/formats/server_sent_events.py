@@ -1,4 +1,4 @@
-"""One transcription as server-sent events, in OpenAI's shapes.
+"""Render one transcription as server-sent events, in OpenAI's format.
 
     data: {"type": "transcript.text.delta", "delta": " of the words"}
     data: {"type": "transcript.text.done", "text": "...", "usage": {...}}
@@ -120,7 +120,7 @@ class TextDone(TranscriptText, Renderings, HasWarnings):
 
 
 class EventWriter:
-    """Write one transcription's events; each method gives the text to send, which may be empty."""
+    """Render one transcription's events; each method returns the text to send, perhaps empty."""
 
     def __init__(self, params: TranscriptionParams, *, settings: Settings) -> None:
         self._params = params
@@ -135,7 +135,7 @@ class EventWriter:
         self._queue_position = position
         return self._state("queued")
 
-    def begun(self) -> str:
+    def started(self) -> str:
         """Report that the request has left the queue."""
         self._queue_position = None
         return self._state()
@@ -145,7 +145,7 @@ class EventWriter:
         return "".join(map(_event, self.recognized(progress))) + self._state()
 
     def recognized(self, progress: Progress) -> list[TextDelta | PeaksEvent]:
-        """Give the events of what became final, in order, for those who do not send text."""
+        """Return the events of what became final, in order, as objects instead of text."""
         start_s, self._done_s, self._total_s = self._done_s, progress.done_s, progress.total_s
         return [*self._peaks(start_s, progress.samples), *self._delta(progress)]
 
@@ -167,7 +167,7 @@ class EventWriter:
         return _event(event)
 
     def error(self, failure: ApiError) -> str:
-        """Report an error that ends the stream, in the shape that OpenAI's clients raise."""
+        """Report an error that ends the stream, in the format that OpenAI's clients raise."""
         return _event(failure.body())
 
     def _delta(self, progress: Progress) -> list[TextDelta]:
@@ -221,7 +221,7 @@ class EventWriter:
 
 
 def peaks(samples: Pcm) -> bytes:
-    """Give the loudest sample of each `1 / PEAKS_PER_SECOND` s as a byte, 255 = full scale."""
+    """Return the loudest sample of each `1 / PEAKS_PER_SECOND` s as a byte, 255 = full scale."""
     width = SAMPLE_RATE // PEAKS_PER_SECOND
     padded = np.zeros(math.ceil(len(samples) / width) * width, np.int32)
     padded[: len(samples)] = samples
@@ -235,13 +235,13 @@ def _usage(transcript: Transcript) -> TokenUsage:
     Input tokens are the encoder's frames of 80 ms.
     """
     frames = math.ceil(transcript.duration * SAMPLE_RATE / FRAME)
-    written = sum(len(word.tokens) for word in transcript.words)
+    output_tokens = sum(len(word.tokens) for word in transcript.words)
     return {
         "type": "tokens",
         "input_tokens": frames,
         "input_token_details": {"text_tokens": 0, "audio_tokens": frames},
-        "output_tokens": written,
-        "total_tokens": frames + written,
+        "output_tokens": output_tokens,
+        "total_tokens": frames + output_tokens,
     }
 
 

@@ -1,8 +1,7 @@
-"""Segments -> cues: what is on screen when, and how SRT and WebVTT write it down.
+"""Convert segments to subtitle cues, and render them as SRT and WebVTT.
 
-Long segments are split, short pieces merged, the rest lengthened, then lines broken. All of it
-works in whole milliseconds, the resolution of both formats, so that what holds for a cue also
-holds once it is written.
+Long segments are split, short pieces merged or lengthened, then lines broken. All times are whole
+milliseconds, the resolution of both formats, so that rounding breaks no property of a cue.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from parakeet_api.settings import Settings
 from parakeet_api.transcript import Segment
 
 PUNCTUATION_COST = 0.2
-"""What splitting after a comma costs, where splitting inside a phrase costs 1.
+"""Cost of splitting after a comma, relative to splitting inside a phrase.
 
-Not 0: each part costs 1 itself, and a sentence should not fall apart at every comma.
+Not 0, so that a sentence is not split at every comma.
 """
 
-TELLING_PAUSE_MS = 500
+CLAUSE_PAUSE_MS = 500
 """A pause this long inside a sentence is as good a place to split as a comma."""
 
 SPARSE_FILL = 0.2
-"""A part that holds less than this share of what a cue may hold is an orphan: it would flash."""
+"""A part with less than this share of a cue's limits is an orphan: too brief to read."""
 
 _CLAUSE_END = re.compile(
     r"[,;:!?\u2013\u2014\u2026\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f]"
@@ -37,12 +36,12 @@ _CLAUSE_END = re.compile(
 """Punctuation, Western and East Asian, then perhaps closing quotes and brackets."""
 
 _SRT_ARROW = re.compile(r"-[- ]*>")
-"""What an SRT parser may take for the arrow of a timing line; some also take `- ->`."""
+"""Texts that an SRT parser may take for the arrow of a timing line; some accept `- ->`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """Text that is on screen together."""
+    """Text that is shown together."""
 
     start: float
     """Seconds, whole milliseconds."""
@@ -66,12 +65,12 @@ _Piece = list[_Word]
 
 
 def make_cues(segments: Iterable[Segment], *, settings: Settings) -> list[Cue]:
-    """Lay segments out as cues.
+    """Convert segments to cues.
 
-    Every word appears exactly once and in order, never cut; a word longer than the limits stands
-    alone, and a word of white space only has nothing to show. Cues start in order, never overlap
-    and always end after they start. `subtitle_min_gap_s` lies between them: for it a cue may end
-    before its last word does, but gives up half of its time at most.
+    Every word appears exactly once and in order, never cut; a word longer than the limits gets its
+    own cue, and a word of white space only is omitted. Cues start in order, never overlap and
+    always end after they start. For the gap of `subtitle_min_gap_s` between them, a cue may end
+    before its last word does, but loses at most half of the time until the next cue.
     """
     pieces = [piece for segment in segments if (piece := _readable_words(segment))]
     if settings.split_long_subtitles:
@@ -93,7 +92,7 @@ def _readable_words(segment: Segment) -> _Piece:
 
 
 def _split(piece: _Piece, settings: Settings) -> list[_Piece]:
-    """Split at word times into parts that fit, at the cheapest set of places."""
+    """Split at word times into parts that fit, with the lowest total cost."""
     if _fits(piece, settings):
         return [piece]
     firsts = _cheapest_firsts(piece, settings)
@@ -108,8 +107,8 @@ def _split(piece: _Piece, settings: Settings) -> list[_Piece]:
 def _cheapest_firsts(piece: _Piece, settings: Settings) -> list[int]:
     """Find, for each n, where the last part of the cheapest split of the first n words begins.
 
-    Knuth and Plass's way of breaking a paragraph: the best split of n words ends in one part, and
-    what is before that part is split best, too.
+    Dynamic programming like Knuth and Plass's line breaking: the cheapest split of n words is a
+    last part after the cheapest split of the words before it.
     """
     split_costs = [0.0, *(_split_cost(before, after) for before, after in pairwise(piece))]
     best = [(0.0, 0)]
@@ -124,18 +123,19 @@ def _cheapest_firsts(piece: _Piece, settings: Settings) -> list[int]:
 
 
 def _split_cost(before: _Word, after: _Word) -> float:
-    # A period does not count: where it ended a sentence, the segment ended too, so one in here
-    # belongs to an abbreviation ("Dr. Smith").
+    # A period does not count: a segment is a sentence, so a period inside it belongs to an
+    # abbreviation ("Dr. Smith").
     if _CLAUSE_END.search(before.text):
         return PUNCTUATION_COST
-    pause = min(max(after.start - before.end, 0), TELLING_PAUSE_MS)
-    return 1 - (1 - PUNCTUATION_COST) * pause / TELLING_PAUSE_MS
+    pause = min(max(after.start - before.end, 0), CLAUSE_PAUSE_MS)
+    return 1 - (1 - PUNCTUATION_COST) * pause / CLAUSE_PAUSE_MS
 
 
 def _last_parts(piece: _Piece, end: int, settings: Settings) -> Iterator[tuple[int, float]]:
-    """Yield where a part that ends before word `end` may begin, and what that part costs.
+    """Yield the possible starts of a part that ends before word `end`, each with the part's cost.
 
-    Each part costs 1, for few parts; its squared fill, for even ones; and 1 more as an orphan.
+    The cost is 1 for the part, to have few parts; plus its squared fill, to have even ones; plus 1
+    if it is an orphan.
     """
     chars = -1
     for first in range(end - 1, -1, -1):
@@ -147,17 +147,17 @@ def _last_parts(piece: _Piece, end: int, settings: Settings) -> Iterator[tuple[i
 
 
 def _merge_short(pieces: Iterable[_Piece], settings: Settings) -> list[_Piece]:
-    """Append pieces to the one before where either is short and both fit into one cue."""
+    """Append pieces to the previous one if either is short and both fit into one cue."""
     merged: list[_Piece] = []
     for piece in pieces:
-        if merged and _belong_together(merged[-1], piece, settings):
+        if merged and _should_merge(merged[-1], piece, settings):
             merged[-1] = merged[-1] + piece
         else:
             merged.append(piece)
     return merged
 
 
-def _belong_together(left: _Piece, right: _Piece, settings: Settings) -> bool:
+def _should_merge(left: _Piece, right: _Piece, settings: Settings) -> bool:
     return (
         right[0].start - left[-1].end <= _ms(settings.short_subtitle_merge_max_gap_s)
         and (_is_short(left, settings) or _is_short(right, settings))
@@ -177,7 +177,7 @@ def _fits(piece: _Piece, settings: Settings) -> bool:
 
 
 def _fill(chars: int, duration_ms: int, settings: Settings) -> float:
-    """Give the share of what a cue may hold, in characters or in time, whichever is more."""
+    """Return the used share of a cue's limits, in characters or in time, whichever is larger."""
     return max(
         chars / settings.max_subtitle_chars, duration_ms / _ms(settings.max_subtitle_duration_s)
     )
@@ -193,25 +193,27 @@ def _duration(piece: _Piece) -> int:
 
 def _times(pieces: list[_Piece], settings: Settings) -> Iterator[tuple[int, int]]:
     """Yield each cue's start and end, in milliseconds."""
-    least = max(1, _ms(settings.min_subtitle_duration_s)) if settings.merge_short_subtitles else 1
+    min_duration = (
+        max(1, _ms(settings.min_subtitle_duration_s)) if settings.merge_short_subtitles else 1
+    )
     gap = _ms(settings.subtitle_min_gap_s)
     # Words may share a start; cues may not.
     starts = list(
         accumulate((piece[0].start for piece in pieces), lambda last, start: max(start, last + 1))
     )
-    followings = [*starts, None][1:]
-    for piece, start, following in zip(pieces, starts, followings, strict=True):
-        end = max(piece[-1].end, start + least)
-        if following is not None:
-            # The gap may shorten the last word: 60 ms is less than one frame of the model, 80 ms.
-            end = min(end, following - min(gap, (following - start) // 2))
+    next_starts = [*starts, None][1:]
+    for piece, start, next_start in zip(pieces, starts, next_starts, strict=True):
+        end = max(piece[-1].end, start + min_duration)
+        if next_start is not None:
+            # The gap may cut the end of the last word: 60 ms is less than a frame of the model.
+            end = min(end, next_start - min(gap, (next_start - start) // 2))
         yield start, end
 
 
 def _break_lines(piece: _Piece, settings: Settings) -> tuple[str, ...]:
-    """Break text into as few lines as the preferred length allows, as even as they can be.
+    """Break text into as few lines as the preferred length allows, of lengths as even as possible.
 
-    Where that takes more than `max_subtitle_lines`, lines get longer.
+    If that needs more than `max_subtitle_lines`, lines get longer.
     """
     texts = [word.text for word in piece]
     count = min(len(_lines(texts, settings.preferred_line_length)), settings.max_subtitle_lines)
@@ -222,7 +224,7 @@ def _break_lines(piece: _Piece, settings: Settings) -> tuple[str, ...]:
 
 
 def _lines(texts: list[str], width: int) -> list[str]:
-    """Fill lines of `width` characters one after the other; a longer word gets its own."""
+    """Fill lines of `width` characters; a longer word gets its own line."""
     lines: list[list[str]] = []
     room = 0
     for text in texts:
@@ -236,9 +238,9 @@ def _lines(texts: list[str], width: int) -> list[str]:
 
 
 def to_srt(cues: Iterable[Cue]) -> str:
-    """Write cues as SubRip; no cues are an empty file.
+    """Render cues as SubRip; without cues, an empty file.
 
-    SRT has no way to escape its timing arrow: `-->` in a text becomes `→`.
+    SRT cannot escape its timing arrow: `-->` in a text becomes `→`.
     """
     return "".join(
         f"{number}\n{_timestamp(cue.start, ',')} --> {_timestamp(cue.end, ',')}\n"
@@ -248,7 +250,7 @@ def to_srt(cues: Iterable[Cue]) -> str:
 
 
 def to_vtt(cues: Iterable[Cue]) -> str:
-    """Write cues as WebVTT; no cues are a file with a header only."""
+    """Render cues as WebVTT; without cues, a header only."""
     return "WEBVTT\n\n" + "".join(
         f"{_timestamp(cue.start, '.')} --> {_timestamp(cue.end, '.')}\n"
         f"{html.escape(_joined(cue), quote=False)}\n\n"

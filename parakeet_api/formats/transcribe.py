@@ -1,4 +1,4 @@
-"""A request's parameters applied: a recording -> its transcript."""
+"""Transcribe a recording with the parameters of its request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def transcribe_recording(
     on_progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Transcript:
-    """Transcribe a recording as the parameters of its request say.
+    """Transcribe a recording with the parameters of its request.
 
     Raises what `Pipeline.transcribe` raises.
     """

@@ -188,8 +188,8 @@ class ClipDesk:
             )
             record.audio_s = len(samples) / SAMPLE_RATE
             metrics.audio_seconds.inc(record.audio_s)
-            unheard = [(span.start, span.end) for span in completed.unheard]
-            send(link, ("words", pack_words(completed.words), unheard))
+            without_words = [(span.start, span.end) for span in completed.without_words]
+            send(link, ("words", pack_words(completed.words), without_words))
         except (RequestCancelled, LinkClosedError):
             record.finish(CLIENT_CLOSED_REQUEST)
             raise LinkClosedError from None

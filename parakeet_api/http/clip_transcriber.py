@@ -19,7 +19,7 @@ from parakeet_api.http.clip_request import PassOnError, RequestHead
 from parakeet_api.http.proxies import TrustedProxies
 from parakeet_api.http.upload_form import ParsedForm
 from parakeet_api.metrics import Metrics
-from parakeet_api.pipeline import Pipeline, unheard_caveats
+from parakeet_api.pipeline import Pipeline, speech_without_words_caveats
 from parakeet_api.settings import Settings
 from parakeet_api.speech.chunking import ChunkPolicy
 from parakeet_api.speech.holes import Completed, Span
@@ -125,7 +125,8 @@ class ClipTranscriber:
         )
         transcript = transcribe_recording(pipeline, path, params)
         transcript = replace(
-            transcript, caveats=(*transcript.caveats, *unheard_caveats(recognizer.unheard))
+            transcript,
+            caveats=(*transcript.caveats, *speech_without_words_caveats(recognizer.without_words)),
         )
         return model, render(transcript, params, settings=self._settings)
 
@@ -172,8 +173,8 @@ class ClipTranscriber:
         (kind, *packed), _ = receive(link)
         if kind != "words":
             raise PassOnError
-        words, unheard = packed
-        return Completed(unpack_words(words), tuple(Span(*span) for span in unheard))
+        words, without_words = packed
+        return Completed(unpack_words(words), tuple(Span(*span) for span in without_words))
 
     def _link(self) -> socket.socket:
         """Give this thread's own link to the process with the model."""
@@ -192,7 +193,7 @@ class _Recognizer:
 
     def __init__(self, recognize: Callable[[Chunk], Completed]) -> None:
         self._recognize = recognize
-        self.unheard: tuple[Span, ...] = ()
+        self.without_words: tuple[Span, ...] = ()
         """Speech of the recording that got no words."""
 
     def recognize(
@@ -204,7 +205,7 @@ class _Recognizer:
         if only is None or next(iterator, None) is not None or cancelled():
             raise PassOnError
         completed = self._recognize(only)
-        self.unheard = completed.unheard
+        self.without_words = completed.without_words
         yield only, completed.words
 
 

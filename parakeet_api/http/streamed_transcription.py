@@ -78,7 +78,7 @@ class StreamedTranscription:
             with self._admission.slot(
                 cancelled=cancelled, on_wait=lambda position: emit_some(writer.queued(position))
             ):
-                emit_some(writer.begun())
+                emit_some(writer.started())
                 transcript = transcribe_recording(
                     self._model.pipeline,
                     path,

@@ -162,7 +162,7 @@ class JobCounts:
 
 
 def job_object(job: Job) -> JobJson:
-    """Give a job as clients and webhooks see it; its result is parsed where it is JSON."""
+    """Return a job as clients and webhooks see it; its result is parsed where it is JSON."""
     result = job.result
     return {
         "id": job.id,

@@ -1,4 +1,4 @@
-"""The words and the loudness of running jobs, as they become final; in memory alone."""
+"""Words and waveform peaks of running jobs, as they become final; kept in memory only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from parakeet_api.jobs.job import Job, JobJson
 from parakeet_api.pipeline import Progress
 from parakeet_api.settings import Settings
 
-_MAX_ENDED = 32
-"""Jobs whose events stay after their end: a client that asks once a second misses nothing. The
-events of a job of 12 hours take 1.2 MB."""
+_MAX_RUNS = 32
+"""Jobs whose events are kept, the newest first, so that a client that polls once a second also gets
+the last events of an ended job. The events of a job of 12 hours take 1.2 MB."""
 
 
 class JobEvents(TypedDict):
@@ -39,61 +39,61 @@ class JobEvents(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class LiveEvents:
-    """What is new of a job since a client asked last."""
+    """The events of a job since a client's previous request."""
 
     run: str
-    """Changes when the job is started anew: its events then begin again. "" = not begun."""
+    """Id of the attempt; another one means that the events begin again. "" = not started."""
     events: tuple[TextDelta | PeaksEvent, ...]
-    """`transcript.text.delta` and `transcript.peaks`, as a stream has them, in order."""
+    """`transcript.text.delta` and `transcript.peaks`, as in a stream, in order."""
     following: int
-    """What to ask with next: how many events of this run are known by then."""
+    """Value of `after` for the next request: the number of events of this run so far."""
 
 
 @dataclass(eq=False, slots=True)
 class _Run:
-    """The events of one try of a job."""
+    """The events of one attempt at a job."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     events: list[TextDelta | PeaksEvent] = field(default_factory=list)
 
 
 class LiveJobs:
-    """Keep the events of running jobs; safe to use from many threads."""
+    """Keep the events of running jobs; thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
-        """By job, in the order in which they began."""
+        """By job id, in the order in which the runs started."""
 
     def follow(self, job: Job, record: Callable[[Progress], None]) -> Callable[[Progress], None]:
-        """Begin a run of a job; give what takes its progress, and passes it on to `record`."""
+        """Start a run; return a progress callback that adds its events and calls `record`."""
         run = self._begin(job.id)
         params = dataclasses.replace(job.params, include=frozenset({"peaks"}))
         writer = EventWriter(params, settings=self._settings)
 
-        def take(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             events = writer.recognized(progress)
             with self._lock:
                 run.events.extend(events)
             record(progress)
 
-        return take
+        return on_progress
 
     def since(self, job_id: str, *, run: str, after: int) -> LiveEvents:
-        """Give a job's events after the first `after` ones of a run; all of them for another."""
+        """Return a job's events after the first `after`; all events if `run` is not the latest."""
         with self._lock:
-            kept = self._runs.get(job_id)
-            if kept is None:
+            latest = self._runs.get(job_id)
+            if latest is None:
                 return LiveEvents("", (), 0)
-            events = tuple(kept.events[after if run == kept.id else 0 :])
-            return LiveEvents(kept.id, events, len(kept.events))
+            events = tuple(latest.events[after if run == latest.id else 0 :])
+            return LiveEvents(latest.id, events, len(latest.events))
 
     def _begin(self, job_id: str) -> _Run:
         run = _Run()
         with self._lock:
             self._runs.pop(job_id, None)
             self._runs[job_id] = run
-            for oldest in list(self._runs)[:-_MAX_ENDED]:
+            for oldest in list(self._runs)[:-_MAX_RUNS]:
                 del self._runs[oldest]
         return run

@@ -38,7 +38,7 @@ MAX_WORKERS = 8
 
 
 def workers_for(*, cores: int, batch_size: int) -> int:
-    """Give the number of jobs that keep a model with batches of `batch_size` chunks busy.
+    """Return the number of jobs that keep a model with batches of `batch_size` chunks busy.
 
     One file is decoded on one core, at 1,300 times real time; a large GPU recognises at 7,000.
     """
@@ -143,7 +143,7 @@ class Jobs:
         return job
 
     def get(self, job_id: str, *, owner: str | None) -> Job:
-        """Give one of the owner's jobs, with its result if it succeeded.
+        """Return one of the owner's jobs, with its result if it succeeded.
 
         Raises `NotFoundError`, also for a job of another owner.
         """
@@ -164,7 +164,7 @@ class Jobs:
         return [dataclasses.replace(opened.runner.latest(job), result=None) for job in jobs]
 
     def queue_position(self, job: Job) -> int | None:
-        """Give a waiting job's place among all that wait, from 1; `None` where it does not."""
+        """Return a waiting job's place among all that wait, from 1; `None` where it does not."""
         if job.status != "queued":
             return None
         waiting = [queued.id for queued in self._require_open().store.queued()]

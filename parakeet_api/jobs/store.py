@@ -161,7 +161,7 @@ class JobStore:
             _check_capacity(db, max_unfinished)
 
     def get(self, job_id: str) -> Job | None:
-        """Give a job with its result, read together: only one that succeeded has a result."""
+        """Return a job with its result, read together: only one that succeeded has a result."""
         with self._reading() as db:
             row = db.execute(
                 "SELECT jobs.*, media_type, body, caveats"
@@ -191,7 +191,7 @@ class JobStore:
         return self._select("WHERE status = 'queued' ORDER BY number")
 
     def recording(self, job: Job) -> Path:
-        """Give the path of an unfinished job's recording."""
+        """Return the path of an unfinished job's recording."""
         return self._recordings / job.id
 
     def start(self, job: Job) -> Job | None:
@@ -361,7 +361,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _link_or_copy(upload: Path, target: Path) -> None:
-    """Give the upload's content a second name, or copy it; flush it to disk."""
+    """Return the upload's content a second name, or copy it; flush it to disk."""
     try:
         target.hardlink_to(upload)
     except OSError:

@@ -1,6 +1,6 @@
-"""The running server described as an OpenAPI document.
+"""Describe the running server as an OpenAPI document.
 
 `document` builds it from the operations, whose shared parts are in `parts`. `schemas` publishes the
-types of JSON bodies, `json_schema` helps to write schemas by hand, `examples` renders one real
+types of JSON bodies, `json_schema` has helpers for handwritten schemas, `examples` renders one real
 transcript. Imports what it describes: `formats`, `jobs`, `settings`, `errors`.
 """

@@ -34,7 +34,7 @@ from parakeet_api.openapi.json_schema import (
     ref,
     text,
 )
-from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_answer, operation
+from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_response, operation
 from parakeet_api.openapi.schemas import body_schemas, error_details
 from parakeet_api.settings import Settings, model_basename
 
@@ -159,7 +159,7 @@ def _openai_paths(facts: Facts) -> Json:
                 tag="OpenAI",
                 summary="List the models",
                 description="One, or those of `MODELS`.",
-                answers={200: json_answer(ref("ModelList"))},
+                responses={200: json_response(ref("ModelList"))},
                 refusals=_guarded(facts),
             )
         },
@@ -172,7 +172,7 @@ def _openai_paths(facts: Facts) -> Json:
                 parameters=[
                     _in_path("name", "A model's name, which may hold slashes.", example=facts.model)
                 ],
-                answers={200: json_answer(ref("Model"))},
+                responses={200: json_response(ref("Model"))},
                 refusals=_guarded(facts, errors.NotFoundError, errors.ModelNotFoundError),
             )
         },
@@ -191,7 +191,7 @@ def _job_paths(facts: Facts) -> Json:
                 summary="Submit a recording to be transcribed in the background",
                 description="The form is that of a transcription, without `stream`.",
                 form=_job_form(facts),
-                answers={202: json_answer(ref("Job"))},
+                responses={202: json_response(ref("Job"))},
                 refusals=_guarded(
                     facts,
                     *_BAD_REQUEST,
@@ -221,7 +221,7 @@ def _job_paths(facts: Facts) -> Json:
                     ),
                     _query("after", text("The id of the last job on the previous page.")),
                 ],
-                answers={200: json_answer(ref("JobList"))},
+                responses={200: json_response(ref("JobList"))},
                 refusals=_guarded(facts, errors.InvalidRequestError, errors.JobsUnavailableError),
             ),
         },
@@ -232,7 +232,7 @@ def _job_paths(facts: Facts) -> Json:
                 summary="Describe a job",
                 description="With its progress, and its result or error once it has one.",
                 parameters=at_job,
-                answers={200: json_answer(ref("Job"))},
+                responses={200: json_response(ref("Job"))},
                 refusals=_guarded(facts, *unknown),
             ),
             "delete": operation(
@@ -241,7 +241,7 @@ def _job_paths(facts: Facts) -> Json:
                 summary="Cancel or delete a job",
                 description="An unfinished job is cancelled, a finished one deleted.",
                 parameters=at_job,
-                answers={200: json_answer({"anyOf": [ref("Job"), ref("DeletedJob")]})},
+                responses={200: json_response({"anyOf": [ref("Job"), ref("DeletedJob")]})},
                 refusals=_guarded(facts, *unknown),
             ),
         },
@@ -267,7 +267,7 @@ def _job_paths(facts: Facts) -> Json:
                         },
                     ),
                 ],
-                answers={200: json_answer(ref("JobEvents"))},
+                responses={200: json_response(ref("JobEvents"))},
                 refusals=_guarded(facts, errors.InvalidRequestError, *unknown),
             ),
         },
@@ -278,7 +278,7 @@ def _job_paths(facts: Facts) -> Json:
                 summary="The result of a job",
                 description="The response of a direct transcription, which may be an error.",
                 parameters=at_job,
-                answers={200: transcripts},
+                responses={200: transcripts},
                 has_warnings=True,
                 refusals=_guarded(
                     facts,
@@ -347,7 +347,7 @@ def _asr_paths(facts: Facts) -> Json:
                 description="The parameters may also be in the form.",
                 parameters=[_query(name, schema) for name, schema in (wanted | expected).items()],
                 form=recording,
-                answers={200: _asr_transcripts(facts.settings)},
+                responses={200: _asr_transcripts(facts.settings)},
                 has_warnings=True,
                 refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
@@ -360,7 +360,7 @@ def _asr_paths(facts: Facts) -> Json:
                 description="From its first words; decoding stops once they are enough.",
                 parameters=[_query(name, schema) for name, schema in expected.items()],
                 form=recording,
-                answers={200: json_answer(ref("DetectedLanguage"))},
+                responses={200: json_response(ref("DetectedLanguage"))},
                 refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
             )
         },
@@ -409,8 +409,8 @@ def _server_paths(facts: Facts) -> Json:
             tag="Server",
             summary="This document",
             description="As OpenAPI 3.1.",
-            answers={
-                200: json_answer({"type": "object", "required": ["openapi", "info", "paths"]})
+            responses={
+                200: json_response({"type": "object", "required": ["openapi", "info", "paths"]})
             },
         ),
         "/health/simple": operation(
@@ -418,14 +418,14 @@ def _server_paths(facts: Facts) -> Json:
             tag="Server",
             summary="Whether the server answers",
             description="Says nothing about models.",
-            answers={200: {"text/plain": {"schema": text("Always `ok`."), "example": "ok\n"}}},
+            responses={200: {"text/plain": {"schema": text("Always `ok`."), "example": "ok\n"}}},
         ),
         "/ready": operation(
             "ready",
             tag="Server",
             summary="Whether a transcription could be served now",
             description="For load balancers: a 503 of the same shape means no.",
-            answers={status: json_answer(ref("Readiness")) for status in (200, 503)},
+            responses={status: json_response(ref("Readiness")) for status in (200, 503)},
         ),
     }
     # Stated for each, or the document's own requirement would apply.
@@ -454,7 +454,7 @@ def _health(facts: Facts) -> Json:
                 ),
             )
         ],
-        answers={200: json_answer(ref("Health"))},
+        responses={200: json_response(ref("Health"))},
         refusals=_guarded(facts, errors.InvalidRequestError),
     ) | {"security": keyless}
 
@@ -478,7 +478,7 @@ def _admin_paths(facts: Facts) -> Json:
                 " a model that is in use stays loaded, which is a 409; the others are unloaded."
                 f" The next request loads a model again.{who}",
                 parameters=[_query("model", name)],
-                answers={200: json_answer(ref("AdminReport"))},
+                responses={200: json_response(ref("AdminReport"))},
                 refusals=_guarded(facts, *refusals, *_choice(facts), errors.ModelInUseError),
             )
         },
@@ -490,7 +490,7 @@ def _admin_paths(facts: Facts) -> Json:
                 description="The named model, or the first. Responds when it is loaded, or after"
                 f" two minutes with a 503, while loading continues.{who}",
                 parameters=[_query("model", name)],
-                answers={200: json_answer(ref("AdminReport"))},
+                responses={200: json_response(ref("AdminReport"))},
                 refusals=_guarded(
                     facts, *refusals, *_choice(facts), *_NO_MODEL, errors.StoppingError
                 ),
@@ -505,7 +505,7 @@ def _metrics(facts: Facts) -> Json:
         tag="Server",
         summary="Metrics for Prometheus",
         description="Counters, gauges and histograms, in Prometheus' text format.",
-        answers={200: {"text/plain": {"schema": text("The metrics.")}}},
+        responses={200: {"text/plain": {"schema": text("The metrics.")}}},
         refusals=_guarded(facts),
     )
 
@@ -516,7 +516,7 @@ def _page(name: str, summary: str) -> Json:
         tag="Server",
         summary=summary,
         description="For a browser. Loads nothing from other hosts.",
-        answers={200: {"text/html": {"schema": {"type": "string"}}}},
+        responses={200: {"text/html": {"schema": {"type": "string"}}}},
     )
 
 
@@ -528,7 +528,7 @@ def _transcription(facts: Facts) -> Json:
         description="Responds when the whole recording is transcribed, or with `stream=true`"
         " continuously. Silence gives an empty text. If the client disconnects, the work stops.",
         form=_transcription_form(facts),
-        answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
+        responses={200: _transcripts(facts.settings) | _stream(facts.settings)},
         has_warnings=True,
         refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
@@ -542,7 +542,7 @@ def _translation(facts: Facts) -> Json:
         description="The model does not translate: English speech is transcribed, another language"
         " is a 400 with the code `unsupported_language`.",
         form=_transcription_form(facts),
-        answers={200: _transcripts(facts.settings) | _stream(facts.settings)},
+        responses={200: _transcripts(facts.settings) | _stream(facts.settings)},
         has_warnings=True,
         refusals=_guarded(facts, *_TRANSCRIPTION_ERRORS, *_choice(facts)),
     )
@@ -719,7 +719,7 @@ def _guarded(facts: Facts, *refusals: type[ApiError]) -> tuple[type[ApiError], .
 
 
 def _choice(facts: Facts) -> tuple[type[ApiError], ...]:
-    """Give the error of an unknown model, if requests choose one."""
+    """Return the error of an unknown model, if requests choose one."""
     return (errors.ModelNotFoundError,) if facts.settings.models else ()
 
 

@@ -1,6 +1,6 @@
 """One real transcript in all formats, for the description of the API.
 
-The code that writes responses renders it with the running server's settings, so examples are exact.
+It is rendered by the same code as responses, with the running server's settings.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def number(description: str, **more: Any) -> Json:
 
 
 def flag(description: str, **more: Any) -> Json:
-    """Describe a truth value."""
+    """Describe a boolean."""
     return {"type": "boolean", "description": description, **more}
 
 
@@ -34,12 +34,12 @@ def array(items: Json, description: str, **more: Any) -> Json:
 
 
 def constant(value: str) -> Json:
-    """Describe a string that is always the same."""
+    """Describe a constant string."""
     return {"type": "string", "const": value}
 
 
 def or_null(schema: Json) -> Json:
-    """Let a value also be null."""
+    """Allow null in addition."""
     if "type" not in schema:
         return {"anyOf": [schema, {"type": "null"}]}
     enum = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
@@ -49,7 +49,7 @@ def or_null(schema: Json) -> Json:
 def record(
     description: str, properties: Mapping[str, Json], *, optional: Iterable[str] = ()
 ) -> Json:
-    """Describe an object, all of whose fields are always there but the `optional` ones."""
+    """Describe an object whose fields are all required, except the `optional` ones."""
     required = [name for name in properties if name not in set(optional)]
     return {
         "type": "object",

@@ -1,4 +1,4 @@
-"""What descriptions of operations share: responses, errors, headers."""
+"""Shared parts of operations: responses, errors, headers."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def operation(
     tag: str,
     summary: str,
     description: str,
-    answers: Mapping[int, Json],
+    responses: Mapping[int, Json],
     has_warnings: bool = False,
     refusals: Sequence[type[ApiError]] = (),
     parameters: Sequence[Json] = (),
     form: Json | None = None,
 ) -> Json:
-    """Describe a method of a path; `answers` has the media types by status."""
+    """Describe a method of a path; `responses` maps a status to its media types."""
     body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     return {
         "operationId": name,
@@ -96,7 +96,7 @@ def operation(
                     | (_header("X-Transcript-Warnings") if has_warnings else {}),
                     "content": content,
                 }
-                for status, content in answers.items()
+                for status, content in responses.items()
             },
             **_refusals([*refusals, errors.ServerError]),
         },
@@ -104,7 +104,7 @@ def operation(
 
 
 def _refusals(classes: Iterable[type[ApiError]]) -> Json:
-    """Describe errors, those of one status together."""
+    """Describe errors, grouped by status."""
     by_status = groupby(sorted(classes, key=_status), key=_status)
     return {str(status): _refusal(list(group)) for status, group in by_status}
 
@@ -121,7 +121,7 @@ def _refusal(classes: Sequence[type[ApiError]]) -> Json:
             for error in classes
         ),
         "headers": _headers() | (_header("Retry-After") if retry else {}),
-        "content": json_answer(error_body(error_details(classes))),
+        "content": json_response(error_body(error_details(classes))),
     }
 
 
@@ -134,6 +134,6 @@ def _header(name: str) -> Json:
     return {name: {"$ref": f"#/components/headers/{name}"}}
 
 
-def json_answer(schema: Json) -> Json:
-    """Give the media types of a JSON response."""
+def json_response(schema: Json) -> Json:
+    """Return the media types of a JSON response."""
     return {"application/json": {"schema": schema}}

@@ -62,13 +62,13 @@ _READ_FIRST = ("type", "items", "description", "properties", "required")
 
 @functools.cache
 def body_schemas() -> Json:
-    """Give the schemas of all bodies, by name; made once, in 0.2 s."""
+    """Return the schemas of all bodies by name; built once, in 0.2 s."""
     # Heavy, and needed only for this document.
     from pydantic import ConfigDict, TypeAdapter
 
     types = list(dict.fromkeys(base for body in BODIES.values() for base in _with_bases(body)))
-    together: Any = tuple.__class_getitem__(tuple(types))
-    adapter = TypeAdapter(together, config=ConfigDict(use_attribute_docstrings=True))
+    all_types: Any = tuple.__class_getitem__(tuple(types))
+    adapter = TypeAdapter(all_types, config=ConfigDict(use_attribute_docstrings=True))
     generated = adapter.json_schema(mode="serialization")
     keys = dict(zip(types, map(_key_of, generated["prefixItems"]), strict=True))
     definitions: Json = generated["$defs"]
@@ -101,18 +101,18 @@ def error_body(details: Json) -> Json:
 
 
 def _bases(body: type) -> list[type]:
-    """Give the TypedDicts that one inherits from."""
+    """Return the TypedDicts that a type inherits from."""
     bases = getattr(body, "__orig_bases__", ())
     return [base for base in bases if hasattr(base, "__required_keys__")]
 
 
 def _with_bases(body: type) -> list[type]:
-    """List a type and all that it inherits from, bases first."""
-    return [*(found for base in _bases(body) for found in _with_bases(base)), body]
+    """List a type and all types that it inherits from, bases first."""
+    return [*(ancestor for base in _bases(body) for ancestor in _with_bases(base)), body]
 
 
 def _inherit(schema: Json, base: Json) -> None:
-    """Describe inherited fields: pydantic reads the docstrings of a class's own fields only."""
+    """Copy the descriptions of inherited fields: pydantic reads only a class's own docstrings."""
     for name, described in base["properties"].items():
         schema["properties"][name] = described | schema["properties"][name]
 
@@ -122,7 +122,7 @@ def _key_of(reference: Json) -> str:
 
 
 def _published(schema: Json, definitions: Json, named: Mapping[str, str]) -> Json:
-    """Rewrite a schema of pydantic: no titles, types without a name inline, short nulls."""
+    """Rewrite pydantic's schema: drop titles, inline unnamed types, shorten nullable types."""
 
     def publish(inner: Json) -> Json:
         return _published(inner, definitions, named)
@@ -134,15 +134,15 @@ def _published(schema: Json, definitions: Json, named: Mapping[str, str]) -> Jso
         case {"anyOf": [inner, {"type": "null"}], **more}:
             return or_null(publish(inner)) | publish(more)
     first = {key: schema[key] for key in _READ_FIRST if key in schema}
-    written = first | {key: value for key, value in schema.items() if key != "title"}
-    if "description" in written:
-        written["description"] = " ".join(written["description"].split())
-    if "properties" in written:
-        written["properties"] = {
-            name: publish(inner) for name, inner in written["properties"].items()
+    rewritten = first | {key: value for key, value in schema.items() if key != "title"}
+    if "description" in rewritten:
+        rewritten["description"] = " ".join(rewritten["description"].split())
+    if "properties" in rewritten:
+        rewritten["properties"] = {
+            name: publish(inner) for name, inner in rewritten["properties"].items()
         }
-    if "items" in written:
-        written["items"] = publish(written["items"])
-    if "anyOf" in written:
-        written["anyOf"] = [publish(inner) for inner in written["anyOf"]]
-    return written
+    if "items" in rewritten:
+        rewritten["items"] = publish(rewritten["items"])
+    if "anyOf" in rewritten:
+        rewritten["anyOf"] = [publish(inner) for inner in rewritten["anyOf"]]
+    return rewritten

@@ -1,8 +1,8 @@
 """Cut a stream of samples into overlapping chunks whose seams lie in silence.
 
-The contract: owned ranges tile the recording, first sample to last; every chunk hears what it
-owns plus up to half the overlap on each side, less where the seam lies in a long silence; no chunk
-hears more than `ChunkPolicy.longest` samples; every chunk owns at least one sample.
+The contract: owned ranges tile the recording, first sample to last; every chunk holds what it
+owns plus up to half the overlap on each side, less if the seam lies in a long silence; no chunk
+is longer than `ChunkPolicy.longest` samples; every chunk owns at least one sample.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from parakeet_api.settings import Settings
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm
 
 _LEVEL_FRAME = SAMPLE_RATE // 100
-"""Loudness is measured in steps of 10 ms."""
+"""The level is measured in frames of 10 ms."""
 _MOMENT_FRAMES = 5
-"""The quietest moment is sought over 50 ms: shorter than a syllable, longer than a pitch period."""
+"""The quietest point is the quietest 50 ms: shorter than a syllable, longer than a pitch period."""
 _FULL_SCALE = 32768.0
 _OVERLAP_SHARE = 6
-"""At most this part of a chunk is overlap: 5 s of 30. More context than that changes no word of
-the recordings it was measured on, and is paid for in every forward pass."""
+"""Overlap is at most 1/6 of a chunk: 5 s of 30. More changed no word of the recordings measured,
+and every forward pass would have to process it."""
 
 
 _LONG_SILENCE = round(0.6 * SAMPLE_RATE)
 """A pause between sentences rather than between words."""
 _QUIET_CONTEXT = round(0.5 * SAMPLE_RATE)
-"""What is heard beyond a seam in a long silence: nothing there needs a neighbour's context. Words
-and punctuation stay as good, for 7 % more audio than the recording has instead of 21 %."""
+"""Context beyond a seam in a long silence, where words do not depend on the neighbour. Words and
+punctuation are as accurate, and the model processes 7 % more audio than the recording has instead
+of 21 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +40,32 @@ class ChunkPolicy:
     """How to cut; all lengths in samples."""
 
     longest: int
-    """Most that a chunk hears, context included."""
+    """Longest chunk, context included."""
     overlap: int
-    """What two neighbours hear in common at most: half on each side of the seam."""
+    """Most audio that two neighbours share: half on each side of the seam."""
     max_shift: int
-    """How far before its latest place a cut may move to find quiet; 0 = cuts stay there."""
+    """How far a cut may move to reach a silence, to either side; 0 = it does not move."""
     min_silence: int
-    """Shortest quiet that counts as a silence."""
+    """Shortest silence that counts."""
     silence_level: float
     """Root mean square below which a frame is silent, int16 units."""
 
     @property
     def context(self) -> int:
-        """What a chunk hears beyond a seam, at most."""
+        """Most context that a chunk has beyond a seam."""
         return self.overlap // 2
 
     @classmethod
     def from_settings(cls, settings: Settings, *, longest_s: float) -> ChunkPolicy:
         """Derive a policy for chunks of at most `longest_s` seconds."""
         longest = round(longest_s * SAMPLE_RATE)
-        wanted = settings.chunk_overlap_s * SAMPLE_RATE if settings.enable_overlap_chunking else 0
-        overlap = min(round(wanted), longest // _OVERLAP_SHARE)
+        overlap_s = settings.chunk_overlap_s if settings.enable_overlap_chunking else 0
+        overlap = min(round(overlap_s * SAMPLE_RATE), longest // _OVERLAP_SHARE)
         shift = settings.silence_max_shift_s if settings.enable_silence_aligned_chunking else 0
         return cls(
             longest=longest,
             overlap=overlap,
-            # A cut moves over 2 x max_shift; a quarter of the chunk each way leaves it most.
+            # A cut moves over 2 x max_shift: at most half of what a chunk owns.
             max_shift=min(round(shift * SAMPLE_RATE), (longest - overlap) // 4),
             min_silence=round(settings.min_silence_duration_s * SAMPLE_RATE),
             silence_level=_FULL_SCALE * 10 ** (settings.silence_threshold_db / 20),
@@ -74,24 +75,24 @@ class ChunkPolicy:
 def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
     """Cut a recording, given as consecutive blocks of int16 samples, into chunks.
 
-    Lazy: holds the samples of one chunk and of the block it ends in. A recording without samples
+    Lazy: buffers the samples of one chunk and of the block it ends in. A recording without samples
     has no chunks.
     """
     buffer = _Buffer(blocks)
-    owned_start = before = 0
+    owned_start = context_before = 0
     for index in itertools.count():
-        start = _on_grid(max(0, owned_start - before), owned_start)
-        buffer.forget_before(start)
+        start = _on_grid(max(0, owned_start - context_before), owned_start)
+        buffer.drop_before(start)
         if is_last := buffer.end_within(start + policy.longest):
             owned_end = end = buffer.end
         else:
-            # The latest cut leaves room for the context after it.
+            # The latest possible cut leaves room for the context after it.
             latest = start + policy.longest - policy.context
             earliest = latest - 2 * policy.max_shift
             cut = _find_cut(buffer.view(earliest, latest), policy)
             owned_end = earliest + cut.position
             end = owned_end + cut.context
-            before = cut.context
+            context_before = cut.context
         if owned_end > owned_start:
             yield Chunk(
                 index=index,
@@ -106,9 +107,9 @@ def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
 
 
 def _on_grid(start: int, latest: int) -> int:
-    """Move a start to the next encoder frame of the recording, if that is not after `latest`.
+    """Round a start up to the recording's grid of encoder frames, but not beyond `latest`.
 
-    Two chunks then divide the sound they share into the same frames, and time its words alike.
+    Neighbours then divide their shared audio into the same frames and agree on word times.
     """
     return min(-(-start // FRAME) * FRAME, latest)
 
@@ -118,45 +119,45 @@ class _Buffer:
 
     def __init__(self, blocks: Iterable[Pcm]) -> None:
         self._blocks = iter(blocks)
-        self._held: list[Pcm] = []
+        self._pending: list[Pcm] = []
         self._first = 0
         self.end = 0
         """One past the last sample read so far."""
 
     def end_within(self, position: int) -> bool:
-        """Read until past `position`; tell whether the recording ends at or before it."""
+        """Read past `position`; return whether the recording ends at or before it."""
         while self.end <= position:
             block = next(self._blocks, None)
             if block is None:
                 return True
-            self._held.append(block)
+            self._pending.append(block)
             self.end += len(block)
         return False
 
     def view(self, start: int, end: int) -> Pcm:
-        """Give samples `[start, end)`, which must have been read and not forgotten."""
-        if len(self._held) != 1:
-            self._held = [np.concatenate(self._held)] if self._held else []
-        return self._held[0][start - self._first : end - self._first].copy()
+        """Copy samples `[start, end)`, which must have been read and not dropped."""
+        if len(self._pending) != 1:
+            self._pending = [np.concatenate(self._pending)] if self._pending else []
+        return self._pending[0][start - self._first : end - self._first].copy()
 
-    def forget_before(self, position: int) -> None:
-        """Drop what is no longer needed."""
-        if self._held:
-            self._held = [self.view(position, self.end)]
+    def drop_before(self, position: int) -> None:
+        """Drop the samples before `position`."""
+        if self._pending:
+            self._pending = [self.view(position, self.end)]
             self._first = position
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A seam to be."""
+    """Where to cut."""
 
     position: int
     context: int
-    """Samples that each neighbour hears beyond it."""
+    """Samples of context that each neighbour has beyond the cut."""
 
 
 def quietest_moment(samples: Pcm) -> int:
-    """Find the middle of the quietest 50 ms of `samples`; of equals, the most central.
+    """Find the middle of the quietest 50 ms of `samples`; of equally quiet ones, the most central.
 
     Shape `(samples,)`, of 50 ms or more.
     """
@@ -164,10 +165,10 @@ def quietest_moment(samples: Pcm) -> int:
 
 
 def _find_cut(samples: Pcm, policy: ChunkPolicy) -> _Cut:
-    """Choose where to cut within `samples`, the stretch over which the cut may move.
+    """Choose where to cut within `samples`, the range over which the cut may move.
 
-    The nearest point to the middle that lies inside a silence, half a `min_silence` from its
-    edges; where there is no silence, the middle of the quietest 50 ms.
+    That is the point nearest to the middle that lies in a silence, half a `min_silence` from its
+    edges; without a silence, the middle of the quietest 50 ms.
     """
     middle = len(samples) // 2
     if len(samples) < _LEVEL_FRAME * _MOMENT_FRAMES:
@@ -178,7 +179,7 @@ def _find_cut(samples: Pcm, policy: ChunkPolicy) -> _Cut:
 
 
 def _frame_power(samples: Pcm) -> NDArray[np.float32]:
-    """Mean square of each whole 10 ms frame, shape `(frames,)`."""
+    """Compute the mean square of each whole 10 ms frame, shape `(frames,)`."""
     frames = len(samples) // _LEVEL_FRAME
     framed = samples[: frames * _LEVEL_FRAME].reshape(frames, _LEVEL_FRAME).astype(np.float32)
     return np.asarray(np.mean(framed**2, axis=1))
@@ -204,6 +205,6 @@ def _cut_in_silence(power: NDArray[np.float32], policy: ChunkPolicy, middle: int
 def _quietest_moment(power: NDArray[np.float32], middle: int) -> int:
     window = np.convolve(power, np.ones(_MOMENT_FRAMES, dtype=np.float32), mode="valid")
     centres = np.arange(len(window)) * _LEVEL_FRAME + _MOMENT_FRAMES * _LEVEL_FRAME // 2
-    # Equally quiet moments: the one nearest the middle.
+    # Of equally quiet points, the one nearest to the middle.
     order = np.lexsort((np.abs(centres - middle), window))
     return int(centres[order[0]])

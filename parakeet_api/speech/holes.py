@@ -1,8 +1,8 @@
-"""Find speech that got no words, and decode it again.
+"""Find holes, speech without words in a chunk's transcript, and decode them again.
 
-A transducer can stick to blank: it hears speech and emits nothing, for seconds, at any precision.
-Decoded alone, with fresh state and other edges, the same sound gets its words (FluidAudio issues
-909 and 910). What gets none stays a gap in the transcript, and the answer says where.
+A transducer can emit only blanks for seconds of speech, at any precision. Decoded alone, with a
+fresh decoder state and other boundaries, the same audio usually yields its words (FluidAudio issues
+909 and 910). A hole that stays empty is reported with its time.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from parakeet_api.speech.stitching import align
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word, mean_logprob
 
 MIN_SPEECH_S = 1.0
-"""Shorter speech without words is a cough, a breath, or a word that the model timed elsewhere."""
+"""Shorter speech without words is a cough, a breath, or a word with an inaccurate time."""
 _LEVEL_FRAME = SAMPLE_RATE * 30 // 1000
 _QUIETEST_PERCENT = 10
 _ABOVE_FLOOR = 4.0
-"""6 dB above the quietest tenth of the chunk: less is a pause, of which the detector is not asked.
-Of 360 s of pauses in 58 minutes of recordings this leaves 120 s, most of them breath and noise."""
+"""6 dB above the quietest tenth of the chunk; frames below are a pause and are not passed to the
+detector. Of 360 s of pauses in 58 minutes of recordings 120 s remain, mostly breath and noise."""
 _MIN_FLOOR = 9.0
 """Mean square, int16 units: the dither of a converter."""
 _MIN_LOUD_S = 0.5
-"""Between a word's end and the next one's start, so much must be louder than that."""
+"""A gap between words with less audio above that level is not examined."""
 _MAX_HOLE_S = 20.0
-"""Longer ones are decoded in parts: what made the model stick may be the length."""
+"""Longer holes are decoded in parts, as the length may be what made the model skip them."""
 _EDGES_S = ((1.0, 1.0), (0.3, 0.54), (1.9, 1.66))
-"""Sound before and after a hole that is decoded with it, one pair for each attempt. The first gives
-words at the edges their context; the others move the edges, also against the grid of frames."""
+"""Context before and after a hole that is decoded with it, one pair for each attempt. The first
+attempt gives words at the edges their context; the others shift the boundaries and the frames."""
 _EDGE_S = 0.12
 """A new word's middle may lie so far outside its hole."""
 _ALIGNED_S = 3.0
-_SURE = -0.5
-"""Mean log-probability of the tokens that words from a second look must have where the model is
-sure of the chunk's other words (-0.25 or more, as nearly everywhere in speech)."""
-_SURE_OF_NOTHING = -0.25
-"""The same where the chunk has no other words."""
-_SURE_AMID_DOUBT = -0.1
-"""The same where the model doubts the others. Of a minute of three voices at once, the demo model
-took 22 words more at -0.5, two at -0.25, one at -0.15 and none at -0.08; of eight voices 13 at -0.5
-and none at -0.25. The English model took none."""
+_MIN_LOGPROB = -0.5
+"""Minimum mean log-probability of the tokens of recovered words if the chunk's other words have
+`DOUBT` (-0.25) or more, as nearly all speech has."""
+_MIN_LOGPROB_ALONE = -0.25
+"""The same if the chunk has no other words."""
+_MIN_LOGPROB_AMID_DOUBT = -0.1
+"""The same if the other words have less. In a minute of three simultaneous voices, the demo model
+added 22 words at -0.5, two at -0.25, one at -0.15 and none at -0.08; of eight voices 13 at -0.5
+and none at -0.25. The English model added none."""
 
 Recognize = Callable[[Sequence[Chunk]], Iterable[list[Word]]]
-"""Gives each chunk's words, in order."""
+"""Return the words of each chunk, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of the recording; seconds."""
+    """A part of the recording, in seconds."""
 
     start: float
     end: float
@@ -61,21 +61,21 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A chunk's words once it was looked for holes."""
+    """A chunk's words after its holes were decoded again."""
 
     words: list[Word]
-    unheard: tuple[Span, ...] = ()
-    """Speech that the chunk owns and that got no words."""
+    without_words: tuple[Span, ...] = ()
+    """Speech in the chunk's owned range that still has no words."""
     recovered: int = 0
-    """Words that a second look has added."""
+    """Number of words added by decoding again."""
 
 
 def complete_words(
     chunk: Chunk, words: Sequence[Word], *, detector: SpeechDetector | None, recognize: Recognize
 ) -> Completed:
-    """Drop the words that were imagined, and decode again the speech that got none.
+    """Drop hallucinated words, and decode speech without words again.
 
-    Without a detector neither is known, and only words in digital silence are dropped.
+    Without a detector only words in digital silence are dropped, and nothing is decoded again.
     """
     activity = SpeechActivity(chunk, detector) if detector else None
     words = drop_hallucinations(chunk, words, activity)
@@ -88,15 +88,16 @@ def complete_words(
         if not holes:
             break
         parts = [_part(chunk, hole, edges) for hole in holes]
-        for hole, part, found in zip(holes, parts, recognize(parts), strict=True):
-            words = _inserted(words, drop_hallucinations(part, found, activity), hole, required)
+        for hole, part, candidates in zip(holes, parts, recognize(parts), strict=True):
+            recovered = drop_hallucinations(part, candidates, activity)
+            words = _inserted(words, recovered, hole, required)
         holes = find_holes(chunk, words, activity)
     return Completed(words, tuple(_owned(chunk, holes)), len(words) - before)
 
 
 def find_holes(chunk: Chunk, words: Sequence[Word], activity: SpeechActivity) -> list[Span]:
-    """Give the speech of a chunk between its words, `MIN_SPEECH_S` or more at a place."""
-    gaps = _suspicious_gaps(chunk, words)
+    """List the holes of a chunk: gaps between words with `MIN_SPEECH_S` of speech or more."""
+    gaps = _audible_gaps(chunk, words)
     activity.measure([(gap.start, gap.end) for gap in gaps])
     return [
         part
@@ -106,15 +107,15 @@ def find_holes(chunk: Chunk, words: Sequence[Word], activity: SpeechActivity) ->
     ]
 
 
-def _suspicious_gaps(chunk: Chunk, words: Sequence[Word]) -> list[Span]:
-    """Give the gaps between words, and what the chunk owns of it, in which something sounds."""
+def _audible_gaps(chunk: Chunk, words: Sequence[Word]) -> list[Span]:
+    """List the gaps between words that are not quiet and reach into the chunk's owned range."""
     owned = Span(chunk.owned_start / SAMPLE_RATE, chunk.owned_end / SAMPLE_RATE)
     starts = [chunk.start / SAMPLE_RATE, *(word.end for word in words)]
     ends = [*(word.start for word in words), chunk.end / SAMPLE_RATE]
     gaps = [
         Span(start, end)
         for start, end in zip(starts, ends, strict=True)
-        # What lies in the context alone is the neighbour's.
+        # A gap that lies in the context only is left to the neighbour.
         if min(end, owned.end) - max(start, owned.start) > 0 and end - start >= MIN_SPEECH_S
     ]
     frames = len(chunk.samples) // _LEVEL_FRAME
@@ -134,7 +135,7 @@ def _suspicious_gaps(chunk: Chunk, words: Sequence[Word]) -> list[Span]:
 
 
 def _parts(hole: Span) -> list[Span]:
-    """Part a long hole evenly."""
+    """Split a long hole into equal parts."""
     count = max(1, math.ceil((hole.end - hole.start) / _MAX_HOLE_S))
     length = (hole.end - hole.start) / count
     return [
@@ -144,34 +145,36 @@ def _parts(hole: Span) -> list[Span]:
 
 
 def _part(chunk: Chunk, hole: Span, edges: tuple[float, float]) -> Chunk:
-    """Cut a hole out of a chunk, with some sound around it."""
+    """Cut a hole out of a chunk, with context around it."""
     before, after = edges
     start = max(0, round((hole.start - before) * SAMPLE_RATE) - chunk.start)
     if edges is _EDGES_S[0]:
-        # On the chunk's grid of frames, where words are timed alike.
+        # On the chunk's grid of encoder frames, so that word times agree.
         start = start // FRAME * FRAME
     end = max(start + 1, round((hole.end + after) * SAMPLE_RATE) - chunk.start)
     samples = chunk.samples[start:end]
-    begin = chunk.start + start
-    return Chunk(0, begin, samples, begin, begin + len(samples))
+    start_sample = chunk.start + start
+    return Chunk(0, start_sample, samples, start_sample, start_sample + len(samples))
 
 
 def _required_logprob(words: Sequence[Word]) -> float:
-    """Tell how sure the model must be of more words in a chunk."""
+    """Return the mean log-probability that words to be added to a chunk must have."""
     mean = mean_logprob(words)
     if mean is None:
-        return _SURE_OF_NOTHING if not words else _SURE
-    return _SURE if mean >= DOUBT else _SURE_AMID_DOUBT
+        return _MIN_LOGPROB_ALONE if not words else _MIN_LOGPROB
+    return _MIN_LOGPROB if mean >= DOUBT else _MIN_LOGPROB_AMID_DOUBT
 
 
-def _inserted(words: list[Word], found: Sequence[Word], hole: Span, required: float) -> list[Word]:
-    """Add the words that were found in a hole to a chunk's words, each once."""
+def _inserted(
+    words: list[Word], recovered: Sequence[Word], hole: Span, required: float
+) -> list[Word]:
+    """Insert the words recovered in a hole into a chunk's words, without duplicates."""
     near = [word for word in words if hole.start - _ALIGNED_S < word.middle < hole.end + _ALIGNED_S]
     new = [
         word
-        for stretch in align(near, found)
-        if not stretch.agreed
-        for word in stretch.later
+        for span in align(near, recovered)
+        if not span.agreed
+        for word in span.later
         if hole.start - _EDGE_S <= word.middle <= hole.end + _EDGE_S
         and not any(word.middle < other.end and other.start < word.middle for other in near)
     ]
@@ -182,20 +185,20 @@ def _inserted(words: list[Word], found: Sequence[Word], hole: Span, required: fl
 
 
 def _owned(chunk: Chunk, holes: Sequence[Span]) -> list[Span]:
-    """Give the parts of holes that the chunk answers for."""
-    begin, end = chunk.owned_start / SAMPLE_RATE, chunk.owned_end / SAMPLE_RATE
-    cut = [Span(max(hole.start, begin), min(hole.end, end)) for hole in holes]
+    """Clip holes to the chunk's owned range."""
+    start_sample, end = chunk.owned_start / SAMPLE_RATE, chunk.owned_end / SAMPLE_RATE
+    cut = [Span(max(hole.start, start_sample), min(hole.end, end)) for hole in holes]
     return [span for span in cut if span.end > span.start]
 
 
-class UnheardSpeech:
-    """The speech of a whole recording that has no words; neighbours may know better."""
+class SpeechWithoutWords:
+    """Collect the speech of a recording without words; a neighbouring chunk may have the words."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
 
     def add(self, spans: Iterable[Span]) -> None:
-        """Take note of what a chunk owns and has no words for, in order of time."""
+        """Add a chunk's spans of speech without words, in order of time."""
         for span in spans:
             last = self._spans[-1] if self._spans else None
             if last is not None and span.start - last.end < MIN_SPEECH_S / 2:
@@ -203,8 +206,8 @@ class UnheardSpeech:
             else:
                 self._spans.append(span)
 
-    def explain(self, words: Iterable[Word]) -> None:
-        """Forget the speech at the place of words that are in the transcript."""
+    def remove_covered(self, words: Iterable[Word]) -> None:
+        """Remove the parts that are covered by words of the final transcript."""
         if not self._spans:
             return
         for word in words:
@@ -219,5 +222,5 @@ class UnheardSpeech:
             ]
 
     def spans(self) -> list[Span]:
-        """Give what is left, `MIN_SPEECH_S` or more each."""
+        """List the remaining spans of `MIN_SPEECH_S` or more."""
         return [span for span in self._spans if span.end - span.start >= MIN_SPEECH_S]

@@ -1,6 +1,6 @@
-"""Which of a model's languages a transcript is written in, by py3langid.
+"""Detect the language of a transcript among those of a model, with py3langid.
 
-Chosen by measurement, on tests/language_samples.py: 100 sentences and 125 utterances of one to
+Detectors compared on tests/language_samples.py: 100 sentences and 125 utterances of one to
 three words in the 25 languages, each detector restricted to these.
 
 | detector         | sentences | utterances | first use | memory | Maltese |
@@ -11,9 +11,8 @@ three words in the 25 languages, each detector restricted to these.
 | eld 1.0.6        | 95 %      | 77 %       | 0.2 s     | 53 MB  | no      |
 | fastText lid.176 | 93 %      | 58 %       | 0.2 s     | 22 MB  | yes     |
 
-pycld2 gives no probabilities: it calls the Estonian "Ma ei tea." English and nothing tells that it
-is unsure. py3langid has its model in the package, needs numpy alone, and answers the same each
-time.
+pycld2 gives no probabilities: it classifies the Estonian "Ma ei tea." as English without a sign of
+doubt. py3langid includes its model, depends on numpy only, and is deterministic.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier  # type: ignore[import-untyped]
 
 CONFIDENCE_FLOOR = 0.7
-"""Below it there is no answer.
+"""Below this probability no language is returned.
 
-Measured as above: all paragraphs of four sentences, 96 of the 100 sentences and 55 of the 125
-utterances are answered, and none is wrong, in capitals and in small letters neither; at 0.6 some
-are ("ja neviem" is Slovak). Cut into stretches of two, three and four words, the sentences are
-answered in 48, 74 and 86 % of cases, and 0.6, 0.2 and 0.2 % of the answers are wrong. Above one
-half, so that a text that says nothing decides nothing, even between two.
+Measured as above: a language is returned for all paragraphs of four sentences, 96 of the 100
+sentences and 55 of the 125 utterances, and none is wrong, in upper or lower case; at 0.6 some are
+("ja neviem" is Slovak). For the sentences cut into pieces of two, three and four words it is
+returned in 48, 74 and 86 % of cases, of which 0.6, 0.2 and 0.2 % are wrong. More than one half, so
+that a text without evidence yields no language, even with two candidates.
 """
 
 _PART = 2000
 """Characters taken from the beginning, the middle and the end of a longer text. 6000 take 1 ms; the
-600,000 of twelve hours would stop every other thread for 63 ms, and a paragraph is enough to tell.
+600,000 of twelve hours would block all other threads for 63 ms, and a paragraph is enough.
 """
 
 _loading = threading.Lock()
-"""Loading takes 0.7 s and 80 MB: once is enough, however many requests come first."""
+"""Loading takes 0.7 s and 80 MB: only one thread may do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +52,24 @@ class Detection:
     code: str
     """ISO 639-1."""
     confidence: float
-    """Its probability, 0 to 1: among the candidates if the detector knows them all, else among all
-    that it knows."""
+    """Its probability, 0 to 1, among the candidates if the detector supports all of them, else
+    among all languages of the detector."""
 
 
 def detect_language(text: str, *, candidates: frozenset[str]) -> str | None:
-    """Tell which of `candidates` (ISO 639-1) a text is written in; `None` where it is unsure.
+    """Return which of `candidates` (ISO 639-1) a text is written in; `None` = not certain.
 
-    A single candidate is the answer, whatever the text.
+    A single candidate is returned whatever the text.
     """
     ranked = rank_languages(text, candidates=candidates)
     return ranked[0].code if ranked and ranked[0].confidence >= CONFIDENCE_FLOOR else None
 
 
 def rank_languages(text: str, *, candidates: frozenset[str]) -> list[Detection]:
-    """List `candidates`, likeliest first; empty for a text without a letter.
+    """List `candidates`, most probable first; empty for a text without a letter.
 
-    Those that the detector does not know are left out. Safe to call from many threads; the first
-    call with several candidates loads the detector.
+    Languages that the detector does not support are left out. Thread-safe; the first call with
+    several candidates loads the detector.
     """
     if len(candidates) <= 1:
         return [Detection(code, 1.0) for code in candidates]
@@ -93,30 +92,30 @@ def _sample(text: str) -> str:
 
 
 def _restricted_to(candidates: frozenset[str]) -> LanguageIdentifier:
-    """Give the detector that chooses among `candidates`.
+    """Return the detector restricted to `candidates`.
 
-    Among all its languages if it does not know one of them: else it would take that one's texts
-    for another candidate's.
+    Unrestricted if it does not support one of them: otherwise it would classify texts in that
+    language as another candidate.
     """
     with _loading:
-        return _restricted(candidates) if candidates <= _known() else _everything()
+        return _restricted(candidates) if candidates <= _supported() else _unrestricted()
 
 
 @cache
-def _everything() -> LanguageIdentifier:
+def _unrestricted() -> LanguageIdentifier:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 @cache
-def _known() -> frozenset[str]:
-    return frozenset(_everything().labels)
+def _supported() -> frozenset[str]:
+    return frozenset(_unrestricted().labels)
 
 
 @lru_cache(maxsize=4)
 def _restricted(candidates: frozenset[str]) -> LanguageIdentifier:
-    # The copy shares the large tables; only the columns of `candidates` are its own, 5 MB for 25.
-    restricted = copy.copy(_everything())
+    # The copy shares the large tables; it owns only the columns of `candidates`, 5 MB for 25.
+    restricted = copy.copy(_unrestricted())
     restricted.set_languages(candidates)
     return restricted

@@ -1,4 +1,4 @@
-"""Words -> segments: one for each sentence, and a new one after each long pause."""
+"""Group words into segments: one per sentence, and a new one after each long pause."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from parakeet_api.transcript import Segment, Word, join_words
 LONG_PAUSE_S = 2.0
 """A silence this long between two words ends a segment, even inside a sentence.
 
-A cue should not stand through a silence, and text without punctuation still needs segments.
-Two seconds is longer than a speaker's breath or search for a word.
+A subtitle should not stay on screen through a silence, and text without punctuation still needs
+segments. Two seconds is longer than a breath or a hesitation.
 """
 
 
 def split_into_segments(words: Iterable[Word], *, language: str = "en") -> list[Segment]:
-    """Group words into sentences and cut these at long pauses; every word once, in order.
+    """Group words into sentences and split these at long pauses; every word once, in order.
 
-    `language` is an ISO 639-1 code; one that sentencex does not know gets its default rules.
+    `language` is an ISO 639-1 code; for one that sentencex does not know, its default rules apply.
     """
     return [
         Segment(sentence)
-        for stretch in _split_at_pauses(words)
-        for sentence in _split_at_sentence_ends(stretch, language)
+        for group in _split_at_pauses(words)
+        for sentence in _split_at_sentence_ends(group, language)
     ]
 
 
 def _split_at_pauses(words: Iterable[Word]) -> Iterator[tuple[Word, ...]]:
-    stretch: list[Word] = []
+    group: list[Word] = []
     for word in words:
-        if stretch and word.start - stretch[-1].end >= LONG_PAUSE_S:
-            yield tuple(stretch)
-            stretch = []
-        stretch.append(word)
-    if stretch:
-        yield tuple(stretch)
+        if group and word.start - group[-1].end >= LONG_PAUSE_S:
+            yield tuple(group)
+            group = []
+        group.append(word)
+    if group:
+        yield tuple(group)
 
 
 def _split_at_sentence_ends(words: tuple[Word, ...], language: str) -> Iterator[tuple[Word, ...]]:
     ends = _sentence_ends(join_words(words), language)
-    first = 0
+    start = 0
     offset = 0
     for count, word in enumerate(words, start=1):
         offset += len(word.text)
         # The library ends a sentence before or after the space. An end inside a word ("3.Ja") is
-        # passed over: only whole words move, whatever the library answers.
+        # ignored, so that a word is never split.
         if offset in ends or offset + 1 in ends:
-            yield words[first:count]
-            first = count
+            yield words[start:count]
+            start = count
         offset += 1
-    if first < len(words):
-        yield words[first:]
+    if start < len(words):
+        yield words[start:]
 
 
 def _sentence_ends(text: str, language: str) -> set[int]:
-    """Find the offsets one past each sentence, in characters."""
+    """Return the character offsets of sentence ends."""
     # sentencex 1.0.32 panics on a space of several bytes after an initial, as in "A\u00a0.".
     spaced = re.sub(r"\s", " ", text)
     return set(accumulate(map(len, sentencex.segment(language, spaced))))

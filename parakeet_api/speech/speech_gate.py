@@ -1,9 +1,9 @@
-"""Drop the words that a model imagines where there is nothing to hear.
+"""Drop words that a model hallucinates where there is no speech.
 
-A transducer trained on speech alone finds words in silence and hiss too. Deleting a real word is
-worse than keeping an imagined one, so two witnesses must agree that a word is none: the model's own
-doubt, and a voice activity detector that finds no speech at its place. Digital silence alone is
-enough to drop a word.
+A transducer trained on speech alone emits words in silence and hiss too. Deleting a real word is
+worse than keeping a hallucinated one, so a word is dropped only if two signals agree: the model's
+log-probabilities are low, and a voice activity detector finds no speech at its time. In digital
+silence a word is always dropped.
 """
 
 from __future__ import annotations
@@ -21,33 +21,32 @@ from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 _DIGITAL_SILENCE = 2
 """Peak in int16 units, -84 dB: below the dither of any recorder."""
 _MARGIN = SAMPLE_RATE // 4
-"""Words are timed to 80 ms, and a plosive may precede its token."""
+"""Word times have a resolution of 80 ms, and a plosive may precede its token."""
 _PROBES = np.arange(-200, 200, 50)
-"""Samples, 3 ms apart: within the margin, and not all at a wave's crossing of zero."""
+"""Offsets in samples, 3 ms apart: within the margin, and not all at zero crossings of a wave."""
 _MARGIN_S = _MARGIN / SAMPLE_RATE
 _AROUND_S = 5.0
-"""A word is as sure as the words within 5 s: of the words that the demo model imagines in hiss, one
-in ten has a log-probability of 0.0, and none has neighbours that are as sure."""
+"""The log-probability of a word is averaged with those of the words within 5 s: one in ten words
+that the demo model hallucinates in hiss has 0.0, but none has neighbours with as much."""
 _MIN_SPEECH_S = 3 * STEP / SAMPLE_RATE
-"""0.1 s within the margins of a word. A hum that sets in is speech to the detector for 0.03 s."""
+"""0.1 s of speech within the margins of a word. The onset of a hum counts as 0.03 s of speech."""
 DOUBT = -0.25
-"""Mean log-probability of the tokens of those words, below which all of them are doubtful. In hiss,
-hum, dither and applause it is -0.4 to -1.0 with the demo model, -1.2 to -1.9 with the English one,
-and far lower with random weights. In speech it is -0.01 (demo) and -0.1 to -0.4 (English): there
-the detector decides, and finds speech."""
+"""A word is doubtful if that mean is lower. In hiss, hum, dither and applause it is -0.4 to -1.0
+with the demo model, -1.2 to -1.9 with the English one, and far lower with random weights. In speech
+it is -0.01 (demo) and -0.1 to -0.4 (English); there the detector decides, and finds speech."""
 
 
 def drop_hallucinations(
     chunk: Chunk, words: Sequence[Word], activity: SpeechActivity | None
 ) -> list[Word]:
-    """Keep the words that something in the chunk's sound can account for.
+    """Drop the words of a chunk at whose time there is no speech.
 
-    Without a detector, only those in digital silence are dropped.
+    Without a detector, drop only words in digital silence.
     """
     audible = [
         word
-        for word, is_loud in zip(words, _are_loud_in_the_middle(chunk, words), strict=True)
-        if is_loud or not _in_digital_silence(chunk, word)
+        for word, has_audio in zip(words, _have_audio_at_middle(chunk, words), strict=True)
+        if has_audio or not _in_digital_silence(chunk, word)
     ]
     if activity is None:
         return audible
@@ -58,19 +57,19 @@ def drop_hallucinations(
         return audible
     places = [_place(chunk, audible, word) for word in doubtful]
     activity.measure(places)
-    imagined = {
+    hallucinated = {
         id(word)
         for word, place in zip(doubtful, places, strict=True)
         if activity.speech_s(*place) < _MIN_SPEECH_S
     }
-    return [word for word in audible if id(word) not in imagined]
+    return [word for word in audible if id(word) not in hallucinated]
 
 
 def _place(chunk: Chunk, words: Sequence[Word], word: Word) -> tuple[float, float]:
-    """Give where the sound of a word can be, seconds of the recording.
+    """Return where a word can be heard, seconds of the recording.
 
     A transducer may emit the first word at the first frame although it is spoken up to two seconds
-    later, just before the second one: its sound may reach to the end of that. In 8 of 333
+    later, just before the second one, so its audio may extend to the end of that one. In 8 of 333
     recordings of people the English model doubted such a word, and its own place was silent.
     """
     end = word.end
@@ -79,10 +78,10 @@ def _place(chunk: Chunk, words: Sequence[Word], word: Word) -> tuple[float, floa
     return word.start - _MARGIN_S, end + _MARGIN_S
 
 
-def _are_loud_in_the_middle(chunk: Chunk, words: Sequence[Word]) -> NDArray[np.bool_]:
-    """Probe the sound of all words at once, shape `(words,)`.
+def _have_audio_at_middle(chunk: Chunk, words: Sequence[Word]) -> NDArray[np.bool_]:
+    """Tell which words have audio at some samples around their middle, shape `(words,)`.
 
-    Nearly always that is enough, and looking at the whole of each takes five times as long.
+    A fast test that nearly all words pass; examining all samples of each takes five times as long.
     """
     middles = np.array([round(word.middle * SAMPLE_RATE) - chunk.start for word in words], np.int64)
     probes = middles[:, np.newaxis] + _PROBES
@@ -102,9 +101,9 @@ def _in_digital_silence(chunk: Chunk, word: Word) -> bool:
 
 
 def _means_around(words: Sequence[Word]) -> NDArray[np.float64]:
-    """Average the tokens' log-probabilities over the words near each; shape `(words,)`.
+    """Average the tokens' log-probabilities over the words near each, shape `(words,)`.
 
-    0 where none is known: a beam gives none.
+    0 where none is known: beam search gives none.
     """
     known = [
         [t.logprob for t in word.tokens if t.logprob is not None and not math.isnan(t.logprob)]

@@ -1,14 +1,14 @@
-"""Join the words of overlapping chunks: nothing lost, nothing twice.
+"""Merge the words of overlapping chunks without losing or repeating a word.
 
-Near a seam two chunks share some sound, and both know its middle part well: the part that is at
-least half of the shared context away from where either chunk ends. The words of both versions are
-aligned there. What both found is taken once. A word that one version alone has is taken too, for
-leaving a word out is worse than a word too many. Where the versions have different words at the
-same place, one of them is taken for the whole stretch between the words that they agree on.
+Near a seam two chunks share audio. The middle of it is the reliable window: at least half of the
+shared context away from the end of either chunk. Within it the words of both chunks are aligned. A
+word that both have is output once. A word that only one of them has is output too, as losing a word
+is worse than an extra one. Between two words that both have, where they have different words at the
+same time, all words of one of the chunks are output.
 
 The contract: if the two timings of each word differ by less than half the distance to its
-neighbours, and by less than 0.24 s, a word that either chunk found in the part that both know well
-comes out exactly once, unless the other chunk found another word at its place.
+neighbours, and by less than 0.24 s, a word that either chunk has in the reliable window is output
+exactly once, unless the other chunk has another word at its time.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from itertools import pairwise, takewhile
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word, mean_logprob
 
 _JITTER_S = 0.24
-"""Three frames: two timings of one word differ by less. Such a pair costs less than leaving one of
-the two unpaired, and up to twice as much less than leaving both."""
+"""Three frames: two timings of the same word differ by less. Up to this distance a pair costs less
+than one unpaired word, and up to twice this distance less than two."""
 _ALIGNED_S = 1.0
-"""Beyond the part that both know well, words are aligned so much farther: the other version of a
-word at its edge lies there."""
+"""Words are aligned so far beyond the reliable window, to find the counterparts of words at its
+edges."""
 _SAME_PLACE_S = 0.08
-"""One frame: words of different versions whose times are closer are two readings of one sound."""
+"""One frame: words of the two chunks that are closer are two readings of the same audio."""
 _SENTENCE_ENDS = (".", "?", "!")
 
 
 class Stitcher:
-    """Join chunks as they come; give each word out once no later chunk can change it."""
+    """Merge chunks as they arrive; yield each word once no later chunk can change it."""
 
     def __init__(self, *, sentence_boundary_threshold_s: float) -> None:
         self._sentence_window_s = sentence_boundary_threshold_s
         self._previous: Chunk | None = None
-        self._held: list[Word] = []
-        """Words near the previous chunk's end and beyond."""
+        self._pending: list[Word] = []
+        """Words near and after the previous chunk's end, which the next chunk may change."""
         self._last_end = 0.0
-        """Seconds; where the last word that was given out ends."""
+        """End of the last word that was yielded, in seconds."""
 
     def add(self, chunk: Chunk, words: Sequence[Word]) -> Iterator[Word]:
-        """Take the next chunk of the recording; yield the words that are now final.
+        """Add the next chunk of the recording; yield the words that are now final.
 
-        `words` are all that the chunk has, context included, in order of time.
+        `words` are all words of the chunk, context included, in order of time.
         """
         joined = list(words)
         if self._previous is not None:
             seam = Seam.between(self._previous, chunk, sentence_window_s=self._sentence_window_s)
-            joined = join(self._held, words, seam)
+            joined = join(self._pending, words, seam)
         self._previous = chunk
         settled = _settled_before(chunk)
         final = list(takewhile(lambda word: word.middle < settled, joined))
-        self._held = joined[len(final) :]
+        self._pending = joined[len(final) :]
         yield from self._in_order(final)
 
     def finish(self) -> Iterator[Word]:
-        """Yield what is left after the last chunk."""
-        yield from self._in_order(self._held)
-        self._held = []
+        """Yield the remaining words after the last chunk."""
+        yield from self._in_order(self._pending)
+        self._pending = []
         self._previous = None
 
     def _in_order(self, words: Iterable[Word]) -> Iterator[Word]:
-        """Move a start that lies, by another chunk's timing, before the end of the last word."""
+        """Move a start that, by another chunk's timing, precedes the end of the last word."""
         for word in words:
             start = max(word.start, self._last_end)
             end = max(word.end, start)
@@ -74,13 +74,13 @@ class Stitcher:
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """Where one chunk's answer ends and the next one's begins; seconds."""
+    """The boundary between the owned ranges of two chunks; times in seconds."""
 
     at: float
     window: float
-    """Both chunks know the sound up to so far from the seam well; 0 where they share none."""
+    """Half the length of the reliable window around the seam; 0 if the chunks share no audio."""
     sentence_window: float
-    """How near the seam a sentence end is preferred."""
+    """Distance from the seam within which a sentence end is preferred as the hand-over."""
 
     @classmethod
     def between(cls, earlier: Chunk, later: Chunk, *, sentence_window_s: float) -> Seam:
@@ -94,32 +94,32 @@ class Seam:
 
     @property
     def begin(self) -> float:
-        """Give where the part that both know well begins; before it the earlier chunk decides."""
+        """Return the start of the reliable window; before it the earlier chunk is used."""
         return self.at - self.window
 
     @property
     def end(self) -> float:
-        """Give where that part ends; from there on the later chunk decides."""
+        """Return the end of the reliable window; after it the later chunk is used."""
         return self.at + self.window
 
 
 def _window_s(context: int) -> float:
-    """Leave the outer half of the context out: words cut by a chunk's edge are unreliable."""
+    """Exclude the outer half of the context: words near a chunk's edge are unreliable."""
     return max(0.0, context / 2 / SAMPLE_RATE)
 
 
 def _settled_before(chunk: Chunk) -> float:
-    """Give the moment, in seconds, before which the next chunk has no say."""
+    """Return the time, in seconds, before which the next chunk changes no word."""
     context = chunk.end - chunk.owned_end
     if not context:
-        # The next chunk shares no sound with this one.
+        # The next chunk shares no audio with this one.
         return chunk.owned_end / SAMPLE_RATE
     return chunk.owned_end / SAMPLE_RATE - _window_s(context) - _ALIGNED_S
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """One word that both versions have, or what they have between two such words."""
+class AlignedSpan:
+    """A word that both chunks have (`agreed`), or the words of each between two such words."""
 
     earlier: tuple[Word, ...]
     later: tuple[Word, ...]
@@ -127,117 +127,117 @@ class Stretch:
 
     @property
     def first(self) -> float:
-        """Give the middle of the first word of either version, seconds."""
+        """Return the middle of the first word of either chunk, in seconds."""
         return min(words[0].middle for words in (self.earlier, self.later) if words)
 
     @property
     def last(self) -> float:
-        """Give the middle of the last word of either version, seconds."""
+        """Return the middle of the last word of either chunk, in seconds."""
         return max(words[-1].middle for words in (self.earlier, self.later) if words)
 
 
 def join(earlier: Sequence[Word], later: Sequence[Word], seam: Seam) -> list[Word]:
-    """Join the words of two chunks, each in order of time, at their seam."""
+    """Merge the words of two chunks, each in order of time, at their seam."""
     if seam.window == 0:
-        # No shared audio: each chunk is the only witness of its sound.
+        # No shared audio, so no word occurs twice.
         return [*earlier, *later]
     first, last = seam.begin - _ALIGNED_S, seam.end + _ALIGNED_S
     head = list(takewhile(lambda word: word.middle < first, earlier))
     skipped = sum(1 for _ in takewhile(lambda word: word.middle < first, later))
     near_later = list(takewhile(lambda word: word.middle < last, later[skipped:]))
     near_earlier = list(takewhile(lambda word: word.middle < last, earlier[len(head) :]))
-    stretches = [stretch for stretch in align(near_earlier, near_later) if _counts(stretch, seam)]
-    hand_over = _hand_over(stretches, seam)
+    spans = [span for span in align(near_earlier, near_later) if _is_relevant(span, seam)]
+    hand_over = _hand_over(spans, seam)
     return [
         *head,
         *(
             word
-            for number, stretch in enumerate(stretches)
-            for word in _chosen(stretch, seam, prefer_earlier=number < hand_over)
+            for number, span in enumerate(spans)
+            for word in _choose_words(span, seam, prefer_earlier=number < hand_over)
         ),
         *later[skipped + len(near_later) :],
     ]
 
 
-def align(earlier: Sequence[Word], later: Sequence[Word]) -> list[Stretch]:
-    """Pair equal words at the least cost in time; what lies between the pairs is a stretch each.
+def align(earlier: Sequence[Word], later: Sequence[Word]) -> list[AlignedSpan]:
+    """Align two word sequences with minimal cost; unpaired words between pairs form one span.
 
-    A word without a partner costs 1, a pair its distance in units of `_JITTER_S`.
+    An unpaired word costs 1, a pair of equal words their distance in units of `_JITTER_S`.
     """
     cost = _alignment_costs(earlier, later)
-    stretches: list[Stretch] = []
-    here = there = 0
-    begin_here = begin_there = 0
+    spans: list[AlignedSpan] = []
+    i = j = 0
+    begin_i = begin_j = 0
 
-    def close_stretch() -> None:
-        if here > begin_here or there > begin_there:
-            parts = tuple(earlier[begin_here:here]), tuple(later[begin_there:there])
-            stretches.append(Stretch(*parts, agreed=False))
+    def close_span() -> None:
+        if i > begin_i or j > begin_j:
+            parts = tuple(earlier[begin_i:i]), tuple(later[begin_j:j])
+            spans.append(AlignedSpan(*parts, agreed=False))
 
-    while here < len(earlier) and there < len(later):
-        best = cost[here][there]
-        pair = _pair_cost(earlier[here], later[there])
-        if pair is not None and best == pair + cost[here + 1][there + 1]:
-            close_stretch()
-            stretches.append(Stretch((earlier[here],), (later[there],), agreed=True))
-            here, there = here + 1, there + 1
-            begin_here, begin_there = here, there
-        elif best == 1 + cost[here + 1][there]:
-            here += 1
+    while i < len(earlier) and j < len(later):
+        best = cost[i][j]
+        pair = _pair_cost(earlier[i], later[j])
+        if pair is not None and best == pair + cost[i + 1][j + 1]:
+            close_span()
+            spans.append(AlignedSpan((earlier[i],), (later[j],), agreed=True))
+            i, j = i + 1, j + 1
+            begin_i, begin_j = i, j
+        elif best == 1 + cost[i + 1][j]:
+            i += 1
         else:
-            there += 1
-    here, there = len(earlier), len(later)
-    close_stretch()
-    return stretches
+            j += 1
+    i, j = len(earlier), len(later)
+    close_span()
+    return spans
 
 
 def _alignment_costs(earlier: Sequence[Word], later: Sequence[Word]) -> list[list[float]]:
-    """Give the least cost of aligning all words from each place of both versions on."""
+    """Return the minimal cost of aligning the remaining words, from each pair of positions on."""
     cost = [[0.0] * (len(later) + 1) for _ in range(len(earlier) + 1)]
-    for here in range(len(earlier), -1, -1):
-        for there in range(len(later), -1, -1):
+    for i in range(len(earlier), -1, -1):
+        for j in range(len(later), -1, -1):
             options = []
-            if here < len(earlier):
-                options.append(1 + cost[here + 1][there])
-            if there < len(later):
-                options.append(1 + cost[here][there + 1])
-            if here < len(earlier) and there < len(later):
-                pair = _pair_cost(earlier[here], later[there])
+            if i < len(earlier):
+                options.append(1 + cost[i + 1][j])
+            if j < len(later):
+                options.append(1 + cost[i][j + 1])
+            if i < len(earlier) and j < len(later):
+                pair = _pair_cost(earlier[i], later[j])
                 if pair is not None:
-                    options.append(pair + cost[here + 1][there + 1])
-            cost[here][there] = min(options, default=0.0)
+                    options.append(pair + cost[i + 1][j + 1])
+            cost[i][j] = min(options, default=0.0)
     return cost
 
 
 def _pair_cost(one: Word, other: Word) -> float | None:
-    """Tell what it costs to take two words for one; `None` where they are two."""
+    """Return the cost of pairing two words; `None` if they differ or are too far apart."""
     distance = abs(one.middle - other.middle) / _JITTER_S
     return distance if distance < 2 and _bare(one.text) == _bare(other.text) else None  # noqa: PLR2004
 
 
-def _counts(stretch: Stretch, seam: Seam) -> bool:
-    """Tell whether any word of a stretch can be chosen; else it is no sign of a disagreement."""
+def _is_relevant(span: AlignedSpan, seam: Seam) -> bool:
+    """Tell whether any word of a span can be output; otherwise it is no disagreement."""
     return (
-        stretch.agreed
-        or any(word.middle < seam.end for word in stretch.earlier)
-        or any(word.middle >= seam.begin for word in stretch.later)
+        span.agreed
+        or any(word.middle < seam.end for word in span.earlier)
+        or any(word.middle >= seam.begin for word in span.later)
     )
 
 
-def _hand_over(stretches: Sequence[Stretch], seam: Seam) -> int:
-    """Choose before which stretch the later version takes over, where nothing else decides.
+def _hand_over(spans: Sequence[AlignedSpan], seam: Seam) -> int:
+    """Choose the span from which on the later chunk is preferred, if nothing else decides.
 
-    Its spelling, times and punctuation then hold. First choice is a place between two words that
-    both versions have; then the end of a sentence; then the nearest to the seam.
+    From there on its spelling, times and punctuation are used. The first criterion is a place
+    between two words that both chunks have, then the end of a sentence, then closeness to the seam.
     """
 
     def cost(place: int) -> tuple[bool, bool, bool, float]:
-        around = stretches[max(0, place - 1) : place + 1]
-        before = stretches[place - 1] if place else None
+        around = spans[max(0, place - 1) : place + 1]
+        before = spans[place - 1] if place else None
         left = before.last if before else float("-inf")
-        right = stretches[place].first if place < len(stretches) else float("inf")
-        moment = min(max(seam.at, left), right)
-        distance = abs(moment - seam.at)
+        right = spans[place].first if place < len(spans) else float("inf")
+        time_s = min(max(seam.at, left), right)
+        distance = abs(time_s - seam.at)
         ends_sentence = (
             before is not None
             and bool(before.earlier)
@@ -245,43 +245,43 @@ def _hand_over(stretches: Sequence[Stretch], seam: Seam) -> int:
         )
         return (
             distance > seam.window,
-            not all(stretch.agreed for stretch in around),
+            not all(span.agreed for span in around),
             not (ends_sentence and distance <= seam.sentence_window),
             distance,
         )
 
-    return min(range(len(stretches) + 1), key=cost)
+    return min(range(len(spans) + 1), key=cost)
 
 
-def _chosen(stretch: Stretch, seam: Seam, *, prefer_earlier: bool) -> Sequence[Word]:
-    """Choose the words of a stretch."""
-    if stretch.agreed:
-        return stretch.earlier if prefer_earlier else stretch.later
-    earlier = [word for word in stretch.earlier if word.middle < seam.end]
-    later = [word for word in stretch.later if word.middle >= seam.begin]
-    # Where a stretch reaches beyond the part that both know well, one version alone decides.
-    before, after = stretch.first < seam.begin, stretch.last >= seam.end
+def _choose_words(span: AlignedSpan, seam: Seam, *, prefer_earlier: bool) -> Sequence[Word]:
+    """Choose the words of a span."""
+    if span.agreed:
+        return span.earlier if prefer_earlier else span.later
+    earlier = [word for word in span.earlier if word.middle < seam.end]
+    later = [word for word in span.later if word.middle >= seam.begin]
+    # If a span extends beyond the reliable window, the chunk that is reliable there is used.
+    before, after = span.first < seam.begin, span.last >= seam.end
     if before and after:
-        # They agree on nothing near the seam.
-        moment = _clear_moment([*stretch.earlier, *stretch.later], seam)
-        base = [word for word in earlier if word.middle < moment]
-        base += [word for word in later if word.middle >= moment]
+        # The chunks have no word in common near the seam.
+        time_s = _time_between_words([*span.earlier, *span.later], seam)
+        base = [word for word in earlier if word.middle < time_s]
+        base += [word for word in later if word.middle >= time_s]
     elif before or after:
         base = earlier if before else later
     else:
         doubt, other_doubt = _doubt(earlier), _doubt(later)
         is_earlier = prefer_earlier if doubt == other_doubt else doubt < other_doubt
         base = earlier if is_earlier else later
-    alone = [
+    only_one = [
         word
         for word in (*earlier, *later)
-        if word not in base and all(_distance_s(word, taken) >= _SAME_PLACE_S for taken in base)
+        if word not in base and all(_distance_s(word, chosen) >= _SAME_PLACE_S for chosen in base)
     ]
-    return sorted([*base, *alone], key=lambda word: word.middle) if alone else base
+    return sorted([*base, *only_one], key=lambda word: word.middle) if only_one else base
 
 
-def _clear_moment(words: Sequence[Word], seam: Seam) -> float:
-    """Choose a moment near the seam as far from any middle as `_JITTER_S` / 2, or as can be."""
+def _time_between_words(words: Sequence[Word], seam: Seam) -> float:
+    """Choose a time near the seam, `_JITTER_S` / 2 from the middle of any word if possible."""
     middles = sorted(word.middle for word in words if abs(word.middle - seam.at) < seam.window)
     edges = [seam.begin, *middles, seam.end]
 
@@ -294,19 +294,19 @@ def _clear_moment(words: Sequence[Word], seam: Seam) -> float:
 
 
 def _distance_s(one: Word, other: Word) -> float:
-    """Give the time between two words; negative where they overlap."""
+    """Return the time between two words; negative if they overlap."""
     return max(one.start, other.start) - min(one.end, other.end)
 
 
 def _doubt(words: Sequence[Word]) -> float:
-    """Average the negative log-probability of words' tokens.
+    """Return the mean negative log-probability of words' tokens.
 
-    In steps of 0.1: less is the noise of two views of the same sound.
+    Rounded to 0.1: smaller differences between two chunks are noise.
     """
     mean = mean_logprob(words)
     return 0.0 if mean is None else -round(mean, 1)
 
 
 def _bare(text: str) -> str:
-    """Strip what differs with a chunk's view of the sentence: case and punctuation."""
+    """Remove case and punctuation, which depend on how much of a sentence a chunk contains."""
     return "".join(character for character in text.casefold() if character.isalnum())

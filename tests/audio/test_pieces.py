@@ -81,13 +81,13 @@ def either(request: pytest.FixtureRequest) -> FfmpegDecoder:
 def decoded_pieces(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     """List the pieces that an ffmpeg of their own decodes."""
     seen: list[Piece] = []
-    decode = pieces.SideBySide._decode
+    decode = pieces.ParallelDecoding._decode
 
-    def noted(self: pieces.SideBySide, piece: Piece) -> bytearray:
+    def noted(self: pieces.ParallelDecoding, piece: Piece) -> bytearray:
         seen.append(piece)
         return decode(self, piece)
 
-    monkeypatch.setattr(pieces.SideBySide, "_decode", noted)
+    monkeypatch.setattr(pieces.ParallelDecoding, "_decode", noted)
     return seen
 
 
@@ -348,7 +348,7 @@ def test_an_ffmpeg_that_is_ended_from_outside_is_not_the_files_fault(
         yield
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces.SideBySide, "_listed", lambda _, run: killed(run))
+        patch.setattr(pieces.ParallelDecoding, "_registered", lambda _, run: killed(run))
         with pytest.raises(ServiceUnavailableError, match="before its time"):
             list(together.stream(file))
 

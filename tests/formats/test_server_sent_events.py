@@ -112,7 +112,7 @@ def test_log_probabilities_come_with_their_words_and_at_the_end() -> None:
 def test_a_plain_stream_has_openais_events_and_no_others() -> None:
     told = writer()
 
-    assert told.queued(3) == told.begun() == told.progress(heard()) == ""
+    assert told.queued(3) == told.started() == told.progress(heard()) == ""
     assert [e["type"] for e in events(told.progress(heard(HELLO)))] == ["transcript.text.delta"]
     assert told.silence(model_is_loading=True) == KEEP_ALIVE
     assert KEEP_ALIVE.startswith(":")
@@ -125,7 +125,7 @@ def test_progress_is_told_when_asked_for() -> None:
     states = [
         *events(told.queued(2)),
         *events(told.silence(model_is_loading=False)),
-        *events(told.begun()),
+        *events(told.started()),
         *events(told.silence(model_is_loading=True)),
         *events(told.progress(heard(done_s=30.0004))),
     ]

@@ -13,7 +13,7 @@ from benchmarks.fidelity import SPEECH, Policy, normalize
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.model.voice_activity import SileroDetector
-from parakeet_api.speech.holes import Span, UnheardSpeech, complete_words
+from parakeet_api.speech.holes import Span, SpeechWithoutWords, complete_words
 from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Pcm, Word
 
@@ -58,15 +58,15 @@ def transcribe(
     recognize: Callable[[Sequence[Chunk]], list[list[Word]]],
 ) -> tuple[list[Word], list[Span]]:
     """Do what the pipeline does with recognized chunks."""
-    stitcher, unheard = Stitcher(sentence_boundary_threshold_s=0.5), UnheardSpeech()
+    stitcher, without_words = Stitcher(sentence_boundary_threshold_s=0.5), SpeechWithoutWords()
     words: list[Word] = []
     for chunk, found in recognized:
         completed = complete_words(chunk, found, detector=detector, recognize=recognize)
         words.extend(stitcher.add(chunk, completed.words))
-        unheard.add(completed.unheard)
+        without_words.add(completed.without_words)
     words.extend(stitcher.finish())
-    unheard.explain(words)
-    return words, unheard.spans()
+    without_words.remove_covered(words)
+    return words, without_words.spans()
 
 
 def texts(words: Sequence[Word]) -> list[str]:
@@ -91,7 +91,7 @@ def test_without_holes_nothing_is_decoded_again_and_nothing_changes(
         completed = complete_words(chunk, words, detector=detector, recognize=recognize)
 
         assert completed.words == words
-        assert completed.unheard == ()
+        assert completed.without_words == ()
         assert asked == []
 
 
@@ -112,7 +112,7 @@ def test_what_is_lost_while_the_model_sticks_comes_back_once(
     complete, _ = transcribe(recognized, detector=detector, recognize=nothing)
     holed = [(chunk, [w for w in words if not is_lost(w)]) for chunk, words in recognized]
 
-    found, unheard = transcribe(holed, detector=detector, recognize=recognizer.recognize)
+    found, without_words = transcribe(holed, detector=detector, recognize=recognizer.recognize)
 
     lost = [n for n, word in enumerate(complete) if is_lost(word)]
     equal = {
@@ -126,7 +126,7 @@ def test_what_is_lost_while_the_model_sticks_comes_back_once(
     assert len(lost) > 40
     assert sum(n in equal for n in lost) >= 0.95 * len(lost)
     assert len(found) <= len(complete)
-    assert unheard == []
+    assert without_words == []
 
 
 def test_speech_that_gets_no_words_at_all_is_told_once_with_its_times(
@@ -139,11 +139,11 @@ def test_speech_that_gets_no_words_at_all_is_told_once_with_its_times(
         (chunk, [w for w in words if not begin <= w.middle < end]) for chunk, words in recognized
     ]
 
-    found, unheard = transcribe(holed, detector=detector, recognize=nothing)
+    found, without_words = transcribe(holed, detector=detector, recognize=nothing)
 
-    assert unheard
-    assert sum(span.end - span.start for span in unheard) > 5
-    for span in unheard:
+    assert without_words
+    assert sum(span.end - span.start for span in without_words) > 5
+    for span in without_words:
         assert begin - 1 < span.start < span.end < end + 1
         assert not [w for w in found if span.start < w.middle < span.end]
 
@@ -167,7 +167,7 @@ def test_doubtful_words_do_not_fill_a_hole(
 
     assert completed.words == left
     assert completed.recovered == 0
-    assert completed.unheard
+    assert completed.without_words
 
 
 def music(seconds: int) -> Pcm:
@@ -207,15 +207,17 @@ def test_music_and_applause_are_no_holes(
     completed = complete_words(chunk, words, detector=detector, recognize=recognizer.recognize)
 
     assert completed.recovered == 0
-    assert completed.unheard == ()
+    assert completed.without_words == ()
     assert len(completed.words) <= len(words) / 3
 
 
 def test_a_recording_that_the_neighbour_has_words_for_is_not_unheard() -> None:
-    unheard = UnheardSpeech()
-    unheard.add([Span(8.0, 10.0)])
-    unheard.add([Span(10.0, 11.0), Span(20.0, 22.0)])
+    without_words = SpeechWithoutWords()
+    without_words.add([Span(8.0, 10.0)])
+    without_words.add([Span(10.0, 11.0), Span(20.0, 22.0)])
 
-    unheard.explain([Word("here", 8.2, 8.6), Word("and", 9.2, 9.6), Word("there", 10.4, 10.6)])
+    without_words.remove_covered(
+        [Word("here", 8.2, 8.6), Word("and", 9.2, 9.6), Word("there", 10.4, 10.6)]
+    )
 
-    assert unheard.spans() == [Span(20.0, 22.0)]
+    assert without_words.spans() == [Span(20.0, 22.0)]

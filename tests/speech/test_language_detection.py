@@ -146,7 +146,7 @@ def test_any_candidates_are_ranked(text: str, candidates: frozenset[str]) -> Non
 
 
 def test_threads_that_come_first_together_load_once_and_agree() -> None:
-    language_detection._everything.cache_clear()
+    language_detection._unrestricted.cache_clear()
     language_detection._restricted.cache_clear()
     start = Barrier(8)
 
@@ -157,7 +157,7 @@ def test_threads_that_come_first_together_load_once_and_agree() -> None:
     codes = sorted(ALL)[:8]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(first, codes)) == codes
-    assert language_detection._everything.cache_info().misses == 1
+    assert language_detection._unrestricted.cache_info().misses == 1
     assert language_detection._restricted.cache_info().misses == 1
 
 
