@@ -29,6 +29,7 @@ from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.settings import Settings
+from parakeet_api.speech.activity import SpeechDetector
 from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.speech.holes import complete_words
 from parakeet_api.speech.stitching import Stitcher
@@ -97,10 +98,18 @@ class Errors:
         return f"{self.total} ({self.changed}/{self.lost}/{self.doubled})"
 
 
-def transcribe(recognizer: Recognizer, chunks: Iterator[Chunk]) -> Pass:
+DETECTOR = SileroDetector()
+"""Loaded when it is first used."""
+
+
+def transcribe(
+    recognizer: Recognizer,
+    chunks: Iterator[Chunk],
+    *,
+    detector: SpeechDetector | None = DETECTOR,
+) -> Pass:
     """Recognise and stitch, as the service does, one chunk after the other."""
     stitcher = Stitcher(sentence_boundary_threshold_s=Settings().sentence_boundary_threshold_s)
-    detector = SileroDetector()
     words: list[Word] = []
     seams: list[float] = []
     for chunk in chunks:
@@ -109,7 +118,6 @@ def transcribe(recognizer: Recognizer, chunks: Iterator[Chunk]) -> Pass:
         words.extend(stitcher.add(chunk, completed.words))
         seams.append(chunk.owned_end / SAMPLE_RATE)
     words.extend(stitcher.finish())
-    detector.close()
     return Pass(words, seams[:-1])
 
 

@@ -145,6 +145,24 @@ def test_the_doubt_of_all_words_counts_not_of_one() -> None:
     assert gate(whole(hiss()), one_doubtful, Spoken()) == one_doubtful
 
 
+def test_the_first_word_of_a_chunk_may_be_spoken_as_late_as_the_second() -> None:
+    words = [
+        word("timed-early", 0.0, 0.32, DOUBTFUL),
+        word("second", 1.28, 1.6, DOUBTFUL),
+    ]
+    spoken = Spoken((1.0, 1.6))
+
+    assert texts(kept(whole(hiss()), words, spoken)) == ["timed-early", "second"]
+    assert kept(whole(hiss()), words, Spoken()) == []
+    assert kept(whole(hiss()), words[:1], spoken) == []
+
+
+def test_a_word_that_the_model_timed_itself_is_judged_where_it_is() -> None:
+    words = [word("first", 0.16, 0.48, DOUBTFUL), word("second", 1.28, 1.6, DOUBTFUL)]
+
+    assert texts(kept(whole(hiss()), words, Spoken((1.0, 1.6)))) == ["second"]
+
+
 def test_words_beside_a_sound_are_kept_and_the_others_are_not() -> None:
     samples = silence()
     samples[3 * SAMPLE_RATE : 4 * SAMPLE_RATE] = hiss()[:SAMPLE_RATE]
