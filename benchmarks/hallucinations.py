@@ -1,11 +1,11 @@
-"""Words that models find where nobody speaks, before and after what the service does about them.
+"""Count the words that models hallucinate without speech, before and after the speech gate.
 
     .venv/bin/python -m benchmarks.hallucinations [--minutes 10]
 
 Each sound is generated from a fixed seed and cut into chunks of 30 s. `alone` are the model's own
-words without those in digital silence, `served` what is left after the speech gate and what holes
-add. Babble is speech of eight people at once: there the words are the model's guesses, and a
-detector of speech cannot know better.
+words without those in digital silence, `served` the words after the speech gate, plus those that
+were recovered in holes. Babble is speech of eight people at once: its words are guesses, and a
+voice activity detector cannot reject them.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _VOICES = 8
 
 
 def silence(length: int) -> Waveform:
-    """Give digital zeros."""
+    """Return digital zeros."""
     return np.zeros(length)
 
 
 def noise(length: int, *, db: float) -> Waveform:
-    """Give white noise of a level below full scale."""
+    """Return white noise of a level below full scale."""
     return np.random.default_rng(1).normal(0, 10 ** (db / 20), length)
 
 
 def pink_noise(length: int) -> Waveform:
-    """Give noise whose power falls by 3 dB an octave, at -30 dB."""
+    """Return noise whose power falls by 3 dB an octave, at -30 dB."""
     spectrum = np.fft.rfft(np.random.default_rng(2).normal(0, 1, length))
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
     return _at(np.fft.irfft(spectrum, length), -30)
 
 
 def hum(length: int) -> Waveform:
-    """Give 50 Hz and its harmonics, at -20 dB."""
+    """Return 50 Hz and its harmonics, at -20 dB."""
     time = np.arange(length) / SAMPLE_RATE
     return _at(sum(np.sin(2 * np.pi * 50 * n * time) / n for n in range(1, 9)), -20)
 
 
 def music(length: int) -> Waveform:
-    """Give plucked chords of four tones with harmonics, two a second, at -20 dB."""
+    """Return plucked chords of four tones with harmonics, two a second, at -20 dB."""
     random = np.random.default_rng(3)
     step = SAMPLE_RATE // 2
     time = np.arange(step) / SAMPLE_RATE
@@ -70,7 +70,7 @@ def music(length: int) -> Waveform:
 
 
 def applause(length: int) -> Waveform:
-    """Give a thousand claps a second, each of 4 ms of noise, at -20 dB."""
+    """Return a thousand claps a second, each of 4 ms of noise, at -20 dB."""
     random = np.random.default_rng(4)
     claps = random.random(length) < 1000 / SAMPLE_RATE
     strength = np.where(claps, random.exponential(1, length), 0)
@@ -79,7 +79,7 @@ def applause(length: int) -> Waveform:
 
 
 def babble(length: int) -> Waveform:
-    """Give people who speak at once, at -20 dB: the recordings of `samples/real-speech`."""
+    """Return several speakers at once, at -20 dB: the recordings of `samples/real-speech`."""
     recordings = [r.samples for r in read_recordings(REAL_SPEECH) if r.source != "noise"]
     mixed = np.zeros(length)
     for voice in range(_VOICES):

@@ -55,22 +55,22 @@ def drop_hallucinations(
     ]
     if not doubtful:
         return audible
-    places = [_place(chunk, audible, word) for word in doubtful]
-    activity.measure(places)
+    spans = [_search_span(chunk, audible, word) for word in doubtful]
+    activity.measure(spans)
     hallucinated = {
         id(word)
-        for word, place in zip(doubtful, places, strict=True)
-        if activity.speech_s(*place) < _MIN_SPEECH_S
+        for word, span in zip(doubtful, spans, strict=True)
+        if activity.speech_s(*span) < _MIN_SPEECH_S
     }
     return [word for word in audible if id(word) not in hallucinated]
 
 
-def _place(chunk: Chunk, words: Sequence[Word], word: Word) -> tuple[float, float]:
-    """Return where a word can be heard, seconds of the recording.
+def _search_span(chunk: Chunk, words: Sequence[Word], word: Word) -> tuple[float, float]:
+    """Return the span in which to look for a word's speech, in seconds of the recording.
 
     A transducer may emit the first word at the first frame although it is spoken up to two seconds
     later, just before the second one, so its audio may extend to the end of that one. In 8 of 333
-    recordings of people the English model doubted such a word, and its own place was silent.
+    recordings of people such a word of the English model was doubtful, and its own time was silent.
     """
     end = word.end
     if word is words[0] and word.start * SAMPLE_RATE < chunk.start + FRAME:

@@ -150,17 +150,17 @@ def test_the_first_word_of_a_chunk_may_be_spoken_as_late_as_the_second() -> None
         word("timed-early", 0.0, 0.32, DOUBTFUL),
         word("second", 1.28, 1.6, DOUBTFUL),
     ]
-    spoken = Spoken((1.0, 1.6))
+    detector = Spoken((1.0, 1.6))
 
-    assert texts(kept(whole(hiss()), words, spoken)) == ["timed-early", "second"]
-    assert kept(whole(hiss()), words, Spoken()) == []
-    assert kept(whole(hiss()), words[:1], spoken) == []
+    assert texts(gate(whole(hiss()), words, detector)) == ["timed-early", "second"]
+    assert gate(whole(hiss()), words, Spoken()) == []
+    assert gate(whole(hiss()), words[:1], detector) == []
 
 
 def test_a_word_that_the_model_timed_itself_is_judged_where_it_is() -> None:
     words = [word("first", 0.16, 0.48, DOUBTFUL), word("second", 1.28, 1.6, DOUBTFUL)]
 
-    assert texts(kept(whole(hiss()), words, Spoken((1.0, 1.6)))) == ["second"]
+    assert texts(gate(whole(hiss()), words, Spoken((1.0, 1.6)))) == ["second"]
 
 
 def test_words_beside_a_sound_are_kept_and_the_others_are_not() -> None:
