@@ -16,11 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from conftest import PATIENCE_S
 from http_helpers import ENDPOINT
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-
-PATIENCE_S = 90.0
-"""Time limit of one step, on a busy machine."""
 
 expect.set_options(timeout=PATIENCE_S * 1000)
 

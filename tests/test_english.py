@@ -37,7 +37,6 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running_server(folder, **settings) as started:
         wait_until(
             lambda: started.health()["model"]["state"] not in ("choosing", "downloading"),
-            within_s=60,
             what="the choice of a model",
         )
         yield started

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, SPEECH
+from conftest import PATIENCE_S, ROOT, SPEECH
 from http_helpers import ENDPOINT, wait_until
 
 from benchmarks.faulty_server import Switches
@@ -21,8 +21,6 @@ from benchmarks.fire.recordings import Question, Recordings
 from benchmarks.fire.server import Disk, Server
 
 PROBES = ("/health", "/health/simple", "/ready", "/metrics")
-PROMPT_S = 5.0
-"""On a busy machine. Requests that wait for the blocked model never end."""
 
 
 @pytest.mark.timeout(600)
@@ -55,17 +53,13 @@ def test_no_probe_waits_for_inference_even_with_every_thread_busy(blocked: Serve
         for _ in range(2 + 64):
             connection = stack.enter_context(blocked.connected())
             connection.sendall(_request(clip))
-        wait_until(lambda: _requests(blocked) == (2, 64), within_s=120, what="all are there")
+        wait_until(lambda: _requests(blocked) == (2, 64), what="all are there")
 
-        took_s: dict[str, float] = {}
         statuses = {}
-        with httpx.Client(base_url=blocked.url, trust_env=False, timeout=60) as client:
+        with httpx.Client(base_url=blocked.url, trust_env=False, timeout=PATIENCE_S) as client:
             for path in PROBES * 3:
-                began = time.monotonic()
                 statuses[path] = client.get(path).status_code
-                took_s[path] = max(took_s.get(path, 0.0), time.monotonic() - began)
 
-        assert max(took_s.values()) < PROMPT_S, took_s
         # One more request would be refused.
         assert statuses == dict.fromkeys(PROBES, 200) | {"/ready": 503}
         assert _requests(blocked) == (2, 64)

@@ -108,9 +108,7 @@ def test_an_idle_model_is_unloaded_after_its_time(tmp_path: Path, clips: list[Cl
     with service(tmp_path, IDLE_TIMEOUT_MINUTES="0.001") as services:
         assert services.models.first.pipeline.transcribe(clips[10].path).text == clips[10].text
 
-        wait_until(
-            lambda: services.models.first.slot.state == "unloaded", within_s=60, what="unloading"
-        )
+        wait_until(lambda: services.models.first.slot.state == "unloaded", what="unloading")
 
 
 # Where and how it computes
@@ -219,7 +217,7 @@ def test_as_many_forward_passes_run_at_a_time_as_there_are_permits(
         service(tmp_path, **limits) as services,
         queued_requests(services, clips[10], gate, times=5),
     ):
-        wait_until(lambda: len(gate.batches) == 2, within_s=60, what="two at work")
+        wait_until(lambda: len(gate.batches) == 2, what="two at work")
         wait_for(lambda: services.models.first.batcher.waiting() == 3)
 
         assert gate.batches == [1, 1]
@@ -234,7 +232,6 @@ def test_a_forward_pass_takes_as_many_chunks_as_it_may(
             # The first to come may have gone alone.
             wait_until(
                 lambda: sum(gate.batches) + services.models.first.batcher.waiting() == 8,
-                within_s=60,
                 what="all asked",
             )
         # At least: without words from the model, the speech is decoded again.
@@ -274,7 +271,7 @@ def test_the_log_level_is_the_configured_one(
     def log_of(by: Server) -> str:
         assert transcribe(by, clips[10].path).status_code == 200
         # The request's line is logged last.
-        wait_until(lambda: "-> 200" in by.log.read_text(), within_s=10, what="the line")
+        wait_until(lambda: "-> 200" in by.log.read_text(), what="the line")
         return by.log.read_text()
 
     with running_server(tmp_path, LOG_LEVEL="debug") as talkative:

@@ -271,7 +271,7 @@ class TestProcessOne:
         )
         command = [sys.executable, str(ROOT / "app.py")]
         with as_process_one(command, PYTHONPATH=str(tmp_path)) as (process, outside):
-            wait_until(marker.exists, within_s=60, what="the import")
+            wait_until(marker.exists, what="the import")
             process.terminate()
             assert outside.wait(timeout=60) == 128 + signal.SIGTERM
 
@@ -285,7 +285,7 @@ class TestProcessOne:
         command = [str(ROOT / "entrypoint.sh"), "echo", "served"]
         paths = f"{slow.parent}:{os.environ['PATH']}"
         with as_process_one(command, PATH=paths, PUID="0", PGID="0") as (process, outside):
-            wait_until(marker.exists, within_s=60, what="the first command")
+            wait_until(marker.exists, what="the first command")
             process.terminate()
             output, _ = outside.communicate(timeout=60)
         assert outside.returncode == 128 + signal.SIGTERM
@@ -304,7 +304,7 @@ def as_process_one(
         [*unshare, *command], env=os.environ | environ, stdout=subprocess.PIPE
     )
     try:
-        wait_until(psutil.Process(outside.pid).children, within_s=60, what="process 1 is there")
+        wait_until(psutil.Process(outside.pid).children, what="process 1 is there")
         yield psutil.Process(outside.pid).children()[0], outside
     finally:
         outside.kill()

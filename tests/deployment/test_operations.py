@@ -67,7 +67,6 @@ class TestMetrics:
         # They are counted after the last byte was sent.
         wait_until(
             lambda: sample(started, "parakeet_request_seconds_count", **counted) == 3,
-            within_s=10,
             what="three requests counted",
         )
         assert sample(started, "parakeet_requests_total", result="ok", **counted) == 1
@@ -119,7 +118,6 @@ class TestReadiness:
             # The first request loads the model, so there is time to look.
             wait_until(
                 lambda: request(small, "GET", "/ready").status_code == 503,
-                within_s=60,
                 what="not ready",
             )
             busy.join()
@@ -135,7 +133,7 @@ class TestLogs:
 
         assert answer.headers["x-request-id"] == "from-the-proxy:1"
         # It is written after the last byte was sent.
-        wait_until(lambda: _of_requests(started), within_s=10, what="the line")
+        wait_until(lambda: _of_requests(started), what="the line")
         (line,) = _of_requests(started)
         assert line["request_id"] == "from-the-proxy:1"
         assert (line["path"], line["status"], line["error"]) == (TRANSCRIPTIONS, 200, None)
@@ -194,7 +192,6 @@ class TestStopping:
             stopping.process.send_signal(signal.SIGTERM)
             wait_until(
                 lambda: request(stopping, "GET", "/ready").status_code == 503,
-                within_s=10,
                 what="stopping",
             )
             refused = transcribe(stopping, clips[1].path)
@@ -219,9 +216,7 @@ class TestStopping:
                 # Another request's answer: what was sent before it has been read.
                 stopping.health()
                 stopping.process.send_signal(signal.SIGTERM)
-                wait_until(
-                    lambda: "under way" in stopping.log.read_text(), within_s=10, what="stopping"
-                )
+                wait_until(lambda: "under way" in stopping.log.read_text(), what="stopping")
                 connection.sendall(body[1000:])
                 with connection.makefile("rb") as answer:
                     assert b" 503 " in answer.readline()
@@ -251,9 +246,7 @@ class TestStopping:
             busy.start()
             _wait_until_busy(stopping)
             os.kill(stopping.process.pid, signal.SIGTERM)
-            wait_until(
-                lambda: "under way" in stopping.log.read_text(), within_s=10, what="stopping"
-            )
+            wait_until(lambda: "under way" in stopping.log.read_text(), what="stopping")
             os.kill(stopping.process.pid, signal.SIGTERM)
 
             assert stopping.process.wait(timeout=10) == 128 + signal.SIGTERM
@@ -267,7 +260,7 @@ class TestStopping:
 
 
 def _wait_until_busy(server: Server) -> None:
-    wait_until(lambda: server.health()["queue"]["active_requests"] == 1, within_s=60, what="busy")
+    wait_until(lambda: server.health()["queue"]["active_requests"] == 1, what="busy")
 
 
 def _ignore_the_end(server: Server, file: Path) -> None:

@@ -117,7 +117,7 @@ class TestUnload:
             target=lambda: answers.append(transcribe(pair.server, CLIP, {"model": "one"}))
         )
         busy.start()
-        wait_until(lambda: echoes.counts["one"].loads, within_s=30, what="one is being loaded")
+        wait_until(lambda: echoes.counts["one"].loads, what="one is being loaded")
 
         error = error_of(post(pair, "/admin/unload"), 409)
 
@@ -188,7 +188,6 @@ class TestLoad:
         go_on.set()
         wait_until(
             lambda: here.server.health()["model"]["state"] == "ready",
-            within_s=30,
             what="the load went on",
         )
         assert echoes.counts["parakeet-tdt-demo-en"].loads == 1

@@ -76,11 +76,10 @@ def busy(narrow: Server, hour: Path) -> Iterator[socket.socket]:
     with post(narrow, hour.read_bytes()) as connection:
         wait_until(
             lambda: narrow.health()["queue"]["active_requests"],
-            within_s=60,
             what="the first request is at work",
         )
         yield connection
-    wait_until(lambda: is_idle(narrow), within_s=60, what="its work has ended")
+    wait_until(lambda: is_idle(narrow), what="its work has ended")
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +441,7 @@ class TestOpenAiStreams:
         ) as stream:
             assert isinstance(next(stream), TranscriptionTextDeltaEvent)
 
-        wait_until(lambda: is_idle(server), within_s=20, what="its work has ended")
+        wait_until(lambda: is_idle(server), what="its work has ended")
 
     def test_a_file_that_is_no_recording_is_a_bad_request_before_the_stream(
         self, client: openai.OpenAI
@@ -651,7 +650,6 @@ class TestOpenAiPatience:
             )
             wait_until(
                 lambda: narrow.log.read_text().count(" -> 503 ") > refused,
-                within_s=60,
                 what="it was refused once",
             )
             busy.close()
@@ -668,7 +666,7 @@ class TestOpenAiPatience:
         ):
             client.audio.transcriptions.create(model="whisper-1", file=hour)
 
-        wait_until(lambda: is_idle(server), within_s=20, what="its work has ended")
+        wait_until(lambda: is_idle(server), what="its work has ended")
 
 
 @needs_curl

@@ -32,7 +32,7 @@ def is_front(process: psutil.Process) -> bool:
 def fronted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("fronted")
     with running_server(folder, CLIP_PROCESSES="2", LOG_LEVEL="debug") as server:
-        wait_until(lambda: len(fronts(server)) == 2, within_s=30, what="two processes")
+        wait_until(lambda: len(fronts(server)) == 2, what="two processes")
         yield server
 
 
@@ -141,7 +141,7 @@ def test_a_killed_process_is_replaced_and_clips_are_answered_meanwhile(
 
     wait_for(lambda: not {child.pid for child in fronts(fronted)} & before)
     assert transcribe(fronted, clips[0].path).status_code == 200
-    wait_until(is_replaced, within_s=30, what="two new processes")
+    wait_until(is_replaced, what="two new processes")
     assert transcribe(fronted, clips[0].path).status_code == 200
 
 
@@ -159,7 +159,7 @@ def test_a_client_that_goes_leaves_nothing(fronted: Server, clips: list[Clip]) -
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_they_end_with_the_server(tmp_path: Path, number: signal.Signals) -> None:
     with running_server(tmp_path, CLIP_PROCESSES="2") as server:
-        wait_until(lambda: len(fronts(server)) == 2, within_s=30, what="two processes")
+        wait_until(lambda: len(fronts(server)) == 2, what="two processes")
         children = fronts(server)
         port = int(server.url.rpartition(":")[2])
         server.process.send_signal(number)
@@ -180,7 +180,7 @@ def test_a_clip_that_waits_is_answered_before_the_server_stops(
     with running_server(
         tmp_path, CLIP_PROCESSES="1", ENABLE_LAZY_LOAD="true", STOP_GRACE_SECONDS="240"
     ) as server:
-        wait_until(lambda: len(fronts(server)) == 1, within_s=30, what="a process")
+        wait_until(lambda: len(fronts(server)) == 1, what="a process")
         # It loads the model, which takes a while.
         connection = post(server, clips[0].path.read_bytes(), response_format="text")
         wait_for(lambda: not is_idle(server))

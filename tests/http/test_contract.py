@@ -50,7 +50,7 @@ class Servers:
             folder = self._folders.mktemp("contract")
             filled = {name: value.format(folder=folder) for name, value in settings.items()}
             started = self._stack.enter_context(running_server(folder, **filled))
-            wait_until(lambda: _decided(started), within_s=60, what="a model, or none")
+            wait_until(lambda: _decided(started), what="a model, or none")
             self._running[key] = started
         return self._running[key]
 
@@ -168,9 +168,9 @@ def _submit(server: Server, job: Mapping[str, Any]) -> str:
         return send(server, "GET", f"/v1/jobs/{job_id}").json()
 
     if job.get("under_way"):
-        wait_until(lambda: now()["progress"]["done_s"], within_s=240, what="the job is under way")
+        wait_until(lambda: now()["progress"]["done_s"], what="the job is under way")
     elif not job.get("unfinished"):
-        wait_until(lambda: now()["finished_at"], within_s=240, what="the job is finished")
+        wait_until(lambda: now()["finished_at"], what="the job is finished")
     return job_id
 
 

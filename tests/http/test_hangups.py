@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from conftest import Clip, Server, running_server
@@ -32,8 +34,6 @@ from http_helpers import (
     waiting_chunks,
 )
 
-WITHIN_S = 10.0
-"""What is asserted: some 2 s are expected, and a busy machine is given more."""
 _RESET = struct.pack("ii", 1, 0)
 """For `SO_LINGER`: a close is a reset, as of a machine that lost its network."""
 
@@ -68,8 +68,8 @@ KINDS = {
 def settled(server: Server, hour: Path) -> Server:
     """The server once both inference threads have had work: torch starts threads of its own."""
     with post(server, hour.read_bytes()):
-        wait_until(lambda: waiting_chunks(server) > 2, within_s=120, what="it is at work")
-    wait_until(lambda: is_idle(server), within_s=60, what="its work has ended")
+        wait_until(lambda: waiting_chunks(server) > 2, what="it is at work")
+    wait_until(lambda: is_idle(server), what="its work has ended")
     return server
 
 
@@ -78,10 +78,12 @@ def leaves_nothing(settled: Server, clip: Clip) -> Iterator[None]:
     """Check that after a test the server is as it was before."""
     process = psutil.Process(settled.process.pid)
     threads, descriptors = _threads(process), process.num_fds()
+    recognized_s = _recognized_s(settled)
     yield
     _wait_until_idle(settled)
-    wait_until(lambda: _threads(process) <= threads, within_s=WITHIN_S, what="threads end")
-    wait_until(lambda: process.num_fds() <= descriptors, within_s=WITHIN_S, what="files are closed")
+    assert _recognized_s(settled) - recognized_s < 3600, "an hour was sent, and not waited for"
+    wait_until(lambda: _threads(process) <= threads, what="threads end")
+    wait_until(lambda: process.num_fds() <= descriptors, what="files are closed")
     assert transcribe(settled, clip.path).json()["text"] == clip.text
     assert "Traceback" not in settled.log.read_text()
 
@@ -102,8 +104,15 @@ def _threads(process: psutil.Process) -> int:
 
 
 def _wait_until_idle(server: Server) -> None:
-    took_s = wait_until(lambda: is_idle(server), within_s=WITHIN_S, what="the work has ended")
-    print(f"idle {took_s:.2f} s after the client had gone")
+    wait_until(lambda: is_idle(server), what="the work has ended")
+
+
+def _recognized_s(server: Server) -> float:
+    """Read how much audio the server has recognised since its start."""
+    metrics = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    value = re.search(r"^parakeet_audio_seconds_total (\S+)$", metrics, re.MULTILINE)
+    assert value
+    return float(value[1])
 
 
 @contextmanager
@@ -125,7 +134,6 @@ def _curl(
 def _wait_until_at_work(server: Server) -> None:
     wait_until(
         lambda: waiting_chunks(server) and ffmpegs(server),
-        within_s=120,
         what="the recording is worked on",
     )
 
@@ -162,7 +170,6 @@ def test_many_that_go_cost_nothing_more(
         with post(settled, content, **fields):
             wait_until(
                 lambda: settled.health()["queue"]["active_requests"],
-                within_s=60,
                 what="it has its turn",
             )
 
@@ -186,9 +193,7 @@ def test_the_log_has_a_disconnected_client(settled: Server, hour: Path) -> None:
 def _one_more_line(server: Server, part: str) -> Iterator[None]:
     before = server.log.read_text().count(part)
     yield
-    wait_until(
-        lambda: server.log.read_text().count(part) == before + 1, within_s=WITHIN_S, what=part
-    )
+    wait_until(lambda: server.log.read_text().count(part) == before + 1, what=part)
 
 
 @pytest.mark.usefixtures("leaves_nothing")
@@ -210,7 +215,6 @@ def test_curl_killed_during_its_upload_leaves_nothing(settled: Server, hour: Pat
         # waitress buffers received data in a file of its own.
         wait_until(
             lambda: process.io_counters().write_chars > written_before + 1024 * 1024,
-            within_s=30,
             what="a tenth is sent",
         )
         assert settled.health()["queue"]["active_requests"] == 0
@@ -232,7 +236,6 @@ class TestWaiting:
         with post(narrow, content, stream="true"):
             wait_until(
                 lambda: narrow.health()["model"]["state"] == "loading",
-                within_s=60,
                 what="the model loads",
             )
             with post(narrow, content, stream="true"), post(narrow, content):
@@ -281,4 +284,4 @@ def _wait_for_queue(server: Server, *, active: int, waiting: int) -> None:
         queue = server.health()["queue"]
         return queue["active_requests"], queue["waiting_requests"]
 
-    wait_until(lambda: counts() == (active, waiting), within_s=60, what="the queue is so long")
+    wait_until(lambda: counts() == (active, waiting), what="the queue is so long")

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
-from conftest import ROOT, SPEECH, Clip, Server, encode, running_server
+from conftest import PATIENCE_S, ROOT, SPEECH, Clip, Server, encode, running_server
 from http_helpers import (
     ENDPOINT,
     FORMATS,
@@ -496,7 +496,6 @@ class TestFullQueueAndStop:
             first.start()
             wait_until(
                 lambda: server.health()["queue"]["active_requests"],
-                within_s=60,
                 what="the first request is at work",
             )
 
@@ -509,15 +508,14 @@ class TestFullQueueAndStop:
             # A load in progress cannot be interrupted.
             wait_until(
                 lambda: server.health()["model"]["state"] == "ready" and waiting_chunks(server),
-                within_s=90,
                 what="the model is at work",
             )
             decoders = ffmpegs(server)
             assert decoders
 
             server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(timeout=10) == 0
-            first.join(timeout=10)
+            assert server.process.wait(timeout=PATIENCE_S) == 0
+            first.join(timeout=PATIENCE_S)
 
             # The first was not answered as if all were well.
             assert isinstance(outcome[0], httpx.HTTPError) or outcome[0] == 503
@@ -527,12 +525,11 @@ class TestFullQueueAndStop:
 
 
 class TestStart:
-    def test_sigterm_ends_an_idle_server_within_2_s_with_status_0(self, tmp_path: Path) -> None:
-        with running_server(tmp_path) as server:
-            started = time.monotonic()
+    def test_sigterm_ends_an_idle_server_at_once_with_status_0(self, tmp_path: Path) -> None:
+        # Longer than the test: nothing may be waited for.
+        with running_server(tmp_path, STOP_GRACE_SECONDS="600") as server:
             server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(timeout=10) == 0
-            assert time.monotonic() - started < 2
+            assert server.process.wait(timeout=PATIENCE_S) == 0
 
     def test_a_port_in_use_is_one_clear_line(self, server: Server, tmp_path: Path) -> None:
         port = server.url.rpartition(":")[2]

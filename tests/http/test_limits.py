@@ -180,7 +180,6 @@ class TestTrustedProxy:
             assert request(server, "GET", "/v1/models", headers=headers).status_code == 200
             wait_until(
                 lambda: f"GET /v1/models from {client} -> 200" in server.log.read_text(),
-                within_s=10,
                 what="the line in the log",
             )
 
@@ -294,7 +293,7 @@ class Running:
 
         self.do(let_it_be_over)
         assert logged.wait(30)
-        wait_until(lambda: self.server._next_maintenance > 0.0, within_s=30, what="the next look")
+        wait_until(lambda: self.server._next_maintenance > 0.0, what="the next look")
 
 
 @contextmanager
@@ -349,7 +348,7 @@ class TestSlowClients:
     @pytest.mark.parametrize("start", [HEAD, BODY], ids=["head", "body"])
     def test_a_request_that_trickles_is_cut(self, start: bytes) -> None:
         with running() as served, served.connect(start) as connection:
-            wait_until(lambda: self.is_received(served), within_s=10, what="the beginning")
+            wait_until(lambda: self.is_received(served), what="the beginning")
             served.look_at_transfers()
             connection.sendall(b"x")
             served.look_at_transfers()
@@ -370,19 +369,17 @@ class TestSlowClients:
             mute = [
                 stack.enter_context(served.connect(b"GET / HTTP/1.0\r\n\r\n")) for _ in range(8)
             ]
-            wait_until(
-                lambda: len(self.unsent(served)) == len(mute), within_s=60, what="all answers"
-            )
+            wait_until(lambda: len(self.unsent(served)) == len(mute), what="all answers")
             served.look_at_transfers()
             served.look_at_transfers()
-            wait_until(lambda: not self.unsent(served), within_s=30, what="their ends")
+            wait_until(lambda: not self.unsent(served), what="their ends")
 
     def test_a_clock_set_forward_closes_no_connection(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = time.time
         with running() as served, served.connect(BODY) as connection:
-            wait_until(lambda: self.is_received(served), within_s=10, what="the beginning")
+            wait_until(lambda: self.is_received(served), what="the beginning")
             monkeypatch.setattr(time, "time", lambda: clock() + 86400)
             served.look_now()
             connection.sendall(bytes(1_000_000))
@@ -393,7 +390,7 @@ class TestSlowClients:
     ) -> None:
         clock = time.time
         with running() as served, served.connect() as connection:
-            wait_until(served.channels, within_s=10, what="the connection")
+            wait_until(served.channels, what="the connection")
             monkeypatch.setattr(time, "time", lambda: clock() - 86400)
             monkeypatch.setattr(served.server.adj, "channel_timeout", -1)
             served.look_now()

@@ -141,7 +141,7 @@ def test_one_that_aborts_leaves_nothing(narrow: Server, hour: Path, case: str) -
         assert output["error"]["class"] == "APIUserAbortError"
     else:
         assert [event["type"] for event in output["answer"]] == ["transcript.text.delta"]
-    wait_until(lambda: is_idle(narrow), within_s=20, what="its work has ended")
+    wait_until(lambda: is_idle(narrow), what="its work has ended")
 
 
 class TestErrors:

@@ -155,7 +155,6 @@ def test_a_full_queue_refuses_before_the_body_is_sent(
             first.sendall(post_head(server, f"Content-Length: {len(body)}") + body)
             wait_until(
                 lambda: server.health()["queue"]["active_requests"],
-                within_s=60,
                 what="the first request is at work",
             )
             for path in PATHS[:4]:
@@ -274,7 +273,7 @@ def test_a_disk_that_is_stuck_does_not_hold_health_and_nothing_is_lost(
         with suppress(TimeoutError):
             while sent < 32 * MB:
                 sent += large.send(multipart(bytes(MB)))
-        wait_until(lambda: len(uploads(server)) == 7, within_s=30, what="all are being received")
+        wait_until(lambda: len(uploads(server)) == 7, what="all are being received")
 
         # Each would wait as long as the disk does.
         assert all(server.health()["status"] == "ok" for _ in range(20))
@@ -333,7 +332,7 @@ def test_threads_of_many_uploads_end_with_them(tmp_path: Path, guarded: Server) 
         before = threads()
         for _ in range(200):
             stack.enter_context(connect(server)).sendall(_head(server) + b"--sep\r\n")
-        wait_until(lambda: threads() >= before + 190, within_s=60, what="all are received")
+        wait_until(lambda: threads() >= before + 190, what="all are received")
         assert server.health()["status"] == "ok"
         stack.close()
-        wait_until(lambda: threads() <= before + 4, within_s=60, what="their threads end")
+        wait_until(lambda: threads() <= before + 4, what="their threads end")

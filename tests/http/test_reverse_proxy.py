@@ -77,7 +77,7 @@ def _nginx(server: Server, folder: Path, *, upstream: str) -> Iterator[Server]:
     process = subprocess.Popen(command)
     proxied = dataclasses.replace(server, url=f"https://127.0.0.1:{port}/parakeet")
     try:
-        wait_until(lambda: _answers(proxied), within_s=60, what="nginx answers")
+        wait_until(lambda: _answers(proxied), what="nginx answers")
         yield proxied
     finally:
         process.terminate()

@@ -150,7 +150,6 @@ def test_an_idle_stream_sends_keep_alive_comments(tmp_path: Path, hour: Path, cl
         with post(server, hour.read_bytes()) as first:
             wait_until(
                 lambda: server.health()["queue"]["active_requests"],
-                within_s=60,
                 what="the hour is worked on",
             )
             with streamed(server, clip.path, {}) as lines:

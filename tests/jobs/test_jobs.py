@@ -195,12 +195,12 @@ class Slow(Counting):
         return super().recognize(chunks)
 
 
-def test_a_cancelled_job_ends_its_work_within_2_s(folder: Path) -> None:
+def test_a_cancelled_job_ends_its_work_in_the_middle(folder: Path) -> None:
     recording = SPEECH / "long-pauses.ogg"
-    with pipeline_of(Slow()) as pipeline, jobs_of(folder, pipeline) as started:
+    slow = Slow()
+    with pipeline_of(slow) as pipeline, jobs_of(folder, pipeline) as started:
         job = started.submit(recording, TEXT, owner=None)
         wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
-        since = time.monotonic()
 
         remaining = started.delete(started.get(job.id, owner=None))
 
@@ -208,7 +208,7 @@ def test_a_cancelled_job_ends_its_work_within_2_s(folder: Path) -> None:
         assert remaining.status == status(started, job) == "cancelled"
         batcher: Any = pipeline._batcher
         wait_for(lambda: not ffmpegs() and not batcher.waiting())
-        assert time.monotonic() - since < 2
+        assert slow.chunks < 10, "of the 24 or more that 12 minutes have"
         assert recordings(folder) == []
         assert started.delete(remaining) is None
         with pytest.raises(NotFoundError):

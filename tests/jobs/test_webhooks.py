@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
+from conftest import PATIENCE_S, wait_for
 from webhook_receiver import Receiver
 
 from parakeet_api.errors import InvalidRequestError
@@ -62,7 +62,7 @@ def sender_of(store: JobStore, *hosts: str) -> Iterator[WebhookSender]:
     try:
         yield sender
     finally:
-        sender.close(within_s=10)
+        sender.close(within_s=PATIENCE_S)
 
 
 def webhook_of(store: JobStore, job: Job) -> Webhook:
@@ -233,7 +233,7 @@ def test_pending_webhooks_are_called_by_the_next_process(
         delays_s=(3600,),
     )
     wait_for(lambda: webhook_of(store, job).attempts == 1)
-    slow.close(within_s=10)
+    slow.close(within_s=PATIENCE_S)
 
     with sender_of(store, f"127.0.0.1:{receiver.port}"):
         wait_for(lambda: webhook_of(store, job).delivered)
@@ -289,9 +289,7 @@ def test_closing_does_not_wait_for_the_next_try(
     sender = WebhookSender(
         store, hosts=AllowedHosts(["127.0.0.1:1"]), body=lambda _: b"{}", delays_s=(3600,)
     )
-    started = time.monotonic()
 
-    sender.close(within_s=30)
+    sender.close(within_s=PATIENCE_S)
 
-    assert time.monotonic() - started < 20
     assert not sender._thread.is_alive()

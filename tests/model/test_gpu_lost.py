@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import SPEECH, Server, running_server
+from conftest import PATIENCE_S, SPEECH, Server, running_server
 
 from app import EXIT_DEVICE_LOST
 
@@ -33,7 +32,7 @@ def ask(server: Server) -> httpx.Response | None:
     with (SPEECH / "clip-001.flac").open("rb") as file:
         url = f"{server.url}/v1/audio/transcriptions"
         try:
-            return httpx.post(url, files={"file": file}, timeout=60)
+            return httpx.post(url, files={"file": file}, timeout=PATIENCE_S)
         except httpx.TransportError:
             return None
 
@@ -42,13 +41,13 @@ def ask(server: Server) -> httpx.Response | None:
 def test_requests_get_503_and_the_process_ends_with_its_own_status(
     tmp_path: Path, lazily: str
 ) -> None:
-    with running_server(tmp_path, ("-c", PROGRAM), ENABLE_LAZY_LOAD=lazily) as server:
+    # Longer than the test: nothing may be waited for.
+    environ = {"ENABLE_LAZY_LOAD": lazily, "STOP_GRACE_SECONDS": "600"}
+    with running_server(tmp_path, ("-c", PROGRAM), **environ) as server:
         with ThreadPoolExecutor(3) as clients:
             responses = list(clients.map(lambda _: ask(server), range(3)))
         answers = [answer for answer in responses if answer is not None]
-        began = time.monotonic()
-        status = server.process.wait(timeout=60)
-        took_s = time.monotonic() - began
+        status = server.process.wait(timeout=PATIENCE_S)
 
     codes = {answer.json()["error"]["code"] for answer in answers}
     assert {answer.status_code for answer in answers} == {503}
@@ -56,7 +55,6 @@ def test_requests_get_503_and_the_process_ends_with_its_own_status(
     assert "device_lost" in codes
     assert codes <= {"device_lost", "stopping"}, "who came later was refused"
     assert status == EXIT_DEVICE_LOST == 70
-    assert took_s < 20, "within STOP_GRACE_SECONDS: nothing is waited for"
     log = server.log.read_text()
     assert "the GPU refuses all further work" in log
     assert "an illegal memory access was encountered" in log
@@ -70,4 +68,4 @@ def test_a_gpu_lost_before_serving_ends_the_start_with_that_status(tmp_path: Pat
         pytest.raises(RuntimeError, match=r"The graphics card has failed"),
         running_server(tmp_path, ("-c", program), ENABLE_LAZY_LOAD="false") as server,
     ):
-        assert server.process.wait(timeout=60) == EXIT_DEVICE_LOST
+        assert server.process.wait(timeout=PATIENCE_S) == EXIT_DEVICE_LOST

@@ -86,7 +86,6 @@ class TestColdStart:
                 wait_until(
                     # One is in the load, the others' chunks wait behind it.
                     lambda: here.server.health()["queue"]["active_requests"] == 8,
-                    within_s=60,
                     what="all wait",
                 )
                 assert here.server.health()["model"]["state"] == "loading"
@@ -147,7 +146,6 @@ class TestUnloading:
                 assert transcribe(server, clips[7].path).json()["text"] == clips[7].text
                 wait_until(
                     lambda: server.health()["model"]["state"] == "unloaded",
-                    within_s=60,
                     what="the idle model is unloaded",
                 )
                 assert loads(server) == expected

@@ -198,9 +198,7 @@ class TestJobs:
         with monkeypatch.context() as patch, echoing(MODELS="two,one") as here:
             patch.setattr(echoes.count_of("two"), "before", stuck)
             job = submit(here.server, model="two", response_format="text")
-            wait_until(
-                lambda: here.services.jobs.counts.running == 1, within_s=30, what="the job runs"
-            )
+            wait_until(lambda: here.services.jobs.counts.running == 1, what="the job runs")
             stopping.set()
         with echoing(MODELS=afterwards) as here:
             done = finished(here.server, job["id"])
@@ -224,7 +222,7 @@ def finished(server: Server, job_id: str) -> dict[str, Any]:
         job: dict[str, Any] = request(server, "GET", f"/v1/jobs/{job_id}").json()
         return job
 
-    wait_until(lambda: look()["finished_at"], within_s=60, what="the job is done")
+    wait_until(lambda: look()["finished_at"], what="the job is done")
     return look()
 
 

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import jsonschema_rs
 import pytest
 from api_description import operation_of, operations
-from browser import PATIENCE_S, chromium
-from conftest import ROOT, SPEECH, Server, running_server
+from browser import chromium
+from conftest import PATIENCE_S, ROOT, SPEECH, Server, running_server
 from http_helpers import request
 from playwright.sync_api import Page
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR

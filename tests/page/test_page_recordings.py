@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from browser import (
-    PATIENCE_S,
     Proxy,
     choose,
     chromium,
@@ -114,7 +113,6 @@ class TestWaysIn:
             page.locator("[data-word]").last.click()
             wait_until(
                 lambda: page.evaluate("document.querySelector('audio').currentTime") > 1,
-                within_s=PATIENCE_S,
                 what="playing",
             )
             # It is stored nowhere else, so the page offers to save it.
@@ -146,7 +144,6 @@ class TestWaysIn:
             track = "document.querySelector('video').textTracks[0]"
             wait_until(
                 lambda: page.evaluate(f"{track}?.cues?.length"),
-                within_s=PATIENCE_S,
                 what="captions",
             )
             assert "Rosa likes" in page.evaluate(f"{track}.cues[0].text")
@@ -203,7 +200,6 @@ class TestProgress:
             before = bar.evaluate("(bar) => bar.value")
             wait_until(
                 lambda: bar.evaluate("(bar) => bar.value") > before,
-                within_s=PATIENCE_S,
                 what="a longer bar",
             )
             page.get_by_role("button", name="Cancel").click()
@@ -235,7 +231,6 @@ class TestProgress:
             state(page)("Cancelled. The file is still chosen.")
             wait_until(
                 lambda: server.health()["jobs"]["running"] == 0,
-                within_s=PATIENCE_S,
                 what="the end of the job",
             )
 

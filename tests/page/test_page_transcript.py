@@ -13,7 +13,6 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from browser import (
-    PATIENCE_S,
     Look,
     Proxy,
     choose,
@@ -68,7 +67,6 @@ class TestListening:
         word.click()
         wait_until(
             lambda: talk.evaluate(SECONDS) > answer["words"][30]["start"] + 0.05,
-            within_s=PATIENCE_S,
             what="playing",
         )
         expect(talk.locator(".speaking")).to_have_count(1)
@@ -168,7 +166,6 @@ class TestReading:
         position_s = talk.evaluate(SECONDS)
         wait_until(
             lambda: talk.evaluate(SECONDS) > position_s + 1.5,
-            within_s=PATIENCE_S,
             what="words go by",
         )
         talk.evaluate(RESTING)
@@ -223,9 +220,7 @@ class TestKeys:
             page.evaluate(RESTING)
             scrolled = page.evaluate("scrollY")
             position_s = page.evaluate(SECONDS)
-            wait_until(
-                lambda: page.evaluate(SECONDS) > position_s + 5, within_s=PATIENCE_S, what="words"
-            )
+            wait_until(lambda: page.evaluate(SECONDS) > position_s + 5, what="words")
             assert page.evaluate("scrollY") == scrolled
             follow.click()
             expect(page.locator(".speaking")).to_be_in_viewport()
@@ -443,7 +438,7 @@ class TestHistory:
             choose(page, CLIP)
             transcript_of(page)
             edit_word(page, page.locator('[data-word="0"]'), "Rose")
-            wait_until(lambda: "Rose" in _stored(page), within_s=PATIENCE_S, what="saving")
+            wait_until(lambda: "Rose" in _stored(page), what="saving")
             page.reload()
             upload_urls = count_uploads(page)
             page.get_by_role("button", name=CLIP.name, exact=True).click()
