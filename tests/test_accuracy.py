@@ -38,7 +38,7 @@ def english() -> NemoRecognizer:
     return load(ENGLISH_MODEL, longest_s=300)
 
 
-def test_every_recording_names_a_licence_that_lets_it_be_passed_on() -> None:
+def test_every_recording_has_a_licence_that_allows_redistribution() -> None:
     entries = json.loads((REAL_SPEECH / "recordings.json").read_text(encoding="utf-8"))
     allowed = ("CC0", "CC BY 4.0", "Apache 2.0", "BSD / public domain")
 
@@ -46,7 +46,7 @@ def test_every_recording_names_a_licence_that_lets_it_be_passed_on() -> None:
     assert [entry["file"] for entry in entries if not entry["licence"].startswith(allowed)] == []
 
 
-def test_error_rates_count_what_is_changed_lost_and_too_many() -> None:
+def test_error_rates_count_substitutions_deletions_and_insertions() -> None:
     recording = Recording("a", "One two-three four.", np.zeros(0, np.int16))
     words = [Word(text, 0, 0) for text in ("one", "Two", "tree", "for", "ever")]
 

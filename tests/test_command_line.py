@@ -158,7 +158,7 @@ def ctrl_c_counts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ctrl_c_counts")
-def test_ctrl_c_ends_quietly_and_leaves_no_half_transcript(tmp_path: Path) -> None:
+def test_ctrl_c_exits_without_a_traceback_and_leaves_no_partial_transcript(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with subprocess.Popen(
         _command("transcribe", SPEECH / "long-pauses.ogg", "--output-dir", folder),

@@ -47,7 +47,7 @@ def test_every_error_has_openais_shape(kind: type[ApiError]) -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
-def test_a_clients_mistake_is_never_called_a_fault_of_the_server(kind: type[ApiError]) -> None:
+def test_client_errors_are_never_server_errors(kind: type[ApiError]) -> None:
     # OpenAI's type of a 429 is the limited quantity.
     client_type = {429: "requests"}.get(kind.status, "invalid_request_error")
     assert kind.type == (client_type if kind.status < 500 else "server_error")
@@ -87,6 +87,6 @@ def test_an_upload_that_is_too_large_gets_the_limit(sent: int | None) -> None:
     assert error.param == "file"
 
 
-def test_errors_that_stop_the_start_are_no_answers() -> None:
+def test_errors_at_the_start_are_no_api_errors() -> None:
     assert not issubclass(SettingsError, ApiError)
     assert not issubclass(CheckpointError, ApiError)

@@ -55,7 +55,7 @@ def spoken_until_the_end(recording: str, words: list[Word]) -> str:
 
 
 @pytest.mark.parametrize("way", [Policy(0.5, 10, align=True), Policy(2, 30, align=True)])
-def test_cutting_makes_no_more_errors_at_its_seams_than_a_single_pass(
+def test_chunking_makes_no_more_errors_at_seams_than_a_single_pass(
     recording: str, samples: Pcm, whole_pass: Pass, recognizer: NemoRecognizer, way: Policy
 ) -> None:
     cut = transcribe(recognizer, way.chunks(samples))

@@ -24,7 +24,7 @@ PROBES = ("/health", "/health/simple", "/ready", "/metrics")
 
 
 @pytest.mark.timeout(600)
-def test_a_short_fire_leaves_nothing_wrong() -> None:
+def test_a_short_soak_test_has_no_findings() -> None:
     command = [sys.executable, "-m", "benchmarks.fire", "--minutes", "0.2", "--seed", "5"]
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -101,14 +101,14 @@ def load(tmp_path: Path) -> Load:
     ],
     ids=str,
 )
-def test_what_is_wrong_is_found(load: Load, outcome: Outcome, question: Question | None) -> None:
+def test_injected_errors_are_found(load: Load, outcome: Outcome, question: Question | None) -> None:
     with load.journal.fault("little device memory"), load.journal.fault("wall clock set"):
         load.judge("clip", outcome, question, time.monotonic())
 
     assert len(load.journal.findings) == 1
 
 
-def test_a_fault_excuses_its_own_errors_and_while_it_lasts_alone(load: Load) -> None:
+def test_a_fault_excuses_only_its_own_errors_while_it_lasts(load: Load) -> None:
     with load.journal.fault("recognizer raises"):
         load.judge("clip", Outcome(code="internal_error"), CLIP, time.monotonic())
         assert load.journal.findings == []
@@ -119,7 +119,7 @@ def test_a_fault_excuses_its_own_errors_and_while_it_lasts_alone(load: Load) -> 
     assert len(load.journal.findings) == 2
 
 
-def test_an_orderly_stop_excuses_no_cut_of_those_who_were_there(load: Load) -> None:
+def test_a_graceful_stop_excuses_no_closed_connection_of_earlier_requests(load: Load) -> None:
     began = time.monotonic()
     time.sleep(0.01)
     with load.journal.fault("server stopped"):

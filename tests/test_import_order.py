@@ -159,12 +159,12 @@ def room_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-def test_every_room_has_its_place_in_the_order() -> None:
+def test_every_package_is_in_the_order() -> None:
     assert {room_of(module) for module in MODULES} == set(ORDER)
     assert set(MODULES) >= PURE
 
 
-def test_a_room_imports_only_from_those_before_it() -> None:
+def test_a_package_imports_only_from_those_before_it() -> None:
     upwards = [
         f"{module} imports {own}"
         for module in MODULES
@@ -181,7 +181,7 @@ def test_no_modules_import_each_other() -> None:
     assert set(order) == set(MODULES)
 
 
-def test_a_package_of_others_is_imported_by_its_owner_alone() -> None:
+def test_a_third_party_package_is_imported_only_by_its_owner() -> None:
     strangers = [
         f"{module} imports {package}"
         for module in MODULES

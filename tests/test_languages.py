@@ -43,7 +43,7 @@ def test_v3_speaks_25_languages(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["parakeet-tdt-0.6b-v3", "parakeet-tdt-0.6b-v2", ""])
-def test_what_is_configured_beats_the_name(name: str) -> None:
+def test_configured_languages_take_precedence_over_the_name(name: str) -> None:
     settings = Settings.from_env({"MODEL_LANGUAGES": "ja, German"})
 
     assert languages_of(name, settings.model_languages) == {"ja", "de"}
@@ -123,11 +123,11 @@ def test_a_configured_language_beyond_the_25_is_known_by_its_code(text: str) -> 
 
 
 @pytest.mark.parametrize("text", ["xx", "klingon", "e", "", "auto", "12", "en/de"])
-def test_what_is_no_language_has_no_code(text: str) -> None:
+def test_other_texts_have_no_code(text: str) -> None:
     assert language_code(text) is None
 
 
-def test_a_language_without_a_name_here_is_called_by_its_code() -> None:
+def test_a_language_without_an_english_name_is_shown_by_its_code() -> None:
     assert english_name("xx") == "xx"
 
 

@@ -52,14 +52,14 @@ def test_every_second_of_a_long_recording_is_recognised_once(tone: Path) -> None
     assert transcript.duration == 600
 
 
-def test_preparing_audio_in_other_threads_changes_nothing(tone: Path) -> None:
+def test_preparing_audio_in_other_threads_changes_no_word(tone: Path) -> None:
     with pipeline_of(Counting(), TRANSCRIBE_NUM_WORKERS="2") as pipeline:
         texts = [word.text for word in pipeline.transcribe(tone).words]
 
     assert texts == [f"w{n}." for n in range(600)]
 
 
-def test_audio_is_prepared_in_as_many_threads_as_were_set(tone: Path) -> None:
+def test_audio_is_prepared_in_the_configured_number_of_threads(tone: Path) -> None:
     def preparing() -> set[str]:
         return {t.name for t in threading.enumerate() if t.name.startswith("prepare_")}
 
@@ -100,7 +100,7 @@ class AtOdds(Counting):
 @pytest.mark.parametrize(
     ("threshold_s", "text"), [("0.5", "right. so now"), ("0", "right. So now")]
 )
-def test_a_sentence_end_is_preferred_as_the_hand_over_as_near_as_was_set(
+def test_a_sentence_end_is_preferred_as_the_hand_over_within_the_configured_distance(
     tone: Path, threshold_s: str, text: str
 ) -> None:
     with pipeline_of(AtOdds(), SENTENCE_BOUNDARY_THRESHOLD=threshold_s) as pipeline:
@@ -137,7 +137,7 @@ def test_a_disconnected_client_stops_the_work(tone: Path, workers: str) -> None:
     assert counting.chunks < 25
 
 
-def test_what_is_no_recording_never_reaches_the_model(tmp_path: Path) -> None:
+def test_a_file_that_is_no_recording_never_reaches_the_model(tmp_path: Path) -> None:
     file = tmp_path / "note.mp3"
     file.write_text("this is not music " * 100)
     leases: list[None] = []
@@ -161,7 +161,7 @@ def test_a_recording_beyond_the_limit_is_rejected_despite_its_header(tone: Path)
     assert ffmpegs() == []
 
 
-def test_sound_that_starts_late_in_a_video_keeps_its_time(
+def test_audio_that_starts_late_in_a_video_keeps_its_time(
     recognizer: NemoRecognizer, clips: list[Clip], tmp_path: Path
 ) -> None:
     """Otherwise subtitles would run ahead of the video."""

@@ -37,7 +37,7 @@ def models_of(folder: Path, *names: str, **environ: str) -> ServedModels:
     return ServedModels(members=members, pool=pool, selectable=bool(settings.models))
 
 
-def test_with_one_model_every_name_means_it(tmp_path: Path) -> None:
+def test_with_one_model_every_name_selects_it(tmp_path: Path) -> None:
     models = models_of(tmp_path)
 
     for name in ("", "whisper-1", "parakeet-tdt-0.6b-v3", "anything"):
@@ -61,7 +61,7 @@ def test_with_one_model_every_name_means_it(tmp_path: Path) -> None:
         ("me/my-german", "my-german"),
     ],
 )
-def test_with_several_a_name_means_its_model_and_others_names_the_first(
+def test_with_several_models_foreign_names_select_the_first(
     tmp_path: Path, name: str, meant: str
 ) -> None:
     names = ("parakeet-tdt-0.6b-v2", "nvidia/parakeet-tdt-0.6b-v3", "me/my-german.nemo")
@@ -73,7 +73,7 @@ def test_with_several_a_name_means_its_model_and_others_names_the_first(
     "name",
     ["parakeet-tdt-1.1b", "parakeet-tdt-0.6b", "nvidia/my-german", "large-v3", "my-chatgpt-model"],
 )
-def test_with_several_a_name_of_none_is_refused_with_the_ones_there_are(
+def test_with_several_models_an_unknown_name_is_rejected_with_a_list(
     tmp_path: Path, name: str
 ) -> None:
     models = models_of(tmp_path, "parakeet-tdt-0.6b-v2", "me/my-german")
@@ -99,7 +99,7 @@ def test_a_single_one_of_models_is_strict_as_well(tmp_path: Path) -> None:
         models.named("parakeet-tdt-0.6b-v2")
 
 
-def test_each_speaks_its_own_languages(tmp_path: Path) -> None:
+def test_each_model_has_its_own_languages(tmp_path: Path) -> None:
     v2, v3 = models_of(tmp_path, "parakeet-tdt-0.6b-v2", "parakeet-tdt-0.6b-v3")
 
     assert v2.languages == {"en"}

@@ -141,18 +141,18 @@ def refusal(environ: dict[str, str]) -> str:
 # Names and defaults
 
 
-def test_every_promised_variable_is_there_and_no_other() -> None:
+def test_the_documented_variables_exist_and_no_others() -> None:
     assert list(FIELDS) != []
     assert set(FIELDS) == set(PROMISE)
 
 
 @pytest.mark.parametrize("variable", PROMISE)
-def test_defaults_are_the_promised_ones(variable: str) -> None:
+def test_defaults_are_the_documented_ones(variable: str) -> None:
     assert value_of(DEFAULTS, variable) == PROMISE[variable]
     assert isinstance(value_of(DEFAULTS, variable), bool) == isinstance(PROMISE[variable], bool)
 
 
-def test_settings_without_an_environment_are_the_defaults_but_for_what_a_preset_derives() -> None:
+def test_settings_without_an_environment_are_the_defaults_except_those_of_presets() -> None:
     read_from_nothing = Settings.from_env({})
     differing = {
         name for name in FIELDS if value_of(Settings(), name) != value_of(read_from_nothing, name)
@@ -173,7 +173,7 @@ def test_settings_without_an_environment_are_the_defaults_but_for_what_a_preset_
 
 
 @pytest.mark.parametrize("variable", [name for name in PROMISE if PROMISE[name] not in (None, ())])
-def test_a_default_written_out_means_the_default(variable: str) -> None:
+def test_an_explicit_default_equals_the_default(variable: str) -> None:
     default = PROMISE[variable]
 
     assert read(variable, str(default)) == default
@@ -231,7 +231,7 @@ def is_default(variable: str, cell: str) -> bool:
         (["false", "0", "no", "off", "FALSE", "No", " oFF ", "False"], False),
     ],
 )
-def test_booleans_have_many_spellings(variable: str, texts: list[str], value: bool) -> None:
+def test_booleans_have_several_spellings(variable: str, texts: list[str], value: bool) -> None:
     assert [read(variable, text) for text in texts] == [value] * len(texts)
 
 
@@ -489,7 +489,7 @@ CONTRADICTIONS = (
 
 
 @pytest.mark.parametrize("variable", FIELDS)
-def test_every_variable_takes_another_value_than_its_default(variable: str) -> None:
+def test_every_variable_accepts_another_value_than_its_default(variable: str) -> None:
     assert {value_of(DEFAULTS, variable)} < {
         *ACCEPTED[variable].values(),
         value_of(DEFAULTS, variable),
@@ -517,7 +517,7 @@ def test_variables_do_not_change_each_others_values(environ: dict[str, str]) -> 
 @pytest.mark.parametrize(
     "digits", ["9" * 100_000, "0." + "9" * 100_000, "a" * 100_000, "," * 100_000]
 )
-def test_a_value_as_long_as_they_come_is_read_at_once(variable: str, digits: str) -> None:
+def test_a_very_long_value_is_parsed_at_once(variable: str, digits: str) -> None:
     """Linux lets one variable have 131,072 bytes. Some expressions take minutes over these."""
     with contextlib.suppress(SettingsError):
         Settings.from_env({variable: f"{digits}\N{SNOWMAN}"})
@@ -563,13 +563,13 @@ def test_chunk_minutes_have_three_spellings(name: str) -> None:
     assert refusal({name: "x"}).startswith(f"{name}='x' is not a number of minutes")
 
 
-def test_spellings_that_agree_are_fine() -> None:
+def test_spellings_that_agree_are_accepted() -> None:
     environ = {"CHUNK_MINITE": "3", "CHUNK_MINUTE": "3.0", "CHUNK_MINUTES": " 3 "}
 
     assert Settings.from_env(environ).chunk_minutes == 3
 
 
-def test_an_empty_spelling_does_not_disagree() -> None:
+def test_an_empty_spelling_is_ignored() -> None:
     assert Settings.from_env({"CHUNK_MINITE": "", "CHUNK_MINUTES": "4"}).chunk_minutes == 4
 
 
@@ -650,7 +650,7 @@ def test_a_large_gpu_is_given_more_memory_for_a_pass(vram_gb: float | None, pass
         (141, "200", 64, (400, 400, 4)),
     ],
 )
-def test_as_many_requests_are_taken_as_fill_two_batches_of_a_gpu(
+def test_request_limits_fill_two_batches_of_a_gpu(
     vram_gb: float | None, batch_size: str, cores: int, derived: tuple[int, int, int]
 ) -> None:
     environ = {"TRANSCRIBE_BATCH_SIZE": batch_size}
@@ -671,7 +671,7 @@ def test_explicit_request_limits_hold_with_a_gpu_too() -> None:
     assert settings.clip_processes == 1
 
 
-def test_requests_that_are_counted_are_received_by_one_process() -> None:
+def test_with_a_rate_limit_one_process_receives_requests() -> None:
     limited = {"RATE_LIMIT": "60/minute"}
 
     assert Settings.from_env(limited, detected_vram_gb=141, cores=16).clip_processes == 0
@@ -681,7 +681,7 @@ def test_requests_that_are_counted_are_received_by_one_process() -> None:
     assert Settings.from_env(limited | {"CLIP_PROCESSES": "0"}).clip_processes == 0
 
 
-def test_the_given_memory_beats_the_detected_one() -> None:
+def test_configured_gpu_memory_takes_precedence_over_the_detected() -> None:
     given_small = Settings.from_env({"GPU_VRAM_GB": "4"}, detected_vram_gb=24)
     given_large = Settings.from_env({"GPU_VRAM_GB": "24"}, detected_vram_gb=4)
 
@@ -689,7 +689,7 @@ def test_the_given_memory_beats_the_detected_one() -> None:
     assert given_large.chunk_minutes == 10
 
 
-def test_explicit_values_beat_the_preset() -> None:
+def test_explicit_values_take_precedence_over_the_preset() -> None:
     explicit = {
         "CHUNK_MINITE": "7",
         "TRANSCRIBE_BATCH_SIZE": "3",
@@ -746,7 +746,7 @@ GIVEN: list[dict[str, str]] = [
 
 @pytest.mark.parametrize("preset", ON_EVERY_GPU)
 @pytest.mark.parametrize("vram_gb", [2, 4, 6, 6.44, 7.9, 8, 8.59, 12, 16, 24, 48, 80])
-def test_a_preset_decides_what_is_not_given(preset: str, vram_gb: float) -> None:
+def test_a_preset_sets_what_is_not_configured(preset: str, vram_gb: float) -> None:
     small = vram_gb < 7
     decoding, batch_size = ON_EVERY_GPU[preset]
     decided = {

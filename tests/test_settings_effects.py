@@ -84,7 +84,7 @@ BAD = {
     [(name, text) for name, texts in BAD.items() for text in texts],
     ids=lambda text: ascii(text[:20]),
 )
-def test_what_cannot_be_used_stops_the_start_with_one_line_that_names_it(
+def test_an_invalid_setting_stops_the_start_with_one_line_that_names_it(
     tmp_path: Path, name: str, text: str
 ) -> None:
     outcome = start(tmp_path, ENABLE_FFMPEG_DENOISE="on", **{name: text})
@@ -332,13 +332,13 @@ EFFECTS = {
     "MAX_QUEUED_JOBS": (
         "test_job_routes.py::TestRefusals::test_one_job_too_many_is_503_and_leaves_nothing"
     ),
-    "JOB_RETENTION_HOURS": "test_job_routes.py::test_results_go_after_their_time",
+    "JOB_RETENTION_HOURS": "test_job_routes.py::test_results_are_removed_after_their_time",
     "ALLOW_WEBHOOKS": "test_job_routes.py::TestWebhooks::test_it_is_sent_the_job_as_it_is_answered",
     "PRESET": "test_devices.py::test_the_plan_suits_the_gpu",
-    "GPU_VRAM_GB": "test_settings.py::test_a_preset_decides_what_is_not_given",
+    "GPU_VRAM_GB": "test_settings.py::test_a_preset_sets_what_is_not_configured",
     "DEVICE": (
         "test_settings_effects.py"
-        "::test_what_cannot_be_used_stops_the_start_with_one_line_that_names_it"
+        "::test_an_invalid_setting_stops_the_start_with_one_line_that_names_it"
     ),
     "PRECISION": "test_settings_effects.py::test_the_precision_is_the_configured_one",
     "ENABLE_CUDA_GRAPHS": "test_token_decoder.py::test_the_switch_turns_all_graphs_off",
@@ -351,7 +351,7 @@ EFFECTS = {
         "test_settings_effects.py::test_a_forward_pass_takes_as_many_chunks_as_it_may"
     ),
     "TRANSCRIBE_NUM_WORKERS": (
-        "test_pipeline.py::test_audio_is_prepared_in_as_many_threads_as_were_set"
+        "test_pipeline.py::test_audio_is_prepared_in_the_configured_number_of_threads"
     ),
     "MAX_CHUNK_MEMORY_MB": (
         "test_devices.py::test_little_memory_makes_chunks_shorter_and_batches_smaller"
@@ -370,20 +370,20 @@ EFFECTS = {
         "test_settings_effects.py::test_the_decoding_strategy_is_the_configured_one",
     ),
     "ENABLE_OVERLAP_CHUNKING": (
-        "test_chunking.py::test_without_overlap_chunks_hear_only_what_they_own"
+        "test_chunking.py::test_without_overlap_chunks_contain_only_what_they_own"
     ),
     "CHUNK_OVERLAP_SECONDS": (
         "test_chunking.py::test_the_overlap_setting_is_an_upper_bound_and_bounded_by_the_chunk"
     ),
     "SENTENCE_BOUNDARY_THRESHOLD": (
-        "test_pipeline.py::test_a_sentence_end_is_preferred_as_the_hand_over_as_near_as_was_set"
+        "test_pipeline.py::test_a_sentence_end_is_preferred_as_the_hand_over_within_the_configured_distance"
     ),
     "ENABLE_SILENCE_ALIGNED_CHUNKING": (
-        "test_chunking.py::test_without_alignment_chunks_are_as_long_as_they_may_be"
+        "test_chunking.py::test_without_alignment_chunks_have_the_maximum_length"
     ),
     "SILENCE_THRESHOLD_DB": "test_chunking.py::test_silence_is_what_is_below_the_threshold",
-    "MIN_SILENCE_DURATION": "test_chunking.py::test_a_silence_lasts_as_long_as_was_set",
-    "SILENCE_MAX_SHIFT_SECONDS": "test_chunking.py::test_a_cut_moves_no_further_than_was_set",
+    "MIN_SILENCE_DURATION": "test_chunking.py::test_the_minimum_silence_is_the_configured_one",
+    "SILENCE_MAX_SHIFT_SECONDS": "test_chunking.py::test_a_cut_moves_no_further_than_configured",
     **dict.fromkeys(
         ("ENABLE_FFMPEG_DENOISE", "DENOISE_FILTER"),
         "test_settings_effects.py::test_the_filter_is_applied_where_it_is_enabled",

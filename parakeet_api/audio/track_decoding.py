@@ -293,7 +293,7 @@ class TrackDecoding:
         timeline = Timeline(run.info, run.log.readings, marked=plan.marked)
         downmix = Downmix()
         caveats: list[Caveat] = []
-        sound = downmix.mix(self._pieces(run, blocks, timeline, plan, caveats))
+        sound = downmix.mix(self._frames_and_gaps(run, blocks, timeline, plan, caveats))
         if (
             not plan.as_float
             and self._recording.track is not None
@@ -304,7 +304,7 @@ class TrackDecoding:
         self._recording.add_caveats([*caveats, *downmix.caveats()], self._offset)
         self._check_end(run, timeline)
 
-    def _pieces(
+    def _frames_and_gaps(
         self,
         run: FfmpegRun,
         blocks: Iterable[bytes],
@@ -317,12 +317,12 @@ class TrackDecoding:
             if run.log.graphs > 1 and not plan.marked and plan.mix != "discrete":
                 # The track's format changes somewhere in this block.
                 raise _OtherPlanError(dataclasses.replace(plan, as_float=True, marked=True))
-            for piece in timeline.place(frames, at_end=at_end):
-                if isinstance(piece, Gap) and run.log.undecodable > undecodable:
+            for part in timeline.place(frames, at_end=at_end):
+                if isinstance(part, Gap) and run.log.undecodable > undecodable:
                     undecodable = run.log.undecodable
-                    if piece.samples >= _MIN_LOSS:
-                        caveats.append(_loss_caveat(timeline.position, piece))
-                yield piece
+                    if part.samples >= _MIN_LOSS:
+                        caveats.append(_loss_caveat(timeline.position, part))
+                yield part
 
     def _check_end(self, run: FfmpegRun, timeline: Timeline) -> None:
         """Wait for ffmpeg; raise the error, if any, that the client should get."""

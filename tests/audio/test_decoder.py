@@ -36,7 +36,7 @@ def test_raw_samples_are_taken_as_they_are(decoder: FfmpegDecoder, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("size", "samples"), [(1, 0), (2, 1), (3, 1)])
-def test_half_a_raw_sample_is_not_sound(
+def test_an_odd_byte_is_not_a_sample(
     decoder: FfmpegDecoder, tmp_path: Path, size: int, samples: int
 ) -> None:
     file = tmp_path / "samples"
@@ -68,7 +68,7 @@ def test_the_duration_is_taken_from_the_header(
     assert sum(map(len, blocks)) / SAMPLE_RATE == pytest.approx(clips[3].duration_s, abs=0.15)
 
 
-def test_a_file_that_does_not_tell_its_length_is_decoded_all_the_same(
+def test_a_file_without_a_duration_is_decoded(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
     file = encode(clips[3].path, tmp_path / "a.aac", "-f", "adts")
@@ -82,7 +82,7 @@ def test_a_file_that_does_not_tell_its_length_is_decoded_all_the_same(
     assert all(n / SAMPLE_RATE == pytest.approx(clips[3].duration_s, abs=0.2) for n in lengths)
 
 
-def test_closing_a_stream_early_ends_it(decoder: FfmpegDecoder, clips: list[Clip]) -> None:
+def test_closing_a_stream_early_stops_it(decoder: FfmpegDecoder, clips: list[Clip]) -> None:
     stream = decoder.stream(clips[3].path)
     assert len(next(stream))
     stream.close()
@@ -103,7 +103,7 @@ def jump(clip: Clip, target: Path, *, after_s: float, by_s: float) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.mka"])
-def test_a_hole_is_filled_with_as_much_silence(
+def test_a_gap_is_filled_with_silence_of_its_length(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
 ) -> None:
     samples = decode(decoder, jump(clips[0], tmp_path / name, after_s=1, by_s=100))
@@ -116,7 +116,7 @@ def test_a_hole_is_filled_with_as_much_silence(
 
 @pytest.mark.parametrize("after_s", [-1, 1], ids=["late start", "later"])
 @pytest.mark.parametrize("hours", [3, 10])
-def test_a_hole_of_hours_is_refused_before_it_is_filled(
+def test_a_gap_of_hours_is_rejected_before_it_is_filled(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, hours: int, after_s: float
 ) -> None:
     file = tmp_path / "a.mkv"
@@ -132,7 +132,7 @@ def test_a_hole_of_hours_is_refused_before_it_is_filled(
     assert sum(map(len, blocks)) < 60 * SAMPLE_RATE
 
 
-def test_ffmpeg_is_bounded(decoder: FfmpegDecoder, tone: Path) -> None:
+def test_ffmpeg_has_resource_limits(decoder: FfmpegDecoder, tone: Path) -> None:
     stream = replace(decoder, max_seconds=3600).stream(tone)
     next(stream)
     (process,) = ffmpegs()
@@ -169,7 +169,7 @@ HANG_UP = pytest.param(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, HANG_UP])
-def test_a_decoder_that_is_ended_does_not_end_a_recording(
+def test_a_killed_decoder_does_not_complete_a_recording(
     decoder: FfmpegDecoder, tone: Path, number: signal.Signals
 ) -> None:
     """The file is not the cause, so the request may be retried."""
@@ -200,7 +200,7 @@ def test_a_file_that_takes_too_much_time_is_refused(
         list(slow.stream(tone))
 
 
-def test_a_file_that_ends_it_with_the_status_of_a_signal_is_refused(
+def test_a_file_that_exits_with_the_status_of_a_signal_is_rejected(
     decoder: FfmpegDecoder, tone: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "ffmpeg"

@@ -128,7 +128,7 @@ def decoder_threads() -> list[str]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_pieces_are_what_one_ffmpeg_gives(
+def test_pieces_equal_the_output_of_one_ffmpeg(
     name: str,
     either: FfmpegDecoder,
     tmp_path: Path,
@@ -211,7 +211,7 @@ def test_damaged_frames_are_decoded_as_by_one_ffmpeg(
 @pytest.mark.parametrize(
     "case", [(name, piece) for name in ("vbr 44.1", "wav 44.1 stereo") for piece in (1, 3, 5)]
 )
-def test_a_piece_that_is_not_what_one_ffmpeg_gives_is_not_used(
+def test_a_piece_that_differs_from_one_ffmpeg_is_not_used(
     case: tuple[str, int],
     together: FfmpegDecoder,
     tmp_path: Path,
@@ -295,7 +295,7 @@ def test_short_recordings_are_left_to_one_ffmpeg(
     assert plan_pieces(file, workers=3) == ()
 
 
-def test_other_formats_and_nothing_are_left_to_one_ffmpeg(tmp_path: Path) -> None:
+def test_other_formats_and_empty_files_are_left_to_one_ffmpeg(tmp_path: Path) -> None:
     empty = tmp_path / "empty.mp3"
     empty.touch()
     tag = tmp_path / "tag.mp3"
@@ -337,7 +337,7 @@ def test_one_recording_at_a_time_is_decoded_in_pieces(
         assert planned == ()
 
 
-def test_an_ffmpeg_that_is_ended_from_outside_is_not_the_files_fault(
+def test_an_ffmpeg_that_is_killed_is_not_an_error_of_the_file(
     together: FfmpegDecoder, tmp_path: Path
 ) -> None:
     file = make(tmp_path, "vbr 44.1")

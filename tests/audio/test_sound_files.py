@@ -77,7 +77,7 @@ def test_what_needs_no_conversion_is_read_exactly(
 
 
 @pytest.mark.parametrize("how", UNUSUAL)
-def test_what_is_unusual_is_left_to_ffmpeg(
+def test_unusual_files_are_left_to_ffmpeg(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, how: str
 ) -> None:
     name, *options = UNUSUAL[how]
@@ -136,7 +136,7 @@ def _small_size(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [_cut, _no_size, _huge_size, _small_size])
-def test_a_wav_with_a_wrong_size_gives_what_ffmpeg_gives(
+def test_a_wav_with_a_wrong_size_is_decoded_as_by_ffmpeg(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     file = encode(clips[3].path, tmp_path / "a.wav")
@@ -157,7 +157,7 @@ def test_a_truncated_flac_is_rejected(
         list(decoder.stream(tmp_path / "a.flac"))
 
 
-def test_floats_can_be_anything(tmp_path: Path) -> None:
+def test_nan_and_infinite_floats_are_accepted(tmp_path: Path) -> None:
     wild = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 0.5] * 1000, np.float32)
     soundfile.write(tmp_path / "a.wav", wild, SAMPLE_RATE, subtype="FLOAT")
 

@@ -46,7 +46,7 @@ def _service(file: str) -> dict[str, Any]:
 SERVICE = _service("docker-compose.yml")
 
 
-def test_compose_serves_where_people_expect_it() -> None:
+def test_compose_uses_the_documented_port_and_volumes() -> None:
     assert SERVICE["ports"] == ["5092:5092"]
     assert SERVICE["volumes"][:2] == [
         "./models:/app/models:ro",
@@ -59,7 +59,7 @@ def test_every_variable_of_the_compose_file_is_read_by_something() -> None:
     assert not unknown
 
 
-def test_compose_gives_no_setting_a_default_of_its_own() -> None:
+def test_compose_sets_no_defaults() -> None:
     values = {name: value for name, value in SERVICE["environment"].items() if value is not None}
     assert values == {"PUID": "${PUID:-1000}", "PGID": "${PGID:-1000}"}
 
@@ -74,20 +74,20 @@ def test_the_readme_lists_what_the_image_reads_and_sets(readme: str) -> None:
     assert rows["PYTORCH_CUDA_ALLOC_CONF"] == _image_variable("PYTORCH_CUDA_ALLOC_CONF")
 
 
-def test_the_image_sets_no_setting_but_the_demo_model() -> None:
+def test_the_image_sets_only_the_demo_model() -> None:
     assert set(re.findall(r"^\s*(?:ENV )?([A-Z_]+)=", DOCKERFILE, re.MULTILINE)) & set(
         ALL_NAMES
     ) == {"DEMO_MODEL"}
 
 
-def test_compose_asks_for_a_card_and_the_override_takes_that_back() -> None:
+def test_compose_requests_a_gpu_and_the_cpu_override_does_not() -> None:
     assert SERVICE["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
     override = _service("docker-compose.cpu.yml")
     assert override["deploy"] is None
     assert override["build"] == {"args": {"TORCH": "cpu"}}
 
 
-def test_the_image_check_grants_the_time_to_stop_that_compose_grants() -> None:
+def test_the_image_check_uses_the_stop_time_of_compose() -> None:
     assert SERVICE["stop_grace_period"] == f"{GRACE_PERIOD_S:.0f}s"
 
 
@@ -96,7 +96,7 @@ def test_downloads_go_to_the_named_volume() -> None:
     assert Path(_image_variable("HF_HOME")).is_relative_to(targets[2])
 
 
-def test_the_image_never_takes_the_demo_model_unasked() -> None:
+def test_the_image_uses_the_demo_model_only_if_configured() -> None:
     assert _image_variable("DEMO_MODEL") == "never"
 
 
@@ -117,7 +117,7 @@ def test_the_image_is_labelled_with_the_version() -> None:
     assert f'org.opencontainers.image.version="{__version__}"' in DOCKERFILE
 
 
-def test_a_change_of_the_code_installs_no_package_again() -> None:
+def test_a_change_of_the_code_reinstalls_no_package() -> None:
     packages, final = re.split(r"^FROM .*\n", DOCKERFILE, flags=re.MULTILINE)[1:]
     assert re.findall(r"^COPY (.*)", packages, re.MULTILINE) == [
         "requirements.txt constraints.txt ./"
@@ -125,7 +125,7 @@ def test_a_change_of_the_code_installs_no_package_again() -> None:
     assert final.index("COPY --from=packages") < final.index("COPY . .")
 
 
-def test_what_the_server_needs_is_let_into_the_image() -> None:
+def test_everything_that_the_server_needs_is_in_the_image() -> None:
     let_in = {
         line.removeprefix("!").split("/")[0]
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -177,14 +177,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_entrypoint_becomes_the_command_and_gives_its_exit_code(folder: Path) -> None:
+def test_the_entrypoint_execs_the_command_and_returns_its_exit_code(folder: Path) -> None:
     done = enter(folder, "sh", "-c", "echo $PPID; exit 7", user=_someone())
     assert done.returncode == 7, done.stderr
     # Not a child of the script: its parent is this test.
     assert done.stdout.strip() == str(os.getpid())
 
 
-def test_big_temporary_files_go_beside_the_uploads(folder: Path) -> None:
+def test_large_temporary_files_are_next_to_the_uploads(folder: Path) -> None:
     done = enter(folder, "sh", "-c", "echo $TMPDIR", user=_someone())
     assert done.stdout.strip() == str(folder / "uploads")
     done = enter(folder, "sh", "-c", "echo $TMPDIR", user=_someone(), TMPDIR="/tmp")
@@ -209,7 +209,7 @@ def test_an_unwritable_cache_alone_stops_nothing(folder: Path) -> None:
 
 
 @as_root
-def test_root_becomes_puid_and_pgid_and_hands_its_folders_over(folder: Path) -> None:
+def test_root_changes_the_owner_of_folders_and_switches_to_puid_and_pgid(folder: Path) -> None:
     (folder / "uploads").mkdir(mode=0o755)
     (folder / "uploads" / "left").touch()
     outside = folder / "outside"

@@ -122,7 +122,7 @@ def test_values_in_deploy_are_values_that_the_server_takes() -> None:
     assert service.models_dir.parent == service.jobs_dir.parent == service.temp_uploads_dir.parent
 
 
-def test_everything_speaks_to_the_port_that_the_server_listens_on() -> None:
+def test_all_files_use_the_servers_port() -> None:
     service = _documents(KUBERNETES / "base" / "service.yaml")[0]["spec"]
     scrape = _documents(DEPLOY / "prometheus.yml")[0]["scrape_configs"][0]
     caddy = (DEPLOY / "Caddyfile").read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ def test_everything_speaks_to_the_port_that_the_server_listens_on() -> None:
     assert f"reverse_proxy 127.0.0.1:{SETTINGS.port} " in caddy
 
 
-def test_what_probes_and_prometheus_ask_for_is_there(server: Server) -> None:
+def test_probes_and_prometheus_use_existing_paths(server: Server) -> None:
     probes = ("startupProbe", "livenessProbe", "readinessProbe")
     paths = {CONTAINER[probe]["httpGet"]["path"] for probe in probes}
     paths.add(_documents(DEPLOY / "prometheus.yml")[0]["scrape_configs"][0]["metrics_path"])
@@ -144,7 +144,7 @@ def test_what_probes_and_prometheus_ask_for_is_there(server: Server) -> None:
     assert answers == {"/health/simple": 200, "/ready": 200, "/metrics": 200}
 
 
-def test_a_stop_has_the_time_that_the_server_gives_its_requests() -> None:
+def test_the_stop_timeout_exceeds_the_grace_period() -> None:
     pause_s = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     stop_s = int(re.findall(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)[0])
     to_close_s = 10
@@ -155,7 +155,7 @@ def test_a_stop_has_the_time_that_the_server_gives_its_requests() -> None:
     assert stop_s >= SETTINGS.stop_grace_s + to_close_s
 
 
-def test_proxies_let_the_server_refuse_what_is_too_large() -> None:
+def test_proxies_leave_the_upload_limit_to_the_server() -> None:
     needed = SETTINGS.max_upload_bytes + MULTIPART_OVERHEAD
     caddy = (DEPLOY / "Caddyfile").read_text(encoding="utf-8")
 
@@ -232,7 +232,7 @@ def test_every_error_code_in_the_alerts_exists() -> None:
     assert {"queue_full", "model_not_ready"} <= codes <= known
 
 
-def test_every_alert_says_what_to_do_and_is_tested() -> None:
+def test_every_alert_has_instructions_and_a_test() -> None:
     tests = (DEPLOY / "alerts_test.yml").read_text(encoding="utf-8")
     for rule in RULES:
         assert rule["labels"].keys() == {"severity"}
@@ -240,20 +240,20 @@ def test_every_alert_says_what_to_do_and_is_tested() -> None:
         assert f'ALERTS{{alertname="{rule["alert"]}"' in tests
 
 
-def test_the_memory_alert_knows_the_limit_of_the_deployment() -> None:
+def test_the_memory_alert_uses_the_limit_of_the_deployment() -> None:
     limit = CONTAINER["resources"]["limits"]["memory"]
     rule = next(rule for rule in RULES if rule["alert"] == "ParakeetMemoryHigh")
 
     assert rule["expr"].endswith(f"> 0.9 * {limit.removesuffix('Gi')} * 1024 ^ 3")
 
 
-def test_promtool_takes_the_rules_and_every_alert_fires_when_it_should() -> None:
+def test_promtool_accepts_the_rules_and_every_alert_fires_as_expected() -> None:
     _run("promtool", "check", "config", "--syntax-only", "prometheus.yml")
     _run("promtool", "check", "rules", "alerts.yml")
     _run("promtool", "test", "rules", "alerts_test.yml")
 
 
-def test_promtool_takes_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+def test_promtool_accepts_every_expression_of_the_dashboard(tmp_path: Path) -> None:
     of_grafana = {"$__rate_interval": "1m", "$__range": "6h", "$job": "parakeet", "$instance": ".*"}
     rules: list[dict[str, str]] = []
     for target in itertools.chain.from_iterable(panel["targets"] for panel in PANELS):
@@ -274,7 +274,7 @@ def test_every_panel_has_a_description_and_a_unit() -> None:
         assert panel["type"] == "table" or panel["fieldConfig"]["defaults"]["unit"]
 
 
-def test_the_dashboard_asks_the_data_source_that_its_reader_chose() -> None:
+def test_the_dashboard_uses_the_selected_data_source() -> None:
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     variables = {entry["name"]: entry for entry in DASHBOARD["templating"]["list"]}
 
@@ -341,13 +341,13 @@ def _pod(built: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return pod
 
 
-def test_the_cpu_overlay_asks_for_no_card() -> None:
+def test_the_cpu_overlay_requests_no_gpu() -> None:
     limits = _pod(_build("cpu"))["containers"][0]["resources"]["limits"]
 
     assert limits.keys() == {"cpu", "memory"}
 
 
-def test_servers_that_scale_keep_no_jobs_and_leave_their_number_to_the_autoscaler() -> None:
+def test_scaled_servers_accept_no_jobs_and_the_autoscaler_sets_their_number() -> None:
     built = _build("scaled")
     volumes = {volume["name"]: volume for volume in _pod(built)["volumes"]}
 
@@ -359,7 +359,7 @@ def test_servers_that_scale_keep_no_jobs_and_leave_their_number_to_the_autoscale
     assert models["accessModes"] == ["ReadWriteMany"]
 
 
-def test_the_pod_writes_to_volumes_alone() -> None:
+def test_the_pod_writes_only_to_volumes() -> None:
     mounted = {mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
     data_dir = next(entry["value"] for entry in CONTAINER["env"] if entry["name"] == "DATA_DIR")
 
@@ -379,7 +379,7 @@ def test_the_pod_writes_to_volumes_alone() -> None:
 # systemd
 
 
-def test_systemd_takes_the_unit_and_finds_it_hardened(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit_and_rates_it_hardened(tmp_path: Path) -> None:
     unit = tmp_path / "parakeet-api.service"
     # It checks that the program is there, and that is somewhere else here.
     unit.write_text(UNIT.replace("/opt/parakeet-api/.venv/bin/python", sys.executable))

@@ -179,7 +179,7 @@ class TestFullDisk:
 
 
 class TestStopping:
-    def test_what_runs_ends_and_what_comes_is_refused(
+    def test_running_requests_finish_and_new_ones_are_rejected(
         self, tmp_path: Path, clips: list[Clip]
     ) -> None:
         with running_server(tmp_path, STOP_GRACE_SECONDS="120") as stopping:

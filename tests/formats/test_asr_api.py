@@ -66,14 +66,14 @@ def test_what_bazarr_sends_is_understood() -> None:
     [("output", "pdf"), ("task", "sing"), ("encode", "7"), ("word_timestamps", "perhaps"),
      ("language", "ja")],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_by_name(name: str, value: str) -> None:
+def test_invalid_values_are_rejected_by_name(name: str, value: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse(**{name: value})
 
     assert caught.value.param == name
 
 
-def test_txt_has_a_sentence_a_line() -> None:
+def test_txt_has_one_sentence_per_line() -> None:
     assert body("txt") == "Hello, world.\nYes.\n"
 
 
@@ -125,7 +125,7 @@ def test_the_language_of_many_comes_with_its_confidence() -> None:
     assert 0.7 < answer["confidence"] <= 1
 
 
-def test_a_model_of_one_language_claims_no_confidence() -> None:
+def test_a_model_of_one_language_has_no_confidence() -> None:
     assert describe_language([HELLO], candidates=frozenset({"en"})) == {
         "detected_language": "english",
         "language_code": "en",

@@ -281,7 +281,7 @@ def test_an_infinite_log_probability_is_null() -> None:
     assert body_of(transcript, "json", include=["logprobs"])["logprobs"][0]["logprob"] is None
 
 
-def test_a_language_that_is_not_known_is_left_out_or_called_so() -> None:
+def test_an_unknown_language_is_omitted_or_called_unknown() -> None:
     transcript = replace(TRANSCRIPT, language=None)
 
     assert "languages" not in body_of(transcript, "json")

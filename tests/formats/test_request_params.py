@@ -123,7 +123,7 @@ def test_hints_narrow_the_languages(fields: dict[str, str | list[str]]) -> None:
     assert parse(("en", "de", "fr"), **fields).languages == {"de", "fr"}
 
 
-def test_hints_none_of_which_is_spoken_are_refused() -> None:
+def test_hints_without_a_supported_language_are_rejected() -> None:
     error = refusal(**{"languages[]": ["de", "zh"]})
 
     assert isinstance(error, UnsupportedLanguageError)
@@ -168,7 +168,7 @@ def test_another_value_of_stream_is_refused() -> None:
         {"known_speaker_names[]": ["agent"]},
     ],
 )
-def test_what_the_model_has_no_use_for_changes_nothing(
+def test_parameters_without_effect_change_nothing(
     fields: dict[str, str | list[str]],
 ) -> None:
     assert parse(**fields) == parse()
@@ -185,7 +185,7 @@ def test_what_the_model_has_no_use_for_changes_nothing(
         {"chunking_strategy[threshold]": "0.5"},
     ],
 )
-def test_a_chunking_strategy_that_is_none_is_refused(fields: dict[str, str]) -> None:
+def test_an_invalid_chunking_strategy_is_rejected(fields: dict[str, str]) -> None:
     assert str(refusal(**fields).param).startswith("chunking_strategy")
 
 
@@ -258,7 +258,7 @@ def test_unknown_granularities_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["response_format", "temperature", "timestamp_granularities[]"])
-def test_a_refusal_does_not_repeat_a_novel(field: str) -> None:
+def test_an_error_message_does_not_quote_a_long_value(field: str) -> None:
     error = refusal(**{field: "x" * 100_000})
 
     assert len(error.message) < 200
@@ -316,5 +316,5 @@ def test_a_track_is_a_number_or_all(text: str, track: int | str | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "first", "12345", "\u0661"])
-def test_what_is_no_track_is_named(text: str) -> None:
+def test_an_invalid_track_is_named(text: str) -> None:
     assert refusal(audio_track=text).param == "audio_track"

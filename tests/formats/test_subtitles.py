@@ -191,7 +191,7 @@ def test_no_short_cue_is_left_beside_one_it_may_join(
 
 
 @given(ordinary_recordings, configurations)
-def test_a_cue_starts_with_its_first_word_and_covers_its_last_but_for_the_gap(
+def test_a_cue_starts_with_its_first_word_and_covers_its_last_except_for_the_gap(
     segments: list[Segment], settings: Settings
 ) -> None:
     cues = make_cues(segments, settings=settings)
@@ -248,7 +248,7 @@ def test_no_segments_make_empty_files() -> None:
     assert len(webvtt.from_buffer(StringIO(to_vtt(cues)))) == 0
 
 
-def test_a_segment_without_anything_to_read_makes_no_cue() -> None:
+def test_a_segment_without_visible_text_makes_no_cue() -> None:
     assert make_cues([segment((" ", 0.0, 1.0), ("", 1.0, 2.0))], settings=DEFAULTS) == []
 
 

@@ -87,7 +87,7 @@ class TestWho:
 
 
 class TestUnload:
-    def test_an_idle_model_goes_and_comes_back(self, here: Served, echoes: Echoes) -> None:
+    def test_an_idle_model_is_unloaded_and_loaded_again(self, here: Served, echoes: Echoes) -> None:
         name = "parakeet-tdt-demo-en"
         assert outcomes(post(here, "/admin/unload")) == {name: "not_loaded"}
 
@@ -109,7 +109,9 @@ class TestUnload:
         assert outcomes(post(pair, "/admin/unload", data={"model": "one"})) == {"one": "unloaded"}
         assert error_of(post(pair, "/admin/unload?model=six"), 404)["code"] == "model_not_found"
 
-    def test_one_at_work_stays_and_the_others_go(self, pair: Served, echoes: Echoes) -> None:
+    def test_a_model_in_use_stays_and_the_others_are_unloaded(
+        self, pair: Served, echoes: Echoes
+    ) -> None:
         assert transcribe(pair.server, CLIP, {"model": "two"}).status_code == 200
         go_on = hold(echoes, "one")
         answers: list[httpx.Response] = []

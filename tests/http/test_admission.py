@@ -27,7 +27,7 @@ def held(admission: Admission) -> int:
     return sum(admission.counts())
 
 
-def test_places_are_bounded_and_given_to_those_who_wait() -> None:
+def test_places_are_limited_and_given_to_waiting_requests() -> None:
     admission = Admission(active=2, waiting=1)
     leave = [threading.Event() for _ in range(4)]
     order: list[int] = []
@@ -68,7 +68,7 @@ def test_no_request_waits_if_the_queue_has_length_zero() -> None:
 
 
 @pytest.mark.usefixtures("quick_poll")
-def test_a_client_that_goes_while_it_waits_gives_its_place_back() -> None:
+def test_a_client_that_disconnects_while_waiting_frees_its_place() -> None:
     admission = Admission(active=1, waiting=1)
     cancelled = threading.Event()
 
@@ -116,7 +116,7 @@ def test_waiting_requests_get_their_position_and_are_served_in_order() -> None:
     assert positions[2] == sorted(positions[2], reverse=True)
 
 
-def test_a_newcomer_does_not_overtake_the_line() -> None:
+def test_a_new_request_does_not_overtake_the_queue() -> None:
     admission = Admission(active=1, waiting=2)
     order: list[str] = []
 

@@ -162,7 +162,7 @@ def test_a_connection_that_is_reset_costs_nothing_more(
 
 @pytest.mark.usefixtures("leaves_nothing")
 @pytest.mark.parametrize("fields", [{}, {"stream": "true"}], ids=["at once", "stream"])
-def test_many_that_go_cost_nothing_more(
+def test_many_disconnected_clients_cost_nothing_more(
     settled: Server, hour: Path, fields: dict[str, str]
 ) -> None:
     content = hour.read_bytes()
@@ -229,7 +229,7 @@ class TestWaiting:
             yield started
         assert "Traceback" not in started.log.read_text()
 
-    def test_clients_that_go_while_the_model_loads_and_while_they_wait_leave_nothing(
+    def test_clients_that_disconnect_during_a_load_or_while_waiting_leave_nothing(
         self, narrow: Server, hour: Path, clip: Clip
     ) -> None:
         content = clip.path.read_bytes()
@@ -245,7 +245,7 @@ class TestWaiting:
         _wait_until_idle(narrow)
         assert transcribe(narrow, clip.path).json()["text"] == clip.text
 
-    def test_those_that_wait_behind_one_that_goes_move_up(
+    def test_requests_behind_a_disconnected_client_move_up(
         self, narrow: Server, hour: Path, clip: Clip
     ) -> None:
         content = clip.path.read_bytes()

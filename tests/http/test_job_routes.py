@@ -498,7 +498,7 @@ class TestWebhooks:
         assert error["param"] == "webhook_url"
 
 
-def test_results_go_after_their_time(tmp_path: Path, clip: Clip) -> None:
+def test_results_are_removed_after_their_time(tmp_path: Path, clip: Clip) -> None:
     with running_server(tmp_path, JOB_RETENTION_HOURS="0.0003") as server:
         path = accepted(server, clip.path)
         wait_until(

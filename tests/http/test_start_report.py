@@ -75,7 +75,7 @@ def test_it_is_one_block_that_begins_with_what_matters() -> None:
     assert "s3cret" not in "".join(lines)
 
 
-def test_without_a_card_the_plan_depends_on_no_memory() -> None:
+def test_without_a_gpu_the_plan_depends_on_no_memory() -> None:
     body = report().body()
 
     assert "as measured on a CPU" in report().text()

@@ -35,7 +35,7 @@ def test_an_upload_that_is_held_stays_when_its_first_handle_closes(tmp_path: Pat
     assert not Path(held.name).exists()
 
 
-def test_uploads_of_a_killed_process_go(tmp_path: Path) -> None:
+def test_uploads_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     script = (
         "import os, pathlib, sys; from parakeet_api.http.uploads import create_upload;"
         " create_upload(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"

@@ -82,7 +82,7 @@ def test_a_job_has_the_requested_parameters(store: JobStore, upload: Path) -> No
     assert store.recording(job).read_bytes() == b"sound"
 
 
-def test_the_upload_stays_the_callers_and_the_recording_the_stores(
+def test_the_caller_owns_the_upload_and_the_store_the_recording(
     store: JobStore, upload: Path
 ) -> None:
     job = add(store, upload)
@@ -133,7 +133,7 @@ def test_only_one_of_many_threads_starts_a_job(store: JobStore, upload: Path) ->
     assert len([job for job in started if job]) == 1
 
 
-def test_a_result_is_kept_to_the_letter_and_the_recording_goes(
+def test_a_result_is_stored_exactly_and_the_recording_deleted(
     store: JobStore, folder: Path, upload: Path
 ) -> None:
     job = start(store, add(store, upload))
@@ -160,7 +160,7 @@ def test_a_job_that_was_cancelled_while_it_ran_gets_no_result(
     assert read(store, job).result is None
 
 
-def test_pages_of_a_list_hold_each_job_once_newest_first(store: JobStore, upload: Path) -> None:
+def test_pages_of_a_list_have_each_job_once_newest_first(store: JobStore, upload: Path) -> None:
     jobs = [add(store, upload, owner="mine") for _ in range(5)]
     add(store, upload, owner="another's")
     add(store, upload)
@@ -172,7 +172,7 @@ def test_pages_of_a_list_hold_each_job_once_newest_first(store: JobStore, upload
     assert store.newest("mine", limit=3, after="no such job") == []
 
 
-def test_removing_leaves_unfinished_jobs_and_frees_the_space(
+def test_removing_keeps_unfinished_jobs_and_frees_the_space(
     store: JobStore, folder: Path, upload: Path
 ) -> None:
     waiting, done = add(store, upload), start(store, add(store, upload))
@@ -194,7 +194,7 @@ def reopened(folder: Path) -> JobStore:
     return JobStore(folder)
 
 
-def test_a_job_that_ran_when_the_process_died_is_queued_again_in_its_place(
+def test_a_job_that_ran_when_the_process_crashed_is_queued_again_at_its_position(
     store: JobStore, folder: Path, upload: Path
 ) -> None:
     first, second = add(store, upload), add(store, upload)
@@ -224,7 +224,7 @@ def test_a_job_that_ends_the_process_three_times_fails(
     assert recordings(folder) == set()
 
 
-def test_a_job_that_was_requeue_was_not_interrupted(
+def test_a_requeued_job_does_not_count_as_interrupted(
     store: JobStore, folder: Path, upload: Path
 ) -> None:
     job = start(store, add(store, upload))
@@ -409,9 +409,7 @@ def test_a_results_warnings_are_kept(store: JobStore, upload: Path) -> None:
     assert read(store, job).result == replace(RESULT, caveats=caveats)
 
 
-def test_tables_of_before_results_had_warnings_are_read_and_written(
-    folder: Path, upload: Path
-) -> None:
+def test_tables_without_warnings_are_read_and_written(folder: Path, upload: Path) -> None:
     before = JobStore(folder)
     done = start(before, add(before, upload))
     before.succeed(done, RESULT)

@@ -151,7 +151,7 @@ def test_a_large_gpu_is_given_more_jobs_at_a_time(
     assert workers_for(cores=cores, batch_size=batch_size) == workers
 
 
-def test_a_jobs_result_is_what_a_request_is_answered(
+def test_a_jobs_result_is_the_response_of_a_request(
     recognizer: NemoRecognizer, clips: list[Clip], folder: Path
 ) -> None:
     settings = Settings.from_env({})
@@ -268,7 +268,7 @@ def test_a_job_that_ends_after_it_was_read_is_read_again_with_its_result(folder:
     assert latest.result is not None
 
 
-def test_two_are_worked_on_at_a_time_oldest_first(folder: Path) -> None:
+def test_two_jobs_are_processed_at_a_time_oldest_first(folder: Path) -> None:
     work = Scripted()
     work.gates = {name: threading.Event() for name in "abcd"}
     with jobs_of(folder, work) as started:
@@ -288,7 +288,7 @@ def test_two_are_worked_on_at_a_time_oldest_first(folder: Path) -> None:
     assert work.processed[2:] == ["c", "d"]
 
 
-def test_a_file_that_cannot_be_used_fails_its_job_with_the_answer_of_a_request(
+def test_a_file_that_cannot_be_decoded_fails_its_job_with_the_error_of_a_request(
     folder: Path,
 ) -> None:
     work = Scripted()
@@ -305,7 +305,7 @@ def test_a_file_that_cannot_be_used_fails_its_job_with_the_answer_of_a_request(
     assert recordings(folder) == []
 
 
-def test_a_fault_of_ours_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_retried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ServiceUnavailableError, "retry_after_s", 0)
     work = Scripted()
     work.errors = {"a": [RuntimeError("a hiccup"), RuntimeError("another")]}
@@ -317,7 +317,7 @@ def test_a_fault_of_ours_is_tried_again(folder: Path, monkeypatch: pytest.Monkey
     assert len(work.processed) == 3
 
 
-def test_a_fault_of_ours_that_stays_fails_its_job_and_no_other(
+def test_a_permanent_unexpected_error_fails_its_job_and_no_other(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ServiceUnavailableError, "retry_after_s", 0)
@@ -347,7 +347,7 @@ def test_a_job_waits_for_its_model_and_is_then_done(folder: Path) -> None:
     assert len(work.processed) == 6
 
 
-def test_a_job_that_cannot_be_done_for_now_holds_up_no_other(folder: Path) -> None:
+def test_a_postponed_job_does_not_delay_others(folder: Path) -> None:
     work = Scripted()
     work.errors = {"a": [ServiceUnavailableError("Not enough memory.")]}
     with jobs_of(folder, work) as started:
@@ -360,7 +360,7 @@ def test_a_job_that_cannot_be_done_for_now_holds_up_no_other(folder: Path) -> No
     assert work.processed.count("a") == 1
 
 
-def test_the_pauses_between_tries_grow_unless_it_is_the_model_that_is_awaited(
+def test_the_pauses_between_attempts_grow_unless_a_job_waits_for_the_model(
     folder: Path,
 ) -> None:
     work = Scripted()
@@ -383,7 +383,7 @@ def test_the_pauses_between_tries_grow_unless_it_is_the_model_that_is_awaited(
     assert pauses[-1] == 300
 
 
-def test_jobs_that_may_have_ended_the_process_run_alone(folder: Path) -> None:
+def test_jobs_that_may_have_crashed_the_process_run_alone(folder: Path) -> None:
     store = JobStore(folder)
     for name in "abc":
         job = store.add(
@@ -422,7 +422,7 @@ def test_a_missing_recording_fails_its_job(folder: Path) -> None:
 # The disk
 
 
-def test_an_outcome_that_the_disk_refuses_is_kept_once_it_does_not(
+def test_an_outcome_is_stored_once_the_disk_works_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(job_runner, "_DISK_RETRY_S", 0.02)
@@ -496,7 +496,7 @@ def test_two_processes_never_share_a_folder_and_the_second_takes_over(
             first.submit(upload, TEXT, owner=None)
 
 
-def test_closing_before_the_start_and_twice_is_fine(folder: Path) -> None:
+def test_closing_before_the_start_and_twice_is_allowed(folder: Path) -> None:
     never_started = Jobs(
         settings=Settings.from_env({"DATA_DIR": str(folder)}), pipeline_of=lambda _: Scripted()
     )
@@ -517,7 +517,7 @@ def test_no_thread_is_left(folder: Path) -> None:
 # Limits and owners
 
 
-def test_the_settings_bound_the_jobs_that_are_unfinished(folder: Path) -> None:
+def test_unfinished_jobs_are_limited_by_the_settings(folder: Path) -> None:
     work = Scripted()
     work.gates = {name: threading.Event() for name in "abc"}
     with jobs_of(folder, work, MAX_QUEUED_JOBS="3") as started:
@@ -544,7 +544,7 @@ def test_finished_jobs_are_removed_after_their_time(
 
 
 @pytest.mark.parametrize("other", [None, "b" * 64, ""])
-def test_a_job_is_its_owners_alone(folder: Path, upload: Path, other: str | None) -> None:
+def test_a_job_is_visible_only_to_its_owner(folder: Path, upload: Path, other: str | None) -> None:
     with jobs_of(folder, Scripted()) as started:
         job = started.submit(upload, TEXT, owner="a" * 64)
 

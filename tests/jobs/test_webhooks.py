@@ -178,7 +178,7 @@ def test_a_webhook_is_called_when_its_job_ends(
 
 
 @pytest.mark.parametrize("status", [500, 404, 301, 307])
-def test_a_call_that_is_not_answered_well_is_repeated_and_never_redirected(
+def test_a_failed_call_is_repeated_and_never_redirected(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job], status: int
 ) -> None:
     receiver.answers = [status, status]
@@ -191,7 +191,7 @@ def test_a_call_that_is_not_answered_well_is_repeated_and_never_redirected(
     assert webhook_of(store, job) == Webhook(f"{receiver.url}/done", 3, delivered=True)
 
 
-def test_after_the_last_try_it_is_left_with_the_reason(
+def test_after_the_last_attempt_the_reason_is_stored(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
 ) -> None:
     receiver.answers = [503] * 99
@@ -207,7 +207,7 @@ def test_after_the_last_try_it_is_left_with_the_reason(
     )
 
 
-def test_a_receiver_that_is_down_does_not_hold_up_others(
+def test_a_receiver_that_is_down_does_not_delay_others(
     store: JobStore, receiver: Receiver, finish: Callable[[str], Job]
 ) -> None:
     nobody = Receiver()
@@ -251,7 +251,7 @@ def test_a_host_that_was_taken_off_the_list_is_not_called(
     assert "ALLOW_WEBHOOKS" in (webhook_of(store, job).last_error or "")
 
 
-def test_nothing_of_the_environment_is_used(
+def test_proxies_and_netrc_of_the_environment_are_ignored(
     store: JobStore,
     receiver: Receiver,
     finish: Callable[[str], Job],

@@ -313,7 +313,7 @@ def test_device_cpu_runs_no_check(install: InstallDriver) -> None:
         (Driver(gpus=0), "has no GPU number 0"),
     ],
 )
-def test_where_the_driver_has_no_gpu_no_program_is_started(
+def test_without_a_gpu_in_the_driver_no_check_is_started(
     install: InstallDriver,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -137,7 +137,7 @@ class TestUnloading:
         assert len(unloads) > 20, "the race did not take place"
         assert count.loads >= len(unloads)
 
-    def test_an_idle_model_goes_by_itself_and_comes_back(
+    def test_an_idle_model_is_unloaded_by_timeout_and_loaded_again(
         self, tmp_path: Path, clips: list[Clip]
     ) -> None:
         # 1.2 s.

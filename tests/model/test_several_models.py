@@ -123,7 +123,7 @@ class TestChoice:
         assert (error["code"], error["param"]) == ("model_not_found", "model")
         assert "'one', 'two-v3'" in error["message"]
 
-    def test_each_speaks_its_own_languages(self, pair: Server) -> None:
+    def test_each_model_has_its_own_languages(self, pair: Server) -> None:
         def ask(path: str, file: str, model: str) -> int:
             fields = {"model": model, "language": "de"}
             body = {file: CLIP.read_bytes()}

@@ -61,7 +61,7 @@ class TestDocument:
         for schema in _schemas(document):
             jsonschema_rs.meta.validate(schema)
 
-    def test_every_reference_leads_somewhere(self) -> None:
+    def test_every_reference_resolves(self) -> None:
         document = description()
 
         references = set(_values(document, "$ref"))
@@ -202,7 +202,7 @@ class TestErrors:
 
 
 class TestDocsPage:
-    def test_swagger_ui_is_what_was_published(self) -> None:
+    def test_swagger_ui_is_the_published_version(self) -> None:
         lines = (VENDOR / "SHA256SUMS").read_text().splitlines()
         sums = {name: expected for expected, name in map(str.split, lines)}
 
@@ -210,7 +210,7 @@ class TestDocsPage:
         for name, expected in sums.items():
             assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == expected
 
-    def test_its_policy_lets_nothing_in(self, server: Server) -> None:
+    def test_the_policy_allows_no_other_hosts(self, server: Server) -> None:
         policy = request(server, "GET", "/docs").headers["content-security-policy"]
 
         assert policy.startswith("default-src 'none'")
@@ -245,7 +245,7 @@ class TestDocsPage:
         assert '"parakeet-tdt-demo-en"' in answer
         assert page.faults == []
 
-    def test_it_asks_the_server_behind_a_path_prefix(self, server: Server, page: _Visit) -> None:
+    def test_it_works_behind_a_path_prefix(self, server: Server, page: _Visit) -> None:
         """A proxy that serves the server under `/speech/` is played by the browser's router."""
         page.behind_prefix(server.url, "/speech")
         page.open(f"{server.url}/speech/docs")

@@ -78,7 +78,7 @@ def test_schemas_are_valid() -> None:
         jsonschema_rs.meta.validate(published)
 
 
-def test_details_of_errors_have_their_types_and_codes_alone() -> None:
+def test_details_of_errors_have_only_their_types_and_codes() -> None:
     coded = error_details([AudioDecodeError, ServerError])["properties"]
     mixed = error_details([AudioDecodeError, InvalidRequestError])["properties"]
     without = error_details([InvalidRequestError])["properties"]

@@ -46,7 +46,7 @@ def test_every_answer_to_generated_requests_is_described(tmp_path: Path) -> None
     assert sent >= MIN_REQUESTS
 
 
-def test_no_generated_request_gets_past_the_key(tmp_path: Path) -> None:
+def test_no_generated_request_passes_without_the_key(tmp_path: Path) -> None:
     with running_server(tmp_path, API_KEY="right-key") as guarded:
         outcome, sent = _run(
             guarded,

@@ -69,7 +69,7 @@ def page(server: Server) -> _Page:
 
 
 class TestPage:
-    def test_it_is_html_under_a_policy_that_lets_nothing_in(self, server: Server) -> None:
+    def test_it_is_html_with_a_policy_that_allows_no_other_hosts(self, server: Server) -> None:
         answer = request(server, "GET", "/")
 
         assert answer.status_code == 200
@@ -90,9 +90,7 @@ class TestPage:
     def test_it_keeps_its_own_policy(self, page: _Page) -> None:
         assert page.inline == []
 
-    def test_everything_it_refers_to_is_there_and_relative(
-        self, server: Server, page: _Page
-    ) -> None:
+    def test_all_references_exist_and_are_relative(self, server: Server, page: _Page) -> None:
         addresses = {address for address in page.addresses if not address.startswith("#")}
 
         assert {"static/app.css", "static/app.js"} <= addresses
@@ -104,7 +102,7 @@ class TestPage:
         assert len(page.ids) > 20
         assert len(set(page.ids)) == len(page.ids)
 
-    def test_every_element_the_scripts_ask_for_is_there(self, page: _Page) -> None:
+    def test_every_element_that_the_scripts_use_exists(self, page: _Page) -> None:
         ids = set(re.findall(r'byId\("([\w-]+)"\)', _scripts()))
 
         assert len(ids) > 20
@@ -175,7 +173,7 @@ class TestStrings:
         assert list(english) == list(chinese)
         assert all(text.strip() for text in [*english.values(), *chinese.values()])
 
-    def test_both_have_the_same_holes(self) -> None:
+    def test_both_languages_have_the_same_placeholders(self) -> None:
         english, chinese = map(_strings, LANGUAGES)
         holes = {
             key: (set(re.findall(r"\{\w+\}", english[key])), set(re.findall(r"\{\w+\}", text)))

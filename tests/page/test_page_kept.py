@@ -51,7 +51,7 @@ class TestEdits:
         clip.reload()
         assert open_again(clip) == SAID.replace("Rosa", "Rose")
 
-    def test_undo_and_redo_go_on_after_a_reload(self, clip: Page) -> None:
+    def test_undo_and_redo_work_after_a_reload(self, clip: Page) -> None:
         edit_word(clip, clip.locator('[data-word="0"]'), "Rose")
         edit_word(clip, clip.locator('[data-word="4"]'), "Oliver")
         clip.keyboard.press("Control+z")
@@ -82,9 +82,7 @@ class TestEdits:
 
 
 class TestEditing:
-    def test_a_sentence_is_typed_anew_and_words_that_stay_keep_their_times(
-        self, clip: Page
-    ) -> None:
+    def test_an_edited_sentence_keeps_the_times_of_unchanged_words(self, clip: Page) -> None:
         clip.get_by_role("button", name="Edit", exact=True).click()
         clip.locator(".sentence .words").click()
         clip.locator(".sentence-field").fill("Rosa likes to write, but Olivia likes working.")
@@ -141,7 +139,7 @@ class TestEditing:
 
 
 class TestWorkUnderWay:
-    def test_a_reload_finds_the_work_going_on_and_then_done(
+    def test_after_a_reload_the_work_continues_and_finishes(
         self, browser: Browser, server: Server, lecture: Path
     ) -> None:
         with visit(browser, server.url, Look(width=1440)) as page:

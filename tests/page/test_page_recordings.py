@@ -85,7 +85,7 @@ class TestWaysIn:
             paste(page, CLIP)
             assert transcript_of(page) == SAID
 
-    def test_several_files_are_worked_on_one_after_the_other(
+    def test_several_files_are_processed_one_after_the_other(
         self, browser: Browser, server: Server
     ) -> None:
         with visit(browser, server.url) as page:
@@ -121,7 +121,7 @@ class TestWaysIn:
                 page.get_by_role("button", name="Save recording").click()
             assert download.value.path().stat().st_size > 1000
 
-    def test_a_recording_can_be_thrown_away(self, browser: Browser, server: Server) -> None:
+    def test_a_recording_can_be_discarded(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             uploads = count_uploads(page)
             page.locator("#record").click()
@@ -282,7 +282,7 @@ class TestTrouble:
             page.clock.run_for(40_000)
             problem(page, "The server has gone silent", "Check your network, then try again.")
 
-    def test_the_words_of_a_recording_that_was_cancelled_are_taken_away(
+    def test_the_words_of_a_cancelled_recording_are_removed(
         self, browser: Browser, server: Server, lecture: Path
     ) -> None:
         with visit(browser, server.url) as page:

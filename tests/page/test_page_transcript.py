@@ -108,7 +108,7 @@ class TestListening:
 
 
 class TestReading:
-    def test_sentences_stand_with_their_times(self, talk: Page, answer: dict[str, Any]) -> None:
+    def test_sentences_are_shown_with_their_times(self, talk: Page, answer: dict[str, Any]) -> None:
         sentences = talk.locator("#sentences .words").all_text_contents()
         assert sentences == [segment["text"].strip() for segment in answer["segments"]]
         seconds = int(answer["segments"][7]["start"])
@@ -116,7 +116,7 @@ class TestReading:
             f"{seconds // 60}:{seconds % 60:02}"
         )
 
-    def test_uncertain_words_are_those_that_the_model_doubts(
+    def test_uncertain_words_are_those_of_low_probability(
         self, talk: Page, answer: dict[str, Any]
     ) -> None:
         doubted = [
@@ -132,7 +132,7 @@ class TestReading:
             percent = round(math.exp(answer["words"][index]["logprob"]) * 100)
             expect(focused).to_have_attribute("title", re.compile(rf"uncertain: {percent}\s?%"))
 
-    def test_search_goes_from_place_to_place(self, talk: Page, answer: dict[str, Any]) -> None:
+    def test_search_goes_from_match_to_match(self, talk: Page, answer: dict[str, Any]) -> None:
         count = answer["text"].lower().count("the chairs")
         assert count > 1
         talk.get_by_role("searchbox").fill("THE chairs")
@@ -156,9 +156,7 @@ class TestReading:
             search.fill("")
             expect(talk.locator(".current")).to_have_count(0)
 
-    def test_the_words_that_are_spoken_do_not_take_the_page_from_what_was_found(
-        self, talk: Page
-    ) -> None:
+    def test_playback_does_not_scroll_away_from_a_search_result(self, talk: Page) -> None:
         search = talk.get_by_role("searchbox")
         talk.locator('[data-word="0"]').click()
         search.fill("bridge with Ben")
@@ -181,7 +179,7 @@ class TestReading:
 
 
 class TestKeys:
-    def test_space_and_letters_move_the_sound_wherever_one_is(
+    def test_space_and_letters_control_playback_anywhere_on_the_page(
         self, browser: Browser, server: Server
     ) -> None:
         with visit(browser, server.url) as page:
@@ -227,7 +225,7 @@ class TestKeys:
 
 
 class TestWarnings:
-    def test_speech_without_words_is_named_where_it_is_and_leads_there(
+    def test_speech_without_words_is_marked_and_linked(
         self, browser: Browser, server: Server
     ) -> None:
         words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 500
@@ -474,7 +472,7 @@ class TestHostileAnswers:
 
 
 class TestThreeHours:
-    def test_a_jump_lands_on_its_sentence_at_the_first_try_and_marks_it(
+    def test_a_jump_scrolls_to_its_sentence_once_and_marks_it(
         self, browser: Browser, server: Server
     ) -> None:
         # Sentences of one line and of several, so that no estimate of their heights holds.
@@ -514,7 +512,7 @@ class TestThreeHours:
             expect(page.locator("#search-count")).to_have_text("1 of 1")
             expect(page.locator(".current")).to_be_in_viewport()
 
-    def test_only_what_is_near_has_an_element_for_each_word(
+    def test_only_sentences_near_the_window_have_an_element_for_each_word(
         self, browser: Browser, server: Server
     ) -> None:
         words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 3000

@@ -120,7 +120,7 @@ def test_a_silence_shorter_than_the_minimum_does_not_count_as_one() -> None:
     assert 26.5 < seams(chunks)[0] < 27.0
 
 
-def test_without_silence_a_cut_moves_to_the_quietest_moment() -> None:
+def test_without_silence_a_cut_moves_to_the_quietest_point() -> None:
     samples = speech_like(60)
     quiet = slice(round(24.0 * SAMPLE_RATE), round(24.1 * SAMPLE_RATE))
     samples[quiet] = samples[quiet] // 3
@@ -149,7 +149,7 @@ def test_silence_is_what_is_below_the_threshold(threshold: str, at: tuple[float,
 
 
 @pytest.mark.parametrize(("shortest", "at"), [("0.35", (26.5, 27.0)), ("0.1", (25.4, 25.6))])
-def test_a_silence_lasts_as_long_as_was_set(shortest: str, at: tuple[float, float]) -> None:
+def test_the_minimum_silence_is_the_configured_one(shortest: str, at: tuple[float, float]) -> None:
     quiet = {(25.4, 25.6): 300, (26.5, 27.0): 300}
 
     start_s, end_s = at
@@ -157,12 +157,12 @@ def test_a_silence_lasts_as_long_as_was_set(shortest: str, at: tuple[float, floa
 
 
 @pytest.mark.parametrize(("shift_s", "at"), [("2", (24.0, 24.5)), ("0.5", (26.5, 27.5))])
-def test_a_cut_moves_no_further_than_was_set(shift_s: str, at: tuple[float, float]) -> None:
+def test_a_cut_moves_no_further_than_configured(shift_s: str, at: tuple[float, float]) -> None:
     start_s, end_s = at
     assert start_s < seam_with({(24.0, 24.5): 0}, SILENCE_MAX_SHIFT_SECONDS=shift_s) < end_s
 
 
-def test_without_alignment_chunks_are_as_long_as_they_may_be() -> None:
+def test_without_alignment_chunks_have_the_maximum_length() -> None:
     unaligned = policy(30, enable_silence_aligned_chunking=False)
     chunks = list(plan_chunks([speech_like(100)], unaligned))
 
@@ -171,7 +171,7 @@ def test_without_alignment_chunks_are_as_long_as_they_may_be() -> None:
     assert seams(chunks) == pytest.approx([27.5, 52.5, 77.5], abs=0.2)
 
 
-def test_without_overlap_chunks_hear_only_what_they_own() -> None:
+def test_without_overlap_chunks_contain_only_what_they_own() -> None:
     chunks = list(plan_chunks([speech_like(100)], policy(30, enable_overlap_chunking=False)))
 
     assert all((c.start, c.end) == (c.owned_start, c.owned_end) for c in chunks)
@@ -195,7 +195,7 @@ def test_a_recording_without_samples_has_no_chunks() -> None:
     assert list(plan_chunks([np.zeros(0, np.int16)], policy(30))) == []
 
 
-def test_chunks_come_before_the_recording_has_been_read() -> None:
+def test_chunks_are_yielded_before_the_recording_has_been_read() -> None:
     read = 0
 
     def endless() -> Iterator[Pcm]:

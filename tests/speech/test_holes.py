@@ -96,7 +96,7 @@ def test_without_holes_nothing_is_decoded_again_and_nothing_changes(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_lost_while_the_model_sticks_comes_back_once(
+def test_skipped_speech_is_recovered_once(
     seed: int,
     recognized: list[tuple[Chunk, list[Word]]],
     recognizer: NemoRecognizer,
@@ -211,7 +211,7 @@ def test_music_and_applause_are_no_holes(
     assert len(completed.words) <= len(words) / 3
 
 
-def test_a_recording_that_the_neighbour_has_words_for_is_not_unheard() -> None:
+def test_speech_with_words_in_the_neighbour_is_not_reported() -> None:
     without_words = SpeechWithoutWords()
     without_words.add([Span(8.0, 10.0)])
     without_words.add([Span(10.0, 11.0), Span(20.0, 22.0)])

@@ -63,7 +63,7 @@ def wrong(answers: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]
         ("Хорошо.", None),
     ],
 )
-def test_a_short_text_is_recognised_or_left_open(text: str, language: str | None) -> None:
+def test_a_short_text_is_recognised_or_undecided(text: str, language: str | None) -> None:
     assert detect(text) == language
 
 
@@ -75,7 +75,7 @@ def test_a_text_without_evidence_yields_no_language(text: str, candidates: froze
     assert detect_language(text, candidates=candidates) is None
 
 
-def test_only_candidates_are_answered() -> None:
+def test_only_candidates_are_returned() -> None:
     german = SENTENCES["de"][0]
 
     assert detect_language(german, candidates=frozenset({"de", "fr"})) == "de"
@@ -145,7 +145,7 @@ def test_any_candidates_are_ranked(text: str, candidates: frozenset[str]) -> Non
         assert ranked[0].confidence >= CONFIDENCE_FLOOR
 
 
-def test_threads_that_come_first_together_load_once_and_agree() -> None:
+def test_concurrent_first_calls_load_once_and_agree() -> None:
     language_detection._unrestricted.cache_clear()
     language_detection._restricted.cache_clear()
     start = Barrier(8)

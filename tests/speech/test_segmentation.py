@@ -97,7 +97,7 @@ def test_a_sentence_end_inside_a_word_does_not_cut_it() -> None:
     assert sentences("今日は。元気 ですか。", language="ja") == ["今日は。元気 ですか。"]
 
 
-def test_wide_spaces_inside_a_word_do_no_harm() -> None:
+def test_multibyte_spaces_inside_a_word_are_accepted() -> None:
     # These made sentencex 1.0.32 panic.
     assert sentences("A\u00a0.b A\u2028.b Yes. A\u3000.b") == [
         "A\u00a0.b A\u2028.b Yes.",

@@ -100,7 +100,7 @@ def test_confident_words_in_a_steady_sound_are_kept(sound: Pcm) -> None:
     assert gate(whole(sound), spread(CONFIDENT), Spoken()) == spread(CONFIDENT)
 
 
-def test_doubtful_words_in_a_noise_that_comes_and_goes_are_dropped(silero: SileroDetector) -> None:
+def test_doubtful_words_in_a_modulated_noise_are_dropped(silero: SileroDetector) -> None:
     assert gate(whole(varying()), spread(DOUBTFUL), silero) == []
 
 
@@ -110,7 +110,7 @@ def test_doubtful_words_are_kept_where_there_is_speech_and_only_there() -> None:
     assert texts(gate(whole(hiss()), spread(DOUBTFUL), detector)) == ["word3"]
 
 
-def test_a_moment_of_speech_is_not_enough() -> None:
+def test_a_short_burst_of_speech_is_not_enough() -> None:
     assert gate(whole(hiss()), spread(DOUBTFUL), Spoken((3.2, 3.25))) == []
 
 
@@ -125,7 +125,7 @@ def test_the_detector_is_run_on_doubtful_words_only() -> None:
     assert sum(doubtful.asked_s) < 3
 
 
-def test_a_word_is_as_sure_as_the_words_around_it() -> None:
+def test_log_probabilities_are_averaged_over_neighbouring_words() -> None:
     words = spread(DOUBTFUL)
     words[2] = word("word2", 2.2, 2.6, CONFIDENT)
 
@@ -139,7 +139,7 @@ def test_words_whose_probability_is_unknown_are_kept() -> None:
     assert gate(whole(hiss()), bare, Spoken()) == bare
 
 
-def test_the_doubt_of_all_words_counts_not_of_one() -> None:
+def test_a_single_doubtful_word_is_kept() -> None:
     one_doubtful = [*spread(CONFIDENT)[:-1], word("last", 5.2, 5.6, DOUBTFUL)]
 
     assert gate(whole(hiss()), one_doubtful, Spoken()) == one_doubtful
@@ -163,7 +163,7 @@ def test_a_word_that_the_model_timed_itself_is_judged_where_it_is() -> None:
     assert texts(gate(whole(hiss()), words, Spoken((1.0, 1.6)))) == ["second"]
 
 
-def test_words_beside_a_sound_are_kept_and_the_others_are_not() -> None:
+def test_only_words_near_a_sound_are_kept() -> None:
     samples = silence()
     samples[3 * SAMPLE_RATE : 4 * SAMPLE_RATE] = hiss()[:SAMPLE_RATE]
     words = [
@@ -210,7 +210,7 @@ def test_times_count_from_the_start_of_the_recording() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 479, 480])
-def test_chunks_of_hardly_a_sample_are_no_fault(length: int) -> None:
+def test_chunks_of_hardly_a_sample_are_accepted(length: int) -> None:
     samples = np.full(length, 1000, np.int16)
 
     assert gate(whole(samples), [], Spoken()) == []
@@ -232,7 +232,7 @@ def test_no_word_of_real_speech_is_dropped(
 
 
 @pytest.mark.parametrize("gain", [1, 1 / 30])
-def test_no_word_of_real_speech_is_dropped_by_a_model_that_doubts_all_it_finds(
+def test_no_word_of_real_speech_is_dropped_even_if_all_are_doubtful(
     gain: float,
     clips: list[Clip],
     decoder: FfmpegDecoder,

@@ -95,7 +95,7 @@ def test_without_shared_audio_every_word_is_kept() -> None:
     assert texts(joined) == ["a", "b"]
 
 
-def test_words_far_from_a_seam_come_out_at_once() -> None:
+def test_words_far_from_a_seam_are_output_at_once() -> None:
     stitcher = Stitcher(sentence_boundary_threshold_s=0.5)
 
     given_out = list(stitcher.add(FIRST, [word("a", 1.0), word("b", 7.9), word("c", 9.9)]))
@@ -162,7 +162,7 @@ def two_versions(draw: st.DrawFn) -> tuple[list[Word], list[Word], list[str]]:
 
 
 @given(two_versions())
-def test_stitching_loses_and_doubles_nothing_within_its_contract(
+def test_stitching_loses_and_repeats_no_word_within_its_contract(
     versions: tuple[list[Word], list[Word], list[str]],
 ) -> None:
     earlier, later, names = versions
@@ -192,7 +192,7 @@ def test_any_two_word_lists_join_in_order_and_keep_words_of_one_chunk(
 # Two chunks that disagree. The reliable window is 9 to 11 s.
 
 
-def test_a_word_that_one_chunk_alone_has_is_kept_however_doubtful_it_is() -> None:
+def test_a_word_of_one_chunk_is_kept_however_doubtful_it_is() -> None:
     complete = [word("did", 9.5), word("not", 9.8, logprob=-0.3), word("agree", 10.1)]
     without = [word("did", 9.5), word("agree", 10.1)]
 
@@ -200,12 +200,12 @@ def test_a_word_that_one_chunk_alone_has_is_kept_however_doubtful_it_is() -> Non
     assert texts(stitch((FIRST, without), (SECOND, complete))) == ["did", "not", "agree"]
 
 
-def test_a_word_beyond_what_a_chunk_knows_well_is_not_taken_from_it() -> None:
+def test_a_word_outside_a_chunks_reliable_window_is_not_taken_from_it() -> None:
     assert texts(stitch((FIRST, [word("cut", 11.5)]), (SECOND, []))) == []
     assert texts(stitch((FIRST, []), (SECOND, [word("cut", 8.5)]))) == []
 
 
-def test_where_two_chunks_differ_one_version_of_the_whole_stretch_is_taken() -> None:
+def test_where_two_chunks_differ_the_words_of_one_are_taken() -> None:
     around = word("please", 9.1), word("today", 10.9)
     earlier = [around[0], word("recognise", 9.6), word("speech", 10.1), around[1]]
     later = [
@@ -235,7 +235,7 @@ def test_words_far_from_those_that_differ_are_kept() -> None:
     assert texts(joined) == ["so", "April", "then", "we"]
 
 
-def test_two_chunks_that_agree_on_nothing_are_parted_once() -> None:
+def test_two_chunks_without_a_common_word_are_joined_at_one_time() -> None:
     earlier = [word(f"e{n}", 8.1 + 0.4 * n) for n in range(10)]
     later = [word(f"l{n}", 8.1 + 0.4 * n) for n in range(10)]
 
@@ -244,7 +244,7 @@ def test_two_chunks_that_agree_on_nothing_are_parted_once() -> None:
     assert joined == [*(f"e{n}" for n in range(5)), *(f"l{n}" for n in range(5, 10))]
 
 
-def test_the_hand_over_may_lie_in_a_pause_that_begins_before_the_shared_part() -> None:
+def test_the_hand_over_may_lie_in_a_pause_that_begins_before_the_window() -> None:
     """Words that were already output do not count as a disagreement."""
     earlier = [word("Right.", 7.0), word("So", 10.9)]
     later = [word("right", 8.2), word("so", 10.9)]
@@ -304,7 +304,7 @@ def draw_seam(draw: random.Random, *, missing: str) -> Seam:
 
 
 @pytest.mark.parametrize("missing", ["one", "one in ten"])
-def test_of_4000_seams_no_word_of_one_chunk_alone_is_lost_or_doubled(missing: str) -> None:
+def test_over_4000_seams_no_word_of_one_chunk_is_lost_or_repeated(missing: str) -> None:
     draw = random.Random(16)
     alone = 0
     lost: Counter[str] = Counter()
