@@ -1,5 +1,6 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
+# make check  lint, types, and the tests that need no server and no browser: some 3 minutes
 # make bench  time the service relative to the bare model; MODEL=english: with the small English model
 # make cpu    time fp32, bf16 and int8 on this CPU, with random weights of the full-size model's shape
 # make gpu    test a GPU in 8 minutes: correctness, speed, memory, HTTP; DRY_RUN=1 runs it on a CPU
@@ -30,7 +31,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench cpu gpu connections fuzz fire fuzz-api fidelity accuracy screenshots audit licences sbom clean
+.PHONY: run test check lint bench cpu gpu connections fuzz fire fuzz-api fidelity accuracy screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -38,6 +39,9 @@ run: $(VENV)/.runtime
 # Files run in parallel, each in one process, as its tests share servers.
 test: lint $(NODE_CLIENT)
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+check: lint
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not integration"
 
 lint: $(VENV)/.development
 	@$(BIN)/ruff check --quiet .

@@ -24,7 +24,7 @@ from parakeet_api.speech.activity import SpeechActivity
 from parakeet_api.speech.speech_gate import drop_hallucinations
 from parakeet_api.transcript import SAMPLE_RATE, Word
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 """A single pass over three minutes takes 10 s of one core, and minutes on a busy machine."""
 
 

@@ -17,6 +17,8 @@ from playwright.sync_api import expect
 from benchmarks.english import by_source, load_recordings, word_errors
 from parakeet_api.transcript import SAMPLE_RATE
 
+pytestmark = pytest.mark.integration
+
 NOTE = "small English model, for trying things out; about 17 words in 100 are wrong on clear speech"
 
 

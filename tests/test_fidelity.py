@@ -29,6 +29,8 @@ from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import SAMPLE_RATE, Pcm, Word, join_words
 
+pytestmark = pytest.mark.integration
+
 MINUTES = 4
 """Of each recording: a single pass over all 12 takes a minute, attention being quadratic."""
 

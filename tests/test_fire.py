@@ -20,6 +20,8 @@ from benchmarks.fire.load import Load, Outcome
 from benchmarks.fire.recordings import Question, Recordings
 from benchmarks.fire.server import Disk, Server
 
+pytestmark = pytest.mark.integration
+
 PROBES = ("/health", "/health/simple", "/ready", "/metrics")
 
 

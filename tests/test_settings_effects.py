@@ -29,6 +29,8 @@ from parakeet_api.model.recognizer import NemoRecognizer, Recognizer
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Chunk, Word
 
+pytestmark = pytest.mark.integration
+
 
 @contextmanager
 def service(folder: Path, **environ: str) -> Iterator[Services]:

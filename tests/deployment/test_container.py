@@ -24,6 +24,8 @@ from settings_tables import ALL_NAMES, OF_THE_IMAGE, READMES, readme_rows
 
 from parakeet_api import __version__
 
+pytestmark = pytest.mark.integration
+
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 ENTRYPOINT = (ROOT / "entrypoint.sh").read_text()
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes owners and becomes other users")

@@ -26,6 +26,8 @@ from parakeet_api.http.received_form import MULTIPART_OVERHEAD
 from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 KUBERNETES_VERSIONS = ("1.30", kubernetes_validate.latest_version())

@@ -27,6 +27,8 @@ from http_helpers import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+pytestmark = pytest.mark.integration
+
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
 

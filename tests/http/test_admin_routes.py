@@ -15,6 +15,8 @@ from in_process import Echoes, Served, served
 
 from parakeet_api.http import admin_routes
 
+pytestmark = pytest.mark.integration
+
 CLIP = SPEECH / "clip-001.flac"
 
 

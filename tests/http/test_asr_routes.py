@@ -14,6 +14,8 @@ from http_helpers import error_of, request, transcribe, uploads
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def clip(clips: list[Clip]) -> Clip:

@@ -26,6 +26,8 @@ from http_helpers import ENDPOINT, error_of, ffmpegs, request, transcribe, uploa
 from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.transcript import SAMPLE_RATE
 
+pytestmark = pytest.mark.integration
+
 MB = 1024 * 1024
 SPOKEN = SPEECH / "clip-010.flac"
 AUDIO = SPOKEN.read_bytes()

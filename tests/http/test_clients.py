@@ -36,6 +36,8 @@ from openai.types.audio import (
     TranslationVerbose,
 )
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def clip(clips: list[Clip]) -> Clip:

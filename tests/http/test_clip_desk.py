@@ -15,6 +15,8 @@ import pytest
 from conftest import Clip, Server, encode, running_server, wait_for
 from http_helpers import ENDPOINT, FORMATS, is_idle, post, transcribe, uploads, wait_until
 
+pytestmark = pytest.mark.integration
+
 
 def fronts(server: Server) -> list[psutil.Process]:
     """List the processes that receive clips."""

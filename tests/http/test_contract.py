@@ -27,6 +27,8 @@ from parakeet_api.openapi.document import Facts, describe
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE
 
+pytestmark = pytest.mark.integration
+
 FOLDER = ROOT / "tests" / "contract"
 RECORDINGS = sorted(FOLDER.glob("*.json"))
 HEADERS = ("Content-Type", "X-Parakeet-Model", "Retry-After", "Allow", "Cache-Control")

@@ -34,6 +34,8 @@ from http_helpers import (
     waiting_chunks,
 )
 
+pytestmark = pytest.mark.integration
+
 _RESET = struct.pack("ii", 1, 0)
 """For `SO_LINGER`: a close is a reset, as of a machine that lost its network."""
 

@@ -45,6 +45,8 @@ from http_helpers import (
 
 from parakeet_api.transcript import SAMPLE_RATE
 
+pytestmark = pytest.mark.integration
+
 MEDIA_TYPES = {
     "json": "application/json",
     "text": "text/plain; charset=utf-8",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
+import pytest
 from conftest import Server
 
 from benchmarks import http_rate
+
+pytestmark = pytest.mark.integration
 
 
 def test_a_fast_gpu_is_measured_over_http() -> None:

@@ -31,6 +31,8 @@ from webhook_receiver import Receiver
 
 from parakeet_api.audio.ffmpeg import find_ffmpeg
 
+pytestmark = pytest.mark.integration
+
 JOBS = "/v1/jobs"
 UNFINISHED = {"queued", "running"}
 

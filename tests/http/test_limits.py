@@ -28,6 +28,8 @@ from parakeet_api.http.waitress_internals import Channel
 from parakeet_api.http.waitress_internals import Server as HttpServer
 from parakeet_api.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 LOCAL = "127.0.0.1"
 ORIGIN = "https://example.org"
 

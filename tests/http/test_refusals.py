@@ -30,6 +30,8 @@ from http_helpers import (
     wait_until,
 )
 
+pytestmark = pytest.mark.integration
+
 MB = 1024 * 1024
 PATHS = [ENDPOINT, "/v1/audio/translations", "/asr", "/detect-language", "/v1/jobs"]
 

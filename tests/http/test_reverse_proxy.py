@@ -20,7 +20,10 @@ from parakeet_api.transcript import SAMPLE_RATE
 
 SITE = (ROOT / "deploy" / "nginx.conf").read_text(encoding="utf-8")
 
-pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed"),
+]
 
 
 def _free_port() -> int:

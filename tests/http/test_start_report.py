@@ -21,6 +21,8 @@ from parakeet_api.openapi.json_schema import ref
 from parakeet_api.openapi.schemas import body_schemas
 from parakeet_api.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 CPU_PLAN = InferencePlan(longest_chunk_s=30, batch_size=8, batch_s=60)
 CARD_PLAN = InferencePlan(60, 8, 454.5, memory_mb=1500, memory_limit="MAX_CHUNK_MEMORY_MB")
 

@@ -25,6 +25,8 @@ from http_helpers import (
 
 from parakeet_api.formats.server_sent_events import PEAKS_PER_SECOND
 
+pytestmark = pytest.mark.integration
+
 
 @dataclass
 class Stream:

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 from conftest import ROOT, SPEECH, running_server
 
 from parakeet_api.http.uploads import create_upload, hold_upload, sweep_uploads
+
+pytestmark = pytest.mark.integration
 
 
 def test_uploads_of_this_process_stay(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from conftest import PATIENCE_S, SPEECH, Server, running_server
 
 from app import EXIT_DEVICE_LOST
 
+pytestmark = pytest.mark.integration
+
 PROGRAM = """
 import os
 import app, torch

@@ -24,6 +24,8 @@ from model_helpers import run_all
 from parakeet_api.model import slot
 from parakeet_api.transcript import SAMPLE_RATE
 
+pytestmark = pytest.mark.integration
+
 CLIP = SPEECH / "clip-001.flac"
 NAME = "parakeet-tdt-demo-en"
 

@@ -30,6 +30,8 @@ from parakeet_api import served_models
 from parakeet_api.errors import StoppingError
 from parakeet_api.model import slot
 
+pytestmark = pytest.mark.integration
+
 CLIP = SPEECH / "clip-001.flac"
 
 Start = Callable[..., AbstractContextManager[Served]]

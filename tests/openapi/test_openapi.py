@@ -36,6 +36,8 @@ from parakeet_api.openapi.document import Facts, describe
 from parakeet_api.openapi.parts import MEANINGS
 from parakeet_api.settings import Settings
 
+pytestmark = pytest.mark.integration
+
 VENDOR = ROOT / "static" / "vendor" / "swagger-ui"
 OPEN_PATHS = {"/", "/docs", "/openapi.json", "/health/simple", "/ready"}
 """`/health` needs a key only for one parameter."""

@@ -12,9 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from api_description import closed
 from conftest import ROOT, Server, running_server
 from http_helpers import request
+
+pytestmark = pytest.mark.integration
 
 CHECKS = (
     "not_a_server_error",

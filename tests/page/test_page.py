@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT, Server
 from http_helpers import request
 
+pytestmark = pytest.mark.integration
+
 STATIC = sorted(path.name for path in (ROOT / "static").iterdir() if path.is_file())
 SOURCES = [
     *(ROOT / "static" / name for name in STATIC if not name.endswith(".ogg")),

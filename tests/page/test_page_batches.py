@@ -10,6 +10,8 @@ from browser import Look, choose, is_too_wide, serious_faults, transcript_of, vi
 from conftest import SPEECH, Server
 from playwright.sync_api import Browser, expect
 
+pytestmark = pytest.mark.integration
+
 
 def test_fifty_files_have_one_progress_and_each_is_opened_into_view(
     browser: Browser, server: Server, tmp_path: Path

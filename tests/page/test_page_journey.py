@@ -25,6 +25,8 @@ from browser import (
 from conftest import PEOPLE, ROOT, SPEECH, Server, encode, running_server
 from playwright.sync_api import Browser, Page, expect
 
+pytestmark = pytest.mark.integration
+
 LOOKS = {
     "desktop-en": Look(),
     "desktop-zh-CN": Look(language="zh-CN", dark=True),

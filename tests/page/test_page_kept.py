@@ -10,6 +10,8 @@ from browser import Look, choose, edit_word, saved, transcript_of, visit
 from conftest import SPEECH, Server, encode
 from playwright.sync_api import Browser, Page, expect
 
+pytestmark = pytest.mark.integration
+
 CLIP = SPEECH / "clip-001.flac"
 SAID = "Rosa likes writing, but Olivia likes working."
 

@@ -25,6 +25,8 @@ from conftest import SPEECH, Server, encode, running_server
 from http_helpers import request, wait_until
 from playwright.sync_api import Browser, Page, expect
 
+pytestmark = pytest.mark.integration
+
 CLIP = SPEECH / "clip-001.flac"
 SAID = "Rosa likes writing, but Olivia likes working."
 

@@ -27,6 +27,8 @@ from conftest import SPEECH, Server
 from http_helpers import ENDPOINT, Fields, transcribe, uploads, wait_until
 from playwright.sync_api import Browser, Page, Route, expect
 
+pytestmark = pytest.mark.integration
+
 CLIP = SPEECH / "clip-001.flac"
 TALK = SPEECH / "long-pauses.ogg"
 WORDS: Fields = {
