@@ -125,10 +125,7 @@ def _names_a_host(address: str) -> bool:
 def _model_id(text: str) -> str:
     revision = r"(@[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*)?"
     if not re.fullmatch(rf"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*{revision}", text, re.ASCII):
-        raise ValueError(
-            "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2,"
-            " with or without @ and a revision"
-        )
+        raise ValueError("a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2")
     return text
 
 

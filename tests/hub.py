@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
+from urllib.parse import unquote
 
 MODEL_ID = "acme/tiny-tdt"
 FILE = "tiny-tdt.nemo"
@@ -115,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
     def _answer(self) -> None:
-        hub = self.hub
+        hub, path = self.hub, unquote(self.path)
         hub.requests.append((self.command, self.path, self.headers["Range"]))
         if hub.fault == "hanging":
             hub.released.wait()
@@ -124,9 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_head(*_REFUSALS[hub.fault])
         elif self.path == f"/cdn/{FILE}":
             self._send_file(hub.content)
-        elif self.path == f"/{MODEL_ID}/resolve/{hub.revision}/README.md" and hub.card is not None:
+        elif path == f"/{MODEL_ID}/resolve/{hub.revision}/README.md" and hub.card is not None:
             self._send_file(hub.card)
-        elif self.path != f"/{MODEL_ID}/resolve/{hub.revision}/{FILE}":
+        elif path != f"/{MODEL_ID}/resolve/{hub.revision}/{FILE}":
             self._send_head(*_REFUSALS["missing file"])
         elif hub.redirects:
             self._redirect()
@@ -160,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers["Range"] if hub.takes_ranges else None
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         size = len(content)
-        headers = {"ETag": _ETAG, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        # The client keeps what has the same one once.
+        etag = _ETAG if content is hub.content else '"card"'
+        headers = {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         self._send_head(

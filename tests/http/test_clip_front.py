@@ -143,7 +143,7 @@ def test_a_clip_is_answered_with_the_models_words(tmp_path: Path) -> None:
         assert headers["X-Parakeet-Model"] == "parakeet.nemo"
         ((asked, size),) = owner.heard
         assert asked[:2] == ("recognize", "whisper-1")
-        assert asked[3:] == ("127.0.0.1", "/v1/audio/transcriptions")
+        assert asked[3:] == ("127.0.0.1", "/v1/audio/transcriptions", "en")
         assert headers["X-Request-Id"] == asked[2]
         assert size == 2 * SAMPLE_RATE
         assert owner.passed_on == []
