@@ -40,7 +40,6 @@ from parakeet_api.model.devices import (
     available_cores,
     decoding_workers,
     find_gpu,
-    plan_inference,
 )
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
@@ -76,12 +75,10 @@ def build_services(
         settings, workers=decoding_workers(gpu, available_cores())
     )
     prepare_uploads(settings.temp_uploads_dir)
-    plan = plan_inference(settings, gpu)
     metrics = Metrics()
     models = ServedModels.from_settings(
         settings,
         gpu=gpu,
-        plan=plan,
         decoder=decoder,
         bundled=BUNDLED_MODELS,
         metrics=metrics,
@@ -93,7 +90,7 @@ def build_services(
     jobs = Jobs(
         settings=settings,
         pipeline_of=models.pipeline_of,
-        workers=workers_for(cores=available_cores(), batch_size=plan.batch_size),
+        workers=workers_for(cores=available_cores(), batch_size=models.first.plan.batch_size),
         metrics=metrics,
     )
     try:
@@ -104,7 +101,7 @@ def build_services(
             metrics=metrics,
             jobs=jobs,
             decoder=decoder,
-            plan=plan,
+            plan=models.first.plan,
             gpu=gpu,
         )
     finally:

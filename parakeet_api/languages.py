@@ -45,6 +45,30 @@ python-iso639 does not know `greek`, and Babel takes 33 MB.
 ENGLISH_NAMES = {code: names[0] for code, names in _NAMES.items()}
 """ISO 639-1 code -> English name, lower case: the 25 languages of parakeet-tdt-0.6b-v3."""
 
+_MORE_NAMES: dict[str, tuple[str, ...]] = {
+    "ar": ("arabic", "العربية"),
+    "ca": ("catalan", "català"),
+    "fa": ("persian", "فارسی"),
+    "he": ("hebrew", "עברית"),
+    "hi": ("hindi", "हिन्दी"),
+    "id": ("indonesian", "bahasa indonesia"),
+    "ja": ("japanese", "日本語"),
+    "ka": ("georgian", "ქართული"),
+    "ko": ("korean", "한국어"),
+    "nb": ("norwegian bokmål", "bokmål"),
+    "nn": ("norwegian nynorsk", "nynorsk"),
+    "no": ("norwegian", "norsk"),
+    "th": ("thai", "ไทย"),
+    "tr": ("turkish", "türkçe"),
+    "vi": ("vietnamese", "tiếng việt"),
+    "zh": ("chinese", "中文", "mandarin"),
+}
+"""Of other models in the family: English name as OpenAI writes it, and the language's own."""
+
+_ALL_NAMES = _NAMES | _MORE_NAMES
+_CODE = 2
+"""Letters of an ISO 639-1 code."""
+
 _ISO_639: dict[str, str] = dict(
     entry.split("=")
     for entry in """
@@ -92,7 +116,7 @@ _DIALECTS = {
 and Bazarr send."""
 
 _CODES = (
-    {name: code for code, names in _NAMES.items() for name in names}
+    {name: code for code, names in _ALL_NAMES.items() for name in names}
     | {three: code for code, codes in _ISO_639.items() for three in codes.split(",")}
     | _DIALECTS
 )
@@ -116,22 +140,38 @@ _UNSPECIFIED = frozenset(
 
 def english_name(code: str) -> str:
     """Return a language's English name in lower case; the code itself if it is not in the table."""
-    return ENGLISH_NAMES.get(code, code)
+    return _ALL_NAMES[code][0] if code in _ALL_NAMES else code
 
 
-def languages_of(model_name: str, configured: Iterable[str] = ()) -> frozenset[str]:
-    """Return the languages of a checkpoint: the configured codes, else by its name.
+def languages_of(
+    model_name: str, configured: Iterable[str] = (), stated: Iterable[str] = ()
+) -> frozenset[str]:
+    """Return the languages of a checkpoint: the configured codes, else those that it states.
 
-    A name with `v3` means all 25 languages, any other name English.
+    If it states none, its name decides: a language in it, such as `-ja` or `german`, then `v3`,
+    which means all 25. Other names mean English.
     """
     named_v3 = re.search(r"(?<![a-z0-9])v3(?![0-9])", model_name.lower())
-    return frozenset(configured) or frozenset(ENGLISH_NAMES if named_v3 else {"en"})
+    return (
+        frozenset(configured)
+        or frozenset(stated)
+        or _named_in(model_name)
+        or frozenset(ENGLISH_NAMES if named_v3 else {"en"})
+    )
+
+
+def _named_in(model_name: str) -> frozenset[str]:
+    """Find languages in a model's name; not every two letters in one are a code."""
+    parts = re.findall(r"[a-z]+", model_name.lower())
+    codes = (_CODES.get(part) if len(part) > _CODE else part for part in parts)
+    return frozenset(code for code in codes if code in _ALL_NAMES)
 
 
 def language_code(text: str) -> str | None:
     """Convert `en`, `en-US`, `EN_us`, `eng` or `English` to `en`; `None` if it is no language.
 
-    Names are supported for the 25 languages of v3, codes of two and three letters for all.
+    Names are supported for the languages of NVIDIA's models, codes of two and three letters for
+    all.
     """
     # macOS sends `ç` as two characters.
     normalized = unicodedata.normalize("NFC", text).strip().casefold().replace("_", "-")

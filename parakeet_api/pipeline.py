@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from parakeet_api.settings import Settings
 from parakeet_api.speech.activity import SpeechDetector
 from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.speech.holes import Completed, Span, SpeechWithoutWords, complete_words
-from parakeet_api.speech.language_detection import detect_language
+from parakeet_api.speech.language_detection import spoken_language
 from parakeet_api.speech.segmentation import split_into_segments
 from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import (
@@ -31,7 +31,6 @@ from parakeet_api.transcript import (
     SoundTrack,
     Transcript,
     Word,
-    join_words,
 )
 
 logger = logging.getLogger(__name__)
@@ -110,6 +109,8 @@ class Pipeline:
     ) -> Transcript:
         """Transcribe a whole recording, spoken in one of `languages` (ISO 639-1 codes).
 
+        A single language is passed to a model that takes prompts.
+
         `track` selects an audio track; with `allow_partial`, a truncated file is transcribed as
         far as it goes, with a caveat.
 
@@ -120,7 +121,12 @@ class Pipeline:
         words: list[Word] = []
         progress = Progress((), _NO_SAMPLES, 0.0, None)
         for progress in self.stream(
-            path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial, cancelled=cancelled
+            path,
+            languages=languages,
+            raw_pcm=raw_pcm,
+            track=track,
+            allow_partial=allow_partial,
+            cancelled=cancelled,
         ):
             words.extend(progress.words)
             on_progress(progress)
@@ -133,7 +139,7 @@ class Pipeline:
             duration_s / max(elapsed_s, 1e-3),
             len(words),
         )
-        language = detect_language(join_words(words), candidates=languages)
+        language = spoken_language(words, candidates=languages)
         return Transcript(
             segments=tuple(split_into_segments(words, language=language or "en")),
             duration=duration_s,
@@ -146,6 +152,7 @@ class Pipeline:
         self,
         path: Path,
         *,
+        languages: frozenset[str] = ENGLISH,
         raw_pcm: bool = False,
         track: TrackChoice = None,
         allow_partial: bool = False,
@@ -168,7 +175,8 @@ class Pipeline:
                     path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial
                 )
             ) as audio,
-            closing(self._prefetched(plan_chunks(audio, self._policy))) as chunks,
+            closing(self._prefetched(plan_chunks(audio, self._policy))) as planned,
+            closing(_spoken_in(planned, languages)) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
             for chunk, words in recognized:
@@ -235,6 +243,13 @@ def speech_without_words_caveats(spans: Sequence[Span]) -> list[Caveat]:
         )
         for span in spans[:_MAX_SPEECH_CAVEATS]
     ]
+
+
+def _spoken_in(chunks: Iterable[Chunk], languages: frozenset[str]) -> Generator[Chunk]:
+    """State the language of chunks, where there is only one that it may be."""
+    language = next(iter(languages)) if len(languages) == 1 else None
+    for chunk in chunks:
+        yield replace(chunk, language=language)
 
 
 def _one_ahead(chunks: Generator[Chunk], executor: Executor) -> Generator[Chunk]:

@@ -19,7 +19,7 @@ from parakeet_api.metrics import Metrics
 from parakeet_api.model.batching import Batcher
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, known_device_memory
-from parakeet_api.model.devices import Gpu, InferencePlan
+from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
 from parakeet_api.model.memory import has_room
 from parakeet_api.model.pool import ModelPool
 from parakeet_api.model.recognizer import load_recognizer
@@ -51,6 +51,8 @@ class ServedModel:
     """A model with the objects that belong to it alone: a batch never mixes two models."""
 
     slot: ModelSlot
+    plan: InferencePlan
+    """How much of it is recognised at once, by its size and the device."""
     batcher: Batcher
     pipeline: Pipeline
     configured_languages: tuple[str, ...]
@@ -67,7 +69,9 @@ class ServedModel:
     @property
     def languages(self) -> frozenset[str]:
         """The languages it recognises, ISO 639-1 codes."""
-        return languages_of(self.name, self.configured_languages)
+        checkpoint = self.checkpoints.status.checkpoint
+        stated = checkpoint.languages if checkpoint else ()
+        return languages_of(self.name, self.configured_languages, stated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,6 @@ class ServedModels:
         settings: Settings,
         *,
         gpu: Gpu | None,
-        plan: InferencePlan,
         decoder: FfmpegDecoder,
         bundled: BundledModels,
         metrics: Metrics,
@@ -97,20 +100,23 @@ class ServedModels:
         Starts downloads of missing checkpoints; loads no model. `on_device_lost` is called if the
         GPU fails for the rest of the process.
         """
-        slots = [
-            ModelSlot(
-                CheckpointStore(settings, bundled=bundled, only=name),
+        slots: list[ModelSlot] = []
+        plans: dict[ModelSlot, InferencePlan] = {}
+        for name in settings.models or (None,):
+            store = CheckpointStore(settings, bundled=bundled, only=name)
+            store.start()
+            plan = plan_inference(settings, gpu, store.architecture)
+            slot = ModelSlot(
+                store,
                 partial(load_recognizer, settings=settings, gpu=gpu, plan=plan),
                 idle_timeout_s=settings.idle_timeout_minutes * 60,
                 name=model_basename(name) if name else "",
                 prepare=import_libraries,
                 metrics=metrics,
             )
-            for name in settings.models or (None,)
-        ]
-        for slot in slots:
-            slot.checkpoints.start()
             slot.unload_when_idle()
+            slots.append(slot)
+            plans[slot] = plan
         pool = ModelPool(
             slots,
             permits=settings.max_concurrent_inferences,
@@ -120,6 +126,7 @@ class ServedModels:
         detector = SileroDetector()
 
         def serve(slot: ModelSlot) -> ServedModel:
+            plan = plans[slot]
             batcher = Batcher(
                 partial(pool.lease, slot),
                 plan=plan,
@@ -137,6 +144,7 @@ class ServedModels:
             )
             return ServedModel(
                 slot=slot,
+                plan=plan,
                 batcher=batcher,
                 pipeline=pipeline,
                 configured_languages=settings.model_languages,
@@ -225,7 +233,9 @@ class ServedModels:
         return math.nan if memory is None else float(getattr(memory, kind))
 
     def _known(self, name: str) -> ServedModel | None:
-        return next((m for m in self if name in (m.name, m.checkpoints.model_id)), None)
+        return next(
+            (m for m in self if name in (m.name, m.checkpoints.model_id.partition("@")[0])), None
+        )
 
     def _not_found(self, name: str) -> ModelNotFoundError:
         listed = ", ".join(repr(model.name) for model in self)

@@ -126,7 +126,8 @@ def _has_host(address: str) -> bool:
 
 
 def _model_id(text: str) -> str:
-    if not re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", text, re.ASCII):
+    revision = r"(@[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*)?"
+    if not re.fullmatch(rf"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*{revision}", text, re.ASCII):
         raise ValueError("a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2")
     return text
 
@@ -139,8 +140,14 @@ def _models(text: str) -> tuple[str, ...]:
 
 
 def model_basename(model_id: str) -> str:
-    """Return a hub id's last part, the name that requests use: `nvidia/x` -> `x`."""
-    return model_id.rpartition("/")[2]
+    """Return a hub id's last part, the name that requests use: `nvidia/x@main` -> `x`."""
+    return model_id.partition("@")[0].rpartition("/")[2]
+
+
+def hub_repository(model_id: str) -> tuple[str, str | None]:
+    """Return a hub id's repository and revision; without an owner it is NVIDIA's."""
+    name, _, revision = model_id.partition("@")
+    return name if "/" in name else f"nvidia/{name}", revision or None
 
 
 def _keys(text: str) -> tuple[str, ...]:
@@ -281,13 +288,14 @@ class Settings:
     """Models that a request's `model` selects from, the first being the default: hub ids, or files
     in MODELS_DIR. Empty = one model, chosen by the settings below."""
     model_id: str = _setting("MODEL_ID", "nvidia/parakeet-tdt-0.6b-v2", _model_id)
-    """Checkpoint to download when none is on disk."""
+    """Checkpoint to download when none is on disk; one of a revision, `name@revision`, whatever
+    else is on disk."""
     model_path: Path | None = _setting("MODEL_PATH", None, _path)
     """A `.nemo` file to use, and no other."""
     models_dir: Path = _setting("MODELS_DIR", Path("models"), _path)
     """Where checkpoints are looked for and downloaded to."""
     model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
-    """Languages that the model supports, ISO 639-1 codes; empty = by its name."""
+    """Languages that the model supports, ISO 639-1 codes; empty = what the checkpoint states."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
     """`auto` = the small English model, with warnings, if no other is available; `always`;
     `never`; `grammar` = always the tests' model, whose output is exactly known."""

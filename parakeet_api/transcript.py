@@ -33,6 +33,8 @@ class Chunk:
     samples: Pcm
     owned_start: int
     owned_end: int
+    language: str | None = None
+    """ISO 639-1 code that the request states; `None` = it does not."""
 
     @property
     def end(self) -> int:
@@ -66,6 +68,8 @@ class Word:
     end: float
     """Seconds from the start of the recording; never before `start`."""
     tokens: tuple[Token, ...] = ()
+    language: str | None = None
+    """ISO 639-1 code, where the model itself tags languages."""
 
     @property
     def middle(self) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
+from urllib.parse import unquote
 
 MODEL_ID = "acme/tiny-tdt"
 FILE = "tiny-tdt.nemo"
@@ -47,6 +48,10 @@ class Hub:
 
     def __init__(self, content: bytes = b"") -> None:
         self.content = content
+        self.revision = "main"
+        """The one revision that there is."""
+        self.card: bytes | None = None
+        """The model's README."""
         self.fault: Fault | None = None
         self.before_block: Callable[[int], None] = lambda _: None
         """Called with the position in the file before each block of the body."""
@@ -73,8 +78,12 @@ class Hub:
         return f"http://127.0.0.1:{self.port}"
 
     def gets(self) -> list[str | None]:
-        """List the Range of every GET."""
-        return [given for method, _, given in self.requests if method == "GET"]
+        """List the Range of every GET of the file."""
+        return [
+            given
+            for method, path, given in self.requests
+            if method == "GET" and path.endswith(FILE)
+        ]
 
     def close(self) -> None:
         self.released.set()
@@ -107,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
     def _answer(self) -> None:
-        hub = self.hub
+        hub, path = self.hub, unquote(self.path)
         hub.requests.append((self.command, self.path, self.headers["Range"]))
         if hub.fault == "hanging":
             hub.released.wait()
@@ -115,13 +124,15 @@ class _Handler(BaseHTTPRequestHandler):
         elif hub.fault is not None:
             self._send_head(*_REFUSALS[hub.fault])
         elif self.path == f"/cdn/{FILE}":
-            self._send_file()
-        elif self.path != f"/{MODEL_ID}/resolve/main/{FILE}":
+            self._send_file(hub.content)
+        elif path == f"/{MODEL_ID}/resolve/{hub.revision}/README.md" and hub.card is not None:
+            self._send_file(hub.card)
+        elif path != f"/{MODEL_ID}/resolve/{hub.revision}/{FILE}":
             self._send_head(*_REFUSALS["missing file"])
         elif hub.redirects:
             self._redirect()
         else:
-            self._send_file()
+            self._send_file(hub.content)
 
     def _send_head(
         self, status: HTTPStatus, headers: dict[str, str], length: int | None = 0
@@ -145,12 +156,14 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send_head(HTTPStatus.FOUND, headers)
 
-    def _send_file(self) -> None:
+    def _send_file(self, content: bytes) -> None:
         hub = self.hub
         wanted = self.headers["Range"] if hub.takes_ranges else None
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        size = len(hub.content)
-        headers = {"ETag": _ETAG, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        size = len(content)
+        # The client keeps what has the same one once.
+        etag = _ETAG if content is hub.content else '"card"'
+        headers = {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         self._send_head(
@@ -159,12 +172,12 @@ class _Handler(BaseHTTPRequestHandler):
             size - start if hub.declares_length else None,
         )
         if self.command == "GET":
-            self._send_body(start)
+            self._send_body(content, start)
 
-    def _send_body(self, start: int) -> None:
+    def _send_body(self, content: bytes, start: int) -> None:
         try:
-            for position in range(start, len(self.hub.content), _BLOCK):
+            for position in range(start, len(content), _BLOCK):
                 self.hub.before_block(position)
-                self.wfile.write(self.hub.content[position : position + _BLOCK])
+                self.wfile.write(content[position : position + _BLOCK])
         except (CutError, OSError):
             self.close_connection = True

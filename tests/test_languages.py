@@ -42,6 +42,25 @@ def test_v3_speaks_25_languages(name: str) -> None:
     assert len(ENGLISH_NAMES) == 25
 
 
+@pytest.mark.parametrize(
+    ("name", "languages"),
+    [
+        ("parakeet-tdt-0.6b-v3-german", {"de"}),
+        ("parakeet-tdt_ctc-0.6b-ja", {"ja"}),
+        ("parakeet-unified-en-0.6b", {"en"}),
+        ("Parakeet-Deutsch-v3", {"de"}),
+        ("my-model-to-go", {"en"}),
+    ],
+)
+def test_a_language_in_a_name_is_spoken(name: str, languages: set[str]) -> None:
+    assert languages_of(name) == languages
+
+
+def test_what_a_checkpoint_states_beats_its_name() -> None:
+    assert languages_of("parakeet-tdt-0.6b-v3", stated=["de"]) == {"de"}
+    assert languages_of("parakeet-tdt-0.6b-v3", ["fr"], ["de"]) == {"fr"}
+
+
 @pytest.mark.parametrize("name", ["parakeet-tdt-0.6b-v3", "parakeet-tdt-0.6b-v2", ""])
 def test_configured_languages_take_precedence_over_the_name(name: str) -> None:
     settings = Settings.from_env({"MODEL_LANGUAGES": "ja, German"})

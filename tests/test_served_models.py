@@ -10,6 +10,7 @@ from conftest import BUNDLED_MODELS
 
 from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.model.checkpoints import CheckpointStore
+from parakeet_api.model.devices import plan_inference
 from parakeet_api.model.pool import ModelPool
 from parakeet_api.model.slot import ModelSlot
 from parakeet_api.served_models import ServedModel, ServedModels
@@ -27,6 +28,7 @@ def models_of(folder: Path, *names: str, **environ: str) -> ServedModels:
                 lambda *_: unused,
                 idle_timeout_s=0,
             ),
+            plan=plan_inference(settings, None),
             batcher=unused,
             pipeline=unused,
             configured_languages=settings.model_languages,

@@ -260,6 +260,8 @@ def test_booleans_have_several_spellings(variable: str, texts: list[str], value:
         ("MODEL_LANGUAGES", " German, fr ,,deu,pt-BR, JA", ("de", "fr", "pt", "ja")),
         ("MODEL_PATH", "/models/my model.nemo", Path("/models/my model.nemo")),
         ("MODEL_ID", "tiny", "tiny"),
+        ("MODEL_ID", "acme/tiny@v1.0", "acme/tiny@v1.0"),
+        ("MODEL_ID", "tiny@refs/pr/1", "tiny@refs/pr/1"),
         ("HF_ENDPOINT", "http://mirror:8080/hf/", "http://mirror:8080/hf/"),
         ("IDLE_TIMEOUT_MINUTES", "0", 0),
         ("RATE_LIMIT", "60/minute; 1000 / DAY", "60/minute;1000 / day"),
@@ -333,6 +335,8 @@ def test_a_home_folder_is_found() -> None:
         ("DEVICE", "cuda:\u0661", "auto, cpu, cuda or a GPU such as cuda:1"),
         ("MODELS_DIR", "~nobody-of-this-name/m", "a path: that user has no home folder here"),
         ("MODEL_ID", "../etc", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
+        ("MODEL_ID", "a@", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
+        ("MODEL_ID", "a@../b", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
         ("MODEL_ID", "a/b/c", "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2"),
         *(
             ("MODELS", text, "a model's name on the hub, such as nvidia/parakeet-tdt-0.6b-v2")

@@ -21,8 +21,8 @@ from benchmarks.cpu import beginning
 from benchmarks.gpu import Bench
 from benchmarks.gpu.correctness import relative_error
 from benchmarks.gpu.report import Report, batch_name, library_figure, nemo_figure
+from parakeet_api.model.architecture import FULL_SIZE
 from parakeet_api.model.cuda import current, is_memory_shortage, turn_on
-from parakeet_api.model.devices import activations_mb
 from parakeet_api.model.encoder import encode
 from parakeet_api.model.recognizer import NemoRecognizer, OutOfDeviceMemoryError
 from parakeet_api.model.restore import import_libraries
@@ -188,7 +188,7 @@ def _report_memory(report: Report, memory: Sequence[tuple[int, float, float]]) -
     report.line("")
     report.header("chunks", "of", "peak MB", "formula MB", "peak / formula")
     for count, seconds, peak_mb in memory:
-        formula_mb = activations_mb(count, seconds)
+        formula_mb = FULL_SIZE.activations_mb(count, seconds)
         report.row(
             *(str(count), f"{seconds:g} s", f"{peak_mb:.0f}", f"{formula_mb:.0f}"),
             f"{peak_mb / formula_mb:.2f}",

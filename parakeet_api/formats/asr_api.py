@@ -35,7 +35,7 @@ from parakeet_api.formats.request_params import (
 )
 from parakeet_api.languages import english_name
 from parakeet_api.settings import Settings
-from parakeet_api.speech.language_detection import rank_languages
+from parakeet_api.speech.language_detection import rank_languages, tagged_languages
 from parakeet_api.transcript import Segment, Transcript, Word, join_words
 
 Output = Literal["txt", "vtt", "srt", "tsv", "json"]
@@ -146,7 +146,9 @@ def describe_language(words: list[Word], *, candidates: frozenset[str]) -> Detec
 
     A model with one language always gives that one, without a confidence.
     """
-    ranked = rank_languages(join_words(words), candidates=candidates)
+    ranked = tagged_languages(words, candidates=candidates) or rank_languages(
+        join_words(words), candidates=candidates
+    )
     if not ranked:
         return UNDETERMINED.copy()
     likeliest = ranked[0]

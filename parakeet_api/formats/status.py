@@ -12,6 +12,15 @@ from parakeet_api.model.slot import LoadState
 from parakeet_api.settings import Origin
 
 
+class StreamingJson(TypedDict):
+    """What a model hears of a stream that it was trained for."""
+
+    left_s: Seconds | None
+    """Seconds before a chunk that it hears; null = all of them."""
+    chunks_s: list[Seconds]
+    """Lengths of chunks, seconds, that it was trained with; the first is its default."""
+
+
 class ModelJson(TypedDict):
     """A model."""
 
@@ -21,6 +30,17 @@ class ModelJson(TypedDict):
     created: Count
     """Time of its file, seconds since 1970; 0 if there is none."""
     owned_by: Literal["nvidia"]
+    languages: list[LanguageCode]
+    """Its languages."""
+    parameters: Count | None
+    """How many weights it has; null while its file is missing."""
+    durations: bool | None
+    """Whether it tells how long each token lasts; if not, a word ends where the next begins, and
+    240 ms after its last token begins at the latest. Null while its file is missing."""
+    streaming: StreamingJson | None
+    """What it hears of a stream; null if it was not trained for streams."""
+    license: str | None
+    """The licence, where the model's file or card states it."""
 
 
 class ModelList(TypedDict):

@@ -54,6 +54,7 @@ def detect_language() -> DetectedLanguage:
         closing(
             model.pipeline.stream(
                 upload,
+                languages=params.languages,
                 raw_pcm=params.raw_pcm,
                 track=params.audio_track,
                 allow_partial=params.allow_partial,

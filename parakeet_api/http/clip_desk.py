@@ -184,7 +184,7 @@ class ClipDesk:
             self._under_way += 1
         try:
             completed = self._completed(
-                info.model, samples, cancelled=lambda: self._cancelled or _is_gone(link)
+                info, samples, cancelled=lambda: self._cancelled or _is_gone(link)
             )
             record.audio_s = len(samples) / SAMPLE_RATE
             metrics.audio_seconds.inc(record.audio_s)
@@ -202,10 +202,12 @@ class ClipDesk:
             with self._counting:
                 self._under_way -= 1
 
-    def _completed(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> Completed:
-        model = self._services.models.named(name)
+    def _completed(
+        self, info: ClipInfo, samples: Pcm, *, cancelled: Callable[[], bool]
+    ) -> Completed:
+        model = self._services.models.named(info.model)
         model.checkpoints.checkpoint()
-        chunk = Chunk(0, 0, samples, 0, len(samples))
+        chunk = Chunk(0, 0, samples, 0, len(samples), info.language)
         with (
             self._services.admission.slot(cancelled=cancelled),
             # The model is in use: it cannot be unloaded.

@@ -79,6 +79,7 @@ def pack_words(words: Iterable[Word]) -> list[Values]:
             word.start,
             word.end,
             [(token.id, token.text, token.logprob) for token in word.tokens],
+            word.language,
         )
         for word in words
     ]
@@ -87,8 +88,8 @@ def pack_words(words: Iterable[Word]) -> list[Values]:
 def unpack_words(packed: Iterable[Values]) -> list[Word]:
     """Give the words that were packed."""
     return [
-        Word(text, start, end, tuple(Token(*token) for token in tokens))
-        for text, start, end, tokens in packed
+        Word(text, start, end, tuple(Token(*token) for token in tokens), language)
+        for text, start, end, tokens, language in packed
     ]
 
 

@@ -55,6 +55,8 @@ class ClipInfo(NamedTuple):
     client: str
     """Its address."""
     path: str
+    language: str | None
+    """As its chunk states it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,11 @@ class ClipTranscriber:
         if params.stream or path.stat().st_size == 0:
             raise PassOnError
         client = self._client(peer, head.headers)
-        info = ClipInfo(name, request_id, client, head.path)
-        recognizer = _Recognizer(lambda chunk: self._recognize(chunk, info, sock))
+        recognizer = _Recognizer(
+            lambda chunk: self._recognize(
+                chunk, ClipInfo(name, request_id, client, head.path, chunk.language), sock
+            )
+        )
         pipeline = Pipeline(
             decoder=self._decoder,
             batcher=recognizer,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from flask import Blueprint, Response
 
 from parakeet_api.formats.rendering import render
 from parakeet_api.formats.request_params import Task, parse_params
-from parakeet_api.formats.status import ModelJson, ModelList
+from parakeet_api.formats.status import ModelJson, ModelList, StreamingJson
 from parakeet_api.http.auth import require_api_key
 from parakeet_api.http.received_form import received_form
 from parakeet_api.http.services import chosen_model, services
 from parakeet_api.http.streamed_transcription import StreamedTranscription
 from parakeet_api.http.transcription import answer, transcribe_upload
+from parakeet_api.model.architecture import StreamingContext
 from parakeet_api.served_models import ServedModel
 
 openai_api = Blueprint("openai", __name__)
@@ -44,12 +47,26 @@ def show_model(name: str) -> ModelJson:
 
 
 def _model(name: str, model: ServedModel) -> ModelJson:
+    checkpoint = model.checkpoints.status.checkpoint
+    architecture = checkpoint.architecture if checkpoint else None
     return {
         "id": name,
         "object": "model",
         "created": _created(model),
         "owned_by": "nvidia",
+        "languages": sorted(model.languages),
+        "parameters": architecture.parameters if architecture else None,
+        "durations": architecture.decoder == "tdt" if architecture else None,
+        "streaming": _streaming(architecture.streaming) if architecture else None,
+        "license": checkpoint.license if checkpoint else None,
     }
+
+
+def _streaming(context: StreamingContext | None) -> StreamingJson | None:
+    if context is None:
+        return None
+    left_s = context.left_s if math.isfinite(context.left_s) else None
+    return {"left_s": left_s, "chunks_s": list(context.chunks_s)}
 
 
 def _created(model: ServedModel) -> int:

@@ -340,8 +340,8 @@ def halve(chunk: Chunk) -> tuple[Chunk, Chunk]:
     end = seam + (seam - begin)
     owned_end = chunk.start + seam
     return (
-        Chunk(0, chunk.start, samples[:end], chunk.start, owned_end),
-        Chunk(1, chunk.start + begin, samples[begin:], owned_end, chunk.end),
+        Chunk(0, chunk.start, samples[:end], chunk.start, owned_end, chunk.language),
+        Chunk(1, chunk.start + begin, samples[begin:], owned_end, chunk.end, chunk.language),
     )
 
 

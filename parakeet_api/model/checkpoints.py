@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import re
+import shutil
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
-from parakeet_api.settings import DemoModel, Settings, model_basename, without_passwords
+from parakeet_api.model.architecture import Architecture
+from parakeet_api.model.card import ModelCard, card_path, read_card
+from parakeet_api.model.family import UnsupportedModelError, describe, expect
+from parakeet_api.settings import (
+    DemoModel,
+    Settings,
+    hub_repository,
+    model_basename,
+    without_passwords,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +50,6 @@ _LOG_STEP = 0.05
 """The download's progress is logged every 5 %."""
 _MAX_CONFIG = 16_000_000
 """Bytes. v3's, with 8,192 pieces of vocabulary written out three times, has a thirtieth of it."""
-_RNNT_BPE = re.compile(r"\w*RNNT\w*BPE\w*")
-"""NeMo's class of Parakeet-TDT and its kin: EncDecRNNTBPEModel, EncDecHybridRNNTCTCBPEModel."""
 _MAX_REASON = 400
 """Characters. The hub's own errors end in a paragraph of advice for programmers."""
 _ADVICE = "Download it again, or name another file in MODEL_PATH."
@@ -58,10 +66,23 @@ class Checkpoint:
     path: Path
     is_demo: bool
     """Whether it is a bundled model, which no one should take for a Parakeet."""
+    architecture: Architecture | None = dataclasses.field(default=None, compare=False)
+    """What its configuration says."""
+    card: ModelCard = dataclasses.field(default_factory=ModelCard, compare=False)
 
     @property
     def name(self) -> str:
-        return self.path.name.removesuffix(".nemo")
+        return self.path.name.removesuffix(".nemo").partition("@")[0]
+
+    @property
+    def languages(self) -> frozenset[str]:
+        """ISO 639-1 codes that the network or its card states; empty = neither does."""
+        own = self.architecture.languages if self.architecture else frozenset()
+        return own or self.card.languages
+
+    @property
+    def license(self) -> str | None:
+        return (self.architecture and self.architecture.license) or self.card.license
 
     @property
     def note(self) -> str | None:
@@ -144,7 +165,14 @@ class CheckpointStore:
     @property
     def model_id(self) -> str:
         """The hub's name of what is fetched where it is not on disk."""
-        return self._settings.model_id
+        repository, revision = hub_repository(self._settings.model_id)
+        return f"{repository}@{revision}" if revision else repository
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model's configuration says, or while there is none what its name does."""
+        known = self.status.checkpoint
+        return (known and known.architecture) or expect(self.model_id)
 
     def checkpoint(self) -> Checkpoint:
         """Give the chosen checkpoint.
@@ -160,7 +188,7 @@ class CheckpointStore:
             raise ModelLoadError(f"There is no model: {status.error}")
         done = f": {status.progress:.0%} done" if status.progress is not None else ""
         raise ModelNotReadyError(
-            f"The model {self._settings.model_id} is being downloaded{done}. Try again later."
+            f"The model {self.model_id} is being downloaded{done}. Try again later."
         )
 
     def wait_until_decided(self, timeout_s: float | None = None) -> bool:
@@ -195,17 +223,20 @@ class CheckpointStore:
         settings = self._settings
         try:
             path = download_checkpoint(settings, report=self._report)
-            _check_download(path)
+            architecture = _check_download(path)
+            _fetch_card(settings, path)
         # The hub's client raises errors of many libraries; none may end the thread unseen.
         except Exception as error:
-            self._give_up(f"{settings.model_id} could not be downloaded: {_reason(error)}")
+            self._give_up(f"{self.model_id} could not be downloaded: {_reason(error)}")
             return
-        self._settle(Checkpoint(path, is_demo=False))
+        self._settle(
+            Checkpoint(path, is_demo=False, architecture=architecture, card=read_card(path))
+        )
 
     def _give_up(self, reason: str) -> None:
         if self._settings.demo_model == "auto" and self._bundled.english.is_file():
             logger.warning("%s", reason)
-            self._settle(Checkpoint(self._bundled.english, is_demo=True))
+            self._settle(_checked(self._bundled.english))
             return
         logger.error("%s", reason)
         self._failed_at = self._clock()
@@ -220,7 +251,7 @@ class CheckpointStore:
         if progress is not None and int(progress / _LOG_STEP) > int(before / _LOG_STEP):
             logger.info(
                 "downloading %s: %.0f %% of %.0f MB",
-                self._settings.model_id,
+                self.model_id,
                 100 * progress,
                 (total or 0) / 1e6,
             )
@@ -230,19 +261,19 @@ def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | 
     """Look on the disk: `MODEL_PATH`, a bundled model if it is forced, then the models folder.
 
     In the folder the file named like `MODEL_ID` comes first, then parakeet-tdt-0.6b-v2, then the
-    others by name; a bundled model is never taken from there. Raises `CheckpointError` if the
+    others by name; a bundled model is never taken from there, and where `MODEL_ID` has a revision,
+    no other file. Raises `CheckpointError` if the
     chosen one is missing or not whole: another model in its place would be a silent surprise.
     """
     if settings.model_path is not None:
-        check_checkpoint(settings.model_path)
-        return Checkpoint(settings.model_path, is_demo=settings.model_path.name in BUNDLED_NOTES)
+        return _checked(settings.model_path)
     forced = bundled.forced(settings.demo_model)
     if forced is not None:
-        check_checkpoint(forced)
-        return Checkpoint(forced, is_demo=True)
-    preferred = (f"{model_basename(settings.model_id)}.nemo", _FIRST_CHOICE)
+        return _checked(forced)
+    preferred = (_file_name(settings.model_id), _FIRST_CHOICE)
+    pattern = preferred[0] if "@" in settings.model_id else "*.nemo"
     found = sorted(
-        (path for path in settings.models_dir.glob("*.nemo") if path.name not in BUNDLED_NOTES),
+        (path for path in settings.models_dir.glob(pattern) if path.name not in BUNDLED_NOTES),
         key=lambda path: (
             preferred.index(path.name) if path.name in preferred else len(preferred),
             path.name,
@@ -252,8 +283,7 @@ def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | 
         return None
     if found[0].name != preferred[0] and settings.origins.get("model_id") == "environment":
         logger.warning("MODEL_ID=%r is not on disk: using %s", settings.model_id, found[0])
-    check_checkpoint(found[0])
-    return Checkpoint(found[0], is_demo=False)
+    return _checked(found[0])
 
 
 def find_named(settings: Settings, name: str, bundled: BundledModels) -> Checkpoint | None:
@@ -261,30 +291,41 @@ def find_named(settings: Settings, name: str, bundled: BundledModels) -> Checkpo
 
     Raises `CheckpointError` if its file is not whole.
     """
-    file = f"{model_basename(name)}.nemo"
+    file = _file_name(name)
     path = settings.models_dir / file
     if not path.is_file():
         path = bundled.named(file) or path
     if not path.is_file():
         return None
-    check_checkpoint(path)
-    return Checkpoint(path, is_demo=file in BUNDLED_NOTES)
+    return _checked(path)
 
 
-def _settings_for(settings: Settings, name: str) -> Settings:
-    """Narrow the settings to one of `MODELS`; a name without an owner is NVIDIA's."""
-    return dataclasses.replace(
-        settings,
-        model_id=name if "/" in name else f"nvidia/{name}",
-        model_path=None,
-        demo_model="never",
+def _checked(path: Path) -> Checkpoint:
+    architecture = check_checkpoint(path)
+    return Checkpoint(
+        path,
+        is_demo=path.name in BUNDLED_NOTES,
+        architecture=architecture,
+        card=read_card(path),
     )
 
 
-def check_checkpoint(path: Path) -> None:
-    """See that a file is a whole archive of a Parakeet-TDT model, without unpacking it.
+def _file_name(model_id: str) -> str:
+    """Give the name of a model's file in the models folder; one of a revision has that in it."""
+    _, revision = hub_repository(model_id)
+    pinned = f"@{revision.replace('/', '-')}" if revision else ""
+    return f"{model_basename(model_id)}{pinned}.nemo"
 
-    Raises `CheckpointError`, naming the file and what to do.
+
+def _settings_for(settings: Settings, name: str) -> Settings:
+    """Narrow the settings to one of `MODELS`."""
+    return dataclasses.replace(settings, model_id=name, model_path=None, demo_model="never")
+
+
+def check_checkpoint(path: Path) -> Architecture:
+    """See that a file is a whole archive of a Parakeet model, without unpacking it.
+
+    Gives what its configuration says. Raises `CheckpointError`, naming the file and what to do.
     """
     try:
         if not path.is_file():
@@ -300,7 +341,7 @@ def check_checkpoint(path: Path) -> None:
         raise DamagedCheckpointError(
             f"{path} is not a readable .nemo file ({error}). {_ADVICE}"
         ) from error
-    _check_config(path, text)
+    return _check_config(path, text)
 
 
 def _is_gzip(path: Path) -> bool:
@@ -309,8 +350,8 @@ def _is_gzip(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _check_config(path: Path, text: bytes) -> None:
-    """See that a model's configuration is of the kind that the recogniser drives."""
+def _check_config(path: Path, text: bytes) -> Architecture:
+    """See that a model's configuration is of a kind that the recogniser drives."""
     # Comes with huggingface_hub. v3's 25,000 lines take it half a second.
     import yaml  # type: ignore[import-untyped]
 
@@ -321,22 +362,18 @@ def _check_config(path: Path, text: bytes) -> None:
         raise DamagedCheckpointError(
             f"{path} holds a model_config.yaml that cannot be read. {_ADVICE}"
         ) from error
-    config = config if isinstance(config, dict) else {}
-    kind = str(config.get("target") or "model of no known kind").rpartition(".")[2]
-    decoding = config.get("decoding")
-    durations = isinstance(decoding, dict) and decoding.get("durations")
-    if not _RNNT_BPE.fullmatch(kind) or not durations:
-        without = " without token durations" if _RNNT_BPE.fullmatch(kind) else ""
+    try:
+        return describe(config if isinstance(config, dict) else {})
+    except UnsupportedModelError as error:
         raise CheckpointError(
-            f"{path} holds a {kind}{without}, not a Parakeet-TDT model (EncDecRNNTBPEModel with"
-            " token durations). Name another file in MODEL_PATH, or another model in MODEL_ID."
-        )
+            f"{path} holds {error}. Name another file in MODEL_PATH, or another model in MODEL_ID."
+        ) from error
 
 
-def _check_download(path: Path) -> None:
+def _check_download(path: Path) -> Architecture:
     """Check a fetched file; a damaged one is deleted, or it would be found on every later try."""
     try:
-        check_checkpoint(path)
+        return check_checkpoint(path)
     except DamagedCheckpointError:
         # In the hub's cache it is a link to the file itself.
         for file in (path.resolve(), path):
@@ -359,24 +396,61 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
     )
 
     name = f"{model_basename(settings.model_id)}.nemo"
+    repository, revision = hub_repository(settings.model_id)
     endpoint = settings.hf_endpoint.rstrip("/")
-    cached = try_to_load_from_cache(settings.model_id, name)
+    cached = try_to_load_from_cache(repository, name, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
-    url = hf_hub_url(settings.model_id, name, endpoint=endpoint)
+    url = hf_hub_url(repository, name, revision=revision, endpoint=endpoint)
     # The download sends the same request, but retries for minutes if the hub does not answer.
     _within(_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, endpoint=endpoint))
     logger.info("downloading %s from %s", settings.model_id, without_passwords(endpoint))
     report(0, None)
-    return Path(
+    target = settings.models_dir / _file_name(settings.model_id)
+    # A revision has a folder of its own while it comes: another one's file may be there already.
+    folder = target.with_suffix(".partial") if revision else settings.models_dir
+    is_kept = _is_writable(settings.models_dir)
+    fetched = Path(
         hf_hub_download(
-            settings.model_id,
+            repository,
             name,
-            local_dir=settings.models_dir if _is_writable(settings.models_dir) else None,
+            revision=revision,
+            local_dir=folder if is_kept else None,
             endpoint=endpoint,
             tqdm_class=_progress_bar(report),
         )
     )
+    if not is_kept or not revision:
+        return fetched
+    fetched.replace(target)
+    shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def _fetch_card(settings: Settings, checkpoint: Path) -> None:
+    """Fetch a checkpoint's card beside it; without one its name tells the languages."""
+    from huggingface_hub import hf_hub_download
+
+    repository, revision = hub_repository(settings.model_id)
+    card = card_path(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def fetch() -> None:
+            fetched = hf_hub_download(
+                repository,
+                "README.md",
+                revision=revision,
+                local_dir=None if card.name == "README.md" else folder,
+                endpoint=settings.hf_endpoint.rstrip("/"),
+            )
+            if card.name != "README.md":
+                shutil.copyfile(fetched, card)
+
+        try:
+            _within(_PROBE_TIMEOUT_S, fetch)
+        # Of the hub's client, of the network, of the disk: a card is no more than welcome.
+        except Exception as error:
+            logger.info("%s has no card: %s", settings.model_id, _reason(error))
 
 
 def _within(timeout_s: float, ask: Callable[[], Any]) -> Any:

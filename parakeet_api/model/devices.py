@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parakeet_api.errors import SettingsError
+from parakeet_api.model.architecture import FULL_SIZE, Architecture
 from parakeet_api.model.gpu_check import GpuReport
 from parakeet_api.settings import Settings
 
@@ -66,13 +67,6 @@ _CUDA_CHUNK_S = 60.0
 _CPU_BATCH_S = 60.0
 """A CPU gains nothing from batches of long chunks, and others would wait for them."""
 
-_LINEAR_MB_PER_S = 3.3
-_QUADRATIC_MB_PER_S2 = 0.019
-"""Peak activations of the 0.6 B encoder in half precision for a batch of B chunks padded to S
-seconds: max(3.3 MB x B x S, 19 kB x B x S^2). The first term is the subsampling convolution."""
-
-_WEIGHTS_GB = 1.25
-"""The 0.6 B model with its encoder in half precision."""
 _RESERVE_GB = 0.7
 """CUDA's context, the decoder, and what torch's allocator cannot use."""
 _DECODER_GB_PER_S = 34e-6
@@ -265,8 +259,13 @@ def main_permits(permits: int) -> int:
     return permits if permits < 3 else permits - 1  # noqa: PLR2004
 
 
-def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
-    """Choose chunk and batch sizes that are fast on the device and fit its memory."""
+def plan_inference(
+    settings: Settings, gpu: Gpu | None, architecture: Architecture = FULL_SIZE
+) -> InferencePlan:
+    """Choose chunk and batch sizes that are fast on the device and fit its memory beside a model.
+
+    Without its architecture a model is taken for one of 0.6 B.
+    """
     longest_s = settings.chunk_minutes * 60
     if gpu is None:
         return InferencePlan(
@@ -274,10 +273,12 @@ def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
             batch_size=settings.transcribe_batch_size,
             batch_s=_CPU_BATCH_S,
         )
-    memory_mb, limit = _pass_memory(settings, gpu)
+    memory_mb, limit = _pass_memory(settings, gpu, architecture)
     scale = _bytes_scale(settings)
-    batch_s = memory_mb / (_LINEAR_MB_PER_S * scale)
-    fits_s = min(batch_s, math.sqrt(memory_mb / (_QUADRATIC_MB_PER_S2 * scale)))
+    batch_s = memory_mb / (architecture.linear_mb_per_s * scale)
+    fits_s = batch_s
+    if architecture.quadratic_mb_per_s2:
+        fits_s = min(fits_s, math.sqrt(memory_mb / (architecture.quadratic_mb_per_s2 * scale)))
     return InferencePlan(
         longest_chunk_s=min(longest_s, _CUDA_CHUNK_S, fits_s),
         batch_size=settings.transcribe_batch_size,
@@ -288,14 +289,9 @@ def plan_inference(settings: Settings, gpu: Gpu | None) -> InferencePlan:
     )
 
 
-def activations_mb(rows: int, seconds: float) -> float:
-    """Give what a forward pass in half precision needs at its peak, beside the weights."""
-    return rows * max(_LINEAR_MB_PER_S * seconds, _QUADRATIC_MB_PER_S2 * seconds**2)
-
-
-def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
+def _pass_memory(settings: Settings, gpu: Gpu, architecture: Architecture) -> tuple[float, str]:
     """Derive what one forward pass may take of the GPU, megabytes, and what leaves it no more."""
-    resident_gb = _resident_gb(settings, gpu)
+    resident_gb = _resident_gb(settings, gpu, architecture)
     free_gb = gpu.total_gb if gpu.free_gb is None else gpu.free_gb
     limits_mb = {
         "MAX_CHUNK_MEMORY_MB": settings.max_chunk_memory_mb,
@@ -307,23 +303,25 @@ def _pass_memory(settings: Settings, gpu: Gpu) -> tuple[float, str]:
     reason = min(limits_mb, key=limits_mb.__getitem__)
     if limits_mb[reason] < _MIN_PASS_MB:
         logger.warning(
-            "%s has %.1f of %.1f GB free; a 0.6 B model takes %.1f GB, and %.0f MB for a pass",
+            "%s has %.1f of %.1f GB free; a %.1f B model takes %.1f GB, and %.0f MB for a pass",
             gpu.name,
             free_gb,
             gpu.total_gb,
+            architecture.parameters / 1e9,
             resident_gb,
             _MIN_PASS_MB,
         )
     return max(limits_mb[reason], _MIN_PASS_MB), reason
 
 
-def _resident_gb(settings: Settings, gpu: Gpu) -> float:
+def _resident_gb(settings: Settings, gpu: Gpu, architecture: Architecture) -> float:
     """Give what stays on the GPU between passes: weights, and what graphs hold."""
-    resident_gb = _WEIGHTS_GB * _bytes_scale(settings) + _RESERVE_GB
+    weights_mb = architecture.weights_mb(2 * _bytes_scale(settings))
+    resident_gb = weights_mb / 1000 + _RESERVE_GB
     if settings.enable_cuda_graphs:
         resident_gb += _DECODER_GB_PER_S * settings.transcribe_batch_size * _CUDA_CHUNK_S
     if graphed_s := _graphed_s(settings, gpu):
-        resident_gb += _GRAPHS_GB + _LINEAR_MB_PER_S * graphed_s / 1000
+        resident_gb += _GRAPHS_GB + architecture.linear_mb_per_s * graphed_s / 1000
     return resident_gb
 
 

@@ -229,9 +229,7 @@ class Encoder:
             )
             # For the time of a pass: nothing says that there will be another.
             network = _Network(
-                self._network.preprocessor,
-                copy.deepcopy(self._network.encoder).to(dtype),
-                self._network.joint,
+                self._network.preprocessor, copy.deepcopy(self._network.encoder).to(dtype)
             )
             again, _ = encode(network, staged.samples[rows], staged.lengths[rows])
             repeated[rows.to(repeated.device)] = again[..., : repeated.shape[2]]
@@ -329,7 +327,6 @@ class _Network:
 
     preprocessor: Any
     encoder: Any
-    joint: Any
 
 
 def _finite_rows(encoded: Tensor, frames: Tensor) -> Tensor:
@@ -363,7 +360,7 @@ def encode(network: Any, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tens
 
 def device_of(network: Any) -> torch.device:
     """Tell where the model is."""
-    device: torch.device = next(network.joint.parameters()).device
+    device: torch.device = next(network.encoder.parameters()).device
     return device
 
 

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
+from parakeet_api.model.architecture import Architecture
+from parakeet_api.model.ctc_decoder import CtcDecoder
 from parakeet_api.model.cuda import GraphVerdict, current
 from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main_permits
 from parakeet_api.model.encoder import Encoder
@@ -121,7 +123,8 @@ class LoadedModel:
     """A checkpoint, ready for inference; nothing in it changes any more."""
 
     network: Any
-    """NeMo's `EncDecRNNTBPEModel`: preprocessor, encoder, decoder, joint and tokenizer."""
+    """NeMo's model: preprocessor, encoder, decoder, tokenizer, and a joint network unless CTC."""
+    architecture: Architecture
     encoder: Encoder
     decoder: TokenDecoder
     info: ModelInfo
@@ -130,30 +133,31 @@ class LoadedModel:
 def load_model(path: Path, options: ModelOptions) -> LoadedModel:
     """Restore a `.nemo` file for inference.
 
-    Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
+    Raises `CheckpointError`, naming the file, if it is no complete Parakeet checkpoint;
     `SettingsError` for a precision that the device does not have; `OSError` or `MemoryError` where
     the disk or the memory does not suffice.
     """
-    model = restore(path)
+    model, architecture = restore(path)
     _prepare_for_inference(model)
     _set_backend_flags(model, options)
     with current(options.device):
-        return _on_its_device(model, options)
+        return _on_its_device(model, architecture, options)
 
 
-def _on_its_device(model: Any, options: ModelOptions) -> LoadedModel:
+def _on_its_device(model: Any, architecture: Architecture, options: ModelOptions) -> LoadedModel:
     precision, reason = place(
         model,
         device=options.device,
         precision=options.precision,
         keep_cudnn=options.cudnn_benchmark,
     )
+    beam = options.strategy == "beam" and architecture.decoder != "ctc"
     info = ModelInfo(
         device=options.device,
         precision=precision,
         precision_reason=reason,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        decoding="greedy" if options.strategy == "greedy" else f"beam of {options.beam_size}",
+        decoding=f"beam of {options.beam_size}" if beam else "greedy",
     )
     graphs = _graphs_are_allowed(options)
     encoder = Encoder(
@@ -167,10 +171,14 @@ def _on_its_device(model: Any, options: ModelOptions) -> LoadedModel:
         frames=encoder.longest_frames,
         width=int(model.cfg.encoder.d_model),
     )
-    decoder = _build_decoder(model, options, graphs=shape if graphs else None)
+    decoder = (
+        CtcDecoder(model, device=options.device)
+        if architecture.decoder == "ctc"
+        else _build_decoder(model, options, graphs=shape if graphs else None)
+    )
     decoder.capture()
     encoder.warm_up(options.on_warm_up)
-    return LoadedModel(model, encoder, decoder, info)
+    return LoadedModel(model, architecture, encoder, decoder, info)
 
 
 def _graphs_are_allowed(options: ModelOptions) -> bool:
@@ -214,15 +222,18 @@ def _build_decoder(model: Any, options: ModelOptions, *, graphs: GraphShape | No
     beam = options.strategy == "beam"
     config = copy.deepcopy(model.cfg.decoding)
     with open_dict(config):
+        for section in ("greedy", "beam"):
+            config.setdefault(section, {})
         config.strategy = "malsd_batch" if beam else "greedy_batch"
         config.greedy.max_symbols = _MAX_TOKENS_PER_FRAME
+        config.greedy.loop_labels = True
         config.greedy.use_cuda_graph_decoder = graphs is not None
         config.beam.allow_cuda_graphs = graphs is not None
         config.beam.beam_size = options.beam_size
         config.beam.return_best_hypothesis = True
         # Greedy decoding takes the most probable duration, which one more joint pass gives again; a
         # beam may take another one.
-        config.tdt_include_token_duration = beam
+        config.tdt_include_token_duration = beam and bool(config.get("durations"))
         # NeMo's own timestamps take a hundred times longer than grouping tokens into words.
         config.compute_timestamps = False
     decoding = RNNTBPEDecoding(
@@ -235,4 +246,7 @@ def _build_decoder(model: Any, options: ModelOptions, *, graphs: GraphShape | No
 
 
 def blank_id(model: Any) -> int:
-    return int(model.decoder.blank_idx)
+    """Give the blank's number, which is that of the vocabulary's pieces."""
+    if hasattr(model.decoder, "blank_idx"):
+        return int(model.decoder.blank_idx)
+    return int(model.decoder.num_classes_with_blank) - 1

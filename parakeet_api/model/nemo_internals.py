@@ -89,7 +89,8 @@ def compile_kernel(kernel_string: str, kernel_name: bytes, program_name: bytes) 
 def use_fused_attention(encoder: Any) -> None:
     """Let torch compute attention in one kernel where it has one: an error of 7e-8 in fp32."""
     for layer in encoder.layers:
-        if hasattr(layer.self_attn, "use_pytorch_sdpa"):
+        # Not where attention is local: its class has it by inheritance and would pay no heed to it.
+        if layer.self_attention_model == "rel_pos" and hasattr(layer.self_attn, "use_pytorch_sdpa"):
             layer.self_attn.use_pytorch_sdpa = True
 
 

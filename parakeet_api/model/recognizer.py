@@ -25,8 +25,10 @@ from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.encoder import frame_samples
 from parakeet_api.model.heap import HeapTrimmer
 from parakeet_api.model.loading import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
+from parakeet_api.model.prompts import LanguagePrompts
 from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.token_decoder import Tokens
+from parakeet_api.model.vocabulary import Vocabulary
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 
     Tensor = torch.Tensor
 
-WORD_START = "\u2581"
-"""SentencePiece's mark of a space before a piece."""
+_LONGEST_TOKEN = 3
+"""Encoder frames, 240 ms, that a token lasts at most where the model has no durations. Before a
+pause of half a second or more, those of a model that has some are 3 in the median."""
 _TRIAL_PASSES = 100
 """Passes after a load in which the loss of the GPU is attributed to CUDA graphs."""
 _SCORED_TOKENS = 8192
@@ -82,7 +85,7 @@ def load_recognizer(
 
 
 class NemoRecognizer:
-    """A Parakeet-TDT checkpoint, ready for inference.
+    """A Parakeet checkpoint, ready for inference.
 
     Safe to call from several threads: nothing in the model changes between calls.
     """
@@ -99,23 +102,25 @@ class NemoRecognizer:
         """Forward passes that came to their end."""
         self._lost = False
         """Whether the GPU refuses further work."""
-        pieces = self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
-        # A text each, shared by all its tokens: ten hours have 200,000.
-        self._texts: list[str] = [piece.replace(WORD_START, " ") for piece in pieces]
-        self._begins_word = [text.startswith(" ") for text in self._texts]
-        self._is_spoken = [any(map(str.isalnum, text)) for text in self._texts]
+        architecture = loaded.architecture
+        self._vocabulary = Vocabulary(
+            self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
+        )
+        self._prompts = LanguagePrompts(self._model) if architecture.prompts else None
         self._frame_samples = frame_samples(self._model)
         import torch
 
-        self._durations = torch.tensor(
-            list(self._model.cfg.decoding.durations), device=self.info.device
+        self._durations = (
+            torch.tensor(list(self._model.cfg.decoding.durations), device=self.info.device)
+            if architecture.decoder == "tdt"
+            else None
         )
 
     @classmethod
     def load(cls, path: Path, options: ModelOptions) -> NemoRecognizer:
         """Restore a `.nemo` file for inference.
 
-        Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
+        Raises `CheckpointError`, naming the file, if it is no complete Parakeet checkpoint;
         `SettingsError` for a precision that the device does not have; `ModelLoadError` if the GPU
         has not enough free memory, `DeviceLostError` if it refuses all work.
         """
@@ -180,6 +185,8 @@ class NemoRecognizer:
             if self._cache is not None:
                 self._cache.before_pass()
             encoded, lengths = self._encoder.encode(staged)
+            if self._prompts is not None:
+                encoded = self._prompts.apply(encoded, [chunk.language for chunk in chunks])
             emissions = self._emissions(encoded, self._decoder.decode(encoded, lengths))
             # The memory trimmers release what is not used any more.
             del encoded, lengths
@@ -216,7 +223,8 @@ class NemoRecognizer:
         The decoder reports neither reliably: its confidences cost time in its inner loop and are
         missing from beams, and its batched torch path overwrites durations of other rows (NeMo
         issue 16097). The joint network runs once more instead, along the path taken: one pass
-        for the whole batch, exact to 5e-7, a twentieth of the decoder's time.
+        for the whole batch, exact to 5e-7, a twentieth of the decoder's time. Where the model has
+        no durations, a token lasts until the next one, `_LONGEST_TOKEN` at most.
         """
         import torch
 
@@ -228,12 +236,35 @@ class NemoRecognizer:
         is_token = torch.arange(max(counts), device=device) < sizes[:, None]
         # Every token of every row, one after the other: its row and its place there.
         rows, places = is_token.nonzero(as_tuple=True)
-        blank = blank_id(self._model)
         ids = tokens.ids.to(device)
-        predicted, _ = self._model.decoder.predict(
-            torch.where(is_token, ids, blank), state=None, add_sos=True
-        )
         chosen, frames = ids[rows, places], tokens.frames.to(device)[rows, places]
+        durations = torch.zeros_like(frames)
+        if tokens.logprobs is not None:
+            logprobs = tokens.logprobs.to(device)[rows, places]
+        else:
+            path = torch.where(is_token, ids, blank_id(self._model))
+            logprobs, durations = self._rescored(encoded, path, (rows, places, frames))
+        if tokens.durations is not None:
+            durations = tokens.durations.to(device)[rows, places]
+        elif self._durations is None:
+            durations = _time_to_next(frames, is_last=places == sizes[rows] - 1)
+        # One copy to the host; float64 holds every one of these numbers exactly.
+        columns = torch.stack([c.double() for c in (chosen, frames, durations, logprobs)]).cpu()
+        integers = columns[:3].long().tolist()
+        emissions = map(_Emission, *integers, columns[3].tolist())
+        return [list(itertools.islice(emissions, count)) for count in counts]
+
+    def _rescored(
+        self, encoded: Tensor, path: Tensor, where: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Give the log-probability of tokens, (N,), and their most probable durations, (N,).
+
+        `path` is all rows' tokens, (B, U); `where` each token's row, place and frame, (N,) each.
+        """
+        import torch
+
+        predicted, _ = self._model.decoder.predict(path, state=None, add_sos=True)
+        rows, places, frames = where
         parts = [
             slice(begin, begin + _SCORED_TOKENS) for begin in range(0, len(rows), _SCORED_TOKENS)
         ]
@@ -241,21 +272,14 @@ class NemoRecognizer:
             self._scores(
                 encoded[rows[part], :, frames[part]],
                 predicted[rows[part], places[part]],
-                chosen[part],
+                path[rows[part], places[part]],
             )
             for part in parts
         ]
         logprobs, durations = (torch.cat(column) for column in zip(*scored, strict=True))
-        if tokens.durations is not None:
-            durations = tokens.durations.to(device)[rows, places]
-        # One copy to the host; float64 holds every one of these numbers exactly.
-        columns = torch.stack([c.double() for c in (chosen, frames, durations, logprobs)]).cpu()
-        integers = columns[:3].long().tolist()
-        emissions = map(_Emission, *integers, columns[3].tolist())
-        return [list(itertools.islice(emissions, count)) for count in counts]
+        return logprobs, durations
 
     def _scores(self, encoded: Tensor, predicted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the log-probability of tokens, (N,), and their most probable durations, (N,)."""
         joint = self._model.joint
         scores = joint.joint_after_projection(
             joint.project_encoder(encoded[:, None]), joint.project_prednet(predicted[:, None])
@@ -263,21 +287,36 @@ class NemoRecognizer:
         vocabulary = blank_id(self._model) + 1
         labels, durations = scores[:, :vocabulary], scores[:, vocabulary:]
         logprobs = labels.gather(1, ids[:, None])[:, 0] - labels.logsumexp(1)
+        if self._durations is None:
+            return logprobs, ids
         return logprobs, self._durations[durations.argmax(1)]
 
     def _words(self, chunk: Chunk, emissions: Sequence[_Emission]) -> list[Word]:
-        """Group tokens into words at the pieces that begin with a space."""
+        """Group tokens into words at the pieces that begin with a space.
+
+        Tags of languages are no words: they tell what the words before them are spoken in, and the
+        last one also of those after it.
+        """
         groups: list[list[_Emission]] = []
+        languages: list[str | None] = []
         for emission in emissions:
-            if not groups or self._begins_word[emission.token_id]:
+            if emission.token_id in self._vocabulary.marks:
+                spoken = self._vocabulary.languages.get(emission.token_id)
+                if spoken is not None:
+                    languages += [spoken] * (len(groups) - len(languages))
+                continue
+            if not groups or self._vocabulary.begins_word[emission.token_id]:
                 groups.append([])
             groups[-1].append(emission)
-        return [word for group in groups if (word := self._word(chunk, group)).text]
+        languages += [languages[-1] if languages else None] * (len(groups) - len(languages))
+        words = [self._word(chunk, *each) for each in zip(groups, languages, strict=True)]
+        return [word for word in words if word.text]
 
-    def _word(self, chunk: Chunk, group: Sequence[_Emission]) -> Word:
-        tokens = tuple(Token(e.token_id, self._texts[e.token_id], e.logprob) for e in group)
+    def _word(self, chunk: Chunk, group: Sequence[_Emission], language: str | None) -> Word:
+        texts, is_spoken = self._vocabulary.texts, self._vocabulary.is_spoken
+        tokens = tuple(Token(e.token_id, texts[e.token_id], e.logprob) for e in group)
         # Punctuation is emitted whenever the model is sure of it, often in the pause after.
-        spoken = [emission for emission in group if self._is_spoken[emission.token_id]] or group
+        spoken = [emission for emission in group if is_spoken[emission.token_id]] or group
         start = chunk.start + spoken[0].frame * self._frame_samples
         end = chunk.start + (spoken[-1].frame + spoken[-1].frames) * self._frame_samples
         return Word(
@@ -285,7 +324,14 @@ class NemoRecognizer:
             start=min(start, chunk.end) / SAMPLE_RATE,
             end=min(max(start, end), chunk.end) / SAMPLE_RATE,
             tokens=tokens,
+            language=language,
         )
+
+
+def _time_to_next(frames: Tensor, *, is_last: Tensor) -> Tensor:
+    """Give the frames until the next token of a row, `_LONGEST_TOKEN` at most; shapes (N,)."""
+    gaps = frames.roll(-1) - frames
+    return gaps.masked_fill(is_last, _LONGEST_TOKEN).clamp(max=_LONGEST_TOKEN)
 
 
 class _Emission(NamedTuple):

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from parakeet_api.errors import DISK_FULL, CheckpointError
+from parakeet_api.model.architecture import Architecture
+from parakeet_api.model.family import UnsupportedModelError, describe
 from parakeet_api.model.nemo_internals import mend_kernel_compilation, no_random_init
 
 _UNPACKED = "parakeet-api-checkpoint-"
@@ -29,14 +31,14 @@ _UNPACKED = "parakeet-api-checkpoint-"
 _importing = threading.Lock()
 
 
-def restore(path: Path) -> Any:
-    """Give NeMo's model in fp32 on the CPU.
+def restore(path: Path) -> tuple[Any, Architecture]:
+    """Give NeMo's model in fp32 on the CPU, and what its configuration says of it.
 
-    Raises `CheckpointError`, naming the file, if it is not a complete Parakeet-TDT checkpoint;
-    `OSError` or `MemoryError` where the disk or the memory does not suffice.
+    Raises `CheckpointError`, naming the file, if it is no complete Parakeet checkpoint; `OSError`
+    or `MemoryError` where the disk or the memory does not suffice.
     """
     import_libraries()
-    from nemo.collections.asr.models import ASRModel, EncDecRNNTBPEModel
+    from nemo.collections.asr.models import ASRModel
 
     from parakeet_api.model.whisper_encoder import connector_for
 
@@ -64,12 +66,10 @@ def restore(path: Path) -> Any:
             f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] or 'no reason'})."
             " Download it again, or name another file in MODEL_PATH."
         ) from error
-    if not isinstance(model, EncDecRNNTBPEModel) or not model.cfg.decoding.get("durations"):
-        raise CheckpointError(
-            f"{path} holds a {type(model).__name__}, not a Parakeet-TDT model"
-            " (EncDecRNNTBPEModel with token durations)."
-        )
-    return model
+    try:
+        return model, describe(model.cfg)
+    except UnsupportedModelError as error:
+        raise CheckpointError(f"{path} holds {error}.") from error
 
 
 @contextlib.contextmanager

@@ -52,6 +52,8 @@ class Tokens:
     """Frames that each lasts, shape (B, U), int64; `None` = one more joint pass gives them."""
     counts: list[int]
     """How many there are in each row; the largest is U."""
+    logprobs: Tensor | None = None
+    """Log-probability of each, shape (B, U); `None` = one more joint pass gives them."""
 
 
 class TokenDecoder:
@@ -236,10 +238,11 @@ def _of_beams(hypotheses: list[Any]) -> Tokens:
         rows = [torch.as_tensor(getattr(h, name), dtype=torch.long).cpu() for h in hypotheses]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
+    has_durations = all(h.token_duration is not None for h in hypotheses)
     return Tokens(
         ids=column("y_sequence"),
         frames=column("timestamp"),
-        durations=column("token_duration"),
+        durations=column("token_duration") if has_durations else None,
         counts=[len(h.y_sequence) for h in hypotheses],
     )
 

@@ -154,7 +154,8 @@ def _part(chunk: Chunk, hole: Span, edges: tuple[float, float]) -> Chunk:
     end = max(start + 1, round((hole.end + after) * SAMPLE_RATE) - chunk.start)
     samples = chunk.samples[start:end]
     start_sample = chunk.start + start
-    return Chunk(0, start_sample, samples, start_sample, start_sample + len(samples))
+    end_sample = start_sample + len(samples)
+    return Chunk(0, start_sample, samples, start_sample, end_sample, chunk.language)
 
 
 def _required_logprob(words: Sequence[Word]) -> float:

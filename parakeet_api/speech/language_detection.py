@@ -19,9 +19,13 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
+
+from parakeet_api.transcript import Word, join_words
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier  # type: ignore[import-untyped]
@@ -54,6 +58,24 @@ class Detection:
     confidence: float
     """Its probability, 0 to 1, among the candidates if the detector supports all of them, else
     among all languages of the detector."""
+
+
+def spoken_language(words: Sequence[Word], *, candidates: frozenset[str]) -> str | None:
+    """Tell which of `candidates` (ISO 639-1) is spoken; `None` where it is unsure.
+
+    What the model itself tagged most words as, or, where it tags none, what they are written in.
+    """
+    tagged = tagged_languages(words, candidates=candidates)
+    if tagged and len(candidates) > 1:
+        return tagged[0].code
+    return detect_language(join_words(list(words)), candidates=candidates)
+
+
+def tagged_languages(words: Sequence[Word], *, candidates: frozenset[str]) -> list[Detection]:
+    """List what the model itself tagged, each with its share of the words, likeliest first."""
+    counts = Counter(word.language for word in words if word.language in candidates)
+    total = counts.total()
+    return [Detection(code, count / total) for code, count in counts.most_common() if code]
 
 
 def detect_language(text: str, *, candidates: frozenset[str]) -> str | None:

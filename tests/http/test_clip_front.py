@@ -143,7 +143,7 @@ def test_a_clip_is_answered_with_the_models_words(tmp_path: Path) -> None:
         assert headers["X-Parakeet-Model"] == "parakeet.nemo"
         ((message, size),) = owner.received
         assert message[:2] == ("recognize", "whisper-1")
-        assert message[3:] == ("127.0.0.1", "/v1/audio/transcriptions")
+        assert message[3:] == ("127.0.0.1", "/v1/audio/transcriptions", "en")
         assert headers["X-Request-Id"] == message[2]
         assert size == 2 * SAMPLE_RATE
         assert owner.passed_on == []

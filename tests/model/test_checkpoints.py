@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
 from parakeet_api.model import checkpoints
+from parakeet_api.model.card import ModelCard
 from parakeet_api.model.checkpoints import (
     BundledModels,
     Checkpoint,
@@ -49,6 +50,18 @@ CANARY_CONFIG = """
 target: nemo.collections.asr.models.aed_multitask_models.EncDecMultiTaskModel
 decoding: {strategy: beam, durations: [0, 1]}
 """
+MULTITALKER_CONFIG = """
+target: nemo.collections.asr.models.multitalker_asr_models.EncDecMultiTalkerRNNTBPEModel
+decoding: {strategy: greedy_batch}
+"""
+CHARACTERS_CONFIG = """
+target: nemo.collections.asr.models.ctc_models.EncDecCTCModel
+decoding: {strategy: greedy_batch}
+"""
+TELEPHONE_CONFIG = """
+target: nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel
+preprocessor: {sample_rate: 8000}
+"""
 RNNT_CONFIG = """
 target: nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel
 decoding: {strategy: greedy_batch}
@@ -56,6 +69,10 @@ decoding: {strategy: greedy_batch}
 HYBRID_CONFIG = """
 target: nemo.collections.asr.models.hybrid_rnnt_ctc_bpe_models.EncDecHybridRNNTCTCBPEModel
 decoding: {strategy: greedy_batch, durations: [0, 1, 2, 3, 4]}
+"""
+PROMPT_CONFIG = """
+target: nemo.collections.asr.models.rnnt_bpe_models_prompt.EncDecRNNTBPEModelWithPrompt
+model_defaults: {prompt_dictionary: {en-US: 0, de-DE: 1, en: 2, auto: 101}}
 """
 WEIGHTS = bytes(1_000_000)
 
@@ -328,12 +345,22 @@ def test_the_bundled_checkpoints_pass(path: Path) -> None:
     check_checkpoint(path)
 
 
-@pytest.mark.parametrize("config", [TDT_CONFIG, HYBRID_CONFIG], ids=["tdt", "hybrid"])
-def test_tdt_models_pass(models: Path, config: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "decoder"),
+    [
+        (TDT_CONFIG, "tdt"),
+        (HYBRID_CONFIG, "tdt"),
+        (RNNT_CONFIG, "rnnt"),
+        (CTC_CONFIG, "ctc"),
+        (RNNT_CONFIG + "loss: {loss_name: tdt}", "tdt"),
+        (TDT_CONFIG.replace("durations: [0, 1, 2, 3, 4]", "durations: null"), "rnnt"),
+    ],
+)
+def test_models_of_the_family_pass(models: Path, config: str, decoder: str) -> None:
     path = models / "x.nemo"
     path.write_bytes(nemo(config))
 
-    check_checkpoint(path)
+    assert check_checkpoint(path).decoder == decoder
 
 
 def test_a_gzipped_archive_passes_as_nemo_takes_it(models: Path) -> None:
@@ -364,15 +391,15 @@ BROKEN = {
     "config is empty": nemo(""),
     "config names no class": nemo("decoding: {durations: [0, 1]}"),
     "config's target is a number": nemo("target: 5"),
-    "config's decoding is a text": nemo(TDT_CONFIG.replace("{", "'{").replace("}", "}'")),
-    "ctc": nemo(CTC_CONFIG),
     "canary": nemo(CANARY_CONFIG),
-    "rnnt without durations": nemo(RNNT_CONFIG),
+    "multitalker": nemo(MULTITALKER_CONFIG),
+    "characters": nemo(CHARACTERS_CONFIG),
+    "telephone": nemo(TELEPHONE_CONFIG),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_file_that_is_no_parakeet_tdt_model_stops_the_start(models: Path, kind: str) -> None:
+def test_a_file_that_is_no_parakeet_model_stops_the_start(models: Path, kind: str) -> None:
     path = models / "x.nemo"
     path.write_bytes(BROKEN[kind])
 
@@ -393,18 +420,19 @@ def test_a_folder_named_like_a_model_stops_the_start(models: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "kind"),
     [
-        (CTC_CONFIG, "EncDecCTCModelBPE"),
-        (CANARY_CONFIG, "EncDecMultiTaskModel"),
-        (RNNT_CONFIG, "EncDecRNNTBPEModel without token durations"),
+        (CANARY_CONFIG, "EncDecMultiTaskModel, a Canary model"),
+        (MULTITALKER_CONFIG, "EncDecMultiTalkerRNNTBPEModel, a multitalker model"),
+        (CHARACTERS_CONFIG, "EncDecCTCModel; needed is a Parakeet"),
+        (TELEPHONE_CONFIG, "EncDecRNNTBPEModel for audio of 8000 Hz"),
+        ("target: nemo.collections.asr.models.SortformerEncLabelModel", "SortformerEncLabelModel"),
+        (RNNT_CONFIG + "loss: {loss_name: multiblank_rnnt}", "EncDecRNNTBPEModel with several"),
     ],
 )
-def test_a_model_of_another_kind_is_called_by_its_name(
-    models: Path, config: str, kind: str
-) -> None:
+def test_a_model_of_another_kind_is_told_what_it_is(models: Path, config: str, kind: str) -> None:
     path = models / "x.nemo"
     path.write_bytes(nemo(config))
 
-    with pytest.raises(CheckpointError, match=f"holds a {kind}, not a Parakeet-TDT model"):
+    with pytest.raises(CheckpointError, match=f"holds a {kind}"):
         check_checkpoint(path)
 
 
@@ -454,6 +482,120 @@ def test_a_model_is_downloaded_into_the_models_folder_and_ready(
     assert not store.checkpoint().is_demo
     assert (models / FILE).read_bytes() == hub.content
     assert not cache.exists()
+
+
+CARD = b"""---
+language:
+- de
+- no
+license: cc-by-4.0
+---
+# A German model
+language: fr
+"""
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_the_card_of_a_model_tells_its_languages_and_licence(
+    models: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    hub.card = CARD
+    if read_only:
+        forbid_writing(monkeypatch, models)
+
+    fetched = start_store(settings_for(models, hub)).checkpoint()
+
+    assert fetched.languages == {"de", "no"}
+    assert fetched.license == "cc-by-4.0"
+    again = start_store(settings_for(models, hub)).checkpoint()
+    assert (again.languages, again.license) == (fetched.languages, fetched.license)
+    assert not (models / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        b"",
+        b"# no header",
+        b"---\nlanguage: de",
+        b"---\n- a list\n---",
+        b"---\nlanguage: [unclosed\n---",
+        b"---\nlanguage: 2026-99-99\n---",
+        b"\xff\xfe\x00---",
+        b"---\nlanguage: {a: b}\nlicense: 5\n---",
+    ],
+)
+def test_a_damaged_card_says_nothing(models: Path, card: bytes) -> None:
+    (models / "x.nemo").write_bytes(nemo())
+    (models / "x.md").write_bytes(card)
+
+    checkpoint = start_store(settings_for(models)).checkpoint()
+
+    assert checkpoint.card == ModelCard()
+
+
+@pytest.mark.parametrize(
+    ("config", "languages"),
+    [
+        (PROMPT_CONFIG, {"en", "de"}),
+        (PROMPT_CONFIG + "labels: [a, <de-DE>, <fr-FR>]", {"de"}),
+        (RNNT_CONFIG + "labels: [a, <de-DE>, <fr-FR>, <EOU>]", {"de", "fr"}),
+        (RNNT_CONFIG + "labels: [a, <unk>, <EOU>]", set()),
+    ],
+)
+def test_a_checkpoint_tells_its_languages(models: Path, config: str, languages: set[str]) -> None:
+    path = models / "x.nemo"
+    path.write_bytes(nemo(config))
+
+    assert check_checkpoint(path).languages == languages
+
+
+def test_a_revision_is_fetched_beside_other_files_of_the_model(models: Path, hub: Hub) -> None:
+    (models / FILE).write_bytes(b"another revision")
+    (models / "other.nemo").write_bytes(nemo())
+    hub.revision = "v1.0"
+    settings = settings_for(models, hub, MODEL_ID=f"{MODEL_ID}@v1.0")
+
+    store = start_store(settings)
+
+    pinned = models / FILE.replace(".nemo", "@v1.0.nemo")
+    assert store.checkpoint().path == pinned
+    assert pinned.read_bytes() == hub.content
+    assert (models / FILE).read_bytes() == b"another revision"
+    assert store.name == FILE.removesuffix(".nemo")
+    assert store.model_id == f"{MODEL_ID}@v1.0"
+    hub.requests.clear()
+    assert start_store(settings).checkpoint().path == pinned
+    assert hub.requests == []
+    assert sorted(path.name for path in models.glob("*.partial")) == []
+
+
+def test_a_revision_that_the_hub_does_not_have_is_no_other(models: Path, hub: Hub) -> None:
+    (models / FILE).write_bytes(nemo())
+    settings = settings_for(models, hub, MODEL_ID=f"{MODEL_ID}@v9", DEMO_MODEL="never")
+
+    store = start_store(settings)
+
+    assert store.status.state == "failed"
+
+
+def test_a_revision_in_a_cache_is_that_revision(
+    models: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_writing(monkeypatch, models)
+    hub.revision = "refs/pr/1"
+
+    store = start_store(settings_for(models, hub, MODEL_ID=f"{MODEL_ID}@refs/pr/1"))
+
+    assert store.checkpoint().path.name == FILE
+    assert store.name == FILE.removesuffix(".nemo")
+
+
+def test_a_model_without_an_owner_is_nvidias(models: Path, hub: Hub) -> None:
+    store = start_store(settings_for(models, hub, MODEL_ID="parakeet-unified-en-0.6b"))
+
+    assert store.model_id == "nvidia/parakeet-unified-en-0.6b"
+    assert any(path.startswith("/nvidia/parakeet-unified") for _, path, _ in hub.requests)
 
 
 def test_what_was_downloaded_is_found_by_the_next_start(models: Path, hub: Hub) -> None:
@@ -805,7 +947,8 @@ def test_many_requests_after_the_pause_begin_one_download(models: Path, hub: Hub
         thread.join()
 
     assert store.wait_until_decided(10)
-    assert [method for method, _, _ in hub.requests] == ["HEAD", "HEAD", "GET"]
+    asked = [method for method, path, _ in hub.requests if path.endswith(FILE)]
+    assert asked == ["HEAD", "HEAD", "GET"]
 
 
 def test_a_missing_english_model_is_a_failure_not_a_promise(models: Path, hub: Hub) -> None:

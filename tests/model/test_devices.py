@@ -33,7 +33,7 @@ from parakeet_api.settings import Settings
 
 OK, NO_DEVICE, INVALID_DEVICE = 0, 100, 101
 
-WEIGHTS_GB = 1.25
+WEIGHTS_GB = 1.253544472
 """The 0.6 B model, its encoder in half precision."""
 RESERVE_GB = 0.7
 """What CUDA and the decoder take beside it."""

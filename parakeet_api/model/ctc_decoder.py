@@ -1,0 +1,40 @@
+"""Tokens of a CTC model: each frame's likeliest label, repetitions and blanks left out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from parakeet_api.model.token_decoder import TokenDecoder, Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+
+
+class CtcDecoder(TokenDecoder):
+    """Find the tokens in an encoder's output, greedily and without CUDA graphs."""
+
+    def __init__(self, network: Any, *, device: str) -> None:
+        """Take over NeMo's network, whose decoder scores every label of every frame."""
+        super().__init__(network.decoding, device=device, graphs=None)
+        self._network = network
+
+    def _decode(self, encoded: Tensor, lengths: Tensor) -> Tokens:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        # Log-probabilities, (B, T, labels); the last label is the blank.
+        scored, labels = self._network.decoder(encoder_output=encoded).max(-1)
+        blank = int(self._network.decoder.num_classes_with_blank) - 1
+        before = torch.nn.functional.pad(labels, (1, 0), value=blank)[:, :-1]
+        present = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]
+        begins = (labels != blank) & (labels != before) & present
+        frames = [row.nonzero()[:, 0] for row in begins]
+        return Tokens(
+            ids=pad_sequence([row[at] for row, at in zip(labels, frames, strict=True)], True),
+            frames=pad_sequence(frames, batch_first=True),
+            durations=None,
+            counts=[len(at) for at in frames],
+            logprobs=pad_sequence([row[at] for row, at in zip(scored, frames, strict=True)], True),
+        )
