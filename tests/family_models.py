@@ -38,7 +38,7 @@ class Kind:
     target: str = _RNNT
     durations: tuple[int, ...] = (0, 1, 2, 3, 4)
     mels: int = 128
-    vocabulary: int = 300
+    vocabulary: int = 200
     """NeMo copies it many times: 8,192 pieces take it half a minute."""
     encoder: dict[str, Any] = field(default_factory=dict)
     normalize: str = "per_feature"
@@ -55,7 +55,7 @@ _STREAMING = {
 }
 FAMILY = {
     "parakeet-tdt-0.6b-v2": Kind(),
-    "parakeet-tdt-0.6b-v3": Kind(vocabulary=1200),
+    "parakeet-tdt-0.6b-v3": Kind(vocabulary=600),
     "parakeet-tdt-1.1b": Kind(mels=80, encoder=_BIASED),
     "parakeet-tdt_ctc-110m": Kind(_HYBRID, mels=80),
     "parakeet-tdt_ctc-1.1b": Kind(
@@ -67,7 +67,7 @@ FAMILY = {
             "use_bias": None,
         },
     ),
-    "parakeet-tdt_ctc-0.6b-ja": Kind(_HYBRID, mels=80, vocabulary=700),
+    "parakeet-tdt_ctc-0.6b-ja": Kind(_HYBRID, mels=80, vocabulary=500),
     "parakeet-rnnt-0.6b": Kind(durations=(), mels=80, encoder=_BIASED),
     "parakeet-ctc-0.6b": Kind(_CTC, durations=(), mels=80, encoder=_BIASED),
     "parakeet-unified-en-0.6b": Kind(
@@ -85,7 +85,7 @@ FAMILY = {
     "nemotron-3.5-asr-streaming-0.6b": Kind(
         _PROMPT,
         durations=(),
-        vocabulary=1500,
+        vocabulary=650,
         encoder=_STREAMING | {"att_context_size": [[56, 3], [56, 0], [56, 6], [56, 13]]},
         normalize="NA",
         marks=TAGS,
