@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
+from parakeet_api.keywords import Keyword, KeywordTree
 from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
 from parakeet_api.speech.activity import SpeechDetector
@@ -68,6 +69,14 @@ class ChunkRecognizer(Protocol):
         ...
 
 
+class Keywords(Protocol):
+    """What a pipeline needs of a `KeywordTrees`."""
+
+    def tree(self, keywords: Sequence[Keyword] = ()) -> KeywordTree | None:
+        """Give the tree of a recording's phrases and those of all recordings."""
+        ...
+
+
 class Pipeline:
     """Turn recordings into transcripts; safe to use from many threads."""
 
@@ -80,8 +89,13 @@ class Pipeline:
         settings: Settings,
         metrics: Metrics | None = None,
         detector: SpeechDetector | None = None,
+        keywords: Keywords | None = None,
     ) -> None:
-        """Without a `detector`, speech that got no words is not looked for."""
+        """Without a `detector`, speech that got no words is not looked for.
+
+        Without `keywords`, those of recordings have no effect.
+        """
+        self._keywords = keywords
         self._metrics = metrics or Metrics()
         self._detector = detector
         self._decoder = decoder
@@ -105,22 +119,29 @@ class Pipeline:
         raw_pcm: bool = False,
         track: TrackChoice = None,
         allow_partial: bool = False,
+        keywords: Sequence[Keyword] = (),
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:
         """Transcribe a whole recording, spoken in one of `languages` (ISO 639-1 codes).
 
         `track` chooses one of its sound tracks; with `allow_partial`, a file that is cut short is
-        transcribed to its end, with a caveat.
+        transcribed to its end, with a caveat. `keywords` may be said in it.
 
         Raises `AudioDecodeError` or one of its kinds for a file that cannot be used,
+        `InvalidRequestError` for a keyword that the model cannot write,
         `RequestCancelled` once `cancelled` turns true, and what the model's lease raises.
         """
         started = time.monotonic()
         words: list[Word] = []
         progress = Progress((), _NOTHING, 0.0, None)
         for progress in self.stream(
-            path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial, cancelled=cancelled
+            path,
+            raw_pcm=raw_pcm,
+            track=track,
+            allow_partial=allow_partial,
+            keywords=keywords,
+            cancelled=cancelled,
         ):
             words.extend(progress.words)
             on_progress(progress)
@@ -149,6 +170,7 @@ class Pipeline:
         raw_pcm: bool = False,
         track: TrackChoice = None,
         allow_partial: bool = False,
+        keywords: Sequence[Keyword] = (),
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generator[Progress]:
         """Yield words in order, each once no later audio can change it.
@@ -160,6 +182,7 @@ class Pipeline:
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
         unheard = UnheardSpeech()
+        tree = self._keywords.tree(keywords) if self._keywords else None
         done_s = decoding_s = 0.0
         with (
             self.counted(),
@@ -169,7 +192,12 @@ class Pipeline:
                 )
             ) as audio,
             closing(self._prepared(plan_chunks(audio, self._policy))) as chunks,
-            closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
+            closing(
+                self._batcher.recognize(
+                    chunks if tree is None else (replace(c, keywords=tree) for c in chunks),
+                    cancelled=cancelled,
+                )
+            ) as recognized,
         ):
             for chunk, words in recognized:
                 completed = self.complete(chunk, words, cancelled=cancelled)

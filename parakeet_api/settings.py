@@ -285,6 +285,8 @@ class Settings:
     """Where checkpoints are looked for and downloaded to."""
     model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
     """What the model speaks, ISO 639-1 codes; empty = what its name says."""
+    keywords_file: Path | None = _setting("KEYWORDS_FILE", None, _path)
+    """Names and terms that recordings may hold, one a line; for all requests."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
     """`auto` = the small English model, loudly, where no other can be had; `always`; `never`;
     `grammar` = always the tests' model, whose words are known exactly."""

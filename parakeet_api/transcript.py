@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from parakeet_api.keywords import KeywordTree
+
 SAMPLE_RATE = 16_000
 """Samples per second everywhere inside; Parakeet's own rate."""
 
@@ -33,6 +35,8 @@ class Chunk:
     samples: Pcm
     owned_start: int
     owned_end: int
+    keywords: KeywordTree | None = None
+    """Phrases that it may hold."""
 
     @property
     def end(self) -> int:
@@ -66,6 +70,8 @@ class Word:
     end: float
     """Seconds from the start of the recording; never before `start`."""
     tokens: tuple[Token, ...] = ()
+    from_keyword: bool = False
+    """Whether a keyword put it in the place of what the model hears without any."""
 
     @property
     def middle(self) -> float:

@@ -29,6 +29,7 @@ def models_of(folder: Path, *names: str, **environ: str) -> ServedModels:
             ),
             batcher=unused,
             pipeline=unused,
+            keywords=unused,
             configured_languages=settings.model_languages,
         )
         for only in settings.models or (None,)

@@ -205,7 +205,7 @@ class ClipDesk:
     def _completed(self, name: str, samples: Pcm, *, cancelled: Callable[[], bool]) -> Completed:
         model = self._services.models.named(name)
         model.checkpoints.checkpoint()
-        chunk = Chunk(0, 0, samples, 0, len(samples))
+        chunk = Chunk(0, 0, samples, 0, len(samples), model.keywords.tree())
         with (
             self._services.admission.slot(cancelled=cancelled),
             # The model is in use: it cannot be unloaded.

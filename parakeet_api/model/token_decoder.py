@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.keyword_boosting import KeywordBoosts, boosted
 
 if TYPE_CHECKING:
     import torch
@@ -91,14 +92,19 @@ class TokenDecoder:
         """Tell whether the next batch is decoded by graphs."""
         return self._captured
 
-    def decode(self, encoded: Tensor, lengths: Tensor) -> Tokens:
-        """Find each row's tokens in fp32 encoder output of shape (B, D, T), lengths (B,)."""
+    def decode(
+        self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
+    ) -> Tokens:
+        """Find each row's tokens in fp32 encoder output of shape (B, D, T), lengths (B,).
+
+        With `boosts` graphs are not used: their tables are of this batch alone.
+        """
         import torch
 
         with turn_on(self._device), torch.inference_mode():
             self._capture_once()
             try:
-                return self._decode(encoded, lengths)
+                return self._decode(encoded, lengths, boosts)
             except Exception:
                 # What a graph wrote into may be half written, and the next batch would go on there.
                 self._forget()
@@ -114,9 +120,11 @@ class TokenDecoder:
         with turn_on(self._device):
             self._forget()
 
-    def _decode(self, encoded: Tensor, lengths: Tensor) -> Tokens:
+    def _decode(
+        self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
+    ) -> Tokens:
         decoding: Any = self.nemo.decoding
-        with self._graphs_as_captured():
+        with self._graphs_if(boosts is None), boosted(decoding.decoding_computer, boosts):
             if self._beam:
                 return _of_beams(*decoding(encoder_output=encoded, encoded_lengths=lengths))
             # Not through `decoding`: it would part the decoder's state by rows, all those that the
@@ -133,9 +141,9 @@ class TokenDecoder:
         )
 
     @contextlib.contextmanager
-    def _graphs_as_captured(self) -> Iterator[None]:
+    def _graphs_if(self, allowed: bool) -> Iterator[None]:
         """Let NeMo take graphs if they are captured, and not capture by itself if they are not."""
-        if self._captured:
+        if allowed and self._captured:
             yield
             return
         computer = self.nemo.decoding.decoding_computer

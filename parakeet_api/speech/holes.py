@@ -153,7 +153,7 @@ def _part(chunk: Chunk, hole: Span, edges: tuple[float, float]) -> Chunk:
     end = max(start + 1, round((hole.end + after) * SAMPLE_RATE) - chunk.start)
     samples = chunk.samples[start:end]
     begin = chunk.start + start
-    return Chunk(0, begin, samples, begin, begin + len(samples))
+    return Chunk(0, begin, samples, begin, begin + len(samples), chunk.keywords)
 
 
 def _required_logprob(words: Sequence[Word]) -> float:

@@ -92,6 +92,7 @@ class Scripted(Pipeline):
         raw_pcm: bool = False,
         track: TrackChoice = None,
         allow_partial: bool = False,
+        keywords: Sequence[Keyword] = (),
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:
