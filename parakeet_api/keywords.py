@@ -48,7 +48,7 @@ class Keyword:
 def parse_keyword(text: str, *, param: str) -> Keyword:
     """Parse `phrase` or `phrase:weight`. Raises `InvalidRequestError` naming phrase and `param`."""
     weighted = _WEIGHTED.fullmatch(text.strip())
-    phrase = " ".join((weighted[1] if weighted else text).split(" ")).strip()
+    phrase = re.sub(" +", " ", weighted[1] if weighted else text).strip()
     weight = float(weighted[2]) if weighted else 1.0
     if problem := _problem(phrase, weight):
         raise InvalidRequestError(f"{param}={_echo(text)} {problem}.", param=param)

@@ -61,7 +61,13 @@ IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio"
 
 OWNERS = {
     "torch": ("model",),
-    "nemo": ("model.nemo_internals", "model.whisper_encoder", "model.restore", "model.loading"),
+    "nemo": (
+        "model.nemo_internals",
+        "model.whisper_encoder",
+        "model.restore",
+        "model.loading",
+        "model.keyword_boosting",
+    ),
     "sentencepiece": ("model.keyword_trees",),
     "onnx": ("model.voice_activity",),
     "omegaconf": ("model.loading",),

@@ -115,12 +115,17 @@ def boosted(computer: Any, boosts: KeywordBoosts | None) -> Iterator[None]:
     if boosts is None:
         yield
         return
+    from nemo.collections.asr.parts.utils.batched_beam_decoding_utils import (
+        BlankLMScoreMode,
+        PruningMode,
+    )
+
     ours = {
         "fusion_models": [boosts],
         "fusion_models_alpha": [1.0],
-        # Beams alone: every piece is scored, and the blank as it is.
-        "pruning_mode": "late",
-        "blank_lm_score_mode": "no_score",
+        # For beams alone: every piece gains, not only the likeliest, and the blank nothing.
+        "pruning_mode": PruningMode.LATE,
+        "blank_lm_score_mode": BlankLMScoreMode.NO_SCORE,
     }
     before = {name: getattr(computer, name, None) for name in ours}
     vars(computer).update(ours)

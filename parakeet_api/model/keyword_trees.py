@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tarfile
 import threading
 from collections import OrderedDict
@@ -101,6 +102,9 @@ def read_speller(checkpoint: Path) -> Spell:
 
     def spell(text: str) -> Sequence[int]:
         pieces: list[int] = processor.encode(text)
+        if unknown in pieces:
+            # Most models have no sign but those of sentences.
+            pieces = processor.encode(re.sub(r"[^\w\s']", " ", text))
         return () if unknown in pieces else pieces
 
     return spell

@@ -16,7 +16,10 @@ from parakeet_api.transcript import Word
 
 _JITTER_S = 0.4
 """The same word may be so far apart in the two versions."""
-_MAX_LOSS = 12.0
+_MAX_LOSS = 10.0
+"""How much less likely, natural logarithm, the model may think a keyword than what it replaces. In
+300 recordings with 74 names misheard, 101 phrases a list, it takes 26 names and no other word; with
+6 it takes 21, with 15 also two others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +41,39 @@ def choose(
     chosen: list[Word] = []
     taken = 0
     for difference in differences(plain, boosted):
-        words = boosted[difference.boosted]
-        places = found.intersection(range(len(boosted))[difference.boosted])
-        if places and _loss(plain[difference.plain], words) <= _MAX_LOSS:
-            first = difference.boosted.start
-            chosen += plain[taken : difference.plain.start]
-            chosen += [
-                replace(word, from_keyword=True) if place in places else word
-                for place, word in enumerate(words, first)
-            ]
-            taken = difference.plain.stop
+        places = sorted(found.intersection(range(len(boosted))[difference.boosted]))
+        chosen += plain[taken : difference.plain.start]
+        words = list(plain[difference.plain])
+        for run in _runs(places):
+            words = _with_keyword(words, boosted[run], boosted[difference.boosted])
+        chosen += words
+        taken = difference.plain.stop
     return [*chosen, *plain[taken:]]
+
+
+def _with_keyword(
+    words: list[Word], keyword: Sequence[Word], boosted: Sequence[Word]
+) -> list[Word]:
+    """Put a keyword in the place of those words that it is nearest to, if it is likely enough."""
+    replaced = [
+        word
+        for word in words
+        if min(boosted, key=lambda other: abs(other.middle - word.middle)) in keyword
+    ]
+    if _logprob(replaced) - _logprob(keyword) > _MAX_LOSS:
+        return words
+    kept = [word for word in words if word not in replaced]
+    marked = [replace(word, from_keyword=True) for word in keyword]
+    return sorted([*kept, *marked], key=lambda word: word.middle)
+
+
+def _runs(places: Sequence[int]) -> Iterator[slice]:
+    """Give the runs of places that follow each other."""
+    start = 0
+    for at in range(1, len(places) + 1):
+        if at == len(places) or places[at] != places[at - 1] + 1:
+            yield slice(places[start], places[at - 1] + 1)
+            start = at
 
 
 def keyword_places(words: Sequence[Word], phrases: Collection[tuple[str, ...]]) -> set[int]:
@@ -79,11 +104,6 @@ def differences(plain: Sequence[Word], boosted: Sequence[Word]) -> Iterator[Diff
                 break
     if here < len(plain) or there < len(boosted):
         yield Difference(slice(here, len(plain)), slice(there, len(boosted)))
-
-
-def _loss(plain: Sequence[Word], boosted: Sequence[Word]) -> float:
-    """Tell how much less likely the model thinks the boosted words, natural logarithm."""
-    return _logprob(plain) - _logprob(boosted)
 
 
 def _logprob(words: Sequence[Word]) -> float:
