@@ -9,6 +9,7 @@
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
 # make fidelity  every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 # make accuracy  word error rates on recordings of people, by source: one pass beside chunks
+# make keywords  names and terms that come out right with keywords[], and what a list costs
 # make screenshots  take the pictures of docs/screenshots anew
 # make audit  look for known vulnerabilities of what constraints.txt pins; asks pypi.org
 # make licences  check that every installed package may be used and passed on
@@ -30,7 +31,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench cpu gpu connections fuzz fire fuzz-api fidelity accuracy screenshots audit licences sbom clean
+.PHONY: run test lint bench cpu gpu connections fuzz fire fuzz-api fidelity accuracy keywords screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -67,6 +68,9 @@ fidelity: $(VENV)/.development
 
 accuracy: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.accuracy
+
+keywords: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.keywords
 
 fuzz: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fuzz

@@ -328,7 +328,6 @@ def _asr_paths(facts: Facts) -> Json:
         "encode": encode,
         "audio_track": _audio_track(),
         "allow_partial": _allow_partial(),
-        "hotwords": _keywords(),
     }
     wanted = {
         "output": text("Format of the response.", enum=list(get_args(Output)), default="txt"),
@@ -339,6 +338,7 @@ def _asr_paths(facts: Facts) -> Json:
             default="transcribe",
         ),
         "word_timestamps": flag("List the words in `json`.", default=False),
+        "hotwords": _keywords(),
     }
     return {
         "/asr": {
