@@ -27,10 +27,11 @@ _WEIGHTED = re.compile(r"(.*?\S)\s*:\s*([0-9]{1,3}(?:\.[0-9]{1,4})?)")
 _FORBIDDEN = re.compile(r"[<>\x00-\x1f\x7f]")
 """OpenAI refuses the first two and line breaks."""
 _FIRST_BONUS = 5.0
-"""What the first piece of a phrase gains, natural logarithm: it decides whether one is begun."""
+"""What the first piece of a phrase gains, natural logarithm: it decides whether one is begun. With
+4 or 6 as many names were found in 117 recordings; more pulls other words along."""
 _NEXT_BONUS = 6.0
 """What the second piece gains, and further ones `log(place)` more: a phrase that is begun is soon
-finished."""
+finished. What is not wanted of it is left out again: `speech.keyword_choice`."""
 
 Spell = Callable[[str], Sequence[int]]
 """Gives a text's pieces by their ids; none if it cannot be spelled."""

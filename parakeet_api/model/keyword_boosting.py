@@ -8,8 +8,8 @@ beams, which pass no ids, work as well.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,31 +105,25 @@ class KeywordBoosts:
         return scores[:, :-1], targets[:, :-1]
 
 
-@contextlib.contextmanager
-def boosted(computer: Any, boosts: KeywordBoosts | None) -> Iterator[None]:
-    """Let a decoding computer of NeMo's add the boosts to its scores, for the time of the block.
+def boosted(decoding: Any, boosts: KeywordBoosts) -> Any:
+    """Give a decoding object of NeMo's that adds boosts to its scores, and shares all weights.
 
-    Whether a frame is blank stays its own decision: no boost makes a piece of silence, or of a word
-    that was passed over.
+    A copy: other threads decode with the original meanwhile. Whether a frame is blank stays NeMo's
+    own decision: no boost makes a piece of silence, or of a word that was passed over.
     """
-    if boosts is None:
-        yield
-        return
     from nemo.collections.asr.parts.utils.batched_beam_decoding_utils import (
         BlankLMScoreMode,
         PruningMode,
     )
 
-    ours = {
-        "fusion_models": [boosts],
-        "fusion_models_alpha": [1.0],
-        # For beams alone: every piece gains, not only the likeliest, and the blank nothing.
-        "pruning_mode": PruningMode.LATE,
-        "blank_lm_score_mode": BlankLMScoreMode.NO_SCORE,
-    }
-    before = {name: getattr(computer, name, None) for name in ours}
-    vars(computer).update(ours)
-    try:
-        yield
-    finally:
-        vars(computer).update(before)
+    computer = copy.copy(decoding.decoding_computer)
+    # The tables are of this batch alone: nothing that could be captured.
+    computer.cuda_graphs_mode = None
+    computer.fusion_models = [boosts]
+    computer.fusion_models_alpha = [1.0]
+    # For beams: every piece gains, not only the likeliest, and the blank nothing.
+    computer.pruning_mode = PruningMode.LATE
+    computer.blank_lm_score_mode = BlankLMScoreMode.NO_SCORE
+    boosted_decoding = copy.copy(decoding)
+    boosted_decoding.decoding_computer = computer
+    return boosted_decoding

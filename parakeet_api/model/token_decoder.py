@@ -124,7 +124,9 @@ class TokenDecoder:
         self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
     ) -> Tokens:
         decoding: Any = self.nemo.decoding
-        with self._graphs_if(boosts is None), boosted(decoding.decoding_computer, boosts):
+        if boosts is not None:
+            decoding = boosted(decoding, boosts)
+        with self._graphs_as_captured():
             if self._beam:
                 return _of_beams(*decoding(encoder_output=encoded, encoded_lengths=lengths))
             # Not through `decoding`: it would part the decoder's state by rows, all those that the
@@ -141,9 +143,9 @@ class TokenDecoder:
         )
 
     @contextlib.contextmanager
-    def _graphs_if(self, allowed: bool) -> Iterator[None]:
+    def _graphs_as_captured(self) -> Iterator[None]:
         """Let NeMo take graphs if they are captured, and not capture by itself if they are not."""
-        if allowed and self._captured:
+        if self._captured:
             yield
             return
         computer = self.nemo.decoding.decoding_computer
