@@ -16,6 +16,8 @@ from parakeet_api.errors import ApiError, InvalidRequestError, SettingsError
 from parakeet_api.formats.rendering import render
 from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_track
 from parakeet_api.formats.transcribe import transcribe_recording
+from parakeet_api.keywords import Keyword, parse_keywords
+from parakeet_api.model.keyword_trees import read_keywords_file
 from parakeet_api.pipeline import Pipeline, Progress
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
@@ -67,9 +69,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> TranscribeCommand | None
 
     Exits with a message if the arguments are invalid.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if options.command != "transcribe":
         return None
+    try:
+        keywords = _keywords(options.keyword, options.keywords_file)
+    except (InvalidRequestError, SettingsError) as error:
+        parser.error(str(error))
     return TranscribeCommand(
         files=tuple(file.absolute() for file in options.files),
         output_dir=options.output_dir.absolute(),
@@ -77,6 +84,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> TranscribeCommand | None
             response_format=options.format,
             audio_track=options.audio_track,
             allow_partial=options.allow_partial,
+            keywords=keywords,
         ),
         model=options.model,
     )
@@ -106,7 +114,23 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="transcribe a file that is cut short as far as it goes",
     )
+    files.add_argument(
+        "--keyword",
+        action="append",
+        default=[],
+        metavar="PHRASE",
+        help="a name or term that may be said, also as PHRASE:WEIGHT; may be repeated",
+    )
+    files.add_argument(
+        "--keywords-file", type=Path, metavar="FILE", help="more of them, one a line"
+    )
     return parser
+
+
+def _keywords(phrases: Sequence[str], file: Path | None) -> tuple[Keyword, ...]:
+    """Gather the phrases of both arguments."""
+    listed = read_keywords_file(file, name="--keywords-file") if file else ()
+    return (*parse_keywords(phrases, param="--keyword"), *listed)
 
 
 def _audio_track(text: str) -> int | str | None:

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
+from parakeet_api.keywords import Keyword, KeywordTree
 from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
 from parakeet_api.speech.activity import SpeechDetector
@@ -67,6 +68,14 @@ class ChunkRecognizer(Protocol):
         ...
 
 
+class Keywords(Protocol):
+    """What a pipeline needs of a `KeywordTrees`."""
+
+    def tree(self, keywords: Sequence[Keyword] = ()) -> KeywordTree | None:
+        """Give the tree of a recording's phrases and those of all recordings."""
+        ...
+
+
 class Pipeline:
     """Turn recordings into transcripts; thread-safe."""
 
@@ -79,8 +88,13 @@ class Pipeline:
         settings: Settings,
         metrics: Metrics | None = None,
         detector: SpeechDetector | None = None,
+        keywords: Keywords | None = None,
     ) -> None:
-        """Without a `detector`, speech without words is not searched for."""
+        """Without a `detector`, speech without words is not searched for.
+
+        Without `keywords`, those of recordings have no effect.
+        """
+        self._keywords = keywords
         self._metrics = metrics or Metrics()
         self._detector = detector
         self._decoder = decoder
@@ -104,6 +118,7 @@ class Pipeline:
         raw_pcm: bool = False,
         track: TrackChoice = None,
         allow_partial: bool = False,
+        keywords: Sequence[Keyword] = (),
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:
@@ -112,9 +127,10 @@ class Pipeline:
         A single language is passed to a model that takes prompts.
 
         `track` selects an audio track; with `allow_partial`, a truncated file is transcribed as
-        far as it goes, with a caveat.
+        far as it goes, with a caveat. `keywords` are phrases that may be spoken.
 
         Raises `AudioDecodeError` or a subclass for a file that cannot be decoded,
+        `InvalidRequestError` for a keyword that the model cannot spell,
         `RequestCancelled` once `cancelled` returns true, and what the model's lease raises.
         """
         started = time.monotonic()
@@ -126,6 +142,7 @@ class Pipeline:
             raw_pcm=raw_pcm,
             track=track,
             allow_partial=allow_partial,
+            keywords=keywords,
             cancelled=cancelled,
         ):
             words.extend(progress.words)
@@ -156,6 +173,7 @@ class Pipeline:
         raw_pcm: bool = False,
         track: TrackChoice = None,
         allow_partial: bool = False,
+        keywords: Sequence[Keyword] = (),
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generator[Progress]:
         """Yield words in order, each once no later audio can change it.
@@ -167,6 +185,7 @@ class Pipeline:
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
         without_words = SpeechWithoutWords()
+        tree = self._keywords.tree(keywords) if self._keywords else None
         done_s = decoding_s = 0.0
         with (
             self.counted(),
@@ -176,7 +195,7 @@ class Pipeline:
                 )
             ) as audio,
             closing(self._prefetched(plan_chunks(audio, self._policy))) as planned,
-            closing(_spoken_in(planned, languages)) as chunks,
+            closing(_with_hints(planned, languages, tree)) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
             for chunk, words in recognized:
@@ -245,11 +264,13 @@ def speech_without_words_caveats(spans: Sequence[Span]) -> list[Caveat]:
     ]
 
 
-def _spoken_in(chunks: Iterable[Chunk], languages: frozenset[str]) -> Generator[Chunk]:
-    """State the language of chunks, where there is only one that it may be."""
+def _with_hints(
+    chunks: Iterable[Chunk], languages: frozenset[str], keywords: KeywordTree | None
+) -> Generator[Chunk]:
+    """Pass on what the request knows of its recording: a single language, and keywords."""
     language = next(iter(languages)) if len(languages) == 1 else None
     for chunk in chunks:
-        yield replace(chunk, language=language)
+        yield replace(chunk, language=language, keywords=keywords)
 
 
 def _one_ahead(chunks: Generator[Chunk], executor: Executor) -> Generator[Chunk]:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +14,14 @@ from typing import Self
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import ModelNotFoundError
+from parakeet_api.keywords import Keyword
 from parakeet_api.languages import languages_of
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.batching import Batcher
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, known_device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
+from parakeet_api.model.keyword_trees import KeywordTrees, read_keywords_file
 from parakeet_api.model.memory import has_room
 from parakeet_api.model.pool import ModelPool
 from parakeet_api.model.recognizer import load_recognizer
@@ -55,6 +57,7 @@ class ServedModel:
     """How much of it is recognised at once, by its size and the device."""
     batcher: Batcher
     pipeline: Pipeline
+    keywords: KeywordTrees
     configured_languages: tuple[str, ...]
     """`MODEL_LANGUAGES`."""
 
@@ -65,6 +68,14 @@ class ServedModel:
     @property
     def name(self) -> str:
         return self.checkpoints.name
+
+    def check_keywords(self, keywords: Sequence[Keyword], *, param: str = "keywords[]") -> None:
+        """Build a request's tree, unless there is no checkpoint yet.
+
+        Raises `InvalidRequestError` naming `param` and the phrase that the model cannot write.
+        """
+        if keywords and self.checkpoints.status.checkpoint is not None:
+            self.keywords.tree(keywords, param=param)
 
     @property
     def languages(self) -> frozenset[str]:
@@ -98,7 +109,8 @@ class ServedModels:
         """Set up the models of `MODELS`, or the single model that the other settings name.
 
         Starts downloads of missing checkpoints; loads no model. `on_device_lost` is called if the
-        GPU fails for the rest of the process.
+        GPU fails for the rest of the process. Raises `SettingsError` for a KEYWORDS_FILE that
+        cannot be used.
         """
         slots: list[ModelSlot] = []
         plans: dict[ModelSlot, InferencePlan] = {}
@@ -125,6 +137,9 @@ class ServedModels:
 
         detector = SileroDetector()
 
+        file = settings.keywords_file
+        always = read_keywords_file(file, name="KEYWORDS_FILE") if file else ()
+
         def serve(slot: ModelSlot) -> ServedModel:
             plan = plans[slot]
             batcher = Batcher(
@@ -134,6 +149,7 @@ class ServedModels:
                 metrics=metrics,
                 on_device_lost=on_device_lost,
             )
+            keywords = KeywordTrees(lambda: slot.checkpoints.checkpoint().path, always=always)
             pipeline = Pipeline(
                 decoder=decoder,
                 batcher=batcher,
@@ -141,12 +157,14 @@ class ServedModels:
                 settings=settings,
                 metrics=metrics,
                 detector=detector,
+                keywords=keywords,
             )
             return ServedModel(
                 slot=slot,
                 plan=plan,
                 batcher=batcher,
                 pipeline=pipeline,
+                keywords=keywords,
                 configured_languages=settings.model_languages,
             )
 

@@ -296,6 +296,8 @@ class Settings:
     """Where checkpoints are looked for and downloaded to."""
     model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
     """Languages that the model supports, ISO 639-1 codes; empty = what the checkpoint states."""
+    keywords_file: Path | None = _setting("KEYWORDS_FILE", None, _path)
+    """Names and terms that recordings may contain, one per line; for all requests."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
     """`auto` = the small English model, with warnings, if no other is available; `always`;
     `never`; `grammar` = always the tests' model, whose output is exactly known."""

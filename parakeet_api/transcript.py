@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from parakeet_api.keywords import KeywordTree
+
 SAMPLE_RATE = 16_000
 """Sample rate of all decoded audio, Hz: the model's."""
 
@@ -35,6 +37,8 @@ class Chunk:
     owned_end: int
     language: str | None = None
     """ISO 639-1 code that the request states; `None` = it does not."""
+    keywords: KeywordTree | None = None
+    """Phrases that may be spoken in it."""
 
     @property
     def end(self) -> int:
@@ -70,6 +74,8 @@ class Word:
     tokens: tuple[Token, ...] = ()
     language: str | None = None
     """ISO 639-1 code, where the model itself tags languages."""
+    from_keyword: bool = False
+    """Whether a keyword replaced what the model recognises without any."""
 
     @property
     def middle(self) -> float:

@@ -4,6 +4,7 @@ import { byId, element } from "./dom.js";
 import { languageName, onLanguageChange, text } from "./i18n.js";
 import { forget, readStored, store } from "./stored.js";
 
+const MAX_KEYWORD_LISTS = 10;
 const CAPTION_DEFAULTS = { lineLength: 42, lines: 2, longestS: 6 };
 
 export class Settings {
@@ -17,7 +18,10 @@ export class Settings {
     this.#onChange = onChange;
     this.#listen();
     this.#fill();
-    onLanguageChange(() => this.#showLanguages());
+    onLanguageChange(() => {
+      this.#showLanguages();
+      this.#showKeywordLists();
+    });
   }
 
   /** Parameters of a transcription request. */
@@ -28,6 +32,7 @@ export class Settings {
       apiKey: byId("api-key").value.trim(),
       track: byId("track").value,
       allowsPartial: byId("allow-partial").checked,
+      keywords: byId("keywords").value.split("\n").map((line) => line.trim()).filter(Boolean),
     };
   }
 
@@ -105,6 +110,9 @@ export class Settings {
       event.preventDefault();
       byId("settings").close();
     });
+    byId("keyword-lists").addEventListener("change", () => {
+      if (byId("keyword-lists").value) byId("keywords").value = byId("keyword-lists").value;
+    });
     byId("spoken").addEventListener("change", () => this.#keep());
     byId("model").addEventListener("change", () => {
       this.#learnLanguages();
@@ -117,6 +125,8 @@ export class Settings {
     byId("theme").value = readStored("theme", "");
     this.#showTheme();
     byId("allow-partial").checked = readStored("allow-partial", false);
+    byId("keywords").value = readStored("keywords", "");
+    this.#showKeywordLists();
     const key = readStored("api-key", "");
     byId("api-key").value = key;
     byId("keep-key").checked = key !== "";
@@ -141,11 +151,31 @@ export class Settings {
     // The track is not stored, as the next recording may have only one.
     store("allow-partial", byId("allow-partial").checked);
     store("spoken", byId("spoken").value);
+    this.#keepKeywords();
     if (this.#models.length > 1) store("model", byId("model").value);
     this.#keepCaptions();
     if (byId("keep-key").checked) store("api-key", byId("api-key").value.trim());
     else forget("api-key");
     this.#onChange();
+  }
+
+  /** Store the list, and the latest ones for a choice. */
+  #keepKeywords() {
+    const list = byId("keywords").value.trim();
+    store("keywords", list);
+    if (!list) return;
+    const others = readStored("keyword-lists", []).filter((other) => other !== list);
+    store("keyword-lists", [list, ...others].slice(0, MAX_KEYWORD_LISTS));
+    this.#showKeywordLists();
+  }
+
+  #showKeywordLists() {
+    const lists = readStored("keyword-lists", []);
+    byId("keyword-lists").hidden = lists.length === 0;
+    byId("keyword-lists").replaceChildren(
+      element("option", { value: "", textContent: text("keywords.earlier") }),
+      ...lists.map((list) => element("option", { value: list, textContent: list.replaceAll("\n", ", ") })),
+    );
   }
 
   /** Store only values that differ from the server's, so that changes there take effect here. */

@@ -41,6 +41,8 @@ ENGLISH_MODEL = ROOT / "samples" / "english-model" / checkpoints.ENGLISH_MODEL
 """For tests with recordings of people."""
 PEOPLE = ROOT / "samples" / "people"
 """Recordings of people; the reference is in the file of the same name with `.json`."""
+REAL_SPEECH = ROOT / "samples" / "real-speech"
+"""More of them; `recordings.json` has the references."""
 BUNDLED_MODELS = BundledModels(english=ENGLISH_MODEL, grammar=DEMO_MODEL)
 
 __all__ = ["gpu"]

@@ -14,7 +14,7 @@ from conftest import ROOT
 import parakeet_api
 
 ORDER = (
-    *("errors", "languages", "settings", "logs", "metrics", "transcript"),
+    *("errors", "languages", "settings", "logs", "metrics", "keywords", "transcript"),
     *("audio", "speech", "model", "pipeline", "served_models", "formats", "command_line"),
     *("jobs", "openapi", "http"),
 )
@@ -25,6 +25,7 @@ PURE = frozenset(
         "errors",
         "languages",
         "settings",
+        "keywords",
         "transcript",
         "audio.downmix",
         "audio.levels",
@@ -33,6 +34,7 @@ PURE = frozenset(
         "speech.activity",
         "speech.chunking",
         "speech.holes",
+        "speech.keyword_choice",
         "speech.segmentation",
         "speech.speech_gate",
         "speech.stitching",
@@ -59,7 +61,14 @@ IMPURE = frozenset({"threading", "time", "os", "socket", "subprocess", "asyncio"
 
 OWNERS = {
     "torch": ("model",),
-    "nemo": ("model.nemo_internals", "model.whisper_encoder", "model.restore", "model.loading"),
+    "nemo": (
+        "model.nemo_internals",
+        "model.whisper_encoder",
+        "model.restore",
+        "model.loading",
+        "model.keyword_boosting",
+    ),
+    "sentencepiece": ("model.keyword_trees",),
     "onnx": ("model.voice_activity",),
     "omegaconf": ("model.loading",),
     "cuda": ("model.devices", "model.nemo_internals"),

@@ -31,6 +31,7 @@ def models_of(folder: Path, *names: str, **environ: str) -> ServedModels:
             plan=plan_inference(settings, None),
             batcher=unused,
             pipeline=unused,
+            keywords=unused,
             configured_languages=settings.model_languages,
         )
         for only in settings.models or (None,)

@@ -26,6 +26,7 @@ PROMISE: dict[str, object] = {
     "MODELS_DIR": Path("models"),
     "STOP_GRACE_SECONDS": 20.0,
     "MODEL_LANGUAGES": (),
+    "KEYWORDS_FILE": None,
     "DEMO_MODEL": "auto",
     "HF_ENDPOINT": "https://huggingface.co",
     "TEMP_UPLOADS_DIR": Path("temp_uploads"),

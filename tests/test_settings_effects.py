@@ -306,6 +306,7 @@ EFFECTS = {
     "MODEL_ID": "test_checkpoints.py::test_models_on_disk_have_an_order",
     "MODEL_PATH": "test_checkpoints.py::test_model_path_is_used_and_nothing_else",
     "MODELS_DIR": "test_checkpoints.py::test_models_on_disk_have_an_order",
+    "KEYWORDS_FILE": "test_keyword_routes.py::test_a_file_of_keywords_is_for_all_requests",
     "MODEL_LANGUAGES": (
         "test_http.py::TestParameters::test_the_languages_of_a_model_can_be_configured"
     ),

@@ -30,9 +30,11 @@ from parakeet_api.formats.request_params import (
     TranscriptionParams,
     read_boolean,
     read_choice,
+    read_keywords,
     read_languages,
     read_track,
 )
+from parakeet_api.keywords import Keyword
 from parakeet_api.languages import english_name
 from parakeet_api.settings import Settings
 from parakeet_api.speech.language_detection import rank_languages, tagged_languages
@@ -105,6 +107,8 @@ class AsrParams:
     """The upload is 16 kHz mono 16-bit samples without a header."""
     audio_track: int | Literal["all"] | None
     allow_partial: bool
+    keywords: tuple[Keyword, ...] = ()
+    """Phrases that may be said: `hotwords`, as other servers of this API call them."""
 
 
 def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
@@ -120,6 +124,7 @@ def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
         raw_pcm=not read_boolean(form, "encode", default=True),
         audio_track=read_track(form),
         allow_partial=read_boolean(form, "allow_partial", default=False),
+        keywords=read_keywords(form, "hotwords"),
     )
 
 

@@ -84,6 +84,8 @@ class WordJson(TypedDict):
     """Its end, seconds."""
     logprob: NotRequired[Logprob | None]
     """The sum over its tokens; with `include[]=logprobs`."""
+    from_keyword: NotRequired[Literal[True]]
+    """A keyword of the request put it in the place of what the model hears without."""
 
 
 class SegmentJson(TypedDict):
@@ -334,6 +336,8 @@ def _word(word: Word, params: TranscriptionParams) -> WordJson:
     }
     if "logprobs" in params.include:
         entry["logprob"] = _finite(word.logprob)
+    if word.from_keyword:
+        entry["from_keyword"] = True
     return entry
 
 

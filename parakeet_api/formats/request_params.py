@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
+from parakeet_api.keywords import Keyword, parse_keywords
 from parakeet_api.languages import language_code, normalize_language
 from parakeet_api.settings import parse_boolean
 
@@ -37,8 +38,8 @@ class Form(Protocol):
 class TranscriptionParams:
     """The parameters of a request.
 
-    Parameters of OpenAI's models that this kind of model has no use for (`prompt`, `keywords[]`,
-    `temperature`, `chunking_strategy`) are checked and have no effect.
+    Parameters of OpenAI's models that this kind of model has no use for (`prompt`, `temperature`,
+    `chunking_strategy`) are checked and have no effect.
     """
 
     model: str = ""
@@ -56,6 +57,8 @@ class TranscriptionParams:
     """Number of the sound track, from 1; `all` = mixed; `None` = what a player would choose."""
     allow_partial: bool = False
     """Whether a truncated file is transcribed as far as it goes."""
+    keywords: tuple[Keyword, ...] = ()
+    """Phrases that may be said."""
 
 
 def parse_params(
@@ -67,7 +70,6 @@ def parse_params(
     `InvalidRequestError` naming the parameter.
     """
     _check_temperature(read_field(form, "temperature"))
-    _check_keywords(_list_field(form, "keywords"))
     _check_chunking_strategy(form)
     return TranscriptionParams(
         model=model,
@@ -80,7 +82,13 @@ def parse_params(
         task=task,
         audio_track=read_track(form),
         allow_partial=read_boolean(form, "allow_partial", default=False),
+        keywords=read_keywords(form, "keywords"),
     )
+
+
+def read_keywords(form: Form, name: str) -> tuple[Keyword, ...]:
+    """Read a list of phrases. Raises `InvalidRequestError` naming the first that is wrong."""
+    return parse_keywords(_list_field(form, name), param=f"{name}[]")
 
 
 def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
@@ -185,16 +193,6 @@ def _one_of(name: str, value: str, choices: Any) -> Any:
             param=name,
         )
     return value.lower()
-
-
-def _check_keywords(keywords: Sequence[str]) -> None:
-    """Reject the characters that OpenAI rejects, so that clients work with both."""
-    for keyword in keywords:
-        if re.search(r"[<>\r\n]", keyword):
-            raise InvalidRequestError(
-                f"keywords[]={_echo(keyword)} holds one of < > or a line break.",
-                param="keywords[]",
-            )
 
 
 def _check_chunking_strategy(form: Form) -> None:

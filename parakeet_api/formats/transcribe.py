@@ -29,6 +29,7 @@ def transcribe_recording(
         raw_pcm=isinstance(params, AsrParams) and params.raw_pcm,
         track=params.audio_track,
         allow_partial=params.allow_partial,
+        keywords=params.keywords,
         on_progress=on_progress,
         cancelled=cancelled,
     )

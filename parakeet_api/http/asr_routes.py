@@ -82,4 +82,6 @@ def _received() -> tuple[Path, ServedModel, AsrParams]:
     form = received_form(_FILE)
     parameters = CombinedMultiDict([request.args, form.fields])
     model = chosen_model(parameters)
-    return form.upload, model, parse_asr_params(parameters, languages=model.languages)
+    params = parse_asr_params(parameters, languages=model.languages)
+    model.check_keywords(params.keywords, param="hotwords[]")
+    return form.upload, model, params

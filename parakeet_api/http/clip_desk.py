@@ -207,7 +207,8 @@ class ClipDesk:
     ) -> Completed:
         model = self._services.models.named(info.model)
         model.checkpoints.checkpoint()
-        chunk = Chunk(0, 0, samples, 0, len(samples), info.language)
+        keywords = model.keywords.tree()
+        chunk = Chunk(0, 0, samples, 0, len(samples), info.language, keywords)
         with (
             self._services.admission.slot(cancelled=cancelled),
             # The model is in use: it cannot be unloaded.

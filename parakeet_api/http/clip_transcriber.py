@@ -113,7 +113,8 @@ class ClipTranscriber:
         name = read_field(form.fields, "model")
         model = self._describe(name)
         params = parse_params(form.fields, languages=model.languages, model=model.name)
-        if params.stream or path.stat().st_size == 0:
+        # Trees of keywords are where the model is.
+        if params.stream or params.keywords or path.stat().st_size == 0:
             raise PassOnError
         client = self._client(peer, head.headers)
         recognizer = _Recognizer(

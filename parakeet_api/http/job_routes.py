@@ -41,6 +41,7 @@ def submit() -> tuple[JobJson, int, dict[str, str]]:
     form = received_form()
     model = chosen_model(form.fields)
     params = parse_params(form.fields, languages=model.languages, model=model.name)
+    model.check_keywords(params.keywords)
     if params.stream:
         raise InvalidRequestError(
             "stream: a job has no stream. Ask for its progress, or send the recording to"

@@ -83,6 +83,7 @@ def _answer(task: Task) -> Response:
     form = received_form()
     model = chosen_model(form.fields)
     params = parse_params(form.fields, languages=model.languages, model=model.name, task=task)
+    model.check_keywords(params.keywords)
     if params.stream:
         return StreamedTranscription(form.upload, params, model=model).response()
     transcript = transcribe_upload(form.upload, params, model=model)

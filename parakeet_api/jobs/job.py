@@ -21,6 +21,7 @@ from parakeet_api.formats.rendering import (
     warnings_list,
 )
 from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
+from parakeet_api.keywords import Keyword
 from parakeet_api.transcript import Caveat
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -228,6 +229,7 @@ def params_from_json(text: str) -> TranscriptionParams:
     given: dict[str, Any] = {
         name: frozenset(value) if isinstance(value, list) else value
         for name, value in json.loads(text).items()
-        if name in known
+        if name in known and name != "keywords"
     }
+    given["keywords"] = tuple(Keyword(**entry) for entry in json.loads(text).get("keywords", ()))
     return TranscriptionParams(**given)

@@ -340,8 +340,21 @@ def halve(chunk: Chunk) -> tuple[Chunk, Chunk]:
     end = seam + (seam - begin)
     owned_end = chunk.start + seam
     return (
-        Chunk(0, chunk.start, samples[:end], chunk.start, owned_end, chunk.language),
-        Chunk(1, chunk.start + begin, samples[begin:], owned_end, chunk.end, chunk.language),
+        replace(
+            chunk,
+            index=0,
+            samples=samples[:end],
+            owned_start=chunk.start,
+            owned_end=owned_end,
+        ),
+        replace(
+            chunk,
+            index=1,
+            start=chunk.start + begin,
+            samples=samples[begin:],
+            owned_start=owned_end,
+            owned_end=chunk.end,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from parakeet_api.model.keyword_boosting import KeywordBoosts
 from parakeet_api.model.token_decoder import TokenDecoder, Tokens
 
 if TYPE_CHECKING:
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
 class CtcDecoder(TokenDecoder):
     """Find the tokens in an encoder's output, greedily and without CUDA graphs."""
 
+    can_boost = False
+
     def __init__(self, network: Any, *, device: str) -> None:
         """Take over NeMo's network, whose decoder scores every label of every frame."""
         super().__init__(network.decoding, device=device, graphs=None)
         self._network = network
 
-    def _decode(self, encoded: Tensor, lengths: Tensor) -> Tokens:
+    def _decode(
+        self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
+    ) -> Tokens:
+        assert boosts is None
         import torch
         from torch.nn.utils.rnn import pad_sequence
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from parakeet_api.errors import DeviceLostError, ModelLoadError
+from parakeet_api.keywords import KeywordTree
 from parakeet_api.model.cuda import (
     CacheTrimmer,
     context_is_lost,
@@ -24,12 +25,14 @@ from parakeet_api.model.cuda import (
 from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.encoder import frame_samples
 from parakeet_api.model.heap import HeapTrimmer
+from parakeet_api.model.keyword_boosting import KeywordBoosts
 from parakeet_api.model.loading import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
 from parakeet_api.model.prompts import LanguagePrompts
 from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.token_decoder import Tokens
 from parakeet_api.model.vocabulary import Vocabulary
 from parakeet_api.settings import Settings
+from parakeet_api.speech.keyword_choice import choose
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Token, Word
 
 if TYPE_CHECKING:
@@ -149,6 +152,8 @@ class NemoRecognizer:
         GPU refuses all further work of this process.
         """
         audible = [chunk for chunk in chunks if chunk.samples.any()]
+        if not self._decoder.can_boost:
+            audible = [replace(chunk, keywords=None) for chunk in audible]
         words = iter(self._recognize(audible) if audible else [])
         return [next(words) if chunk.samples.any() else [] for chunk in chunks]
 
@@ -172,12 +177,23 @@ class NemoRecognizer:
 
             torch.cuda.empty_cache()
             raise OutOfDeviceMemoryError(shortage)
+        boosted = iter(emissions[len(chunks) :])
         return [
-            self._words(chunk, emission) for chunk, emission in zip(chunks, emissions, strict=True)
+            self._words(chunk, emission)
+            if chunk.keywords is None
+            else choose(
+                self._words(chunk, emission),
+                self._words(chunk, next(boosted)),
+                chunk.keywords.phrases,
+            )
+            for chunk, emission in zip(chunks, emissions, strict=False)
         ]
 
     def _pass(self, chunks: Sequence[Chunk]) -> list[list[_Emission]]:
-        """Make a forward pass; other threads stage the next batch and build words meanwhile."""
+        """Make a forward pass; other threads stage the next batch and build words meanwhile.
+
+        Gives each chunk's tokens, then, of those with keywords, the ones heard with them in mind.
+        """
         import torch
 
         staged = self._encoder.stage([chunk.samples for chunk in chunks])
@@ -187,7 +203,7 @@ class NemoRecognizer:
             encoded, lengths = self._encoder.encode(staged)
             if self._prompts is not None:
                 encoded = self._prompts.apply(encoded, [chunk.language for chunk in chunks])
-            emissions = self._emissions(encoded, self._decoder.decode(encoded, lengths))
+            emissions = self._decoded(encoded, lengths, [chunk.keywords for chunk in chunks])
             # The memory trimmers release what is not used any more.
             del encoded, lengths
             if self._cache is not None:
@@ -216,6 +232,32 @@ class NemoRecognizer:
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""
         return self._encoder.encode(self._encoder.stage([chunk.samples for chunk in chunks]))
+
+    def _decoded(
+        self, encoded: Tensor, lengths: Tensor, trees: Sequence[KeywordTree | None]
+    ) -> list[list[_Emission]]:
+        """Decode each row, then those with a tree once more with its boosts."""
+        rows = [row for row, tree in enumerate(trees) if tree is not None]
+        if not rows:
+            return self._emissions(encoded, self._decoder.decode(encoded, lengths))
+        with_tree, of_tree = encoded[rows], lengths[rows]
+        if self._decoder.uses_graphs:
+            # Graphs know nothing of boosts: only what is boosted does without them.
+            plain = self._emissions(encoded, self._decoder.decode(encoded, lengths))
+            boosts = self._boosts([trees[row] for row in rows])
+            tokens = self._decoder.decode(with_tree, of_tree, boosts)
+            return [*plain, *self._emissions(with_tree, tokens)]
+        import torch
+
+        # Together: on a CPU most of a step's time is not the rows'.
+        both = torch.cat([encoded, with_tree])
+        boosts = self._boosts([*[None] * len(trees), *(trees[row] for row in rows)])
+        tokens = self._decoder.decode(both, torch.cat([lengths, of_tree]), boosts)
+        return self._emissions(both, tokens)
+
+    def _boosts(self, trees: Sequence[KeywordTree | None]) -> KeywordBoosts:
+        vocabulary = blank_id(self._model)
+        return KeywordBoosts(trees, vocabulary=vocabulary, device=self.info.device)
 
     def _emissions(self, encoded: Tensor, tokens: Tokens) -> list[list[_Emission]]:
         """Give each token the model's own probability and duration, row by row.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.keyword_boosting import KeywordBoosts, boosted
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,9 @@ class TokenDecoder:
     count to the capture, and what they use would else be given back when the capture ends.
     """
 
+    can_boost = True
+    """Whether `decode` takes boosts."""
+
     def __init__(
         self,
         nemo: Any,
@@ -93,14 +97,19 @@ class TokenDecoder:
         """Tell whether the next batch is decoded by graphs."""
         return self._captured
 
-    def decode(self, encoded: Tensor, lengths: Tensor) -> Tokens:
-        """Find each row's tokens in fp32 encoder output of shape (B, D, T), lengths (B,)."""
+    def decode(
+        self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
+    ) -> Tokens:
+        """Find each row's tokens in fp32 encoder output of shape (B, D, T), lengths (B,).
+
+        With `boosts` graphs are not used: their tables are of this batch alone.
+        """
         import torch
 
         with turn_on(self._device), torch.inference_mode():
             self._capture_once()
             try:
-                return self._decode(encoded, lengths)
+                return self._decode(encoded, lengths, boosts)
             except Exception:
                 # What a graph wrote into may be half written, and the next batch would go on there.
                 self._forget()
@@ -116,8 +125,12 @@ class TokenDecoder:
         with turn_on(self._device):
             self._forget()
 
-    def _decode(self, encoded: Tensor, lengths: Tensor) -> Tokens:
+    def _decode(
+        self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
+    ) -> Tokens:
         decoding: Any = self.nemo.decoding
+        if boosts is not None:
+            decoding = boosted(decoding, boosts)
         with self._graphs_as_captured():
             if self._beam:
                 return _of_beams(*decoding(encoder_output=encoded, encoded_lengths=lengths))

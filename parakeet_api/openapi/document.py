@@ -23,6 +23,7 @@ from parakeet_api.formats.request_params import (
     TranscriptionParams,
 )
 from parakeet_api.jobs.job import DEFAULT_LISTED, MAX_LISTED
+from parakeet_api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS
 from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream
 from parakeet_api.openapi.json_schema import (
     Json,
@@ -337,6 +338,7 @@ def _asr_paths(facts: Facts) -> Json:
             default="transcribe",
         ),
         "word_timestamps": flag("List the words in `json`.", default=False),
+        "hotwords": _keywords(),
     }
     return {
         "/asr": {
@@ -586,11 +588,7 @@ def _transcription_form(facts: Facts) -> Json:
             "prompt": text(
                 "Accepted, but has no effect: this kind of model takes no prompt.", default=""
             ),
-            "keywords[]": array(
-                {"type": "string", "pattern": r"^[^<>\r\n]*$"},
-                "Checked, but has no effect: this kind of model takes no keywords.",
-                default=[],
-            ),
+            "keywords[]": _keywords(),
             "chunking_strategy": text(
                 "Checked, but has no effect: recordings are always cut at silences. `auto`, or an"
                 " object with the `type` `auto` or `server_vad` as JSON; also as"
@@ -633,6 +631,18 @@ def _languages() -> Json:
         "Languages that may be spoken, as hints: those that the model does not support are"
         " ignored, but if it supports none of them, that is a 400.",
         default=[],
+    )
+
+
+def _keywords() -> Json:
+    return array(
+        {"type": "string", "pattern": r"^[^<>\r\n]*$"},
+        f"Names and terms that may be said, each at most {MAX_KEYWORD_CHARS} characters and at most"
+        f" {MAX_KEYWORDS} together: where what is heard is nearly one, it is taken, and its words"
+        " have `from_keyword` in `verbose_json`. `Name:2` gives one twice the weight. One that"
+        " cannot be written with the model's letters is a 400.",
+        default=[],
+        examples=[["Nabucodonosor", "forcemeat:1.5"]],
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -154,8 +154,14 @@ def _part(chunk: Chunk, hole: Span, edges: tuple[float, float]) -> Chunk:
     end = max(start + 1, round((hole.end + after) * SAMPLE_RATE) - chunk.start)
     samples = chunk.samples[start:end]
     start_sample = chunk.start + start
-    end_sample = start_sample + len(samples)
-    return Chunk(0, start_sample, samples, start_sample, end_sample, chunk.language)
+    return replace(
+        chunk,
+        index=0,
+        start=start_sample,
+        samples=samples,
+        owned_start=start_sample,
+        owned_end=start_sample + len(samples),
+    )
 
 
 def _required_logprob(words: Sequence[Word]) -> float:

@@ -31,6 +31,7 @@ from parakeet_api.jobs import service as jobs
 from parakeet_api.jobs.job import Job, job_object
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.jobs.store import JobStore
+from parakeet_api.keywords import Keyword
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.pipeline import Pipeline, Progress
@@ -92,6 +93,7 @@ class Scripted(Pipeline):
         raw_pcm: bool = False,
         track: TrackChoice = None,
         allow_partial: bool = False,
+        keywords: Sequence[Keyword] = (),
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:

@@ -1,0 +1,141 @@
+"""Keywords over HTTP: every way to send them, to the small English model and a person's voice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import REAL_SPEECH, ROOT, Server
+from http_helpers import ENDPOINT, error_of, events, streamed, wait_until
+from in_process import served
+
+CLIP = REAL_SPEECH / "librispeech_dev_clean_mp3-0062.ogg"
+"""Illustration, rusks."""
+HEARD, MEANT = "illustration, rusts.", "illustration, rusks."
+FOREIGN = "\u0394\u03b5\u03bb\u03c6\u03bf\u03af"
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("keywords"), DEMO_MODEL="always") as running:
+        yield running.server
+
+
+def send(server: Server, path: str = ENDPOINT, **fields: Any) -> httpx.Response:
+    name = "audio_file" if path.startswith("/asr") else "file"
+    return httpx.post(server.url + path, files={name: CLIP.read_bytes()}, data=fields, timeout=120)
+
+
+def text_of(response: httpx.Response) -> str:
+    response.raise_for_status()
+    return str(response.json()["text"]).strip().lower()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"keywords[]": ["Rusks", "Ambrosch"]},
+        {"keywords[0]": "Ambrosch", "keywords[1]": "Rusks"},
+        {"keywords": ["Rusks", "Ambrosch"]},
+        {"keywords": '["Rusks:1.0", "Ambrosch"]'},
+        {"keywords": "Ambrosch, Rusks"},
+    ],
+    ids=["brackets", "numbered", "repeated", "json", "commas"],
+)
+def test_keywords_are_understood_as_any_client_sends_them(
+    english: Server, fields: dict[str, Any]
+) -> None:
+    assert text_of(send(english, **fields)) == MEANT
+
+
+def test_without_keywords_the_model_hears_what_it_hears(english: Server) -> None:
+    assert text_of(send(english)) == HEARD
+    assert text_of(send(english, **{"keywords[]": "Ambrosch"})) == HEARD
+
+
+def test_the_words_that_a_keyword_changed_are_marked(english: Server) -> None:
+    fields = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
+
+    words = send(english, keywords="Rusks", **fields).json()["words"]
+
+    assert [word.get("from_keyword") for word in words] == [None, True]
+
+
+def test_whisper_asr_webservice_calls_them_hotwords(english: Server) -> None:
+    assert text_of(send(english, "/asr?output=json&hotwords=Rusks")) == MEANT
+    assert text_of(send(english, "/asr?output=json")) == HEARD
+
+
+def test_translations_streams_and_jobs_take_keywords(english: Server) -> None:
+    assert text_of(send(english, "/v1/audio/translations", keywords="Rusks")) == MEANT
+    with streamed(english, CLIP, {"keywords": "Rusks"}) as lines:
+        done = list(events(lines))[-1]
+    assert done["text"].lower() == MEANT
+
+    job = send(english, "/v1/jobs", keywords="Rusks:1.5").json()["id"]
+
+    def state() -> dict[str, Any]:
+        answer: dict[str, Any] = httpx.get(f"{english.url}/v1/jobs/{job}").json()
+        return answer
+
+    wait_until(lambda: state()["status"] == "succeeded", what="the job")
+    assert state()["result"]["text"].lower() == MEANT
+
+
+@pytest.mark.parametrize(
+    ("keywords", "named"),
+    [
+        ([FOREIGN], FOREIGN),
+        (["a<b"], "a<b"),
+        (["x" * 81], "x" * 80),
+        ([f"name {number}" for number in range(501)], "name 500"),
+        (["Rusks:99"], "Rusks:99"),
+    ],
+    ids=["letters", "signs", "length", "number", "weight"],
+)
+@pytest.mark.parametrize("path", [ENDPOINT, "/v1/jobs"])
+def test_what_cannot_be_a_keyword_is_named(
+    english: Server, path: str, keywords: list[str], named: str
+) -> None:
+    error = error_of(send(english, path, keywords=json.dumps(keywords)), 400)
+
+    assert error["param"] == "keywords[]"
+    assert named in error["message"]
+
+
+def test_hotwords_are_named_as_they_were_sent(english: Server) -> None:
+    error = error_of(send(english, f"/asr?hotwords={FOREIGN}"), 400)
+
+    assert error["param"] == "hotwords[]"
+
+
+def test_a_file_of_keywords_is_for_all_requests(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("# of this kitchen\nRusks\n", encoding="utf-8")
+
+    with served(tmp_path, DEMO_MODEL="always", KEYWORDS_FILE=str(file)) as running:
+        assert text_of(send(running.server)) == MEANT
+        assert text_of(send(running.server, keywords="Ambrosch")) == MEANT
+
+
+def test_the_command_line_takes_keywords(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("Ambrosch\n", encoding="utf-8")
+    command = [sys.executable, "app.py", "transcribe", str(CLIP), "--output-dir", str(tmp_path)]
+    environ = {"DEMO_MODEL": "always", "TEMP_UPLOADS_DIR": str(tmp_path / "up"), "PATH": ""}
+
+    for options in (["--keyword", "Rusks", "--keywords-file", str(file)], ["--keyword", "a<b"]):
+        outcome = subprocess.run(
+            [*command, *options], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+        )
+        if outcome.returncode:
+            assert "--keyword='a<b'" in outcome.stderr
+
+    assert (tmp_path / f"{CLIP.stem}.txt").read_text().strip().lower() == MEANT
+    assert outcome.returncode == 2
