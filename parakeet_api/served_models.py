@@ -16,7 +16,7 @@ from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.languages import languages_of
 from parakeet_api.metrics import Metrics
-from parakeet_api.model.batching import Batcher
+from parakeet_api.model.batching import Batcher, UrgentRecognizer
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, known_device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan
@@ -53,6 +53,8 @@ class ServedModel:
     slot: ModelSlot
     batcher: Batcher
     pipeline: Pipeline
+    live: Pipeline
+    """The same for people who are speaking: it goes before the other."""
     configured_languages: tuple[str, ...]
     """`MODEL_LANGUAGES`."""
 
@@ -79,6 +81,8 @@ class ServedModels:
     pool: ModelPool
     selectable: bool
     """Whether requests select one by name (`MODELS`); else every name means the first."""
+    detector: SileroDetector
+    """Tells speech from other sounds for all of them."""
 
     @classmethod
     def from_settings(
@@ -127,9 +131,9 @@ class ServedModels:
                 metrics=metrics,
                 on_device_lost=on_device_lost,
             )
-            pipeline = Pipeline(
+            pipeline_with = partial(
+                Pipeline,
                 decoder=decoder,
-                batcher=batcher,
                 policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
                 settings=settings,
                 metrics=metrics,
@@ -138,7 +142,8 @@ class ServedModels:
             return ServedModel(
                 slot=slot,
                 batcher=batcher,
-                pipeline=pipeline,
+                pipeline=pipeline_with(batcher=batcher),
+                live=pipeline_with(batcher=UrgentRecognizer(batcher)),
                 configured_languages=settings.model_languages,
             )
 
@@ -146,6 +151,7 @@ class ServedModels:
             members=tuple(serve(slot) for slot in slots),
             pool=pool,
             selectable=bool(settings.models),
+            detector=detector,
         )
         models._export(metrics, with_gpu=gpu is not None)
         return models
@@ -188,7 +194,11 @@ class ServedModels:
 
     def unload(self, model: ServedModel) -> Unloading:
         """Unload a model unless it is at work or being loaded; waits for neither."""
-        return "in_use" if model.pipeline.recordings else self.pool.unload(model.slot)
+        return (
+            "in_use"
+            if model.pipeline.recordings or model.live.recordings
+            else self.pool.unload(model.slot)
+        )
 
     def load(self, model: ServedModel) -> Future[None]:
         """Begin to load a model. Raises `ServiceUnavailableError` while there is no file of it."""
@@ -209,6 +219,7 @@ class ServedModels:
         self.pool.close()
         for model in self:
             model.pipeline.close()
+            model.live.close()
             model.batcher.close(timeout_s=max(0.0, deadline - time.monotonic()))
             model.slot.close()
 

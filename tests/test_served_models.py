@@ -12,6 +12,7 @@ from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.model.checkpoints import CheckpointStore
 from parakeet_api.model.pool import ModelPool
 from parakeet_api.model.slot import ModelSlot
+from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
 
@@ -29,12 +30,15 @@ def models_of(folder: Path, *names: str, **environ: str) -> ServedModels:
             ),
             batcher=unused,
             pipeline=unused,
+            live=unused,
             configured_languages=settings.model_languages,
         )
         for only in settings.models or (None,)
     )
     pool = cast(ModelPool, unused)
-    return ServedModels(members=members, pool=pool, selectable=bool(settings.models))
+    return ServedModels(
+        members=members, pool=pool, selectable=bool(settings.models), detector=SileroDetector()
+    )
 
 
 def test_with_one_model_every_name_means_it(tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ def run_server(application: Flask, services: Services, *, listener: socket.socke
     server = server_for(application, services, listener=listener)
     desk = ClipDesk(services, server, listener=listener, ffmpeg=services.decoder.executable)
     GracefulStop(
-        server, services.admission, grace_s=settings.stop_grace_s, elsewhere=desk
+        server,
+        services.admission,
+        grace_s=settings.stop_grace_s,
+        elsewhere=(desk, services.realtime),
     ).install()
     desk.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
