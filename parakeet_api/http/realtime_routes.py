@@ -70,6 +70,8 @@ def realtime() -> Response:
     model = services().models.named(config.transcription.model)
     # Fail before the upgrade if no model exists.
     model.checkpoints.checkpoint()
+    # Before the first words, which would wait for it.
+    services().models.load(model)
     if services().admission.stopping:
         raise StoppingError
     handshake = Handshake(
