@@ -1,8 +1,9 @@
 // Asks a server through OpenAI's own package: node client.mjs CASE BASE_URL FILE
 // Prints what came back as one JSON object; an error of the package's as {"error": {...}}.
 
-import { createReadStream } from "node:fs";
+import { createReadStream, readFileSync } from "node:fs";
 import OpenAI, { APIError } from "openai";
+import { OpenAIRealtimeWS } from "openai/realtime/ws";
 
 const [name, baseURL, path] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "the-key" });
@@ -46,6 +47,38 @@ const cases = {
   abort_before_the_answer: () => ask({}, { signal: AbortSignal.timeout(2000) }),
   leave_the_loop: async () => {
     for await (const event of await ask({ stream: true })) return [event];
+  },
+  live: async () => {
+    const live = await OpenAIRealtimeWS.create(client, { model: "whisper-1" });
+    const events = [];
+    return new Promise((resolve, reject) => {
+      live.on("error", reject);
+      live.on("event", (event) => {
+        events.push(event);
+        if (event.type === "session.created") {
+          live.send({
+            type: "session.update",
+            session: { type: "transcription", audio: { input: { turn_detection: null } } },
+          });
+        } else if (event.type === "session.updated") {
+          const sound = readFileSync(path);
+          for (let start = 0; start < sound.length; start += 4800) {
+            const audio = sound.subarray(start, start + 4800).toString("base64");
+            live.send({ type: "input_audio_buffer.append", audio });
+          }
+          live.send({ type: "input_audio_buffer.commit" });
+        } else if (event.type.endsWith(".completed")) {
+          live.close();
+          resolve(events);
+        }
+      });
+    });
+  },
+  live_wrong_key: async () => {
+    const live = await OpenAIRealtimeWS.create(client.withOptions({ apiKey: "wrong" }), {
+      model: "whisper-1",
+    });
+    return new Promise((resolve) => live.on("error", (error) => resolve(error.message)));
   },
   translation: () =>
     client.audio.translations.create({ model: "whisper-1", file: createReadStream(path) }),
