@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from openai import OpenAI
 from openai.resources.realtime.realtime import RealtimeConnection
 from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 DELTA = "conversation.item.input_audio_transcription.delta"
 COMPLETED = "conversation.item.input_audio_transcription.completed"
@@ -28,12 +29,18 @@ def sound_of(path: Path, *, rate: int = 24_000) -> NDArray[np.int16]:
     """Read a recording at a client's rate."""
     samples, given = soundfile.read(path, dtype="float32")
     resampled = soxr.resample(samples, given, rate)
-    return (np.clip(resampled, -1, 1) * 32767).astype(np.int16)
+    pcm: NDArray[np.int16] = (np.clip(resampled, -1, 1) * 32767).astype(np.int16)
+    return pcm
 
 
 def silence(seconds: float, *, rate: int = 24_000) -> NDArray[np.int16]:
     """Make digital silence."""
     return np.zeros(round(seconds * rate), np.int16)
+
+
+def dial(server: Server, path: str = "/v1/realtime", **options: Any) -> Any:
+    """Open a session without OpenAI's package, as a context manager."""
+    return connect(server.url.replace("http", "ws", 1) + path, proxy=None, **options)
 
 
 def answer_of(refusal: InvalidStatus) -> httpx.Response:
@@ -52,9 +59,8 @@ class Live:
 
     def configure(self, **audio_input: Any) -> None:
         """Set the session's input, and wait until that is done."""
-        self.connection.session.update(
-            session={"type": "transcription", "audio": {"input": audio_input}}  # type: ignore[typeddict-item]
-        )
+        session: Any = {"type": "transcription", "audio": {"input": audio_input}}
+        self.connection.session.update(session=session)
         self.until("session.updated")
 
     def say(self, samples: NDArray[np.int16], *, rate: int = 24_000) -> None:

@@ -16,7 +16,7 @@ import parakeet_api
 ORDER = (
     *("errors", "languages", "settings", "logs", "metrics", "transcript"),
     *("audio", "speech", "model", "pipeline", "served_models", "formats", "command_line"),
-    *("jobs", "openapi", "realtime", "http"),
+    *("jobs", "realtime", "openapi", "http"),
 )
 """Packages and modules of `parakeet_api`: each imports only from those before it."""
 

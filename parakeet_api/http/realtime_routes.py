@@ -24,7 +24,7 @@ from parakeet_api.http.web_socket import Handshake, SocketClosedError, WebSocket
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.realtime.places import Place
 from parakeet_api.realtime.session import Limits, Session, spoken_languages, with_model
-from parakeet_api.realtime.session_config import SessionConfig
+from parakeet_api.realtime.session_config import ClientSecretJson, SessionConfig
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _MIN_SECRET_S, _MAX_SECRET_S, _SECRET_S = 10, 7200, 600
 
 
 @realtime_api.post("/realtime/client_secrets")
-def make_client_secret() -> dict[str, Any]:
+def make_client_secret() -> ClientSecretJson:
     """Make a key for a page, valid for some minutes."""
     require_api_key()
     body = _json_body()

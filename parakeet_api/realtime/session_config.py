@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from typing_extensions import TypedDict
+
 from parakeet_api.errors import InvalidRequestError
+from parakeet_api.formats.json_types import UnixTime
 from parakeet_api.realtime.events import echoed
 
 AudioType = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
@@ -37,6 +40,16 @@ _OLD_FORMATS: Mapping[str, tuple[AudioType, int]] = {
     "g711_ulaw": ("audio/pcmu", _G711_RATE),
     "g711_alaw": ("audio/pcma", _G711_RATE),
 }
+
+
+class ClientSecretJson(TypedDict):
+    """A key that opens live sessions for some minutes."""
+
+    value: str
+    """The key."""
+    expires_at: UnixTime
+    session: dict[str, Any]
+    """The configuration that its sessions begin with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

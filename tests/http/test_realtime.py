@@ -14,10 +14,9 @@ import pytest
 from conftest import SPEECH, Clip, Server, running_server
 from http_helpers import connect as connect_to
 from http_helpers import error_of, request, wait_until
-from live_client import COMPLETED, DELTA, answer_of, live, silence, sound_of
+from live_client import COMPLETED, DELTA, answer_of, dial, live, silence, sound_of
 from openai import OpenAI
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 
 # OpenAI's package opens its connections so.
 pytestmark = pytest.mark.filterwarnings("ignore:connect:DeprecationWarning")
@@ -34,12 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-def address(server: Server, path: str = "/v1/realtime?intent=transcription") -> str:
-    return server.url.replace("http", "ws", 1) + path
-
-
-def open_socket(server: Server, **options: Any) -> ClientConnection:
-    return connect(address(server), additional_headers=KEY, proxy=None, **options)
+def open_socket(server: Server, **options: Any) -> Any:
+    return dial(server, additional_headers=KEY, **options)
 
 
 def is_free(server: Server) -> bool:
@@ -172,7 +167,8 @@ def test_an_error_names_the_event_and_the_session_goes_on(
     server: Server, event: dict[str, Any], param: str | None, code: str | None
 ) -> None:
     with live(server) as session:
-        session.connection.send({"event_id": "mine", **event})  # type: ignore[arg-type,misc]
+        sent: Any = {"event_id": "mine", **event}
+        session.connection.send(sent)
         error = session.until("error").error
         session.connection.input_audio_buffer.clear()
         session.until("input_audio_buffer.cleared")
@@ -218,10 +214,9 @@ def test_silence_gives_an_empty_transcript(server: Server) -> None:
 
 
 def test_the_older_spelling_is_understood(server: Server, clips: list[Clip]) -> None:
-    with connect(
-        address(server),
+    with dial(
+        server,
         additional_headers=KEY | {"OpenAI-Beta": "realtime=v1"},
-        proxy=None,
     ) as opened:
         created = json.loads(opened.recv())
         update = {
@@ -241,7 +236,8 @@ def test_the_older_spelling_is_understood(server: Server, clips: list[Clip]) -> 
         }
         opened.send(json.dumps(append))
         opened.send('{"type": "input_audio_buffer.commit"}')
-        kinds, event = [], {}
+        kinds: list[str] = []
+        event: dict[str, Any] = {}
         while event.get("type") != COMPLETED:
             event = json.loads(opened.recv())
             kinds.append(event["type"])
@@ -257,7 +253,7 @@ def refused(server: Server, **options: Any) -> httpx.Response:
     """Give the answer to a handshake that is refused."""
     with (
         pytest.raises(InvalidStatus) as refusal,
-        connect(options.pop("to", address(server)), proxy=None, **options),
+        dial(server, **options),
     ):
         pass
     return answer_of(refusal.value)
@@ -271,9 +267,7 @@ def test_a_session_needs_a_key(server: Server, headers: dict[str, str]) -> None:
 
 
 def test_a_browser_sends_its_key_as_a_subprotocol(server: Server) -> None:
-    with connect(
-        address(server), subprotocols=["realtime", "openai-insecure-api-key.the-key"], proxy=None
-    ) as opened:
+    with dial(server, subprotocols=["realtime", "openai-insecure-api-key.the-key"]) as opened:
         assert opened.subprotocol == "realtime"
         assert json.loads(opened.recv())["type"] == "session.created"
 
@@ -285,11 +279,10 @@ def test_a_client_secret_opens_sessions_with_its_configuration(server: Server) -
         expires_after={"anchor": "created_at", "seconds": 60},
     )
 
-    with connect(
-        address(server),
+    with dial(
+        server,
         subprotocols=["realtime", f"openai-insecure-api-key.{secret.value}"],
         origin="https://elsewhere.example",
-        proxy=None,
     ) as opened:
         session = json.loads(opened.recv())["session"]
 
@@ -332,7 +325,7 @@ def test_a_secret_for_what_there_is_not_is_refused(
 
 def test_what_is_no_handshake_is_refused(server: Server) -> None:
     plain = request(server, "GET", "/v1/realtime", headers=KEY)
-    other = refused(server, to=address(server, "/v1/realtime?intent=chat"), additional_headers=KEY)
+    other = refused(server, path="/v1/realtime?intent=chat", additional_headers=KEY)
     incomplete = request(
         server,
         "GET",

@@ -13,9 +13,9 @@ import pytest
 from conftest import wait_for
 from http_helpers import error_of
 from in_process import Echoes, Served, served
-from live_client import COMPLETED, answer_of, silence
+from live_client import COMPLETED, answer_of, dial, silence
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
 from parakeet_api.realtime import places
 
@@ -25,10 +25,6 @@ MANUAL = {"type": "session.update", "session": {"audio": {"input": {"turn_detect
 @pytest.fixture
 def echoes(monkeypatch: pytest.MonkeyPatch) -> Echoes:
     return Echoes(monkeypatch)
-
-
-def dial(to: Served, path: str = "/v1/realtime", **options: Any) -> Any:
-    return connect(to.server.url.replace("http", "ws", 1) + path, proxy=None, **options)
 
 
 def event(connection: ClientConnection) -> dict[str, Any]:
@@ -52,21 +48,21 @@ def append(connection: ClientConnection, seconds: float = 1.0) -> None:
 
 
 def refusal(to: Served, **options: Any) -> httpx.Response:
-    with pytest.raises(InvalidStatus) as refused, dial(to, **options):
+    with pytest.raises(InvalidStatus) as refused, dial(to.server, **options):
         pass
     return answer_of(refused.value)
 
 
 def test_one_session_too_many_is_refused(tmp_path: Path, echoes: Echoes) -> None:
     with served(tmp_path, DEMO_MODEL="grammar", MAX_REALTIME_SESSIONS="1") as here:
-        with dial(here) as first:
+        with dial(here.server) as first:
             event(first)
             answer = refusal(here)
 
             assert error_of(answer, 503)["code"] == "queue_full"
             assert int(answer.headers["Retry-After"]) > 0
         wait_for(lambda: here.services.realtime.under_way() == 0)
-        with dial(here) as next_one:
+        with dial(here.server) as next_one:
             assert event(next_one)["type"] == "session.created"
 
 
@@ -76,8 +72,8 @@ def test_a_session_that_says_nothing_makes_room_for_another(
     monkeypatch.setattr(places, "_NEVER_SPOKEN_S", -1.0)
     with (
         served(tmp_path, DEMO_MODEL="grammar", MAX_REALTIME_SESSIONS="2") as here,
-        dial(here) as talker,
-        dial(here) as silent,
+        dial(here.server) as talker,
+        dial(here.server) as silent,
     ):
         append(talker)
         wait_for(
@@ -85,7 +81,7 @@ def test_a_session_that_says_nothing_makes_room_for_another(
                 [p.last_sound() is not None for p in here.services.realtime._taken] == [True, False]
             )
         )
-        with dial(here) as other:
+        with dial(here.server) as other:
             assert event(other)["type"] == "session.created"
             *_, last = rest(silent)
             talker.send('{"type": "input_audio_buffer.clear"}')
@@ -101,7 +97,7 @@ def test_a_session_that_says_nothing_makes_room_for_another(
 def test_a_session_without_sound_ends(tmp_path: Path, echoes: Echoes) -> None:
     with (
         served(tmp_path, DEMO_MODEL="grammar", REALTIME_IDLE_SECONDS="1") as here,
-        dial(here) as connection,
+        dial(here.server) as connection,
     ):
         *_, last = rest(connection)
 
@@ -112,7 +108,7 @@ def test_a_session_without_sound_ends(tmp_path: Path, echoes: Echoes) -> None:
 def test_a_session_ends_after_its_time_with_what_was_said(tmp_path: Path, echoes: Echoes) -> None:
     with (
         served(tmp_path, DEMO_MODEL="grammar", REALTIME_MAX_MINUTES="0.04") as here,
-        dial(here) as connection,
+        dial(here.server) as connection,
     ):
         connection.send(json.dumps(MANUAL))
         append(connection)
@@ -124,7 +120,7 @@ def test_a_session_ends_after_its_time_with_what_was_said(tmp_path: Path, echoes
 
 
 def test_a_server_that_stops_tells_what_was_said(tmp_path: Path, echoes: Echoes) -> None:
-    with served(tmp_path, DEMO_MODEL="grammar") as here, dial(here) as connection:
+    with served(tmp_path, DEMO_MODEL="grammar") as here, dial(here.server) as connection:
         connection.send(json.dumps(MANUAL))
         append(connection)
         assert [event(connection)["type"] for _ in range(2)] == [
@@ -146,7 +142,7 @@ def test_sessions_leave_no_thread_however_they_end(tmp_path: Path, echoes: Echoe
 
     with served(tmp_path, DEMO_MODEL="grammar") as here:
         for number in range(12):
-            with dial(here) as connection:
+            with dial(here.server) as connection:
                 event(connection)
                 append(connection, 3.0)
                 if number % 3 == 0:
@@ -161,12 +157,12 @@ def test_sessions_leave_no_thread_however_they_end(tmp_path: Path, echoes: Echoe
 
 def test_idle_sessions_cost_the_others_nothing(tmp_path: Path, echoes: Echoes) -> None:
     with served(tmp_path, DEMO_MODEL="grammar", MAX_REALTIME_SESSIONS="64") as here:
-        idle = [dial(here).__enter__() for _ in range(40)]
-        with dial(here) as connection:
+        idle = [dial(here.server).__enter__() for _ in range(40)]
+        with dial(here.server) as connection:
             connection.send(json.dumps(MANUAL))
             append(connection)
             connection.send('{"type": "input_audio_buffer.commit"}')
-            kinds = []
+            kinds: list[str] = []
             while not kinds or kinds[-1] != COMPLETED:
                 kinds.append(event(connection)["type"])
         for each in idle:
@@ -190,7 +186,7 @@ def test_a_foreign_page_cannot_use_a_server_without_keys(
     with served(tmp_path, DEMO_MODEL="grammar", **settings) as here:
         named = here.server.url if origin == "own" else origin
         if allowed:
-            with dial(here, origin=named) as connection:
+            with dial(here.server, origin=named) as connection:
                 assert event(connection)["type"] == "session.created"
         else:
             assert error_of(refusal(here, origin=named), 403)["code"] == "forbidden"
