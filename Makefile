@@ -4,6 +4,7 @@
 # make cpu    time fp32, bf16 and int8 on this processor, with random weights as large as the real ones
 # make gpu    a GPU in 8 minutes: correctness, speed, memory, HTTP; DRY_RUN=1 walks through it on a CPU
 # make connections  healthy clients beside 300 slow ones
+# make realtime  live sessions at the speed of speech: delay of words, and what the text is worth
 # make fuzz   100,000 damaged recordings and as many damaged requests
 # make fire   an hour of mixed load while the server is killed, starved and lied to
 # make fuzz-api  2,000 generated requests and more, each answer as /openapi.json describes it
@@ -30,7 +31,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" are the terms of the CUDA libraries: read them before you pass on an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test lint bench cpu gpu connections fuzz fire fuzz-api fidelity accuracy screenshots audit licences sbom clean
+.PHONY: run test lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -73,6 +74,9 @@ fuzz: $(VENV)/.development
 
 fire: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fire
+
+realtime: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.realtime $(if $(MODEL),--model $(MODEL))
 
 connections: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.connections
