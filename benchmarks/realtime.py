@@ -13,11 +13,13 @@ import asyncio
 import base64
 import difflib
 import io
+import itertools
 import json
+import random
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import httpx
 import jiwer
@@ -36,10 +38,17 @@ STAGGER_S = 0.37
 LAST_S = 60.0
 """How long the last transcript may take."""
 ENGLISH_MODEL = ROOT / "samples" / "english-model" / "whisper-tdt-small-en.nemo"
-SOURCES = {
-    "grammar": [SPEECH / "long-pauses.ogg", SPEECH / "long-dense.ogg"],
-    "english": sorted((ROOT / "samples" / "people").glob("*.flac")),
-}
+PAUSE_S = 0.8
+LISTS = {"grammar": SPEECH / "clips.json", "english": ROOT / "samples" / "people.json"}
+"""Recordings, each with what is said in it."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one session says."""
+
+    sound: NDArray[np.int16]
+    said: str
 
 
 @dataclass
@@ -69,32 +78,48 @@ class Truth:
 def main() -> None:
     """Print a line for each number of sessions."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=SOURCES, default="grammar")
+    parser.add_argument("--model", choices=LISTS, default="grammar")
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16])
     options = parser.parse_args()
-    sounds = pieces(options.model, options.seconds, max(options.sessions))
+    said = pieces(options.model, options.seconds, max(options.sessions))
     settings = {"ENABLE_LAZY_LOAD": "false"}
     if options.model == "english":
         settings |= {"MODEL_PATH": str(ENGLISH_MODEL)}
     with running_service(**settings) as service:
-        truths = [truth_of(service, sound) for sound in sounds]
+        truths = [truth_of(service, piece.sound) for piece in said]
         for count in options.sessions:
-            report(count, asyncio.run(speak(service, sounds[:count])), truths[:count])
+            heard = asyncio.run(speak(service, [piece.sound for piece in said[:count]]))
+            report(said[:count], heard, truths[:count])
 
 
-def pieces(model: str, seconds: int, count: int) -> list[NDArray[np.int16]]:
-    """Cut recordings into pieces, one for each session."""
-    whole = np.concatenate([_read(path) for path in SOURCES[model]])
-    size = seconds * RATE
-    return [np.roll(whole, -number * size)[:size] for number in range(count)]
+def pieces(model: str, seconds: int, count: int) -> list[Piece]:
+    """Put recordings together, with pauses, for each session in another order."""
+    listed = json.loads(LISTS[model].read_text(encoding="utf-8"))
+    order = random.Random(0)
+    made = []
+    for _ in range(count):
+        order.shuffle(listed)
+        sounds: list[NDArray[np.int16]] = []
+        texts = []
+        for entry in itertools.cycle(listed):
+            sounds += [
+                _read(LISTS[model], entry["file"]),
+                np.zeros(round(PAUSE_S * RATE), np.int16),
+            ]
+            texts.append(entry["text"])
+            if sum(map(len, sounds)) >= seconds * RATE:
+                break
+        made.append(Piece(np.concatenate(sounds), " ".join(texts)))
+    return made
 
 
-def _read(path: Any) -> NDArray[np.int16]:
-    samples, rate = soundfile.read(path, dtype="int16")
+def _read(listed: Path, name: str) -> NDArray[np.int16]:
+    folder = listed.parent if listed.parent == SPEECH else listed.with_suffix("")
+    samples, rate = soundfile.read(folder / name, dtype="int16")
     assert rate == RATE
-    # A pause, as between two speakers.
-    return np.concatenate([samples, np.zeros(RATE, np.int16)])
+    sound: NDArray[np.int16] = samples
+    return sound
 
 
 def truth_of(service: Service, sound: NDArray[np.int16]) -> Truth:
@@ -163,22 +188,24 @@ async def _listen(connection: ClientConnection, heard: Heard) -> None:
             return
 
 
-def report(count: int, sessions: list[Heard], truths: list[Truth]) -> None:
+def report(said: list[Piece], sessions: list[Heard], truths: list[Truth]) -> None:
     """Print what a number of sessions has given."""
     delays = sorted(
         delay
         for heard, truth in zip(sessions, truths, strict=True)
         for delay in delays_of(heard, truth)
     )
+    reference = [normalize(piece.said) for piece in said]
     live = [normalize(" ".join(heard.turns)) for heard in sessions]
     told = [normalize(" ".join(word for word, _ in heard.words)) for heard in sessions]
     offline = [normalize(truth.text) for truth in truths]
     print(
-        f"{count:3} sessions: {len(delays)} words,"
-        f" delay p50 {statistics.median(delays):.2f} s,"
+        f"{len(said):3} sessions, {len(delays)} words: delay p50 {statistics.median(delays):.2f} s,"
         f" p95 {delays[len(delays) * 95 // 100]:.2f} s, max {delays[-1]:.2f} s;"
-        f" transcripts beside the file's: {100 * jiwer.wer(offline, live):.2f} % of the words"
-        f" differ; deltas beside the transcripts: {100 * jiwer.wer(live, told):.2f} %"
+        f" wrong words live {100 * jiwer.wer(reference, live):.2f} %,"
+        f" as a file {100 * jiwer.wer(reference, offline):.2f} %,"
+        f" in deltas {100 * jiwer.wer(reference, told):.2f} %",
+        flush=True,
     )
 
 

@@ -276,7 +276,7 @@ def _turn_detection(config: SessionConfig, given: Any, param: str) -> TurnDetect
     if before is None or before.type != kind:
         before = TurnDetection(type=kind)
     if kind == "semantic_vad":
-        eagerness = fields.get("eagerness") or before.eagerness
+        eagerness = _given(fields, "eagerness", before.eagerness)
         if eagerness not in get_args(Eagerness):
             raise _not_one_of(f"{param}.eagerness", eagerness, get_args(Eagerness))
         silence_ms = _SILENCE_OF[eagerness]
