@@ -12,7 +12,12 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, request
 
-from parakeet_api.errors import ForbiddenError, InvalidRequestError, StoppingError
+from parakeet_api.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    StoppingError,
+    UploadTooLargeError,
+)
 from parakeet_api.formats.rendering import to_json
 from parakeet_api.http.auth import request_key, require_api_key, require_key
 from parakeet_api.http.client_secrets import PREFIX, ClientSecret
@@ -56,7 +61,7 @@ def make_client_secret() -> ClientSecretJson:
     spoken_languages(config, services().models)
     session = config.as_json()
     secret = services().client_secrets.make(session, seconds=seconds, key=request_key())
-    shown = {"id": f"sess_{uuid.uuid4().hex}", "expires_at": 0, **session}
+    shown = {"id": f"sess_{uuid.uuid4().hex}", **session}
     return {"value": secret.value, "expires_at": secret.expires_at, "session": shown}
 
 
@@ -178,6 +183,9 @@ def _is_old() -> bool:
 
 
 def _json_body() -> dict[str, Any]:
+    if (request.content_length or 0) > _MAX_BODY:
+        raise UploadTooLargeError(f"The body has more than {_MAX_BODY} bytes.", param=None)
+    # Also where its length is not told.
     request.max_content_length = _MAX_BODY
     data = request.get_data()
     try:

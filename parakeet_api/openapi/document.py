@@ -206,7 +206,7 @@ def _realtime_paths(facts: Facts) -> Json:
                 refusals=_guarded(
                     facts,
                     errors.InvalidRequestError,
-                    errors.ForbiddenError,
+                    *(() if facts.settings.api_keys else (errors.ForbiddenError,)),
                     *_choice(facts),
                     errors.RateLimitError,
                     *_NO_MODEL,

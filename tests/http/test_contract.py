@@ -150,6 +150,7 @@ def _ask(server: Server, asked: Mapping[str, Any]) -> httpx.Response:
         asked["path"],
         params=asked.get("query"),
         data=asked.get("form"),
+        json=asked.get("json"),
         files=files or None,
         headers=asked.get("headers"),
     )
