@@ -19,7 +19,8 @@ class Levels:
 
     def hear(self, samples: Pcm) -> NDArray[np.float32]:
         peaks = samples.reshape(-1, STEP).max(axis=1)
-        return (peaks / (2 * LOUD)).astype(np.float32) * 2
+        probabilities: NDArray[np.float32] = (peaks / LOUD).astype(np.float32)
+        return probabilities
 
 
 def sound(*parts: tuple[int, int]) -> Pcm:
