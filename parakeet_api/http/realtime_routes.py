@@ -19,6 +19,7 @@ from parakeet_api.errors import (
     UploadTooLargeError,
 )
 from parakeet_api.formats.rendering import to_json
+from parakeet_api.http.api_keys import is_accepted
 from parakeet_api.http.auth import request_key, require_api_key, require_key
 from parakeet_api.http.client_secrets import PREFIX, ClientSecret
 from parakeet_api.http.cross_origin import EVERYONE
@@ -120,7 +121,12 @@ def _serve(connection: WebSocket, config: SessionConfig, place: Place) -> None:
         is_old=_is_old(),
     )
     place.last_sound = lambda: session.last_sound if session.heard_s else None
-    place.abort = connection.abort
+
+    def abort() -> None:
+        connection.abort()
+        session.cancel()
+
+    place.abort = abort
     code, reason, ended_by = 1011, "The server had an error.", "error"
     began = time.monotonic()
     try:
@@ -153,7 +159,7 @@ def _accepted_secret() -> ClientSecret | None:
     page must be this server's, or one of `CORS_ORIGINS`.
     """
     key = request_key() or _offered_key()
-    if key.startswith(PREFIX):
+    if key.startswith(PREFIX) and not is_accepted(key, services().settings.api_keys):
         return services().client_secrets.read(key)
     if services().settings.api_keys:
         require_key(key)

@@ -24,6 +24,7 @@ def server_for(application: Flask, services: Services, *, listener: socket.socke
         listener=listener,
         max_upload_bytes=settings.max_upload_bytes,
         max_requests=settings.app_threads + settings.max_queued_requests,
+        max_sessions=settings.max_realtime_sessions,
         admission=services.admission,
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from parakeet_api.errors import ApiError, InvalidRequestError
+from parakeet_api.errors import ApiError, InvalidRequestError, ServerError
 from parakeet_api.languages import language_code, normalize_language
 from parakeet_api.metrics import Metrics
 from parakeet_api.realtime.audio_buffer import AudioBuffer
@@ -33,7 +33,7 @@ _KEPT = SAMPLE_RATE
 _PIECE = 30 * SAMPLE_RATE
 """A longer append is listened to in pieces, so that a turn's limits are kept."""
 
-GOING_AWAY, NORMAL, TRY_AGAIN = 1001, 1000, 1013
+GOING_AWAY, NORMAL, TRY_AGAIN, FAILED = 1001, 1000, 1013, 1011
 """Codes of WebSocket closes."""
 
 
@@ -132,6 +132,8 @@ class Session:
 
     def _farewell(self) -> Farewell | None:
         now = self._clock()
+        if self._transcriber.is_over:
+            return Farewell("error", FAILED, "The server had an error.", "internal_error")
         if self._limits.stopping():
             return Farewell("stopping", GOING_AWAY, "the server is stopping")
         if now - self._began > self._limits.most_s:
@@ -152,7 +154,8 @@ class Session:
             self._end_turn(self._buffer.end)
         self._transcriber.finish()
         if farewell.error is not None:
-            error = InvalidRequestError(farewell.reason)
+            kind = ServerError if farewell.kind == "error" else InvalidRequestError
+            error = kind(farewell.reason)
             error.code = farewell.error
             self._send(error_event(error))
 

@@ -113,6 +113,11 @@ class TurnTranscriber:
             self._is_over = True
             self._changed.notify_all()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is transcribed any more."""
+        return self._is_over
+
     def _cancelled(self) -> bool:
         return self._is_over
 
@@ -163,9 +168,11 @@ class TurnTranscriber:
             words = turn.pipeline.glance(
                 Chunk(0, start, samples, start, end), cancelled=self._cancelled
             )
-        except ApiError as error:
-            # The turn's end tries again, and tells.
-            logger.debug("a window was not recognised: %s", error)
+        except RequestCancelled:
+            raise
+        except Exception as error:
+            # Whatever it is: the turn's end tries again, and tells.
+            logger.debug("a window was not recognised", exc_info=error)
             words = []
         turn.heard = turn.start + end
         with self._changed:
