@@ -5,6 +5,7 @@
 # make cpu    time fp32, bf16 and int8 on this CPU, with random weights of the full-size model's shape
 # make gpu    test a GPU in 8 minutes: correctness, speed, memory, HTTP; DRY_RUN=1 runs it on a CPU
 # make connections  normal clients while 300 slow ones are connected
+# make realtime  live sessions at the speed of speech: delay of words, and error rates
 # make fuzz   100,000 damaged recordings and as many damaged requests
 # make fire   soak test: an hour of mixed load with injected faults
 # make fuzz-api  2,000 generated requests and more; check the responses against /openapi.json
@@ -32,7 +33,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test check lint bench cpu gpu connections fuzz fire fuzz-api fidelity accuracy keywords screenshots audit licences sbom clean
+.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy keywords screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -81,6 +82,9 @@ fuzz: $(VENV)/.development
 
 fire: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.fire
+
+realtime: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.realtime $(if $(MODEL),--model $(MODEL))
 
 connections: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.connections

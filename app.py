@@ -25,6 +25,7 @@ from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.command_line import parse_arguments
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http.admission import Admission
+from parakeet_api.http.client_secrets import ClientSecrets
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.server import bind
 from parakeet_api.http.services import Services
@@ -41,6 +42,7 @@ from parakeet_api.model.devices import (
     decoding_workers,
     find_gpu,
 )
+from parakeet_api.realtime.places import Places
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
 
@@ -101,6 +103,8 @@ def build_services(
             metrics=metrics,
             jobs=jobs,
             decoder=decoder,
+            realtime=Places(most=settings.max_realtime_sessions, metrics=metrics),
+            client_secrets=ClientSecrets(settings.api_keys),
             plan=models.first.plan,
             gpu=gpu,
         )

@@ -21,6 +21,7 @@ _REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 """From a clip on a GPU to a day of recordings on a small CPU."""
 _INFERENCE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _WAIT_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
+_DELAY_S = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 _CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _RTFX = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
@@ -129,6 +130,27 @@ class Metrics:
             "parakeet_device_memory_bytes",
             "The GPU's memory: used and total by all, allocated and reserved by this process.",
             ["kind"],
+            registry=self.registry,
+        )
+        self.realtime_sessions = Gauge(
+            "parakeet_realtime_sessions", "Live sessions that are open.", registry=self.registry
+        )
+        self.realtime_ended = Counter(
+            "parakeet_realtime_ended",
+            "Live sessions that have ended, by who ended them and why: client, stopping, expired,"
+            " idle, evicted.",
+            ["by"],
+            registry=self.registry,
+        )
+        self.realtime_audio_seconds = Counter(
+            "parakeet_realtime_audio_seconds",
+            "Sound that live sessions have sent.",
+            registry=self.registry,
+        )
+        self.realtime_delay_seconds = Histogram(
+            "parakeet_realtime_delay_seconds",
+            "From the end of a spoken word to its delta, in the time of the sound.",
+            buckets=_DELAY_S,
             registry=self.registry,
         )
         self.jobs = Gauge(

@@ -18,11 +18,12 @@ from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
 from parakeet_api.keywords import Keyword, KeywordTree
 from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
-from parakeet_api.speech.activity import SpeechDetector
+from parakeet_api.speech.activity import SpeechActivity, SpeechDetector
 from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
 from parakeet_api.speech.holes import Completed, Span, SpeechWithoutWords, complete_words
 from parakeet_api.speech.language_detection import spoken_language
 from parakeet_api.speech.segmentation import split_into_segments
+from parakeet_api.speech.speech_gate import drop_hallucinations
 from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import (
     SAMPLE_RATE,
@@ -211,6 +212,35 @@ class Pipeline:
         without_words.remove_covered(final)
         caveats = (*audio.caveats, *speech_without_words_caveats(without_words.spans()))
         yield Progress(final, _NO_SAMPLES, done_s, done_s, caveats, audio.tracks)
+
+    def words_of(
+        self, samples: Pcm, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> list[Word]:
+        """Recognise sound that is in memory, as `stream` does a file's; raises what that raises."""
+        stitcher = Stitcher(
+            sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
+        )
+        words: list[Word] = []
+        chunks = plan_chunks([samples], self._policy)
+        with (
+            self.counted(),
+            closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
+        ):
+            for chunk, found in recognized:
+                completed = self.complete(chunk, found, cancelled=cancelled)
+                words.extend(stitcher.add(chunk, completed.words))
+        self._metrics.audio_seconds.inc(len(samples) / SAMPLE_RATE)
+        return [*words, *stitcher.finish()]
+
+    def glance(self, chunk: Chunk, *, cancelled: Callable[[], bool] = lambda: False) -> list[Word]:
+        """Recognise a window of sound that still goes on: speech without words may get them yet."""
+        with (
+            self.counted(),
+            closing(self._batcher.recognize([chunk], cancelled=cancelled)) as recognized,
+        ):
+            [(_, words)] = recognized
+        activity = SpeechActivity(chunk, self._detector) if self._detector else None
+        return drop_hallucinations(chunk, words, activity)
 
     def complete(
         self,

@@ -17,7 +17,7 @@ from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.keywords import Keyword
 from parakeet_api.languages import languages_of
 from parakeet_api.metrics import Metrics
-from parakeet_api.model.batching import Batcher
+from parakeet_api.model.batching import Batcher, UrgentRecognizer
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, known_device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
@@ -57,6 +57,8 @@ class ServedModel:
     """How much of it is recognised at once, by its size and the device."""
     batcher: Batcher
     pipeline: Pipeline
+    live: Pipeline
+    """The same for live sessions, whose chunks go first."""
     keywords: KeywordTrees
     configured_languages: tuple[str, ...]
     """`MODEL_LANGUAGES`."""
@@ -94,6 +96,8 @@ class ServedModels:
     pool: ModelPool
     selectable: bool
     """Whether requests select a model by name (`MODELS`); if not, every name means the first."""
+    detector: SileroDetector
+    """Voice activity detector, shared by all of them."""
 
     @classmethod
     def from_settings(
@@ -150,9 +154,9 @@ class ServedModels:
                 on_device_lost=on_device_lost,
             )
             keywords = KeywordTrees(lambda: slot.checkpoints.checkpoint().path, always=always)
-            pipeline = Pipeline(
+            pipeline_with = partial(
+                Pipeline,
                 decoder=decoder,
-                batcher=batcher,
                 policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
                 settings=settings,
                 metrics=metrics,
@@ -163,7 +167,8 @@ class ServedModels:
                 slot=slot,
                 plan=plan,
                 batcher=batcher,
-                pipeline=pipeline,
+                pipeline=pipeline_with(batcher=batcher),
+                live=pipeline_with(batcher=UrgentRecognizer(batcher)),
                 keywords=keywords,
                 configured_languages=settings.model_languages,
             )
@@ -172,6 +177,7 @@ class ServedModels:
             members=tuple(serve(slot) for slot in slots),
             pool=pool,
             selectable=bool(settings.models),
+            detector=detector,
         )
         models._export(metrics, with_gpu=gpu is not None)
         return models
@@ -214,7 +220,8 @@ class ServedModels:
 
     def unload(self, model: ServedModel) -> Unloading:
         """Unload a model unless it is in use or being loaded; do not wait for either."""
-        return "in_use" if model.pipeline.recordings else self.pool.unload(model.slot)
+        in_use = model.pipeline.recordings or model.live.recordings
+        return "in_use" if in_use else self.pool.unload(model.slot)
 
     def load(self, model: ServedModel) -> Future[None]:
         """Start loading a model. Raises `ServiceUnavailableError` while it is not on disk."""
@@ -235,6 +242,7 @@ class ServedModels:
         self.pool.close()
         for model in self:
             model.pipeline.close()
+            model.live.close()
             model.batcher.close(timeout_s=max(0.0, deadline - time.monotonic()))
             model.slot.close()
 

@@ -272,6 +272,18 @@ class Settings:
     """Processes that receive clips, decode them and render their transcripts, so that a fast GPU is
     kept busy; 0 = the process with the model does all of it."""
 
+    max_realtime_sessions: int = _setting("MAX_REALTIME_SESSIONS", 64, _integer(low=0, high=4096))
+    """Live sessions that may be open at a time; one more is answered 503, unless it can have the
+    place of an idle one. 0 = none are taken."""
+    realtime_idle_s: float = _setting(
+        "REALTIME_IDLE_SECONDS", 300.0, _number("seconds", low=1, high=86_400)
+    )
+    """A live session ends if no sound has come for so long."""
+    realtime_max_minutes: float = _setting(
+        "REALTIME_MAX_MINUTES", 60.0, _number("minutes", low=0.01, high=1440)
+    )
+    """A live session ends after so long, whatever is said."""
+
     rate_limit: str | None = _setting("RATE_LIMIT", None, _rates)
     """How often a key, or without keys an address, may ask for a transcription, such as
     `60/minute;1000/day`; empty = no limit."""

@@ -58,7 +58,10 @@ class Page {
     remove: (job) => this.#remove(job),
     mend: (problem) => (problem.isAboutLanguage ? byId("spoken").focus() : this.#settings.open("api-key")),
   });
-  #recorder = new Recorder((file) => this.#take([file], { areRecorded: true }));
+  #recorder = new Recorder(
+    (file) => this.#take([file], { areRecorded: true }),
+    () => this.#settings.request,
+  );
   /** Last announced phase of each job. */
   #told = new Map();
   /** Whether the next recording that passes its checks takes the place of what is open. */

@@ -3,6 +3,7 @@
 import { prepareCanvas } from "./canvas.js";
 import { alertWith, byId, say, setText } from "./dom.js";
 import { clock, onLanguageChange, text } from "./i18n.js";
+import { LiveWords } from "./live-words.js";
 
 /** What browsers can record, best first; none of them keeps the sound uncompressed. */
 const TYPES = [
@@ -19,12 +20,14 @@ const FLOOR_DB = -55;
 
 export class Recorder {
   #onRecording;
+  #requestOf;
   #session = null;
   #problem = null;
 
-  /** `onRecording(file)` gets what was recorded. */
-  constructor(onRecording) {
+  /** `onRecording(file)` gets what was recorded; `requestOf()` tells what a transcription is asked with. */
+  constructor(onRecording, requestOf) {
     this.#onRecording = onRecording;
+    this.#requestOf = requestOf;
     byId("record").addEventListener("click", () => this.#start());
     byId("record-stop").addEventListener("click", () => this.#session?.finish());
     byId("record-pause").addEventListener("click", () => {
@@ -44,7 +47,7 @@ export class Recorder {
     if (this.#session) return;
     try {
       const stream = await openMicrophone();
-      this.#session = new Session(stream, {
+      this.#session = new Session(stream, this.#requestOf(), {
         onTick: () => this.#render(),
         onEnd: (file) => this.#ended(file),
       });
@@ -97,17 +100,20 @@ class Session {
   #stream;
   #recorder;
   #analyser;
+  #words;
   #context = new AudioContext();
   #parts = [];
   #startedAt = performance.now();
   #pausedAt = null;
   #timer;
 
-  constructor(stream, { onTick, onEnd }) {
+  constructor(stream, request, { onTick, onEnd }) {
     const { type, extension } = TYPES.find((known) => MediaRecorder.isTypeSupported(known.type)) ?? {};
     this.#stream = stream;
     this.#analyser = this.#context.createAnalyser();
-    this.#context.createMediaStreamSource(stream).connect(this.#analyser);
+    const source = this.#context.createMediaStreamSource(stream);
+    source.connect(this.#analyser);
+    this.#words = new LiveWords(this.#context, source, request);
     this.#recorder = new MediaRecorder(stream, type ? { mimeType: type } : {});
     this.#recorder.addEventListener("dataavailable", ({ data }) => this.#parts.push(data));
     this.#recorder.addEventListener("stop", () => {
@@ -139,6 +145,7 @@ class Session {
       this.#startedAt += performance.now() - this.#pausedAt;
       this.#pausedAt = null;
     }
+    this.#words.isPaused = this.isPaused;
   }
 
   finish() {
@@ -166,6 +173,7 @@ class Session {
 
   #release() {
     clearInterval(this.#timer);
+    this.#words.close();
     for (const track of this.#stream.getTracks()) track.stop();
     this.#context.close();
   }

@@ -16,7 +16,7 @@ import parakeet_api
 ORDER = (
     *("errors", "languages", "settings", "logs", "metrics", "keywords", "transcript"),
     *("audio", "speech", "model", "pipeline", "served_models", "formats", "command_line"),
-    *("jobs", "openapi", "http"),
+    *("jobs", "realtime", "openapi", "http"),
 )
 """Packages and modules of `parakeet_api`: each imports only from those before it."""
 
@@ -51,6 +51,11 @@ PURE = frozenset(
         "openapi.json_schema",
         "openapi.parts",
         "openapi.schemas",
+        "realtime.audio_input",
+        "realtime.events",
+        "realtime.session_config",
+        "realtime.spoken_words",
+        "realtime.turns",
         "http.api_keys",
         "http.url_spellings",
     }
@@ -75,7 +80,7 @@ OWNERS = {
     "huggingface_hub": ("model.checkpoints",),
     "subprocess": ("audio.ffmpeg", "model.devices", "http.clip_desk"),
     "soundfile": ("audio.sound_files",),
-    "soxr": ("audio.sound_files",),
+    "soxr": ("audio.sound_files", "realtime.audio_input"),
     "py3langid": ("speech.language_detection",),
     "sqlite3": ("jobs.store",),
     "pydantic": ("openapi.schemas",),
@@ -83,6 +88,7 @@ OWNERS = {
     "flask": ("http",),
     "flask_limiter": ("http.rate_limits",),
     "werkzeug": ("http",),
+    "websockets": ("http.web_socket",),
     "waitress": ("http.server", "http.waitress_internals"),
 }
 """Packages of others that only these packages or modules import."""

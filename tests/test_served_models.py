@@ -13,6 +13,7 @@ from parakeet_api.model.checkpoints import CheckpointStore
 from parakeet_api.model.devices import plan_inference
 from parakeet_api.model.pool import ModelPool
 from parakeet_api.model.slot import ModelSlot
+from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
 
@@ -31,13 +32,16 @@ def models_of(folder: Path, *names: str, **environ: str) -> ServedModels:
             plan=plan_inference(settings, None),
             batcher=unused,
             pipeline=unused,
+            live=unused,
             keywords=unused,
             configured_languages=settings.model_languages,
         )
         for only in settings.models or (None,)
     )
     pool = cast(ModelPool, unused)
-    return ServedModels(members=members, pool=pool, selectable=bool(settings.models))
+    return ServedModels(
+        members=members, pool=pool, selectable=bool(settings.models), detector=SileroDetector()
+    )
 
 
 def test_with_one_model_every_name_selects_it(tmp_path: Path) -> None:

@@ -297,6 +297,11 @@ EFFECTS = {
     "RATE_LIMIT_STORAGE": (
         "test_limits.py::TestRateLimit::test_a_storage_without_its_package_stops_the_start"
     ),
+    "MAX_REALTIME_SESSIONS": "test_realtime_limits.py::test_one_session_too_many_is_refused",
+    "REALTIME_IDLE_SECONDS": "test_realtime_limits.py::test_a_session_without_sound_ends",
+    "REALTIME_MAX_MINUTES": (
+        "test_realtime_limits.py::test_a_session_ends_after_its_time_with_what_was_said"
+    ),
     "TRUSTED_PROXY": "test_limits.py::TestTrustedProxy::test_the_log_names_the_client",
     "CORS_ORIGINS": "test_limits.py::TestCrossOrigin::test_a_browser_may_ask_with_a_key",
     "STOP_GRACE_SECONDS": (

@@ -17,11 +17,15 @@ from parakeet_api.http.services import services
 
 def require_api_key() -> None:
     """Refuse a request without a valid key, where keys are set."""
-    if not services().settings.api_keys:
+    if services().settings.api_keys:
+        require_key(request_key())
+
+
+def require_key(given: str) -> None:
+    """Refuse a key that is none of those that are set. Raises `AuthenticationError`."""
+    if is_accepted(given, services().settings.api_keys):
         return
-    if accepted_key_hash() is not None:
-        return
-    if not _sent_key():
+    if not given:
         raise AuthenticationError(
             "You didn't provide an API key. You need to provide your API key in an Authorization"
             " header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
@@ -48,11 +52,12 @@ def _is_foreign_page() -> bool:
 
 def accepted_key_hash() -> str | None:
     """Hash the valid key of a request; `None` without one, and where no keys are set."""
-    given = _sent_key()
+    given = request_key()
     if not is_accepted(given, services().settings.api_keys):
         return None
     return hashlib.sha256(given.encode()).hexdigest()
 
 
-def _sent_key() -> str:
+def request_key() -> str:
+    """Give the key that a request sends; empty where there is none."""
     return sent_key(request.headers.get("Authorization", ""))

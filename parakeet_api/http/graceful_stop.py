@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from parakeet_api.http.admission import Admission
@@ -21,7 +22,7 @@ _CANCEL_S = 5.0
 
 
 class Elsewhere(Protocol):
-    """Requests that are received by other processes."""
+    """Requests that are not waitress': other processes receive them, or they are live sessions."""
 
     def under_way(self) -> int:
         """Count them."""
@@ -44,7 +45,7 @@ class GracefulStop:
         admission: Admission,
         *,
         grace_s: float,
-        elsewhere: Elsewhere | None = None,
+        elsewhere: Sequence[Elsewhere] = (),
     ) -> None:
         self._server = server
         self._admission = admission
@@ -89,11 +90,11 @@ class GracefulStop:
         A request that still arrives is one: its client receives the reason of its refusal.
         """
         here = self._server.under_way()
-        return here + (self._elsewhere.under_way() if self._elsewhere else 0)
+        return here + sum(elsewhere.under_way() for elsewhere in self._elsewhere)
 
     def _cancel(self) -> None:
         """Let the requests see that nobody waits for them any more, and end."""
-        if self._elsewhere:
-            self._elsewhere.cancel()
+        for elsewhere in self._elsewhere:
+            elsewhere.cancel()
         self._server.cancel_all()
         self._admission.wait_until_empty(_CANCEL_S)

@@ -33,10 +33,7 @@ def limit_rates(app: Flask, settings: Settings) -> None:
             _client,
             app=app,
             application_limits=[settings.rate_limit],
-            # Every transcription is a POST; other requests are cheap.
-            application_limits_exempt_when=lambda: (
-                request.method != "POST" or request.blueprint == "admin"
-            ),
+            application_limits_exempt_when=_is_cheap,
             strategy="moving-window",
             storage_uri=settings.rate_limit_storage,
             in_memory_fallback_enabled=True,
@@ -56,6 +53,13 @@ def limit_rates(app: Flask, settings: Settings) -> None:
         return answer_error(error)
 
     app.register_error_handler(RateLimitExceeded, refuse)
+
+
+def _is_cheap() -> bool:
+    """Return whether a request is no transcription: those are POSTs, and live sessions."""
+    if (request.endpoint or "").endswith(".realtime"):
+        return False
+    return request.method != "POST" or request.blueprint == "admin"
 
 
 def _client() -> str:

@@ -18,6 +18,7 @@ from parakeet_api.http.openai_routes import openai_api
 from parakeet_api.http.pages import pages
 from parakeet_api.http.proxies import TrustedProxies
 from parakeet_api.http.rate_limits import limit_rates
+from parakeet_api.http.realtime_routes import realtime_api
 from parakeet_api.http.received_form import MULTIPART_OVERHEAD, discard_form
 from parakeet_api.http.request_log import begin_request, finish_request
 from parakeet_api.http.services import Services
@@ -46,6 +47,8 @@ def create_app(services: Services, *, root: Path) -> Flask:
     app.register_blueprint(openai_api, url_prefix="/v1")
     # Open WebUI and others send requests without the prefix.
     app.register_blueprint(openai_api, name="openai_bare")
+    app.register_blueprint(realtime_api, url_prefix="/v1")
+    app.register_blueprint(realtime_api, name="realtime_bare")
     app.register_blueprint(asr_api)
     app.register_blueprint(job_api, url_prefix="/v1")
     app.register_blueprint(job_events_api, url_prefix="/v1")

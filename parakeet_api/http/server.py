@@ -66,14 +66,19 @@ def create_server(
     max_upload_bytes: int,
     max_requests: int,
     admission: Admission,
+    max_sessions: int = 0,
 ) -> Server:
-    """Listen; `max_requests` transcriptions may be worked on or wait at a time."""
+    """Listen; `max_requests` transcriptions may be worked on or wait at a time.
+
+    Beside them there may be `max_sessions` live ones, each of which keeps a thread and a socket.
+    """
+    other_files = _OTHER_FILES + max_sessions
     most_files = _allow_files(
-        _FILES_PER_CONNECTION * (max_requests + _SPARE_CONNECTIONS) + _OTHER_FILES
+        _FILES_PER_CONNECTION * (max_requests + _SPARE_CONNECTIONS) + other_files
     )
     settings = Adjustments(
         sockets=[listener],
-        connection_limit=(most_files - _OTHER_FILES) // _FILES_PER_CONNECTION,
+        connection_limit=(most_files - other_files) // _FILES_PER_CONNECTION,
         max_request_header_size=_MAX_HEAD_BYTES,
         outbuf_high_watermark=_ANSWER_BYTES,
         # select() ends at file descriptor 1023.
@@ -86,7 +91,9 @@ def create_server(
         clear_untrusted_proxy_headers=False,
         ident=None,
     )
-    dispatcher = Dispatcher(max_threads=settings.connection_limit, max_idle=max_requests)
+    dispatcher = Dispatcher(
+        max_threads=settings.connection_limit + max_sessions, max_idle=max_requests
+    )
     server = Server(
         application,
         map={},

@@ -10,9 +10,11 @@ from flask import current_app, g, request
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.formats.request_params import Form, read_field
 from parakeet_api.http.admission import Admission
+from parakeet_api.http.client_secrets import ClientSecrets
 from parakeet_api.jobs.service import Jobs
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.devices import Gpu, InferencePlan
+from parakeet_api.realtime.places import Places
 from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
 
@@ -27,6 +29,8 @@ class Services:
     metrics: Metrics
     jobs: Jobs
     decoder: FfmpegDecoder
+    realtime: Places
+    client_secrets: ClientSecrets
     plan: InferencePlan
     gpu: Gpu | None
 

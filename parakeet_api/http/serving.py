@@ -24,6 +24,7 @@ def server_for(application: Flask, services: Services, *, listener: socket.socke
         listener=listener,
         max_upload_bytes=settings.max_upload_bytes,
         max_requests=settings.app_threads + settings.max_queued_requests,
+        max_sessions=settings.max_realtime_sessions,
         admission=services.admission,
     )
 
@@ -37,7 +38,10 @@ def run_server(application: Flask, services: Services, *, listener: socket.socke
     server = server_for(application, services, listener=listener)
     desk = ClipDesk(services, server, listener=listener, ffmpeg=services.decoder.executable)
     GracefulStop(
-        server, services.admission, grace_s=settings.stop_grace_s, elsewhere=desk
+        server,
+        services.admission,
+        grace_s=settings.stop_grace_s,
+        elsewhere=(desk, services.realtime),
     ).install()
     desk.start()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -22,6 +22,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from http import HTTPStatus
+from queue import Empty, Queue
 from typing import Any
 
 from waitress.adjustments import Adjustments
@@ -53,6 +54,13 @@ _SHORT_WAIT_S = 0.1
 """How long a request waits for the rest of a short body before it is started without it. Most
 bodies arrive sooner, and a thread that need not wait for a clip saves 0.2 ms of a core."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+DETACH = "parakeet.detach"
+"""The key of a WSGI environment under which a request that asks for a WebSocket finds
+`Channel.detach`."""
+_MAX_EARLY = 64 * 1024
+"""Bytes that may come after such a request before it is answered; clients should send none."""
+_DETACH_S = 10.0
+"""How long the thread of all connections may take to let go of one."""
 
 
 class Dispatcher(ThreadedTaskDispatcher):
@@ -127,6 +135,8 @@ class Parser(HTTPRequestParser):
     """Whether the application has been called, or will be."""
     is_awaited = False
     """Whether it is started after a short wait at the latest."""
+    is_upgrade = False
+    """Whether it asks that the connection speak WebSocket from then on."""
     _waits_for_continue = False
 
     def __init__(self, channel: Channel) -> None:
@@ -144,6 +154,11 @@ class Parser(HTTPRequestParser):
             )
             buffer: Any = self.body
             self.body_rcv.buf = buffer
+        self.is_upgrade = (
+            self.body is None
+            and str(self.command) == "GET"
+            and self.headers.get("UPGRADE", "").lower() == "websocket"
+        )
 
     def received(self, data: bytes) -> int:
         """Take what was sent; give how many bytes of it belong to this request."""
@@ -202,9 +217,25 @@ class ClosingTask(WSGITask):
     channel: Channel
     request: Parser  # type: ignore[assignment]
 
+    def get_environment(self) -> dict[str, Any]:
+        """Give the request's WSGI environment."""
+        environ: dict[str, Any] = super().get_environment()
+        if self.request.is_upgrade:
+            environ[DETACH] = self.channel.detach
+        return environ
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the answer; what a detached connection was answered is not ours."""
+        if not self.channel.is_detached:
+            super().write(data)
+
     def build_response_header(self) -> bytes:
         """Write the header."""
-        if self.channel.server.admission.stopping or not self.request.is_rest_short():
+        if (
+            self.channel.server.admission.stopping
+            or self.request.is_upgrade
+            or not self.request.is_rest_short()
+        ):
             self.set_close_on_finish()
         header: bytes = super().build_response_header()
         # Whoever wanted the connection closed, the client may still be sending.
@@ -247,6 +278,10 @@ class Channel(HTTPChannel):
     requests_lock: threading.Lock
     refused = False
     """Whether a request was answered before it was received to its end."""
+    is_detached = False
+    """Whether the connection has been handed out."""
+    _early = b""
+    """What came after a request for a WebSocket."""
     _linger_until: float | None = None
     _last_activity = 0.0
     _moved = 0
@@ -276,6 +311,34 @@ class Channel(HTTPChannel):
     def readable(self) -> bool:
         """Return whether more can be received; not while the application reads more slowly."""
         return bool(super().readable()) and not self._is_held_back()
+
+    def detach(self) -> tuple[socket.socket, bytes]:
+        """Hand out the socket, and what came after the request that asks for it.
+
+        Called by that request's thread; whatever the application answers then is dropped. Raises
+        `ConnectionAbortedError` if it has ended.
+        """
+        handed: Queue[socket.socket | None] = Queue()
+        trigger: Any = self.server.trigger
+        # In the server's own thread, which is the only one that may touch its map.
+        trigger.pull_trigger(lambda: handed.put(self._let_go()))
+        try:
+            sock = handed.get(timeout=_DETACH_S)
+        except Empty:
+            sock = None
+        if sock is None:
+            raise ConnectionAbortedError
+        return sock, self._early
+
+    def _let_go(self) -> socket.socket | None:
+        """Take the connection out of the server's loop, unless it has ended."""
+        with self.requests_lock:
+            if not self.connected or self.will_close:
+                return None
+            self.del_channel(self.server._map)  # type: ignore[attr-defined]  # noqa: SLF001
+            self.is_detached = True
+            self.connected = False
+        return self.socket
 
     def is_under_way(self) -> bool:
         """Return whether a request or its answer is under way."""
@@ -339,6 +402,9 @@ class Channel(HTTPChannel):
 
     def _parse(self, data: bytes) -> None:
         """Give the bytes to their requests; start those whose head is complete."""
+        if self.requests and self.requests[-1].is_upgrade:
+            self._early += data
+            return
         while data:
             request = self.request = self.request or self.parser_class(self.adj)
             if request.error is not None:
@@ -351,6 +417,9 @@ class Channel(HTTPChannel):
                 if request.error is None:
                     self.request = None
             data = data[consumed:]
+            if request.is_upgrade:
+                self._early = data
+                return
         receiving = self.request
         if receiving is not None and receiving.body is not None:
             if receiving.is_short():
@@ -381,6 +450,8 @@ class Channel(HTTPChannel):
 
     def _is_held_back(self) -> bool:
         request = self.request
+        if len(self._early) > _MAX_EARLY:
+            return True
         return request is not None and request.body is not None and request.body.is_full
 
     def _abort_bodies(self) -> None:

@@ -2,6 +2,8 @@
 
 Requests take turns, and whose turn it is goes in with its next chunk, whatever else waits. What
 joins it is chosen so that a pass has much audio and little padding: all are padded to the longest.
+Urgent requests, of people who are speaking, come before others, but never twice in a row while
+others wait.
 """
 
 from __future__ import annotations
@@ -43,25 +45,33 @@ class BatchQueue(Generic[J]):
 
     def __init__(self) -> None:
         self._requests: OrderedDict[int, deque[J]] = OrderedDict()
+        self._urgent: set[int] = set()
+        """Of these requests those that are urgent."""
+        self._urgent_led = False
+        """Whether the first job of the last batch was urgent, with others waiting."""
         self._count = 0
 
     def __len__(self) -> int:
         """Count the jobs that wait."""
         return self._count
 
-    def add(self, request: int, job: J) -> None:
+    def add(self, request: int, job: J, *, urgent: bool = False) -> None:
         """Append a request's next job."""
+        if urgent:
+            self._urgent.add(request)
         self._requests.setdefault(request, deque()).append(job)
         self._count += 1
 
     def drop(self, request: int) -> None:
         """Forget a request's jobs, if it has any."""
         self._count -= len(self._requests.pop(request, ()))
+        self._urgent.discard(request)
 
     def clear(self) -> list[J]:
         """Forget all jobs; give them."""
         jobs = [job for waiting in self._requests.values() for job in waiting]
         self._requests.clear()
+        self._urgent.clear()
         self._count = 0
         return jobs
 
@@ -80,6 +90,9 @@ class BatchQueue(Generic[J]):
         back. Jobs of more than `longest` samples are passed over.
         """
         turns = [*islice(self._in_turns(longest), _CHOICE * plan.batch_size)]
+        if turns:
+            first, _ = turns[0]
+            self._urgent_led = first in self._urgent and len(self._urgent) < len(self._requests)
         batch = [turns[number] for number in sorted(_choose([_length(j) for _, j in turns], plan))]
         for request, _ in batch:
             self._requests.move_to_end(request)
@@ -91,7 +104,7 @@ class BatchQueue(Generic[J]):
         """Go round the requests, one job at a time; each job with its request."""
         rounds = {
             request: iter([job for job in jobs if _length(job) <= longest])
-            for request, jobs in self._requests.items()
+            for request, jobs in self._ordered()
         }
         while rounds:
             for request, jobs in [*rounds.items()]:
@@ -101,6 +114,13 @@ class BatchQueue(Generic[J]):
                 else:
                     yield request, job
 
+    def _ordered(self) -> list[tuple[int, deque[J]]]:
+        """List the requests, urgent ones first, unless one of them was the first in last batch."""
+        requests = [*self._requests.items()]
+        if self._urgent and not self._urgent_led:
+            requests.sort(key=lambda item: item[0] not in self._urgent)
+        return requests
+
     def _remove(self, request: int, taken: Set[int]) -> None:
         jobs = self._requests[request]
         left = deque(job for job in jobs if id(job) not in taken)
@@ -109,6 +129,7 @@ class BatchQueue(Generic[J]):
             self._requests[request] = left
         else:
             del self._requests[request]
+            self._urgent.discard(request)
 
 
 def _choose(lengths: Sequence[int], plan: InferencePlan) -> list[int]:

@@ -136,15 +136,19 @@ class Batcher:
             worker.start()
 
     def recognize(
-        self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool] = lambda: False
+        self,
+        chunks: Iterable[Chunk],
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+        urgent: bool = False,
     ) -> Generator[tuple[Chunk, list[Word]]]:
         """Yield each chunk of one recording with its words, in order.
 
-        Takes from `chunks` only as far ahead as the workers can use. Closing the generator, or
-        `cancelled` turning true (then `RequestCancelled` is raised), takes what waits out of the
-        queue. Raises what the lease or the model raised for a chunk,
-        `StoppingError` once the batcher is closed, and `DeviceLostError` once the GPU refuses
-        all work.
+        With `urgent`, they go before those of other recordings. Takes from `chunks` only as far
+        ahead as the workers can use. Closing the generator, or `cancelled` turning true (then
+        `RequestCancelled` is raised), takes what waits out of the queue. Raises what the lease
+        or the model raised for a chunk, `StoppingError` once the batcher is closed, and
+        `DeviceLostError` once the GPU refuses all work.
         """
         waiting: deque[_Job] = deque()
         request = id(waiting)
@@ -153,7 +157,7 @@ class Batcher:
                 # Here too: filling the look-ahead is minutes of audio to decode.
                 if cancelled():
                     raise RequestCancelled
-                waiting.append(self._submit(request, chunk))
+                waiting.append(self._submit(request, chunk, urgent=urgent))
                 if self._is_far_ahead(waiting) or waiting[0].outcome.done():
                     yield _first(waiting, cancelled)
             while waiting:
@@ -185,12 +189,12 @@ class Batcher:
             or samples >= self._passes_ahead * self._plan.batch_s * SAMPLE_RATE
         )
 
-    def _submit(self, request: int, chunk: Chunk) -> _Job:
+    def _submit(self, request: int, chunk: Chunk, *, urgent: bool) -> _Job:
         job = _Job(chunk)
         with self._changed:
             if self._refusal is not None:
                 raise self._refusal
-            self._queue.add(request, job)
+            self._queue.add(request, job, urgent=urgent)
             self._changed.notify()
         return job
 
@@ -314,6 +318,19 @@ class Batcher:
         with self._changed:
             self._passes -= 1
             self._long_passes -= _is_long(batch)
+
+
+class UrgentRecognizer:
+    """A batcher for people who are speaking: their chunks go before those of recordings."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+
+    def recognize(
+        self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[tuple[Chunk, list[Word]]]:
+        """Do what `Batcher.recognize` does."""
+        return self._batcher.recognize(chunks, cancelled=cancelled, urgent=True)
 
 
 def _is_long(batch: list[_Job]) -> bool:

@@ -9,6 +9,7 @@ for a second of sound.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,14 +60,50 @@ class SileroDetector:
             return np.zeros(0, np.float32)
         return self._thread.submit(self._ask, samples).result()
 
+    def listen(self) -> SpeechListener:
+        """Begin to listen to sound that comes bit by bit."""
+        return SpeechListener(self)
+
+    def continued(self, samples: Pcm, state: _State | None) -> tuple[NDArray[np.float32], _State]:
+        """Do what `SpeechListener.hear` does, from the state that the last call gave."""
+        return self._thread.submit(self._continue, samples, state).result()
+
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown()
 
     def _ask(self, samples: Pcm) -> NDArray[np.float32]:
+        return self._continue(samples, None)[0]
+
+    def _continue(self, samples: Pcm, state: _State | None) -> tuple[NDArray[np.float32], _State]:
         if self._network is None:
             self._network = _Network()
-        return self._network.probabilities(samples)
+        return self._network.probabilities(samples, state)
+
+
+class SpeechListener:
+    """The detector on one sound that comes bit by bit; for one thread at a time."""
+
+    def __init__(self, detector: SileroDetector) -> None:
+        self._detector = detector
+        self._state: _State | None = None
+
+    def hear(self, samples: Pcm) -> NDArray[np.float32]:
+        """Give the probability of speech for each of the next steps.
+
+        `samples` are one or more whole steps of 512; what was heard before is remembered.
+        """
+        probabilities, self._state = self._detector.continued(samples, self._state)
+        return probabilities
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _State:
+    """What the detector remembers of the sound before."""
+
+    context: NDArray[np.float32]
+    """Its last samples, shape `(64,)`."""
+    lstm: tuple[Tensor, Tensor]
 
 
 class _Network:
@@ -99,13 +136,17 @@ class _Network:
             }
         )
 
-    def probabilities(self, samples: Pcm) -> NDArray[np.float32]:
+    def probabilities(
+        self, samples: Pcm, state: _State | None
+    ) -> tuple[NDArray[np.float32], _State]:
         import torch
         from torch.nn import functional
 
         steps = -(-len(samples) // STEP)
         padded = np.zeros(_CONTEXT + steps * STEP, np.float32)
         padded[_CONTEXT : _CONTEXT + len(samples)] = samples / np.float32(_FULL_SCALE)
+        if state is not None:
+            padded[:_CONTEXT] = state.context
         with torch.inference_mode():
             sound = torch.from_numpy(padded).unfold(0, _CONTEXT + STEP, STEP)[:, None]
             sound = functional.pad(sound, (0, _CONTEXT), "reflect")
@@ -116,10 +157,10 @@ class _Network:
                 features = functional.conv1d(
                     features, weight, bias, padding=1, stride=stride
                 ).relu()
-            states, _ = self._lstm(features[..., 0])
+            states, lstm = self._lstm(features[..., 0], state and state.lstm)
             speech = functional.conv1d(states.relu()[..., None], *self._last).sigmoid()
         probabilities: NDArray[np.float32] = speech[:, 0, 0].numpy()
-        return probabilities
+        return probabilities, _State(padded[-_CONTEXT:].copy(), lstm)
 
 
 def _in_torchs_order(gates: Tensor) -> Tensor:

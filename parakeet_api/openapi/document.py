@@ -109,6 +109,7 @@ def describe(facts: Facts) -> Json:
             {"name": "Server", "description": "Pages, health, metrics and administration."},
         ],
         "paths": _openai_paths(facts)
+        | _realtime_paths(facts)
         | _job_paths(facts)
         | _asr_paths(facts)
         | _server_paths(facts)
@@ -175,6 +176,65 @@ def _openai_paths(facts: Facts) -> Json:
                 ],
                 responses={200: json_response(ref("Model"))},
                 refusals=_guarded(facts, errors.NotFoundError, errors.ModelNotFoundError),
+            )
+        },
+    }
+
+
+def _realtime_paths(facts: Facts) -> Json:
+    session = record("As `session.update` has it.", {"type": constant("transcription")})
+    lifetime = {
+        "type": "integer",
+        "minimum": 10,
+        "maximum": 7200,
+        "default": 600,
+        "description": "Seconds that the key is valid.",
+    }
+    return {
+        "/v1/realtime": {
+            "get": operation(
+                "openRealtime",
+                tag="OpenAI",
+                summary="Transcribe live",
+                description="A WebSocket with the events of OpenAI's realtime transcription; its"
+                " packages speak it. A browser sends the key as the subprotocol"
+                " `openai-insecure-api-key.KEY`, beside `realtime`.",
+                parameters=[
+                    _query("intent", text("What the session is for.", enum=["transcription"])),
+                    _query("model", _model(facts)),
+                ],
+                responses={101: {}},
+                refusals=_guarded(
+                    facts,
+                    errors.InvalidRequestError,
+                    *(() if facts.settings.api_keys else (errors.ForbiddenError,)),
+                    *_choice(facts),
+                    errors.RateLimitError,
+                    *_NO_MODEL,
+                    errors.QueueFullError,
+                    errors.StoppingError,
+                ),
+            )
+        },
+        "/v1/realtime/client_secrets": {
+            "post": operation(
+                "createClientSecret",
+                tag="OpenAI",
+                summary="Make a key for a page",
+                description="It opens live sessions with this configuration, for some minutes.",
+                body=record(
+                    "Everything may be left out.",
+                    {"session": session, "expires_after": record("", {"seconds": lifetime})},
+                )
+                | {"required": []},
+                responses={200: json_response(ref("ClientSecret"))},
+                refusals=_guarded(
+                    facts,
+                    *_BAD_REQUEST,
+                    *_choice(facts),
+                    errors.UploadTooLargeError,
+                    errors.RateLimitError,
+                ),
             )
         },
     }

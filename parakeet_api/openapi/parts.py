@@ -64,7 +64,12 @@ HEADERS: Mapping[str, Json] = {
 }
 
 
-_PHRASES = {200: "Done.", 202: "Accepted.", 503: "Not ready."}
+_PHRASES = {
+    101: "The connection speaks WebSocket.",
+    200: "Done.",
+    202: "Accepted.",
+    503: "Not ready.",
+}
 
 
 def operation(
@@ -78,16 +83,24 @@ def operation(
     refusals: Sequence[type[ApiError]] = (),
     parameters: Sequence[Json] = (),
     form: Json | None = None,
+    body: Json | None = None,
 ) -> Json:
-    """Describe a method of a path; `responses` maps a status to its media types."""
-    body = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    """Describe a method of a path; `responses` maps a status to its media types.
+
+    It takes a form, or a JSON `body`.
+    """
+    request_body = (
+        {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+        if form
+        else {"content": {"application/json": {"schema": body}}}
+    )
     return {
         "operationId": name,
         "tags": [tag],
         "summary": summary,
         "description": description,
         **({"parameters": list(parameters)} if parameters else {}),
-        **({"requestBody": body} if form else {}),
+        **({"requestBody": request_body} if form or body else {}),
         "responses": {
             **{
                 str(status): {

@@ -14,6 +14,7 @@ from parakeet_api.errors import ApiError, ErrorBody, ErrorDetails
 from parakeet_api.formats import asr_api, rendering, server_sent_events, status
 from parakeet_api.jobs import job, live
 from parakeet_api.openapi.json_schema import Json, or_null, ref
+from parakeet_api.realtime import session_config
 
 BODIES: Mapping[str, type] = {
     "Transcription": rendering.TranscriptionJson,
@@ -45,6 +46,7 @@ BODIES: Mapping[str, type] = {
     "JobEvents": live.JobEvents,
     "DeletedJob": job.DeletedJob,
     "Webhook": job.WebhookJson,
+    "ClientSecret": session_config.ClientSecretJson,
     "ErrorDetails": ErrorDetails,
     "Error": ErrorBody,
 }

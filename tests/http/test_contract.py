@@ -154,6 +154,7 @@ def _ask(server: Server, request: Mapping[str, Any]) -> httpx.Response:
         request["path"],
         params=request.get("query"),
         data=request.get("form"),
+        json=request.get("json"),
         files=files or None,
         headers=request.get("headers"),
     )

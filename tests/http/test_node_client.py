@@ -14,6 +14,7 @@ import srt  # type: ignore[import-untyped]
 import webvtt
 from conftest import ROOT, SPEECH, Clip, Server, encode, running_server
 from http_helpers import is_idle, wait_until
+from live_client import DELTA, sound_of
 
 NODE = ROOT / "tests" / "node"
 
@@ -180,3 +181,20 @@ class TestErrors:
 
         assert [wrong_key[key] for key in keys] == ["AuthenticationError", 401, "invalid_api_key"]
         assert [unknown_model[key] for key in keys] == ["NotFoundError", 404, "model_not_found"]
+
+
+def test_a_live_session_is_held(narrow: Server, clip: Clip, tmp_path: Path) -> None:
+    pcm = tmp_path / "clip.pcm"
+    pcm.write_bytes(sound_of(clip.path).tobytes())
+
+    events = _answer("live", narrow, pcm)
+
+    kinds = [event["type"] for event in events]
+    assert kinds[:2] == ["session.created", "session.updated"]
+    assert {"input_audio_buffer.committed", "conversation.item.added"} <= set(kinds)
+    assert "".join(event["delta"] for event in events if event["type"] == DELTA) == clip.text
+    assert events[-1]["transcript"] == clip.text
+
+
+def test_a_live_session_needs_a_key(narrow: Server, clip: Clip) -> None:
+    assert "401" in _answer("live_wrong_key", narrow, clip.path)

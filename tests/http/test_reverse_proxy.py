@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SPEECH, Clip, Server
 from http_helpers import ENDPOINT, error_of, request, transcribe, wait_until, wav
+from live_client import dial, sound_of
 
 from parakeet_api.transcript import SAMPLE_RATE
 
@@ -155,3 +159,17 @@ def test_a_stopped_server_is_reported_in_the_usual_format(server: Server, tmp_pa
 
 def test_metrics_are_not_shown_to_the_world(proxied: Server) -> None:
     assert request(proxied, "GET", "/metrics").status_code == 404
+
+
+def test_a_live_session_passes(proxied: Server, clips: list[Clip]) -> None:
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    audio = base64.b64encode(sound_of(clips[0].path).tobytes()).decode()
+    # On port 443 the page's origin has no port, as here.
+    with dial(proxied, ssl=unverified, origin="https://127.0.0.1") as connection:
+        kinds = [json.loads(connection.recv())["type"]]
+        connection.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+        while kinds[-1] != "input_audio_buffer.speech_started":
+            kinds.append(json.loads(connection.recv())["type"])
+
+    assert kinds[0] == "session.created"

@@ -31,12 +31,13 @@ NAMES: dict[Any, str] = {
     ),
     HTTPRequestParser: (
         "parse_header received completed empty error expect_continue headers_finished body_rcv"
-        " get_body_stream content_length chunked close"
+        " get_body_stream content_length chunked close command headers"
     ),
     FixedStreamReceiver: "buf getbuf received",
     ChunkedReceiver: "buf getbuf received",
     Task: (
         "set_close_on_finish build_response_header response_headers content_length close_on_finish"
+        " write"
     ),
     WSGITask: "execute get_environment",
     ErrorTask: "execute",
@@ -49,7 +50,7 @@ NAMES: dict[Any, str] = {
         " add_task pull_trigger trigger task_dispatcher"
     ),
     TcpWSGIServer: "getsockname set_socket_options",
-    wasyncore_dispatcher: "_map send recv",
+    wasyncore_dispatcher: "_map send recv del_channel",
 }
 """Attributes and methods, by class; some are only set in `__init__`."""
 

@@ -122,6 +122,26 @@ def test_chunks_above_the_longest_are_passed_over() -> None:
     assert taken(queue) == ["1.0"]
 
 
+def test_urgent_requests_come_first_and_never_twice_in_a_row_while_others_wait() -> None:
+    plan = replace(PLAN, batch_size=1)
+    queue = queue_of({1: [30, 30], 2: [30]})
+    for request in (8, 9):
+        queue.add(request, job(request, 0, 5), urgent=True)
+        queue.add(request, job(request, 1, 5), urgent=True)
+
+    order = [taken(queue, plan)[0] for _ in range(7)]
+
+    assert order == ["8.0", "1.0", "9.0", "2.0", "8.1", "1.1", "9.1"]
+
+
+def test_urgent_requests_go_together() -> None:
+    queue = queue_of({1: [5, 5, 5, 5]})
+    for request in (8, 9):
+        queue.add(request, job(request, 0, 5), urgent=True)
+
+    assert taken(queue)[:2] == ["8.0", "9.0"]
+
+
 def test_a_request_that_is_dropped_has_nothing_in_the_queue() -> None:
     queue = queue_of({1: [1, 1], 2: [1]})
 

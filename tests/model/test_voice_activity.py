@@ -61,3 +61,12 @@ def test_asking_leaves_torchs_number_of_threads_alone(detector: SileroDetector) 
     detector.probabilities(np.ones(SAMPLE_RATE, np.int16))
 
     assert torch.get_num_threads() == before
+
+
+def test_listening_bit_by_bit_hears_the_same(detector: SileroDetector) -> None:
+    samples = (np.random.default_rng(1).normal(size=40 * STEP) * 5000).astype(np.int16)
+    listener = detector.listen()
+
+    bits = [listener.hear(samples[s : s + 8 * STEP]) for s in range(0, len(samples), 8 * STEP)]
+
+    assert np.concatenate(bits) == pytest.approx(detector.probabilities(samples), abs=1e-5)

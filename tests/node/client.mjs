@@ -1,8 +1,10 @@
 // Asks a server through OpenAI's own package: node client.mjs CASE BASE_URL FILE
 // Prints what came back as one JSON object; an error of the package's as {"error": {...}}.
 
-import { createReadStream } from "node:fs";
+import { createReadStream, readFileSync } from "node:fs";
+import { connect } from "node:net";
 import OpenAI, { APIError } from "openai";
+import { OpenAIRealtimeWS } from "openai/realtime/ws";
 
 const [name, baseURL, path] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "the-key" });
@@ -18,6 +20,13 @@ const readToEnd = async (stream) => {
   for await (const event of stream) events.push(event);
   return events;
 };
+
+// The package speaks TLS alone, to a proxy; here is none.
+const openLive = (asked) =>
+  OpenAIRealtimeWS.create(asked, {
+    model: "whisper-1",
+    options: { createConnection: ({ host, port }) => connect(port, host) },
+  });
 
 const cases = {
   json: () => ask({ include: ["logprobs"], chunking_strategy: "auto" }),
@@ -46,6 +55,36 @@ const cases = {
   abort_before_the_answer: () => ask({}, { signal: AbortSignal.timeout(2000) }),
   leave_the_loop: async () => {
     for await (const event of await ask({ stream: true })) return [event];
+  },
+  live: async () => {
+    const live = await openLive(client);
+    const events = [];
+    return new Promise((resolve, reject) => {
+      live.on("error", reject);
+      live.on("event", (event) => {
+        events.push(event);
+        if (event.type === "session.created") {
+          live.send({
+            type: "session.update",
+            session: { type: "transcription", audio: { input: { turn_detection: null } } },
+          });
+        } else if (event.type === "session.updated") {
+          const sound = readFileSync(path);
+          for (let start = 0; start < sound.length; start += 4800) {
+            const audio = sound.subarray(start, start + 4800).toString("base64");
+            live.send({ type: "input_audio_buffer.append", audio });
+          }
+          live.send({ type: "input_audio_buffer.commit" });
+        } else if (event.type.endsWith(".completed")) {
+          live.close();
+          resolve(events);
+        }
+      });
+    });
+  },
+  live_wrong_key: async () => {
+    const live = await openLive(client.withOptions({ apiKey: "wrong" }));
+    return new Promise((resolve) => live.on("error", (error) => resolve(error.message)));
   },
   translation: () =>
     client.audio.translations.create({ model: "whisper-1", file: createReadStream(path) }),

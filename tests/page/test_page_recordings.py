@@ -123,6 +123,25 @@ class TestWaysIn:
                 page.get_by_role("button", name="Save recording").click()
             assert download.value.path().stat().st_size > 1000
 
+    def test_words_appear_while_one_speaks(self, browser: Browser, server: Server) -> None:
+        with visit(browser, server.url) as page:
+            page.locator("#record").click()
+            expect(page.locator("#record-words")).to_contain_text("likes")
+            page.get_by_role("button", name="Stop and transcribe").click()
+            expect(page.locator("#record-words")).to_be_hidden()
+            assert "likes" in transcript_of(page)
+
+    def test_without_a_websocket_the_microphone_is_recorded_all_the_same(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            page.route_web_socket("**/realtime**", lambda socket: socket.close())
+            page.locator("#record").click()
+            expect(page.locator("#record-time")).to_have_text("0:04")
+            expect(page.locator("#record-words")).to_be_hidden()
+            page.get_by_role("button", name="Stop and transcribe").click()
+            assert "likes" in transcript_of(page)
+
     def test_a_recording_can_be_discarded(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             uploads = count_uploads(page)

@@ -1,0 +1,169 @@
+"""The server's events, as OpenAI's packages read them, and the fields of the client's.
+
+Every event that is sent has an `event_id` as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from parakeet_api.errors import ApiError, InvalidRequestError
+from parakeet_api.formats.rendering import TokenLogprobJson
+
+_MAX_ECHO = 60
+"""Characters of a client's value that an error message repeats."""
+
+
+class SessionEvent(TypedDict):
+    """The session's configuration, when it begins and when it has changed."""
+
+    type: Literal[
+        "session.created",
+        "session.updated",
+        "transcription_session.created",
+        "transcription_session.updated",
+    ]
+    session: Mapping[str, Any]
+
+
+class BufferEvent(TypedDict):
+    """The sound since the last turn is forgotten."""
+
+    type: Literal["input_audio_buffer.cleared"]
+
+
+class SpeechStartedEvent(TypedDict):
+    """Someone begins to speak."""
+
+    type: Literal["input_audio_buffer.speech_started"]
+    audio_start_ms: int
+    item_id: str
+
+
+class SpeechStoppedEvent(TypedDict):
+    """Nobody has spoken for a while: the turn ends."""
+
+    type: Literal["input_audio_buffer.speech_stopped"]
+    audio_end_ms: int
+    item_id: str
+
+
+class CommittedEvent(TypedDict):
+    """A turn has ended; its transcript follows."""
+
+    type: Literal["input_audio_buffer.committed"]
+    item_id: str
+    previous_item_id: str | None
+
+
+class ItemEvent(TypedDict):
+    """A turn as an item of the conversation; its transcript comes by itself."""
+
+    type: Literal["conversation.item.added", "conversation.item.done", "conversation.item.created"]
+    previous_item_id: str | None
+    item: Mapping[str, Any]
+
+
+class DeltaEvent(TypedDict):
+    """Words of a turn that no later sound can change."""
+
+    type: Literal["conversation.item.input_audio_transcription.delta"]
+    item_id: str
+    content_index: int
+    delta: str
+    logprobs: NotRequired[list[TokenLogprobJson]]
+
+
+class CompletedEvent(TypedDict):
+    """A turn's whole transcript."""
+
+    type: Literal["conversation.item.input_audio_transcription.completed"]
+    item_id: str
+    content_index: int
+    transcript: str
+    languages: list[dict[str, str]]
+    usage: Mapping[str, Any]
+    logprobs: NotRequired[list[TokenLogprobJson]]
+
+
+class FailedEvent(TypedDict):
+    """A turn has no transcript, and why."""
+
+    type: Literal["conversation.item.input_audio_transcription.failed"]
+    item_id: str
+    content_index: int
+    error: Mapping[str, str | None]
+
+
+class ErrorEvent(TypedDict):
+    """What is wrong with an event of the client, or with the session."""
+
+    type: Literal["error"]
+    error: Mapping[str, str | None]
+
+
+ServerEvent = (
+    SessionEvent
+    | BufferEvent
+    | SpeechStartedEvent
+    | SpeechStoppedEvent
+    | CommittedEvent
+    | ItemEvent
+    | DeltaEvent
+    | CompletedEvent
+    | FailedEvent
+    | ErrorEvent
+)
+
+
+def parse_event(message: str | bytes) -> Mapping[str, Any]:
+    """Read an event of the client. Raises `InvalidRequestError`."""
+    if isinstance(message, bytes):
+        raise InvalidRequestError("Events are text messages; this one was binary.")
+    try:
+        event = json.loads(message)
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("The event is not valid JSON.") from None
+    if not isinstance(event, dict):
+        raise InvalidRequestError("The event is not a JSON object.")
+    if not isinstance(event.get("type"), str):
+        raise InvalidRequestError("The event has no type.", param="type")
+    return event
+
+
+def error_event(error: ApiError, *, about: object = None) -> ErrorEvent:
+    """Tell of an error; `about` is the `event_id` of the client's event, if it has one."""
+    event_id = about if isinstance(about, str) else None
+    return {"type": "error", "error": {**error_details(error), "event_id": event_id}}
+
+
+def error_details(error: ApiError) -> dict[str, str | None]:
+    """Give what an event says of an error."""
+    return {
+        "type": error.type,
+        "code": error.code,
+        "message": error.message,
+        "param": error.param,
+    }
+
+
+def user_item(item_id: str) -> Mapping[str, Any]:
+    """Describe a turn as an item of the conversation."""
+    return {
+        "id": item_id,
+        "object": "realtime.item",
+        "type": "message",
+        "status": "completed",
+        "role": "user",
+        "content": [{"type": "input_audio", "transcript": None}],
+    }
+
+
+def echoed(value: object) -> str:
+    """Repeat a client's value in a message, if it is short."""
+    text = repr(value)
+    return text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "..."

@@ -1,0 +1,145 @@
+"""What a client may set of a session, in both spellings of the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from openai.types.realtime import RealtimeTranscriptionSessionCreateResponse
+
+from parakeet_api.errors import InvalidRequestError
+from parakeet_api.realtime.session_config import (
+    LOGPROBS,
+    AudioFormat,
+    SessionConfig,
+    TurnDetection,
+)
+
+
+def with_input(**audio_input: Any) -> SessionConfig:
+    return SessionConfig().updated({"type": "transcription", "audio": {"input": audio_input}})
+
+
+def test_openais_package_reads_what_it_is() -> None:
+    config = with_input(
+        format={"type": "audio/pcmu"},
+        transcription={"model": "whisper-1", "language": "en", "prompt": "Numbers."},
+        turn_detection={"type": "server_vad", "threshold": 0.3},
+        noise_reduction={"type": "far_field"},
+    ).updated({"include": [LOGPROBS]})
+
+    shown = RealtimeTranscriptionSessionCreateResponse.model_validate(
+        {"id": "sess_1", **config.as_json()}
+    )
+
+    assert shown.audio is not None
+    assert shown.audio.input is not None
+    sound = shown.audio.input
+    assert sound.format is not None
+    assert sound.format.type == "audio/pcmu"
+    assert sound.transcription is not None
+    assert sound.transcription.prompt == "Numbers."
+    assert sound.turn_detection is not None
+    assert sound.turn_detection.threshold == 0.3
+    assert sound.noise_reduction is not None
+    assert sound.noise_reduction.type == "far_field"
+    assert shown.include == [LOGPROBS]
+
+
+def test_what_is_not_named_stays() -> None:
+    config = with_input(turn_detection={"threshold": 0.3, "silence_duration_ms": 200})
+
+    changed = config.updated({"audio": {"input": {"turn_detection": {"threshold": 0.7}}}})
+
+    assert changed.turn_detection == TurnDetection(threshold=0.7, silence_duration_ms=200)
+    assert changed.updated({}) == changed
+
+
+def test_null_turns_the_detection_of_turns_off() -> None:
+    assert with_input(turn_detection=None).turn_detection is None
+
+
+def test_semantic_detection_is_a_silence_by_its_eagerness() -> None:
+    silences = [
+        with_input(turn_detection={"type": "semantic_vad", "eagerness": eagerness}).turn_detection
+        for eagerness in ("high", "auto", "medium", "low")
+    ]
+
+    lengths = [turns.silence_duration_ms for turns in silences if turns]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+
+
+def test_both_spellings_mean_the_same() -> None:
+    old = SessionConfig().updated_by_old(
+        {
+            "input_audio_format": "g711_alaw",
+            "input_audio_transcription": {"model": "whisper-1", "language": "en"},
+            "turn_detection": None,
+            "input_audio_noise_reduction": {"type": "near_field"},
+            "include": [LOGPROBS],
+        }
+    )
+    new = with_input(
+        format={"type": "audio/pcma"},
+        transcription={"model": "whisper-1", "language": "en"},
+        turn_detection=None,
+        noise_reduction={"type": "near_field"},
+    ).updated({"include": [LOGPROBS]})
+
+    assert old == new
+    assert old.audio_format == AudioFormat(type="audio/pcma", rate=8000)
+    assert SessionConfig().updated_by_old(old.as_old_json()) == old
+    assert SessionConfig().updated(new.as_json()) == new
+
+
+@pytest.mark.parametrize(
+    ("session", "param"),
+    [
+        (None, "session"),
+        ({"type": "realtime"}, "session.type"),
+        ({"include": ["item.everything"]}, "session.include"),
+        ({"include": [{}]}, "session.include"),
+        ({"audio": 5}, "session.audio"),
+        ({"audio": {"input": []}}, "session.audio.input"),
+    ],
+)
+def test_what_cannot_be_a_session_is_refused(session: object, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        SessionConfig().updated(session)
+
+    assert refusal.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("audio_input", "param"),
+    [
+        ({"format": {"type": "audio/mp3"}}, "format.type"),
+        ({"format": {"type": []}}, "format.type"),
+        ({"format": {"rate": 7_999}}, "format.rate"),
+        ({"format": {"rate": 16_000.5}}, "format.rate"),
+        ({"format": {"rate": True}}, "format.rate"),
+        ({"format": "pcm16"}, "format"),
+        ({"transcription": {"model": 3}}, "transcription.model"),
+        ({"transcription": {"prompt": "x" * 20_000}}, "transcription.prompt"),
+        ({"transcription": {"keywords": "one"}}, "transcription.keywords"),
+        ({"transcription": {"keywords": ["<b>"]}}, "transcription.keywords"),
+        ({"transcription": {"languages": [1]}}, "transcription.languages"),
+        ({"turn_detection": {"type": "client"}}, "turn_detection.type"),
+        ({"turn_detection": {"threshold": 1.5}}, "turn_detection.threshold"),
+        ({"turn_detection": {"threshold": float("nan")}}, "turn_detection.threshold"),
+        ({"turn_detection": {"silence_duration_ms": -1}}, "turn_detection.silence_duration_ms"),
+        ({"turn_detection": {"prefix_padding_ms": "300"}}, "turn_detection.prefix_padding_ms"),
+        (
+            {"turn_detection": {"type": "semantic_vad", "eagerness": {}}},
+            "turn_detection.eagerness",
+        ),
+        ({"noise_reduction": {"type": "all"}}, "noise_reduction.type"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_by_its_name(audio_input: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        with_input(**audio_input)
+
+    assert refusal.value.param == f"session.audio.input.{param}"
+    assert len(refusal.value.message) < 300
