@@ -10,14 +10,16 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import wait_for
+from conftest import SPEECH, wait_for
 from http_helpers import error_of
 from in_process import Echoes, Served, served
-from live_client import COMPLETED, answer_of, dial, silence
+from live_client import COMPLETED, answer_of, dial, silence, sound_of
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
+from parakeet_api.pipeline import Pipeline
 from parakeet_api.realtime import places
+from parakeet_api.transcript import Word
 
 MANUAL = {"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}}
 
@@ -190,3 +192,39 @@ def test_a_foreign_page_cannot_use_a_server_without_keys(
                 assert event(connection)["type"] == "session.created"
         else:
             assert error_of(refusal(here, origin=named), 403)["code"] == "forbidden"
+
+
+def test_a_session_counts_in_the_rate_limit(tmp_path: Path, echoes: Echoes) -> None:
+    with served(tmp_path, DEMO_MODEL="grammar", RATE_LIMIT="1/hour") as here:
+        with dial(here.server) as connection:
+            assert event(connection)["type"] == "session.created"
+
+        assert error_of(refusal(here), 429)["code"] == "rate_limit_exceeded"
+
+
+def test_a_window_that_fails_loses_no_word(
+    tmp_path: Path, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(*_: object, **__: object) -> list[Word]:
+        failed.set()
+        raise RuntimeError("a fault of the model's")
+
+    monkeypatch.setattr(Pipeline, "glance", fail)
+    with served(tmp_path, DEMO_MODEL="grammar") as here, dial(here.server) as connection:
+        connection.send(json.dumps(MANUAL))
+        # Windows are looked at where someone speaks.
+        connection.send(json.dumps(spoken()))
+        assert failed.wait(60)
+        connection.send('{"type": "input_audio_buffer.commit"}')
+        kinds: list[str] = []
+        while not kinds or kinds[-1] != COMPLETED:
+            kinds.append(event(connection)["type"])
+
+    assert "error" not in kinds
+
+
+def spoken() -> dict[str, str]:
+    audio = base64.b64encode(sound_of(SPEECH / "clip-001.flac").tobytes()).decode()
+    return {"type": "input_audio_buffer.append", "audio": audio}
