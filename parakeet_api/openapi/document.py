@@ -398,7 +398,7 @@ def _asr_paths(facts: Facts) -> Json:
             default="transcribe",
         ),
         "word_timestamps": flag("List the words in `json`.", default=False),
-        "hotwords": _keywords(),
+        "hotwords[]": _keywords(),
     }
     return {
         "/asr": {

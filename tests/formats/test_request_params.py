@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
 from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_params
+from parakeet_api.keywords import Keyword
 
 SEGMENT = frozenset({"segment"})
 WORD = frozenset({"word"})
@@ -163,8 +164,6 @@ def test_another_value_of_stream_is_refused() -> None:
         {"chunking_strategy": "auto"},
         {"chunking_strategy": '{"type": "server_vad", "threshold": 0.5}'},
         {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "0.5"},
-        {"keywords[]": ["Ann", "Bob & Sons"]},
-        {"keywords": '["Ann"]'},
         {"known_speaker_names[]": ["agent"]},
     ],
 )
@@ -187,6 +186,19 @@ def test_parameters_without_effect_change_nothing(
 )
 def test_an_invalid_chunking_strategy_is_rejected(fields: dict[str, str]) -> None:
     assert str(refusal(**fields).param).startswith("chunking_strategy")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"keywords[]": ["Ann:2", "Bob & Sons"]},
+        {"keywords": "Ann:2,Bob & Sons"},
+        {"keywords": '["Ann:2.0", "Bob & Sons"]'},
+        {"keywords[0]": "Ann:2", "keywords[1]": "Bob & Sons"},
+    ],
+)
+def test_keywords_are_a_list_and_may_carry_a_weight(fields: dict[str, str | list[str]]) -> None:
+    assert parse(**fields).keywords == (Keyword("Ann", 2.0), Keyword("Bob & Sons"))
 
 
 @pytest.mark.parametrize("text", ["a<b", "a>b", "a\nb", "a\rb"])
