@@ -18,10 +18,7 @@ export class Settings {
     this.#onChange = onChange;
     this.#listen();
     this.#fill();
-    onLanguageChange(() => {
-      this.#showLanguages();
-      this.#showKeywordLists();
-    });
+    onLanguageChange(() => this.#showLanguages());
   }
 
   /** Parameters of a transcription request. */
@@ -87,6 +84,8 @@ export class Settings {
 
   /** Open the dialog, at the field that `fieldId` names. */
   open(fieldId = null) {
+    // Not when a list is kept: "Done" would move away under the click that ends the typing.
+    this.#showKeywordLists();
     byId("settings").showModal();
     if (fieldId) byId(fieldId).focus();
   }
@@ -126,7 +125,6 @@ export class Settings {
     this.#showTheme();
     byId("allow-partial").checked = readStored("allow-partial", false);
     byId("keywords").value = readStored("keywords", "");
-    this.#showKeywordLists();
     const key = readStored("api-key", "");
     byId("api-key").value = key;
     byId("keep-key").checked = key !== "";
@@ -166,7 +164,6 @@ export class Settings {
     if (!list) return;
     const others = readStored("keyword-lists", []).filter((other) => other !== list);
     store("keyword-lists", [list, ...others].slice(0, MAX_KEYWORD_LISTS));
-    this.#showKeywordLists();
   }
 
   #showKeywordLists() {
