@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,8 @@ from parakeet_api.realtime.turns import SpeechEdges
 from parakeet_api.served_models import ServedModels
 from parakeet_api.speech.chunking import quietest_moment
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
+
+logger = logging.getLogger(__name__)
 
 _MAX_TURN = 300 * SAMPLE_RATE
 """Samples after which a turn is ended where it is quietest; applause or music may never end."""
@@ -175,6 +178,11 @@ class Session:
             handler(event)
         except ApiError as error:
             self._send(error_event(error, about=event.get("event_id")))
+        except Exception:
+            # A session's border: the other events of the client are not to blame.
+            logger.exception("an event of a live session failed")
+            failure = ServerError("The server had an error while processing this event.")
+            self._send(error_event(failure, about=event.get("event_id")))
 
     def _update(self, event: Mapping[str, Any]) -> None:
         self._reconfigure(self._config.updated(event.get("session")))
