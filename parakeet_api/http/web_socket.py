@@ -127,7 +127,7 @@ class WebSocket:
         with self._lock:
             if not self._is_open():
                 raise SocketClosedError
-            self._protocol.send_text(text.encode())
+            self._protocol.send_text(text.encode(errors="replace"))
             self._flush()
 
     def close(self, code: int, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +22,15 @@ from parakeet_api.served_models import ServedModels
 from parakeet_api.speech.chunking import quietest_moment
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
+logger = logging.getLogger(__name__)
+
 _MAX_TURN = 300 * SAMPLE_RATE
 """Samples after which a turn is ended where it is quietest; applause or music may never end."""
 _CUT_REACH = 5 * SAMPLE_RATE
 _MAX_HELD = 600 * SAMPLE_RATE
 """Samples that a client may append without a commit: 10 minutes, 19 MB."""
+_SILENT = 60 * SAMPLE_RATE
+"""Of those, what is kept where nobody has spoken: clients commit after speech alone."""
 _MIN_COMMIT = SAMPLE_RATE // 10
 """OpenAI's own: less cannot be committed."""
 _KEPT = SAMPLE_RATE
@@ -173,6 +178,11 @@ class Session:
             handler(event)
         except ApiError as error:
             self._send(error_event(error, about=event.get("event_id")))
+        except Exception:
+            # A session's border: the other events of the client are not to blame.
+            logger.exception("an event of a live session failed")
+            failure = ServerError("The server had an error while processing this event.")
+            self._send(error_event(failure, about=event.get("event_id")))
 
     def _update(self, event: Mapping[str, Any]) -> None:
         self._reconfigure(self._config.updated(event.get("session")))
@@ -193,8 +203,9 @@ class Session:
         self._config = config
 
     def _append(self, event: Mapping[str, Any]) -> None:
-        held = self._buffer.end - self._turn.start if self._turn else 0
-        if held > _MAX_HELD:
+        if self._turn is not None and self._held() > _MAX_HELD:
+            self._forget_silence(self._turn)
+        if self._held() > _MAX_HELD:
             error = InvalidRequestError(
                 f"The buffer holds {_MAX_HELD // SAMPLE_RATE} s of sound: commit or clear it.",
                 param="audio",
@@ -205,6 +216,16 @@ class Session:
         self.last_sound = self._clock()
         for start in range(0, len(samples), _PIECE):
             self._hear(samples[start : start + _PIECE])
+
+    def _held(self) -> int:
+        """Count the samples of the turn that goes on."""
+        return self._buffer.end - self._turn.start if self._turn else 0
+
+    def _forget_silence(self, turn: Turn) -> None:
+        """Let a turn in which nobody has spoken begin later."""
+        if self._edges.speech_end <= turn.start:
+            later = self._begin_turn(self._buffer.end - _SILENT)
+            self._buffer.forget_before(later.start)
 
     def _hear(self, samples: Pcm) -> None:
         """Take sound; begin and end turns where speech does."""
@@ -274,7 +295,7 @@ class Session:
     def _commit(self, _: Mapping[str, Any]) -> None:
         self._hear(self._input.rest())
         self._input = AudioInput(self._config.audio_format)
-        held = self._buffer.end - self._turn.start if self._turn else 0
+        held = self._held()
         if held < _MIN_COMMIT:
             error = InvalidRequestError(
                 "Error committing input audio buffer: buffer too small. Expected at least 100ms of"

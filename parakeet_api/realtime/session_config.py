@@ -244,7 +244,7 @@ def _transcription(config: SessionConfig, given: Any, param: str) -> Transcripti
         return Transcription()
     fields = _object(given, param)
     before = config.transcription
-    for name in ("model", "language", "prompt"):
+    for name in ("model", "language", "prompt", "delay"):
         if fields.get(name) is not None:
             _text(fields[name], f"{param}.{name}")
     for name in ("keywords", "languages"):
@@ -316,7 +316,12 @@ def _object(value: Any, param: str) -> Mapping[str, Any]:
 
 
 def _text(value: Any, param: str) -> None:
-    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+    # JSON may hold halves of characters, which cannot be sent back.
+    if (
+        not isinstance(value, str)
+        or len(value) > _MAX_TEXT
+        or any("\ud800" <= character <= "\udfff" for character in value)
+    ):
         raise InvalidRequestError(
             f"{param}={echoed(value)} is not a text of at most {_MAX_TEXT} characters.",
             param=param,

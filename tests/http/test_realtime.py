@@ -178,7 +178,19 @@ def test_an_error_names_the_event_and_the_session_goes_on(
     assert error.message
 
 
-@pytest.mark.parametrize("message", ["", "no JSON", "[" * 100_000, "null", "{}", b"\x00\x01"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "no JSON",
+        "[" * 100_000,
+        "null",
+        "{}",
+        '{"type": "\\ud800"}',
+        '{"type": "x", "event_id": "\\ud800"}',
+        b"\x00\x01",
+    ],
+)
 def test_garbage_is_answered_with_an_error(server: Server, message: str | bytes) -> None:
     with open_socket(server) as opened:
         json.loads(opened.recv())

@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from parakeet_api.pipeline import Pipeline
-from parakeet_api.realtime import places
-from parakeet_api.transcript import Word
+from parakeet_api.realtime import places, session
+from parakeet_api.transcript import SAMPLE_RATE, Word
 
 MANUAL = {"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}}
 
@@ -223,6 +223,41 @@ def test_a_window_that_fails_loses_no_word(
             kinds.append(event(connection)["type"])
 
     assert "error" not in kinds
+
+
+def test_a_client_that_commits_after_speech_alone_may_be_silent_for_long(
+    tmp_path: Path, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_MAX_HELD", 4 * SAMPLE_RATE)
+    monkeypatch.setattr(session, "_SILENT", SAMPLE_RATE)
+    with served(tmp_path, DEMO_MODEL="grammar") as here, dial(here.server) as connection:
+        connection.send(json.dumps(MANUAL))
+        for _ in range(20):
+            append(connection)
+        connection.send(json.dumps(spoken()))
+        connection.send('{"type": "input_audio_buffer.commit"}')
+        events = [event(connection)]
+        while events[-1]["type"] != COMPLETED:
+            events.append(event(connection))
+
+    assert "error" not in [each["type"] for each in events]
+    assert events[-1]["usage"]["seconds"] < 10
+
+
+def test_sound_beyond_what_can_be_held_is_refused(
+    tmp_path: Path, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_MAX_HELD", 2 * SAMPLE_RATE)
+    with served(tmp_path, DEMO_MODEL="grammar") as here, dial(here.server) as connection:
+        connection.send(json.dumps(MANUAL))
+        connection.send(json.dumps(spoken()))
+        connection.send(json.dumps(spoken() | {"event_id": "too much"}))
+        answer = event(connection)
+        while answer["type"] != "error":
+            answer = event(connection)
+
+    assert answer["error"]["code"] == "input_audio_buffer_full"
+    assert answer["error"]["event_id"] == "too much"
 
 
 def spoken() -> dict[str, str]:

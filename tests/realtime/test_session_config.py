@@ -122,6 +122,8 @@ def test_what_cannot_be_a_session_is_refused(session: object, param: str) -> Non
         ({"format": "pcm16"}, "format"),
         ({"transcription": {"model": 3}}, "transcription.model"),
         ({"transcription": {"prompt": "x" * 20_000}}, "transcription.prompt"),
+        ({"transcription": {"prompt": "half \ud83d"}}, "transcription.prompt"),
+        ({"transcription": {"delay": {}}}, "transcription.delay"),
         ({"transcription": {"keywords": "one"}}, "transcription.keywords"),
         ({"transcription": {"keywords": ["<b>"]}}, "transcription.keywords"),
         ({"transcription": {"languages": [1]}}, "transcription.languages"),
