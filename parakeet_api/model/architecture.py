@@ -20,6 +20,7 @@ from parakeet_api.model.vocabulary import tagged_language
 Decoder = Literal["tdt", "rnnt", "ctc"]
 
 _FRAME_S = 0.08
+_MAX_REFERENCES = 10
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _FULL_MELS, _FULL_CHANNELS, _FULL_HEADS = 128, 256, 8
 """Of parakeet-tdt-0.6b-v2, for which the memory of a pass was measured."""
@@ -135,14 +136,15 @@ class _Config:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
 
-    def value(self, path: str) -> Any:
+    def value(self, path: str, *, references: int = 0) -> Any:
         """Give a value, that of another path where it refers to one; `None` = there is none."""
         found: Any = self._config
         for part in path.split("."):
             found = found.get(part) if hasattr(found, "get") else None
         if isinstance(found, str) and (other := _INTERPOLATION.fullmatch(found)):
-            # One that refers to itself ends in the recursion's limit, as it does in NeMo.
-            return self.value(other[1]) if other[1] != path else None
+            # More of them are a circle.
+            is_near = references < _MAX_REFERENCES
+            return self.value(other[1], references=references + 1) if is_near else None
         return found
 
     def section(self, path: str) -> Mapping[str, Any]:

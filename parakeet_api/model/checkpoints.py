@@ -224,7 +224,6 @@ class CheckpointStore:
         try:
             path = download_checkpoint(settings, report=self._report)
             architecture = _check_download(path)
-            _fetch_card(settings, path)
         # The hub's client raises errors of many libraries; none may end the thread unseen.
         except Exception as error:
             self._give_up(f"{self.model_id} could not be downloaded: {_reason(error)}")
@@ -420,11 +419,11 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
             tqdm_class=_progress_bar(report),
         )
     )
-    if not is_kept or not revision:
-        return fetched
-    fetched.replace(target)
-    shutil.rmtree(folder, ignore_errors=True)
-    return target
+    if is_kept and revision:
+        fetched = fetched.replace(target)
+        shutil.rmtree(folder, ignore_errors=True)
+    _fetch_card(settings, fetched)
+    return fetched
 
 
 def _fetch_card(settings: Settings, checkpoint: Path) -> None:

@@ -110,7 +110,8 @@ class NemoRecognizer:
         self._vocabulary = Vocabulary(
             self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
         )
-        self._prompts = LanguagePrompts(self._model) if architecture.prompts else None
+        has_prompt = getattr(self._model, "concat", False)
+        self._prompts = LanguagePrompts(self._model) if has_prompt else None
         self._frame_samples = frame_samples(self._model)
         import torch
 
@@ -224,7 +225,7 @@ class NemoRecognizer:
             with turn_on(self.info.device):
                 self._decoder.forget_graphs()
                 self._encoder.forget_graphs()
-        del self._decoder, self._encoder, self._model
+        del self._decoder, self._encoder, self._model, self._prompts
         # NeMo's modules refer to each other in cycles: else their memory is still in use.
         gc.collect()
         if self.info.device != "cpu" and not self._lost:
