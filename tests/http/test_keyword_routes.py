@@ -15,6 +15,8 @@ from conftest import REAL_SPEECH, ROOT, Server
 from http_helpers import ENDPOINT, error_of, events, streamed, wait_until
 from in_process import served
 
+pytestmark = pytest.mark.integration
+
 CLIP = REAL_SPEECH / "librispeech_dev_clean_mp3-0062.ogg"
 """Illustration, rusks."""
 HEARD, MEANT = "illustration, rusts.", "illustration, rusks."

@@ -19,7 +19,10 @@ from openai import OpenAI
 from websockets.exceptions import InvalidStatus
 
 # OpenAI's package opens its connections so.
-pytestmark = pytest.mark.filterwarnings("ignore:connect:DeprecationWarning")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:connect:DeprecationWarning"),
+]
 
 KEY = {"Authorization": "Bearer the-key"}
 

@@ -21,6 +21,8 @@ from parakeet_api.pipeline import Pipeline
 from parakeet_api.realtime import places, session
 from parakeet_api.transcript import SAMPLE_RATE, Word
 
+pytestmark = pytest.mark.integration
+
 MANUAL = {"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}}
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from browser import choose, transcript_of, visit
 from conftest import REAL_SPEECH
 from in_process import served
 from playwright.sync_api import Browser, expect
+
+pytestmark = pytest.mark.integration
 
 CLIP = REAL_SPEECH / "librispeech_dev_clean_mp3-0062.ogg"
 """Illustration, rusks: the model hears rusts."""
