@@ -81,10 +81,22 @@ class SpeechActivity:
         unmeasured = np.flatnonzero(np.isnan(self._probabilities[first:last]))
         if len(unmeasured):
             begin, end = first + int(unmeasured[0]), first + int(unmeasured[-1]) + 1
-            lead = min(begin, _LEAD // STEP)
-            window = samples[(begin - lead) * STEP : end * STEP]
+            window, lead = _with_lead_in(samples, begin, end)
             self._probabilities[begin:end] = self._detector.probabilities(_amplified(window))[lead:]
         return self._probabilities
+
+
+def _with_lead_in(samples: Pcm, begin: int, end: int) -> tuple[Pcm, int]:
+    """Cut out some steps and the lead-in before them; return how many steps that has.
+
+    At the start of a chunk the lead-in is its mirror image: to the detector a hum that begins with
+    the chunk would be speech for 0.2 s.
+    """
+    steps = _LEAD // STEP
+    before = min(begin, steps)
+    mirrored = samples[: min(steps - before, len(samples) // STEP) * STEP][::-1]
+    window = np.concatenate([mirrored, samples[(begin - before) * STEP : end * STEP]])
+    return window, len(mirrored) // STEP + before
 
 
 def _amplified(samples: Pcm) -> Pcm:
