@@ -23,7 +23,8 @@ MAX_KEYWORDS = 500
 MAX_KEYWORD_CHARS = 80
 """Characters of a phrase, its weight not counted."""
 _MIN_WEIGHT, _MAX_WEIGHT = 0.1, 10.0
-_WEIGHTED = re.compile(r"(.*?\S)\s*:\s*([0-9]{1,3}(?:\.[0-9]{1,4})?)")
+_WEIGHTED = re.compile(r"(.*?\S)(?:(?<![0-9]):|\s+:)\s*([0-9]{1,3}(?:\.[0-9]{1,4})?)")
+"""Not after a digit, unless there is a space: `Psalm 23:4` has no weight."""
 _FORBIDDEN = re.compile(r"[<>\x00-\x1f\x7f]")
 """OpenAI refuses the first two and line breaks."""
 _FIRST_BONUS = 5.0

@@ -214,14 +214,19 @@ class Pipeline:
         yield Progress(final, _NO_SAMPLES, done_s, done_s, caveats, audio.tracks)
 
     def words_of(
-        self, samples: Pcm, *, cancelled: Callable[[], bool] = lambda: False
+        self,
+        samples: Pcm,
+        *,
+        languages: frozenset[str] = ENGLISH,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> list[Word]:
-        """Recognise sound that is in memory, as `stream` does a file's; raises what that raises."""
+        """Recognise audio that is in memory, as `stream` does a file; raises what that raises."""
         stitcher = Stitcher(
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
         words: list[Word] = []
-        chunks = plan_chunks([samples], self._policy)
+        tree = self._keywords.tree() if self._keywords else None
+        chunks = _with_hints(plan_chunks([samples], self._policy), languages, tree)
         with (
             self.counted(),
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -232,11 +237,22 @@ class Pipeline:
         self._metrics.audio_seconds.inc(len(samples) / SAMPLE_RATE)
         return [*words, *stitcher.finish()]
 
-    def glance(self, chunk: Chunk, *, cancelled: Callable[[], bool] = lambda: False) -> list[Word]:
-        """Recognise a window of sound that still goes on: speech without words may get them yet."""
+    def glance(
+        self,
+        chunk: Chunk,
+        *,
+        languages: frozenset[str] = ENGLISH,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[Word]:
+        """Recognise a window of a turn that is still growing.
+
+        Speech without words is not decoded again: the next window may have them.
+        """
+        tree = self._keywords.tree() if self._keywords else None
+        chunks = _with_hints([chunk], languages, tree)
         with (
             self.counted(),
-            closing(self._batcher.recognize([chunk], cancelled=cancelled)) as recognized,
+            closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
             [(_, words)] = recognized
         activity = SpeechActivity(chunk, self._detector) if self._detector else None

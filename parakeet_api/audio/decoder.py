@@ -361,6 +361,7 @@ class _Decoding:
         skipped: list[Caveat] = []
         failure: NothingDecodedError | None = None
         silent_samples = 0
+        silent_track: Track | None = None
         for number in self._candidates():
             with contextlib.closing(self._decode(number)) as sound:
                 try:
@@ -377,7 +378,8 @@ class _Decoding:
                     yield opening
                     yield from sound
                     return
-                silent_samples = silent_samples or silent
+                if not silent_samples:
+                    silent_samples, silent_track = silent, self.track
                 skipped.append(_skipped_track("track_silent", self.track, "was silent"))
         if not silent_samples:
             raise (
@@ -385,7 +387,8 @@ class _Decoding:
                 if failure
                 else AudioDecodeError(f"The file holds no sound. {supported()}")
             )
-        self._note_tracks({1})
+        self.track = silent_track
+        self._note_skipped([c for c in skipped if c.code == "track_undecodable"])
         yield from silence(silent_samples)
 
     def _candidates(self) -> Iterator[int | None]:

@@ -80,6 +80,7 @@ def pack_words(words: Iterable[Word]) -> list[Values]:
             word.end,
             [(token.id, token.text, token.logprob) for token in word.tokens],
             word.language,
+            word.from_keyword,
         )
         for word in words
     ]
@@ -88,8 +89,8 @@ def pack_words(words: Iterable[Word]) -> list[Values]:
 def unpack_words(packed: Iterable[Values]) -> list[Word]:
     """Give the words that were packed."""
     return [
-        Word(text, start, end, tuple(Token(*token) for token in tokens), language)
-        for text, start, end, tokens, language in packed
+        Word(text, start, end, tuple(Token(*token) for token in tokens), language, from_keyword)
+        for text, start, end, tokens, language, from_keyword in packed
     ]
 
 

@@ -162,7 +162,7 @@ class ClipTranscriber:
             model_name, checkpoint, note, languages = described
             until = time.monotonic() + _DESCRIPTION_S
             known = ModelDescription(model_name, checkpoint, note, frozenset(languages), until)
-            if len(self._descriptions) < _MAX_NAMES:
+            if name in self._descriptions or len(self._descriptions) < _MAX_NAMES:
                 self._descriptions[name] = known
         return known
 

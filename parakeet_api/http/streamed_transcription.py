@@ -57,7 +57,12 @@ class StreamedTranscription:
             gone=self._gone,
             heartbeat_s=_PROGRESS_S if "progress" in self._params.include else _HEARTBEAT_S,
         )
-        first = next(events)
+        try:
+            first = next(events)
+        except BaseException:
+            # Also where no thread could be started for the work, which deletes it otherwise.
+            self._discard_upload()
+            raise
         response = Response(self._written(first, events), content_type=MEDIA_TYPE)
         response.call_on_close(events.close)
         response.headers["Cache-Control"] = "no-cache"
@@ -87,11 +92,14 @@ class StreamedTranscription:
                     cancelled=cancelled,
                 )
         finally:
-            path.unlink()
-            self._upload.close()
+            self._discard_upload()
         self._record.audio_s = transcript.duration
         check_translatable(transcript, params.task)
         emit(writer.done(transcript))
+
+    def _discard_upload(self) -> None:
+        Path(self._upload.name).unlink(missing_ok=True)
+        self._upload.close()
 
     def _written(self, first: str | None, events: Generator[str | None]) -> Generator[str]:
         """Write the events to their end, which may be an error."""

@@ -27,11 +27,15 @@ from werkzeug.sansio.multipart import (
 from parakeet_api.http.uploads import create_upload, hold_upload
 
 MULTIPART = "multipart/form-data"
-_MAX_PARTS = 100
+_MAX_PARTS = 600
+"""SDKs send each phrase of a list as a part: 500 keywords, and the other fields."""
 _MAX_FILES = 4
 """Endpoints take one; each is an open file."""
 _MAX_TEXT_BYTES = 500_000
 """Bytes of a text field, and of all: werkzeug's own limit of one."""
+_PIECE_BYTES = 256 * 1024
+"""So much is parsed at once: the decoder takes more than `_MAX_TEXT_BYTES` for a text field that is
+too long."""
 _HEAD_BYTES = 4 * 1024
 """The first bytes of a block, in which the decoder looks for a file's head; what follows that head
 is written to the file without the decoder."""
@@ -85,16 +89,13 @@ class UploadForm:
         return cls(folder, boundary.encode())
 
     def append(self, data: bytes) -> None:
-        """Take the next bytes of the body, some 300 KB at most.
+        """Take the next bytes of the body.
 
         Raises `ValueError` for a body that is malformed, `RequestEntityTooLarge` for one with too
         many parts or too much text, `OSError` where a file cannot be written.
         """
-        if not self._is_in_file():
-            self._decode(data[:_HEAD_BYTES])
-            data = data[_HEAD_BYTES:]
-        if data:
-            self._decode(self._store(data))
+        for begin in range(0, len(data), _PIECE_BYTES):
+            self._append(data[begin : begin + _PIECE_BYTES])
 
     def result(self) -> ParsedForm:
         """End the form; give its text fields and files.
@@ -118,6 +119,13 @@ class UploadForm:
             if Path(upload.name) != self._taken_over:
                 Path(upload.name).unlink(missing_ok=True)
         self._uploads.clear()
+
+    def _append(self, data: bytes) -> None:
+        if not self._is_in_file():
+            self._decode(data[:_HEAD_BYTES])
+            data = data[_HEAD_BYTES:]
+        if data:
+            self._decode(self._store(data))
 
     def _is_in_file(self) -> bool:
         return self._is_file and self._decoder.state is State.DATA

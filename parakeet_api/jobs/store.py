@@ -323,7 +323,9 @@ class JobStore:
         with self._disk_errors(), self._lock:
             with self._db:
                 yield self._db
-            self.counts = self._count()
+            # The change is committed: callers must not take a failed count for a failed change.
+            with contextlib.suppress(sqlite3.Error):
+                self.counts = self._count()
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

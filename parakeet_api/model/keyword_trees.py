@@ -94,9 +94,13 @@ def read_speller(checkpoint: Path) -> Spell:
     from sentencepiece import SentencePieceProcessor
 
     with tarfile.open(checkpoint) as archive:
-        member = next(m for m in archive if m.name.endswith(_TOKENIZER))
-        file = archive.extractfile(member)
-        assert file is not None, "a folder of that name"
+        tokenizers = [m for m in archive if m.isfile() and m.name.endswith(_TOKENIZER)]
+        file = archive.extractfile(tokenizers[0]) if len(tokenizers) == 1 else None
+        if file is None:
+            logger.warning(
+                "keywords have no effect: %s has no single SentencePiece model", checkpoint
+            )
+            return lambda _: ()
         processor = SentencePieceProcessor(model_proto=file.read())
     unknown = processor.unk_id()
 

@@ -321,6 +321,8 @@ class Session:
         assert turn is not None
         turn.samples = self._buffer.copy(turn.start, end)
         self._turn_end = end
+        # A window that is being taken would find the next turn's sound in the place of this one's.
+        self._transcriber.discard()
         self._buffer.forget_before(end)
         previous, self._last_item = self._last_item, turn.item_id
         self._send(

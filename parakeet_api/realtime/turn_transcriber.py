@@ -170,7 +170,9 @@ class TurnTranscriber:
         samples = self._buffer.copy(turn.start + start, turn.start + end)
         try:
             words = turn.pipeline.glance(
-                Chunk(0, start, samples, start, end), cancelled=self._cancelled
+                Chunk(0, start, samples, start, end),
+                languages=turn.languages,
+                cancelled=self._cancelled,
             )
         except RequestCancelled:
             raise
@@ -206,7 +208,9 @@ class TurnTranscriber:
     def _complete(self, turn: Turn, samples: Pcm) -> None:
         """Transcribe a whole turn."""
         try:
-            words = turn.pipeline.words_of(samples, cancelled=self._cancelled)
+            words = turn.pipeline.words_of(
+                samples, languages=turn.languages, cancelled=self._cancelled
+            )
         except RequestCancelled:
             raise
         except Exception as error:

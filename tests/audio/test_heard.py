@@ -412,6 +412,20 @@ def test_a_file_of_silent_tracks_is_silence(either: FfmpegDecoder, tmp_path: Pat
     )
 
 
+def test_a_track_that_cannot_be_decoded_is_reported_beside_a_silent_one(
+    either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    clip = ("-i", str(clips[3].path))
+    file = tracks(tmp_path / "a.mov", clip, SILENT, options=["-c:a:0", "pcm_s16le"])
+    file.write_bytes(file.read_bytes().replace(b"sowt", b"apac"))
+
+    silent = decode_file(either, file)
+
+    assert not silent.samples.any()
+    assert silent.codes == ["track_undecodable", "tracks_not_used"]
+    assert silent.caveats[0].message == "Track 1 could not be decoded, track 2 was used."
+
+
 def test_a_track_that_cannot_be_decoded_is_skipped(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:

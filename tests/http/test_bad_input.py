@@ -375,7 +375,7 @@ BODIES = {
     "part without a head": _Body(b"--sep\r\n\r\nx\r\n" + END, "malformed"),
     "name that is no UTF-8": _Body(_part("file", AUDIO, filename=b"\xff\xfe") + END, "malformed"),
     "two parts too many": _Body(
-        b"".join(_part(f"field-{n}", b"x") for n in range(101)) + FILE_PART + END,
+        b"".join(_part(f"field-{n}", b"x") for n in range(601)) + FILE_PART + END,
         "too many",
         status=413,
         param=None,

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -328,11 +328,15 @@ def test_a_clients_address_is_what_trusted_proxies_say(
 
 
 def test_words_are_the_same_behind_the_link() -> None:
+    tagged = [
+        replace(word, language="de", from_keyword=number % 2 == 0)
+        for number, word in enumerate(HEARD)
+    ]
     one, other = socket.socketpair()
     with one, other:
-        send(one, ("words", pack_words(HEARD)), b"abc")
+        send(one, ("words", pack_words(tagged)), b"abc")
         (kind, *packed), data = receive(other)
 
     values: Any = packed[0]
     assert (kind, bytes(data)) == ("words", b"abc")
-    assert unpack_words(values) == HEARD
+    assert unpack_words(values) == tagged

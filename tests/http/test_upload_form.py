@@ -52,6 +52,18 @@ def test_a_form_may_come_in_pieces_of_any_size(form: UploadForm, tmp_path: Path,
     assert upload_in(tmp_path).read_bytes() == SOUND
 
 
+def test_texts_before_a_file_may_fill_a_large_piece(form: UploadForm, tmp_path: Path) -> None:
+    texts = b"".join(part("keywords[]", b"Nabucodonosor" * 6) for _ in range(500))
+    sound = SOUND * 2
+    body = texts + part("file", sound, file="a.wav") + b"--sep--\r\n"
+    assert len(body) > 512 * 1024
+
+    form.append(body)
+
+    assert form.result().fields.getlist("keywords[]") == ["Nabucodonosor" * 6] * 500
+    assert upload_in(tmp_path).read_bytes() == sound
+
+
 PIECES = [
     b"--sep",
     b"--sep--",
@@ -105,7 +117,7 @@ def test_a_body_that_is_cut_short_is_an_error(form: UploadForm, length: int) -> 
 @pytest.mark.parametrize(
     "body",
     [
-        b"".join(part(f"field-{n}", b"x") for n in range(101)),
+        b"".join(part(f"field-{n}", b"x") for n in range(601)),
         part("prompt", bytes(600_000)),
         b"".join(part(f"field-{n}", bytes(60_000)) for n in range(10)),
     ],

@@ -108,6 +108,20 @@ def test_a_missing_upload_leaves_nothing(store: JobStore, folder: Path) -> None:
     assert store.newest(None, limit=10) == []
 
 
+def test_a_job_that_is_committed_is_accepted_although_it_cannot_be_counted(
+    store: JobStore, upload: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: JobStore) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(JobStore, "_count", fail)
+
+    job = add(store, upload)
+
+    assert recordings(folder) == {job.id}
+    assert read(store, job).status == "queued"
+
+
 def test_a_job_beyond_the_limit_is_refused_and_leaves_nothing(
     store: JobStore, folder: Path, upload: Path
 ) -> None:

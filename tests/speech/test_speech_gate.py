@@ -39,8 +39,11 @@ def hiss(level: float = 300.0) -> Pcm:
 
 def hum(harmonics: int = 1) -> Pcm:
     time = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
-    tones = [np.sin(2 * np.pi * 50 * n * time) / n for n in range(1, harmonics + 1)]
-    return (4000 * np.sum(tones, 0)).astype(np.int16)
+    tones: list[NDArray[np.float64]] = [
+        np.sin(2 * np.pi * 50 * n * time) / n for n in range(1, harmonics + 1)
+    ]
+    samples: Pcm = (4000 * np.sum(tones, 0)).astype(np.int16)
+    return samples
 
 
 def varying() -> Pcm:
@@ -59,7 +62,8 @@ class Loud:
     def probabilities(self, samples: Pcm) -> NDArray[np.float32]:
         self.measured_s.append(len(samples) / SAMPLE_RATE)
         steps = np.pad(samples, (0, -len(samples) % STEP)).reshape(-1, STEP)
-        return (steps.max(1) > np.iinfo(np.int16).max // 2).astype(np.float32)
+        is_speech: NDArray[np.bool_] = steps.max(1) > np.iinfo(np.int16).max // 2
+        return is_speech.astype(np.float32)
 
 
 def spoken(*spans: tuple[float, float]) -> Pcm:
