@@ -363,7 +363,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _link_or_copy(upload: Path, target: Path) -> None:
-    """Return the upload's content a second name, or copy it; flush it to disk."""
+    """Make a hard link to the upload, or copy it; flush it to disk."""
     try:
         target.hardlink_to(upload)
     except OSError:

@@ -193,8 +193,8 @@ def _inserted(
 
 def _owned(chunk: Chunk, holes: Sequence[Span]) -> list[Span]:
     """Clip holes to the chunk's owned range."""
-    start_sample, end = chunk.owned_start / SAMPLE_RATE, chunk.owned_end / SAMPLE_RATE
-    cut = [Span(max(hole.start, start_sample), min(hole.end, end)) for hole in holes]
+    start_s, end_s = chunk.owned_start / SAMPLE_RATE, chunk.owned_end / SAMPLE_RATE
+    cut = [Span(max(hole.start, start_s), min(hole.end, end_s)) for hole in holes]
     return [span for span in cut if span.end > span.start]
 
 

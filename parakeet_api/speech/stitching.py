@@ -1,7 +1,7 @@
 """Merge the words of overlapping chunks without losing or repeating a word.
 
-Near a seam two chunks share audio. The middle of it is the reliable window: at least half of the
-shared context away from the end of either chunk. Within it the words of both chunks are aligned. A
+Near a seam two chunks share audio. The middle half of it is the reliable window: neither chunk ends
+nearer than a quarter of the shared audio. Within it the words of both chunks are aligned. A
 word that both have is output once. A word that only one of them has is output too, as losing a word
 is worse than an extra one. Between two words that both have, where they have different words at the
 same time, all words of one of the chunks are output.
