@@ -47,7 +47,7 @@ class Case:
 
     @property
     def spoken(self) -> list[str]:
-        """Give the words that are said."""
+        """Return the words that are said."""
         return [bare(word) for word in plain(self.recording.text).split()]
 
 
@@ -68,7 +68,7 @@ class Score:
 
     @property
     def rest_percent(self) -> float:
-        """Give the word error rate of what is no name."""
+        """Return the word error rate of what is no name."""
         return 100 * self.other_errors / max(1, self.other_words)
 
 
@@ -84,7 +84,7 @@ def read_cases(folder: Path, names: Path) -> list[Case]:
 
 
 def invented_names() -> Iterator[str]:
-    """Give names that nobody has, as many as are wanted."""
+    """Return names that nobody has, as many as are wanted."""
     syllables = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
     drawn = random.Random(0)
     while True:
@@ -92,7 +92,7 @@ def invented_names() -> Iterator[str]:
 
 
 def lists_of(case: Case, cases: Sequence[Case]) -> tuple[list[Keyword], list[Keyword]]:
-    """Give a list with a recording's own names and one without; the rest are the others' names."""
+    """Return a list with a recording's own names and one without; the rest are the others' names."""
     said = set(case.spoken)
     others = sorted({name for other in cases for name in other.names} - said)
     random.Random(case.recording.text).shuffle(others)
@@ -138,7 +138,7 @@ def _text(words: Sequence[Word]) -> str:
 
 
 def chunk_of(case: Case) -> Chunk:
-    """Give a whole recording as one chunk."""
+    """Return a whole recording as one chunk."""
     samples = case.recording.samples
     return Chunk(0, 0, samples, 0, len(samples))
 
@@ -146,7 +146,7 @@ def chunk_of(case: Case) -> Chunk:
 def transcribe(
     recognizer: Recognizer, cases: Sequence[Case], trees: KeywordTrees
 ) -> Iterator[tuple[list[Word], list[Word], list[Word]]]:
-    """Give each recording's words without keywords, with its own, and with others' alone."""
+    """Return each recording's words without keywords, with its own, and with others' alone."""
     for case in cases:
         chunk = chunk_of(case)
         with_own, without = (trees.tree(keywords) for keywords in lists_of(case, cases))
@@ -156,7 +156,7 @@ def transcribe(
 
 
 def price(recognizer: Recognizer, cases: Sequence[Case], trees: KeywordTrees) -> float:
-    """Give the median ratio of the time with a list of 100 and without one."""
+    """Return the median ratio of the time with a list of 100 and without one."""
     chunks = [chunk_of(case) for case in cases[:_TIMED]]
     tree = trees.tree(lists_of(cases[0], cases)[0])
     asked = [replace(chunk, keywords=tree) for chunk in chunks]
@@ -175,7 +175,7 @@ def _spent(recognizer: Recognizer, chunk: Chunk) -> float:
 
 
 def build_ms(trees: KeywordTrees) -> tuple[float, float]:
-    """Give the milliseconds that the longest list takes, and the second time."""
+    """Return the milliseconds that the longest list takes, and the second time."""
     keywords = [Keyword(name) for name in itertools.islice(invented_names(), LONGEST)]
 
     def once() -> float:

@@ -210,7 +210,7 @@ def report(said: list[Piece], sessions: list[Heard], truths: list[Truth]) -> Non
 
 
 def delays_of(heard: Heard, truth: Truth) -> list[float]:
-    """Give the time from each word's end to its delta, for words that both have."""
+    """Return the time from each word's end to its delta, for words that both have."""
     told = [normalize(word) for word, _ in heard.words]
     said = [normalize(word) for word, _ in truth.words]
     blocks = difflib.SequenceMatcher(None, told, said, autojunk=False).get_matching_blocks()

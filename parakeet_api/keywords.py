@@ -95,7 +95,7 @@ def bare(word: str) -> str:
 
 
 def spellings(phrase: str) -> list[str]:
-    """Give a phrase as a model may write it: as it is, in lower case, as a name, in capitals."""
+    """Return a phrase as a model may write it: as it is, in lower case, as a name, in capitals."""
     as_name = " ".join(word[:1].upper() + word[1:] for word in phrase.split(" "))
     return list(dict.fromkeys((phrase, phrase.lower(), as_name, phrase.upper())))
 
@@ -174,7 +174,7 @@ class _Trie:
         )
 
     def _arcs(self) -> list[dict[int, int]]:
-        """Give each state's arcs: its own, and those of the longest end of it that is a state."""
+        """Return each state's arcs: its own, and those of the longest end of it that is a state."""
         ends = [0] * len(self.children)
         arcs = [dict(self.children[0]), *({} for _ in self.children[1:])]
         queue = deque(self.children[0].values())

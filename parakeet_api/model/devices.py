@@ -315,7 +315,7 @@ def _pass_memory(settings: Settings, gpu: Gpu, architecture: Architecture) -> tu
 
 
 def _resident_gb(settings: Settings, gpu: Gpu, architecture: Architecture) -> float:
-    """Give what stays on the GPU between passes: weights, and what graphs hold."""
+    """Return what stays on the GPU between passes: weights, and what graphs hold."""
     weights_mb = architecture.weights_mb(2 * _bytes_scale(settings))
     resident_gb = weights_mb / 1000 + _RESERVE_GB
     if settings.enable_cuda_graphs:

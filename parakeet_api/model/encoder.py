@@ -84,7 +84,7 @@ class Shapes:
         """Samples of the longest row, padding included."""
 
     def padded(self, rows: int, samples: int) -> tuple[int, int]:
-        """Give the shape of a batch of `rows` chunks of at most so many samples."""
+        """Return the shape of a batch of `rows` chunks of at most so many samples."""
         if self._on_gpu:
             graphed_rows = next((count for count in _GRAPHED_ROWS if count >= rows), None)
             for shape in self.graphed:
@@ -170,7 +170,7 @@ class Encoder:
 
     @property
     def longest_frames(self) -> int:
-        """Give the most encoder frames that a row can have."""
+        """Return the most encoder frames that a row can have."""
         return self._frames(self.shapes.longest)
 
     def stage(self, waveforms: Sequence[Pcm]) -> Staged:
@@ -189,7 +189,7 @@ class Encoder:
         return Staged(samples, lengths.clamp_(min=_MIN_SAMPLES), len(waveforms))
 
     def encode(self, staged: Staged) -> tuple[Tensor, Tensor]:
-        """Give the encoder's output, fp32 of shape (chunks, D, T), and frames, (chunks,).
+        """Return the encoder's output, fp32 of shape (chunks, D, T), and frames, (chunks,).
 
         Both are on the model's device and good until the next call.
         """
@@ -252,7 +252,7 @@ class Encoder:
         self._pool = None
 
     def _graph_for(self, shape: tuple[int, int]) -> _Graph | None:
-        """Give a shape's graph, captured if need be; `None` = there is none for now."""
+        """Return a shape's graph, captured if need be; `None` = there is none for now."""
         known = self._graphs.get(shape)
         if known is not None or not self._graphs_work or self._clock() < self._retry_at:
             return known
@@ -317,7 +317,7 @@ class Encoder:
                 self._sized = samples
 
     def _frames(self, samples: int) -> int:
-        """Give the encoder frames of so many samples, with room for what padding adds."""
+        """Return the encoder frames of so many samples, with room for what padding adds."""
         return samples // frame_samples(self._network) + 2
 
 
@@ -340,7 +340,7 @@ def _finite_rows(encoded: Tensor, frames: Tensor) -> Tensor:
 def encode(network: Any, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Run features and encoder over waveforms of shape (B, samples), int16 or fp32 within +-1.
 
-    Gives the encoder's output on the model's device, fp32, shape (B, D, T), and lengths (B,).
+    Return the encoder's output on the model's device, fp32, shape (B, D, T), and lengths (B,).
     """
     import torch
 
@@ -365,6 +365,6 @@ def device_of(network: Any) -> torch.device:
 
 
 def frame_samples(network: Any) -> int:
-    """Give the samples that one encoder frame stands for: 1,280 (80 ms)."""
+    """Return the samples that one encoder frame stands for: 1,280 (80 ms)."""
     stride = float(network.cfg.preprocessor.window_stride) * SAMPLE_RATE
     return round(stride) * int(network.cfg.encoder.subsampling_factor)

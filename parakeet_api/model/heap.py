@@ -29,7 +29,7 @@ def trim_heap() -> None:
 
 
 def resident_bytes() -> int | None:
-    """Give the process' resident memory; `None` where the system does not report it."""
+    """Return the process' resident memory; `None` where the system does not report it."""
     try:
         return int(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -86,12 +86,12 @@ class KeywordBoosts:
         return False
 
     def get_init_states(self, batch_size: int, bos: bool = True) -> Tensor:
-        """Give each row's start; a beam's rows follow each other. Shape (batch_size,)."""
+        """Return each row's start; a beam's rows follow each other. Shape (batch_size,)."""
         del bos
         return self._rows.repeat_interleave(batch_size // len(self._rows))
 
     def advance(self, states: Tensor, eos_id: int | None = None) -> tuple[Tensor, Tensor]:
-        """Give what each piece gains, and where it leads, from states (N,): both (N, V)."""
+        """Return what each piece gains, and where it leads, from states (N,): both (N, V)."""
         import torch
 
         del eos_id
@@ -106,7 +106,7 @@ class KeywordBoosts:
 
 
 def boosted(decoding: Any, boosts: KeywordBoosts) -> Any:
-    """Give a decoding object of NeMo's that adds boosts to its scores, and shares all weights.
+    """Return a decoding object of NeMo's that adds boosts to its scores, and shares all weights.
 
     A copy: other threads decode with the original meanwhile. Whether a frame is blank stays NeMo's
     own decision: no boost makes a piece of silence, or of a word that was passed over.

@@ -29,7 +29,7 @@ _TOKENIZER = "tokenizer.model"
 
 
 class KeywordTrees:
-    """Give trees, from several threads; no model has to be loaded for them.
+    """Return trees, from several threads; no model has to be loaded for them.
 
     So a list is built in the thread of its request, while others are in the model.
     """
@@ -45,7 +45,7 @@ class KeywordTrees:
     def tree(
         self, keywords: Sequence[Keyword] = (), *, param: str = "keywords[]"
     ) -> KeywordTree | None:
-        """Give the tree of a request's phrases and those of all requests; `None` without any.
+        """Return the tree of a request's phrases and those of all requests; `None` without any.
 
         Raises `InvalidRequestError` naming the phrase that the model's pieces cannot spell, and
         what finding a checkpoint raises.

@@ -89,7 +89,7 @@ class ModelOptions:
         plan: InferencePlan,
         on_warm_up: Callable[[float], None] = lambda _: None,
     ) -> Self:
-        """Give the options that the settings and the plan for the device ask for."""
+        """Return the options that the settings and the plan for the device ask for."""
         permits = main_permits(settings.max_concurrent_inferences)
         cached_mb = settings.max_chunk_memory_mb if settings.aggressive_memory_cleanup else None
         return cls(
@@ -113,7 +113,7 @@ class ModelOptions:
 
 
 def _graph_verdict(settings: Settings, gpu: Gpu) -> GraphVerdict:
-    """Give what is known of CUDA graphs with this GPU, driver, torch and NeMo."""
+    """Return what is known of CUDA graphs with this GPU, driver, torch and NeMo."""
     packages = [f"{name} {version(name)}" for name in ("torch", "nemo_toolkit")]
     setup = ", ".join([gpu.name, f"driver {gpu.driver}", *packages])
     return GraphVerdict(settings.jobs_dir / "cuda-graphs.json", setup=setup)
@@ -249,7 +249,7 @@ def _build_decoder(model: Any, options: ModelOptions, *, graphs: GraphShape | No
 
 
 def blank_id(model: Any) -> int:
-    """Give the blank's number, which is that of the vocabulary's pieces."""
+    """Return the blank's number, which is that of the vocabulary's pieces."""
     if hasattr(model.decoder, "blank_idx"):
         return int(model.decoder.blank_idx)
     return int(model.decoder.num_classes_with_blank) - 1

@@ -47,7 +47,7 @@ def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
 
 
 def _free_on_gpu(device: str, settings: Settings) -> float:
-    """Give what this process may still take of the GPU, bytes; torch's own cache is free too."""
+    """Return what this process may still take of the GPU, bytes; torch's own cache is free too."""
     memory = device_memory(device)
     free = memory.total - memory.used + memory.reserved - memory.allocated
     return min(free, settings.gpu_memory_fraction * memory.total - memory.allocated)

@@ -103,7 +103,7 @@ def extend_positions(encoder: Any, frames: int, dtype: torch.dtype) -> None:
 
 
 def float_dtype(module: Any) -> torch.dtype:
-    """Give the type of a module's weights; int8 ones are computed with in fp32."""
+    """Return the type of a module's weights; int8 ones are computed with in fp32."""
     import torch
 
     for parameter in module.parameters():

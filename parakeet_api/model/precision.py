@@ -94,7 +94,7 @@ def is_large(model: Any) -> bool:
 
 
 def _cpu_features() -> set[str]:
-    """Give the names of what the processor can do, as Linux lists them."""
+    """Return the names of what the processor can do, as Linux lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

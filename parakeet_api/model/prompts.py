@@ -17,7 +17,7 @@ _AUTO = "auto"
 
 
 def prompt_languages(prompts: Mapping[str, int]) -> dict[str, int]:
-    """Give the prompt of each language, ISO 639-1; of its regions' the first that is listed."""
+    """Return the prompt of each language, ISO 639-1; of its regions' the first that is listed."""
     by_code: dict[str, int] = {}
     for name, index in prompts.items():
         code = None if name == _AUTO else language_code(name)
@@ -38,7 +38,7 @@ class LanguagePrompts:
         self._auto = prompts.get(_AUTO, next(iter(prompts.values()), 0))
 
     def index(self, language: str | None) -> int:
-        """Give the prompt of a language, ISO 639-1; of one that it does not have, `auto`'s."""
+        """Return the prompt of a language, ISO 639-1; of one that it does not have, `auto`'s."""
         return self._by_language.get(language or "", self._auto)
 
     def apply(self, encoded: Tensor, languages: Sequence[str | None]) -> Tensor:

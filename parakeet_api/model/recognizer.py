@@ -60,7 +60,7 @@ class Recognizer(Protocol):
     info: ModelInfo
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
-        """Give each chunk's words, in order, with times in the recording."""
+        """Return each chunk's words, in order, with times in the recording."""
         ...
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class NemoRecognizer:
         raise ModelLoadError(f"The GPU has not enough free memory for the model: {shortage}")
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
-        """Give each chunk's words, in order, with times in the recording.
+        """Return each chunk's words, in order, with times in the recording.
 
         One forward pass for all: the result is the same as one by one, up to the encoder's
         rounding (2e-6 in fp32). Digital silence has no words, and costs no pass: 12 hours of it
@@ -194,7 +194,7 @@ class NemoRecognizer:
     def _pass(self, chunks: Sequence[Chunk]) -> list[list[_Emission]]:
         """Make a forward pass; other threads stage the next batch and build words meanwhile.
 
-        Gives each chunk's tokens, then, of those with keywords, the ones heard with them in mind.
+        Return each chunk's tokens, then, of those with keywords, the ones heard with them in mind.
         """
         import torch
 
@@ -262,7 +262,7 @@ class NemoRecognizer:
         return KeywordBoosts(trees, vocabulary=vocabulary, device=self.info.device)
 
     def _emissions(self, encoded: Tensor, tokens: Tokens) -> list[list[_Emission]]:
-        """Give each token the model's own probability and duration, row by row.
+        """Return each token the model's own probability and duration, row by row.
 
         The decoder reports neither reliably: its confidences cost time in its inner loop and are
         missing from beams, and its batched torch path overwrites durations of other rows (NeMo
@@ -301,7 +301,7 @@ class NemoRecognizer:
     def _rescored(
         self, encoded: Tensor, path: Tensor, where: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Give the log-probability of tokens, (N,), and their most probable durations, (N,).
+        """Return the log-probability of tokens, (N,), and their most probable durations, (N,).
 
         `path` is all rows' tokens, (B, U); `where` each token's row, place and frame, (N,) each.
         """
@@ -373,7 +373,7 @@ class NemoRecognizer:
 
 
 def _time_to_next(frames: Tensor, *, is_last: Tensor) -> Tensor:
-    """Give the frames until the next token of a row, `_LONGEST_TOKEN` at most; shapes (N,)."""
+    """Return the frames until the next token of a row, `_LONGEST_TOKEN` at most; shapes (N,)."""
     gaps = frames.roll(-1) - frames
     return gaps.masked_fill(is_last, _LONGEST_TOKEN).clamp(max=_LONGEST_TOKEN)
 

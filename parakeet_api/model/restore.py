@@ -32,7 +32,7 @@ _importing = threading.Lock()
 
 
 def restore(path: Path) -> tuple[Any, Architecture]:
-    """Give NeMo's model in fp32 on the CPU, and what its configuration says of it.
+    """Return NeMo's model in fp32 on the CPU, and what its configuration says of it.
 
     Raises `CheckpointError`, naming the file, if it is no complete Parakeet checkpoint; `OSError`
     or `MemoryError` where the disk or the memory does not suffice.

@@ -261,6 +261,6 @@ def _of_beams(hypotheses: list[Any]) -> Tokens:
 
 
 def _rows(tokens: Tokens) -> list[list[tuple[int, int]]]:
-    """Give each row's tokens and their frames."""
+    """Return each row's tokens and their frames."""
     columns = zip(tokens.ids.tolist(), tokens.frames.tolist(), tokens.counts, strict=True)
     return [list(zip(ids[:count], frames[:count], strict=True)) for ids, frames, count in columns]

@@ -36,6 +36,6 @@ class Vocabulary:
 
 
 def tagged_language(piece: str) -> str | None:
-    """Give the ISO 639-1 code of a tag such as `<de-DE>`; `None` = it is none."""
+    """Return the ISO 639-1 code of a tag such as `<de-DE>`; `None` = it is none."""
     tag = _LANGUAGE_TAG.fullmatch(piece.strip(WORD_START + " "))
     return language_code(tag[1]) if tag else None

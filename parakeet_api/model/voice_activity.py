@@ -36,7 +36,7 @@ _FULL_SCALE = 32768.0
 
 
 def weights_file() -> Path:
-    """Give the detector's file in the package `silero-vad`.
+    """Return the detector's file in the package `silero-vad`.
 
     The package itself is not imported: it sets torch's number of threads for the whole process.
     """
@@ -55,7 +55,7 @@ class SileroDetector:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="speech-detector")
 
     def probabilities(self, samples: Pcm) -> NDArray[np.float32]:
-        """Give the probability of speech for each 512 samples; shape `(ceil(n / 512),)`."""
+        """Return the probability of speech for each 512 samples; shape `(ceil(n / 512),)`."""
         if not len(samples):
             return np.zeros(0, np.float32)
         return self._thread.submit(self._ask, samples).result()
@@ -89,7 +89,7 @@ class SpeechListener:
         self._state: _State | None = None
 
     def hear(self, samples: Pcm) -> NDArray[np.float32]:
-        """Give the probability of speech for each of the next steps.
+        """Return the probability of speech for each of the next steps.
 
         `samples` are one or more whole steps of 512; what was heard before is remembered.
         """

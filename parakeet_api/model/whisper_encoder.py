@@ -50,7 +50,7 @@ class WhisperConnector(SaveRestoreConnector):  # type: ignore[misc]
 
 
 def connector_for(folder: Path) -> SaveRestoreConnector:
-    """Give what restores the checkpoint that was unpacked into a folder.
+    """Return what restores the checkpoint that was unpacked into a folder.
 
     Where it begins with Whisper's encoder, its configuration is changed to name NeMo's class.
     """
@@ -71,7 +71,7 @@ class WhisperFrontEnd(nn.Module):
     """
 
     def __init__(self, output_width: int) -> None:
-        """Give frames of that many numbers."""
+        """Return frames of that many numbers."""
         super().__init__()
         self.conv1 = nn.Conv1d(_MELS, _WIDTH, 3, padding=1)
         self.conv2 = nn.Conv1d(_WIDTH, _WIDTH, 3, stride=2, padding=1)

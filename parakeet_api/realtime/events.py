@@ -142,7 +142,7 @@ def error_event(error: ApiError, *, about: object = None) -> ErrorEvent:
 
 
 def error_details(error: ApiError) -> dict[str, str | None]:
-    """Give what an event says of an error."""
+    """Return what an event says of an error."""
     return {
         "type": error.type,
         "code": error.code,

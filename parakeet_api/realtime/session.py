@@ -361,7 +361,7 @@ class Session:
 
 
 def spoken_languages(config: SessionConfig, models: ServedModels) -> frozenset[str]:
-    """Give the languages that may be spoken. Raises `ApiError` for a model or language."""
+    """Return the languages that may be spoken. Raises `ApiError` for a model or language."""
     transcription = config.transcription
     supported = models.named(transcription.model).languages
     language = normalize_language(transcription.language, supported=supported)

@@ -76,7 +76,7 @@ class TurnDetection:
     """Of `semantic_vad`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Give OpenAI's object."""
+        """Return OpenAI's object."""
         if self.type == "semantic_vad":
             return {"type": self.type, "eagerness": self.eagerness}
         return {
@@ -99,7 +99,7 @@ class Transcription:
     """`prompt`, `keywords` and `delay`: accepted, and without effect."""
 
     def as_json(self) -> dict[str, Any]:
-        """Give OpenAI's object."""
+        """Return OpenAI's object."""
         return {
             "model": self.model or None,
             "language": self.language or None,
@@ -164,7 +164,7 @@ class SessionConfig:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Give OpenAI's session, without what is the server's."""
+        """Return OpenAI's session, without what is the server's."""
         rate = {"rate": self.audio_format.rate} if self.audio_format.type == "audio/pcm" else {}
         return {
             "object": "realtime.transcription_session",
@@ -181,7 +181,7 @@ class SessionConfig:
         }
 
     def as_old_json(self) -> dict[str, Any]:
-        """Give the session in the older spelling."""
+        """Return the session in the older spelling."""
         named = {kind: name for name, (kind, _) in _OLD_FORMATS.items()}
         return {
             "object": "realtime.transcription_session",

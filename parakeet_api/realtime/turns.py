@@ -28,7 +28,7 @@ class Listener(Protocol):
     """Tells speech from other sounds, bit by bit."""
 
     def hear(self, samples: Pcm) -> NDArray[np.float32]:
-        """Give the probability of speech for each of the next steps of `STEP` samples."""
+        """Return the probability of speech for each of the next steps of `STEP` samples."""
         ...
 
 

@@ -35,7 +35,7 @@ class Difference:
 def choose(
     plain: Sequence[Word], boosted: Sequence[Word], phrases: Collection[tuple[str, ...]]
 ) -> list[Word]:
-    """Give the plain words, with keywords of the boosted ones where they are likely enough.
+    """Return the plain words, with keywords of the boosted ones where they are likely enough.
 
     `phrases` are the keywords, each as its bare words.
     """
@@ -73,7 +73,7 @@ def _with_keyword(
 
 
 def _runs(places: Sequence[int]) -> Iterator[slice]:
-    """Give the runs of places that follow each other."""
+    """Return the runs of places that follow each other."""
     start = 0
     for at in range(1, len(places) + 1):
         if at == len(places) or places[at] != places[at - 1] + 1:
@@ -82,7 +82,7 @@ def _runs(places: Sequence[int]) -> Iterator[slice]:
 
 
 def keyword_places(words: Sequence[Word], phrases: Collection[tuple[str, ...]]) -> set[int]:
-    """Give the places of the words that are part of a whole keyword."""
+    """Return the places of the words that are part of a whole keyword."""
     bares = [bare(word.text) for word in words]
     lengths = sorted({len(phrase) for phrase in phrases})
     return {
