@@ -1,4 +1,4 @@
-"""A client's sound, as base64 of PCM or G.711, to 16 kHz mono."""
+"""Decode a client's audio, base64 of PCM or G.711, to 16 kHz mono."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENTRIES = 256
 
 
 class AudioInput:
-    """Decodes what a client appends; what of a sample or a filter is left waits for the next."""
+    """Decodes appended audio; keeps partial samples and the filter's state between calls."""
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
@@ -45,7 +45,7 @@ class AudioInput:
         return resampled
 
     def rest(self) -> Pcm:
-        """Return what the filter still holds, 10 ms or so; nothing can be decoded after it."""
+        """Flush the filter, about 10 ms; nothing can be decoded afterwards."""
         if self._resampler is None:
             return np.zeros(0, np.int16)
         resampled: Pcm = self._resampler.resample_chunk(np.zeros(0, np.int16), last=True)
