@@ -26,7 +26,7 @@ class Place:
     """The client's address."""
     began: float = field(default_factory=time.monotonic)
     last_sound: Callable[[], float | None] = lambda: None
-    """When sound last came, by the monotonic clock; `None` = never."""
+    """When audio last arrived, by the monotonic clock; `None` = never."""
     abort: Callable[[], None] = lambda: None
     """End the session at once."""
     evicted: bool = False
