@@ -84,7 +84,7 @@ def read_cases(folder: Path, names: Path) -> list[Case]:
 
 
 def invented_names() -> Iterator[str]:
-    """Invent `count` names."""
+    """Yield invented names, without end."""
     syllables = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
     drawn = random.Random(0)
     while True:
