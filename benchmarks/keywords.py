@@ -1,12 +1,12 @@
-"""Names and terms that come out right, and what a list of them costs.
+"""Measure the accuracy of names and terms with keywords, and the cost of a list.
 
     make keywords                              the recordings of samples/real-speech
     .venv/bin/python -m benchmarks.keywords --recordings FOLDER --names FILE
 
-A folder holds recordings and `recordings.json`; the file of names says which names and terms are in
-each of some of them. Every one of these is recognised three times: without keywords, with its
-own among 100, and with 200 that are not said in it. Words are compared as in `benchmarks.accuracy`.
-A list's price is the ratio of passes with and without it, taken in turns.
+FOLDER contains recordings and `recordings.json`; FILE lists the names and terms of some of the
+recordings. Each of these recordings is recognised three times: without keywords, with its own
+names among 100, and with 200 that it does not contain. Words are compared as in
+`benchmarks.accuracy`. The cost of a list is the ratio of alternating passes with and without it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from parakeet_api.transcript import Chunk, Word
 
 NAMES = REAL_SPEECH / "names.json"
 LISTED, ABSENT, LONGEST = 100, 200, 500
-"""Phrases in a list with those that are said, in one without, and in the longest."""
+"""Phrases in a list with the spoken ones, in a list without them, and in the longest list."""
 _ROUNDS = 5
 _TIMED = 12
 """Recordings on which speed is measured."""
@@ -40,35 +40,35 @@ _TIMED = 12
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A recording with the names and terms that are said in it."""
+    """A recording with the names and terms that it contains."""
 
     recording: Recording
     names: frozenset[str]
 
     @property
     def spoken(self) -> list[str]:
-        """Give the words that are said."""
+        """Return the reference words."""
         return [bare(word) for word in plain(self.recording.text).split()]
 
 
 @dataclass(frozen=True)
 class Score:
-    """What became of the names, and of everything else."""
+    """Counts of names and of all other words."""
 
     said: int
     found: int
-    """Of those that are said."""
+    """Out of the spoken ones."""
     taken: int
-    """Words that keywords put in."""
+    """Words inserted by keywords."""
     right: int
     """Of these."""
     other_words: int
-    """Words that are said and no names."""
+    """Reference words that are not names."""
     other_errors: int
 
     @property
     def rest_percent(self) -> float:
-        """Give the word error rate of what is no name."""
+        """Return the word error rate without the names."""
         return 100 * self.other_errors / max(1, self.other_words)
 
 
@@ -84,7 +84,7 @@ def read_cases(folder: Path, names: Path) -> list[Case]:
 
 
 def invented_names() -> Iterator[str]:
-    """Give names that nobody has, as many as are wanted."""
+    """Yield invented names, without end."""
     syllables = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
     drawn = random.Random(0)
     while True:
@@ -92,7 +92,7 @@ def invented_names() -> Iterator[str]:
 
 
 def lists_of(case: Case, cases: Sequence[Case]) -> tuple[list[Keyword], list[Keyword]]:
-    """Give a list with a recording's own names and one without; the rest are the others' names."""
+    """Return a list with a recording's names and one without; both also have others' names."""
     said = set(case.spoken)
     others = sorted({name for other in cases for name in other.names} - said)
     random.Random(case.recording.text).shuffle(others)
@@ -106,7 +106,7 @@ def lists_of(case: Case, cases: Sequence[Case]) -> tuple[list[Keyword], list[Key
 
 
 def score(cases: Sequence[Case], transcripts: Sequence[Sequence[Word]]) -> Score:
-    """Compare transcripts with what is said."""
+    """Compare transcripts with the references."""
     parts = [_score(case, words) for case, words in zip(cases, transcripts, strict=True)]
     return Score(*(sum(column) for column in zip(*parts, strict=True)))
 
@@ -138,7 +138,7 @@ def _text(words: Sequence[Word]) -> str:
 
 
 def chunk_of(case: Case) -> Chunk:
-    """Give a whole recording as one chunk."""
+    """Return a whole recording as one chunk."""
     samples = case.recording.samples
     return Chunk(0, 0, samples, 0, len(samples))
 
@@ -146,7 +146,7 @@ def chunk_of(case: Case) -> Chunk:
 def transcribe(
     recognizer: Recognizer, cases: Sequence[Case], trees: KeywordTrees
 ) -> Iterator[tuple[list[Word], list[Word], list[Word]]]:
-    """Give each recording's words without keywords, with its own, and with others' alone."""
+    """Return each recording's words without keywords, with its own, and with only others'."""
     for case in cases:
         chunk = chunk_of(case)
         with_own, without = (trees.tree(keywords) for keywords in lists_of(case, cases))
@@ -156,7 +156,7 @@ def transcribe(
 
 
 def price(recognizer: Recognizer, cases: Sequence[Case], trees: KeywordTrees) -> float:
-    """Give the median ratio of the time with a list of 100 and without one."""
+    """Return the median ratio of the time with a list of 100 and without one."""
     chunks = [chunk_of(case) for case in cases[:_TIMED]]
     tree = trees.tree(lists_of(cases[0], cases)[0])
     asked = [replace(chunk, keywords=tree) for chunk in chunks]
@@ -175,7 +175,7 @@ def _spent(recognizer: Recognizer, chunk: Chunk) -> float:
 
 
 def build_ms(trees: KeywordTrees) -> tuple[float, float]:
-    """Give the milliseconds that the longest list takes, and the second time."""
+    """Return the milliseconds to build the longest list, first uncached, then cached."""
     keywords = [Keyword(name) for name in itertools.islice(invented_names(), LONGEST)]
 
     def once() -> float:

@@ -1,9 +1,9 @@
-"""Measure live sessions: from the end of a spoken word to its delta, and what the text is worth.
+"""Measure live sessions: the delay from the end of a spoken word to its delta, and the accuracy.
 
     .venv/bin/python -m benchmarks.realtime [--model english] [--seconds 60] [--sessions 1 4 16]
 
-Recordings are sent at the speed of speech, to a server in a process of its own. The truth is what
-the same server answers to the same sound as a file: its words, and when each ends.
+Recordings are sent in real time to a server in a separate process. The reference is the same
+server's transcript of the same audio as a file: its words, and the end of each.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from benchmarks.service import Service, running_service
 RATE = 16_000
 APPEND_S = 0.1
 STAGGER_S = 0.37
-"""Between the beginnings of two sessions: people do not speak in step."""
+"""Delay between the starts of two sessions, since people do not speak in step."""
 LAST_S = 60.0
-"""How long the last transcript may take."""
+"""Maximum wait for the last transcript."""
 ENGLISH_MODEL = ROOT / "samples" / "english-model" / "whisper-tdt-small-en.nemo"
 PAUSE_S = 0.8
 LISTS = {"grammar": SPEECH / "clips.json", "english": ROOT / "samples" / "people.json"}
-"""Recordings, each with what is said in it."""
+"""Recordings, each with its reference text."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one session says."""
+    """The audio of one session."""
 
     sound: NDArray[np.int16]
     said: str
@@ -53,19 +53,19 @@ class Piece:
 
 @dataclass
 class Heard:
-    """What one session has told."""
+    """The events of one session."""
 
     began: float = 0.0
-    """When its first sound was sent."""
+    """When the first audio was sent."""
     words: list[tuple[str, float]] = field(default_factory=list)
-    """The words of deltas, each with the time of its coming."""
+    """The words of deltas, each with its time of arrival."""
     turns: list[str] = field(default_factory=list)
     """The transcripts of its turns."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the file's transcript is."""
+    """The transcript of the same audio as a file."""
 
     words: list[tuple[str, float]]
     """Each with its end, seconds."""
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def pieces(model: str, seconds: int, count: int) -> list[Piece]:
-    """Put recordings together, with pauses, for each session in another order."""
+    """Join recordings with pauses, in a different order for each session."""
     listed = json.loads(LISTS[model].read_text(encoding="utf-8"))
     order = random.Random(0)
     made = []
@@ -137,7 +137,7 @@ def truth_of(service: Service, sound: NDArray[np.int16]) -> Truth:
 
 
 async def speak(service: Service, sounds: list[NDArray[np.int16]]) -> list[Heard]:
-    """Hold all sessions at the same time."""
+    """Run all sessions at the same time."""
     address = str(service.url).replace("http", "ws", 1).rstrip("/")
     sessions = [
         _session(f"{address}/v1/realtime", sound, delay_s=number * STAGGER_S)
@@ -189,7 +189,7 @@ async def _listen(connection: ClientConnection, heard: Heard) -> None:
 
 
 def report(said: list[Piece], sessions: list[Heard], truths: list[Truth]) -> None:
-    """Print what a number of sessions has given."""
+    """Print the figures for a number of sessions."""
     delays = sorted(
         delay
         for heard, truth in zip(sessions, truths, strict=True)
@@ -210,7 +210,7 @@ def report(said: list[Piece], sessions: list[Heard], truths: list[Truth]) -> Non
 
 
 def delays_of(heard: Heard, truth: Truth) -> list[float]:
-    """Give the time from each word's end to its delta, for words that both have."""
+    """Return the time from each word's end to its delta, for words in both transcripts."""
     told = [normalize(word) for word, _ in heard.words]
     said = [normalize(word) for word, _ in truth.words]
     blocks = difflib.SequenceMatcher(None, told, said, autojunk=False).get_matching_blocks()

@@ -1,8 +1,8 @@
-"""Phrases that a recording may hold, and the trees that find them in a model's pieces.
+"""Keywords, and the trees that match them in a model's pieces.
 
-A tree is an automaton over pieces, as Aho and Corasick describe it ("Efficient string matching",
-1975): its states are the beginnings of phrases, and a piece that does not continue one leads to the
-longest other beginning that it does continue.
+A tree is an automaton over pieces after Aho and Corasick ("Efficient string matching", 1975): its
+states are prefixes of phrases, and a piece that does not continue a prefix leads to the longest
+other prefix that ends with that piece.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from numpy.typing import NDArray
 from parakeet_api.errors import InvalidRequestError
 
 MAX_KEYWORDS = 500
-"""Phrases in one list."""
+"""Maximum number of phrases in a list."""
 MAX_KEYWORD_CHARS = 80
-"""Characters of a phrase, its weight not counted."""
+"""Maximum length of a phrase in characters, without its weight."""
 _MIN_WEIGHT, _MAX_WEIGHT = 0.1, 10.0
 _WEIGHTED = re.compile(r"(.*?\S)(?:(?<![0-9]):|\s+:)\s*([0-9]{1,3}(?:\.[0-9]{1,4})?)")
 """Not after a digit, unless there is a space: `Psalm 23:4` has no weight."""
 _FORBIDDEN = re.compile(r"[<>\x00-\x1f\x7f]")
-"""OpenAI refuses the first two and line breaks."""
+"""OpenAI rejects the first two and line breaks."""
 _FIRST_BONUS = 5.0
-"""What the first piece of a phrase gains, natural logarithm: it decides whether one is begun. With
-4 or 6 as many names were found in 117 recordings; more pulls other words along."""
+"""Bonus of a phrase's first piece (natural logarithm), which decides whether a phrase starts. With
+4 or 6, as many names were found in 117 recordings; higher values distort other words."""
 _NEXT_BONUS = 6.0
-"""What the second piece gains, and further ones `log(place)` more: a phrase that is begun is soon
-finished. What is not wanted of it is left out again: `speech.keyword_choice`."""
+"""Bonus of the second piece; later ones get `log(position)` more, so that a phrase that has started
+is completed. `speech.keyword_choice` rejects wrong ones afterwards."""
 
 Spell = Callable[[str], Sequence[int]]
-"""Gives a text's pieces by their ids; none if it cannot be spelled."""
+"""Maps a text to the ids of its pieces; empty if it cannot be spelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keyword:
-    """A phrase that may be said."""
+    """A phrase that may occur in a recording."""
 
     phrase: str
     weight: float = 1.0
-    """Factor of what its pieces gain."""
+    """Factor of the bonuses of its pieces."""
 
 
 def parse_keyword(text: str, *, param: str) -> Keyword:
@@ -88,7 +88,7 @@ def _echo(text: str) -> str:
 
 
 def bare(word: str) -> str:
-    """Strip what differs with a word's place in a sentence: case, punctuation, a genitive's s."""
+    """Normalise a word: ignore case, punctuation and a genitive's s."""
     word = word.casefold().rstrip(".,;:!?\"')]\u201d\u2019")
     for genitive in ("'s", "\u2019s"):
         word = word.removesuffix(genitive)
@@ -96,29 +96,29 @@ def bare(word: str) -> str:
 
 
 def spellings(phrase: str) -> list[str]:
-    """Give a phrase as a model may write it: as it is, in lower case, as a name, in capitals."""
+    """Return the spellings that a model may use: as given, lower case, title case, upper case."""
     as_name = " ".join(word[:1].upper() + word[1:] for word in phrase.split(" "))
     return list(dict.fromkeys((phrase, phrase.lower(), as_name, phrase.upper())))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeywordTree:
-    """A list of phrases, as an automaton over pieces; state 0 is the start, where none is begun.
+    """A list of phrases as an automaton over pieces; state 0 is the start.
 
-    A state's arcs are those where its phrase, or the end of it that begins another one, goes on.
-    All other pieces lead where they lead from the start.
+    A state's arcs continue its prefix or a suffix of it that is a prefix of another phrase. All
+    other pieces lead to where they lead from the start.
     """
 
     phrases: frozenset[tuple[str, ...]]
-    """Each as its bare words."""
+    """Each as a tuple of normalised words."""
     first_arc: NDArray[np.int64]
     """Shape (states + 1,): the arcs of state s are `first_arc[s]:first_arc[s + 1]`."""
     pieces: NDArray[np.int64]
-    """Of each arc, shape (arcs,)."""
+    """The piece of each arc, shape (arcs,)."""
     targets: NDArray[np.int64]
-    """The state that an arc leads to."""
+    """The target state of each arc."""
     bonuses: NDArray[np.float32]
-    """What the piece gains there, natural logarithm."""
+    """The bonus of each arc, natural logarithm."""
 
     @property
     def states(self) -> int:
@@ -126,7 +126,7 @@ class KeywordTree:
 
     @property
     def most_arcs(self) -> int:
-        """Count the arcs of the state, the start not counted, that has most."""
+        """Return the maximum number of arcs of a state other than the start."""
         return int(np.diff(self.first_arc)[1:].max(initial=0))
 
 
@@ -136,7 +136,7 @@ def is_spelled(keyword: Keyword, spell: Spell) -> bool:
 
 
 def build_tree(keywords: Sequence[Keyword], spell: Spell) -> KeywordTree:
-    """Build the automaton of some phrases; those that cannot be spelled have no part in it."""
+    """Build the automaton of some phrases; ignore those that cannot be spelled."""
     trie = _Trie()
     for keyword in keywords:
         for text in spellings(keyword.phrase):
@@ -148,7 +148,7 @@ def build_tree(keywords: Sequence[Keyword], spell: Spell) -> KeywordTree:
 @dataclass(slots=True)
 class _Trie:
     children: list[dict[int, int]] = field(default_factory=lambda: [{}])
-    """Of each state, by piece."""
+    """The child of each state, by piece."""
     bonuses: list[float] = field(default_factory=lambda: [0.0])
     """Of the piece that leads to each state."""
 
@@ -175,7 +175,7 @@ class _Trie:
         )
 
     def _arcs(self) -> list[dict[int, int]]:
-        """Give each state's arcs: its own, and those of the longest end of it that is a state."""
+        """Return each state's arcs: its own, and those of its longest suffix that is a state."""
         ends = [0] * len(self.children)
         arcs = [dict(self.children[0]), *({} for _ in self.children[1:])]
         queue = deque(self.children[0].values())

@@ -28,7 +28,7 @@ def tree(*phrases: str) -> KeywordTree:
 
 
 def walk(automaton: KeywordTree, text: str) -> list[float]:
-    """Give what each piece of a text gains."""
+    """Return what each piece of a text gains."""
     state, gains = 0, []
     for piece in letters(text):
         arcs = slice(*automaton.first_arc[[state, state + 1]])

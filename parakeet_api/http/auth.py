@@ -59,5 +59,5 @@ def accepted_key_hash() -> str | None:
 
 
 def request_key() -> str:
-    """Give the key that a request sends; empty where there is none."""
+    """Return the key that a request sends; empty where there is none."""
     return sent_key(request.headers.get("Authorization", ""))

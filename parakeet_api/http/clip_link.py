@@ -72,7 +72,7 @@ def receive_socket(link: socket.socket) -> tuple[socket.socket, Values, bytearra
 
 
 def pack_words(words: Iterable[Word]) -> list[Values]:
-    """Give words as plain values: `pickle` takes ten times as long for their classes."""
+    """Return words as plain values: `pickle` takes ten times as long for their classes."""
     return [
         (
             word.text,
@@ -87,7 +87,7 @@ def pack_words(words: Iterable[Word]) -> list[Values]:
 
 
 def unpack_words(packed: Iterable[Values]) -> list[Word]:
-    """Give the words that were packed."""
+    """Return the words that were packed."""
     return [
         Word(text, start, end, tuple(Token(*token) for token in tokens), language, from_keyword)
         for text, start, end, tokens, language, from_keyword in packed

@@ -137,7 +137,7 @@ class ClipTranscriber:
         return model, render(transcript, params, settings=self._settings)
 
     def _client(self, peer: str, headers: Mapping[str, str]) -> str:
-        """Give a client's address as its trusted proxies forward it."""
+        """Return a client's address as its trusted proxies forward it."""
         if not self._settings.trusted_proxy:
             return peer
         proxies = TrustedProxies(
@@ -183,7 +183,7 @@ class ClipTranscriber:
         return Completed(unpack_words(words), tuple(Span(*span) for span in without_words))
 
     def _link(self) -> socket.socket:
-        """Give this thread's own link to the process with the model."""
+        """Return this thread's own link to the process with the model."""
         link: socket.socket | None = getattr(self._local, "link", None)
         if link is None:
             link, theirs = socket.socketpair()

@@ -41,7 +41,7 @@ def answer_error(error: Exception) -> Response:
 
 
 def as_api_error(error: Exception, *, request_id: str) -> ApiError:
-    """Give the error that the client receives; an unexpected one is logged with its traceback."""
+    """Return the error that the client receives; an unexpected one is logged with its traceback."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestEntityTooLarge):

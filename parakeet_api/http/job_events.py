@@ -20,7 +20,7 @@ job_events_api.before_request(require_api_key)
 
 @job_events_api.get("/jobs/<job_id>/events")
 def show_events(job_id: str) -> JobEvents:
-    """Give the words and peaks that came since the client asked last, and how the job is."""
+    """Return the words and peaks that came since the client asked last, and how the job is."""
     record().quiet = True
     after = _count(request.args.get("after") or "0")
     jobs = services().jobs

@@ -74,7 +74,7 @@ def list_jobs() -> JobList:
 
 @job_api.get("/jobs/<job_id>")
 def show(job_id: str) -> JobJson:
-    """Give a job's progress, with its result once it has one."""
+    """Return a job's progress, with its result once it has one."""
     # Clients poll once a second: at INFO they would fill the log.
     record().quiet = True
     return job_object(_job(job_id))

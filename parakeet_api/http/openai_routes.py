@@ -70,7 +70,7 @@ def _streaming(context: StreamingContext | None) -> StreamingJson | None:
 
 
 def _created(model: ServedModel) -> int:
-    """Give the checkpoint file's time, s since 1970; 0 where there is none, or no more."""
+    """Return the checkpoint file's time, s since 1970; 0 where there is none, or no more."""
     checkpoint = model.checkpoints.status.checkpoint
     try:
         return int(checkpoint.path.stat().st_mtime) if checkpoint else 0

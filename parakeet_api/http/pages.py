@@ -55,7 +55,7 @@ def ready() -> tuple[Readiness, int]:
 
 @pages.get("/metrics")
 def metrics() -> Response:
-    """Give the metrics to Prometheus; with a key, where keys are set."""
+    """Return the metrics to Prometheus; with a key, where keys are set."""
     require_api_key()
     wired = services()
     first = wired.models.first
@@ -73,7 +73,7 @@ def metrics() -> Response:
 
 @pages.get("/health")
 def health() -> Health:
-    """Give the state of the process and its models; never wait for inference."""
+    """Return the state of the process and its models; never wait for inference."""
     wired = services()
     if not _is_verbose():
         return _health(wired)

@@ -147,7 +147,7 @@ def _serve(connection: WebSocket, config: SessionConfig, place: Place) -> None:
 
 
 def _config(secret: ClientSecret | None) -> SessionConfig:
-    """Give the configuration that a session begins with."""
+    """Return the configuration that a session begins with."""
     config = SessionConfig().updated(secret.session if secret else {})
     return with_model(config, request.args.get("model", ""))
 
@@ -178,7 +178,7 @@ def _offered() -> list[str]:
 
 
 def _offered_key() -> str:
-    """Give the key among the subprotocols; empty where there is none."""
+    """Return the key among the subprotocols; empty where there is none."""
     keys = [name for name in _offered() if name.startswith(_KEY_SUBPROTOCOL)]
     return keys[0].removeprefix(_KEY_SUBPROTOCOL) if keys else ""
 

@@ -88,7 +88,7 @@ class RequestBody(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Give the next bytes: at most `size`, none at the end; all if it is negative.
+        """Return the next bytes: at most `size`, none at the end; all if it is negative.
 
         Where none have arrived, wait for `size` of them. Raises `RequestCancelled` if the client
         has gone, and the error given to `end`.

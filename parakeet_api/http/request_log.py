@@ -102,7 +102,7 @@ class RequestRecord:
 
 
 def record() -> RequestRecord:
-    """Give the current request's record."""
+    """Return the current request's record."""
     current: RequestRecord = g.record
     return current
 

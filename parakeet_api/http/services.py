@@ -36,19 +36,19 @@ class Services:
 
 
 def services() -> Services:
-    """Give the running application's services."""
+    """Return the running application's services."""
     wired: Services = current_app.extensions["services"]
     return wired
 
 
 def chosen_model(form: Form) -> ServedModel:
-    """Give the model that a request names in `model`. Raises `ModelNotFoundError`."""
+    """Return the model that a request names in `model`. Raises `ModelNotFoundError`."""
     model = services().models.named(read_field(form, "model"))
     g.model = model
     return model
 
 
 def client_gone() -> Callable[[], bool]:
-    """Give the function that returns whether the client has closed its connection."""
+    """Return the function that returns whether the client has closed its connection."""
     gone: Callable[[], bool] = request.environ.get("waitress.client_disconnected", lambda: False)
     return gone

@@ -74,7 +74,7 @@ class StartReport:
         )
 
     def body(self) -> StartReportJson:
-        """Give the report as JSON: of paths the last part alone."""
+        """Return the report as JSON: of paths the last part alone."""
         settings = self.settings
         return {
             "device": {

@@ -14,7 +14,7 @@ _MODEL_NAME = re.compile(r"^(/+v1)*/+models/+")
 
 
 class SpellingOfPaths:
-    """Give an application each path in its usual spelling."""
+    """Return an application each path in its usual spelling."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app

@@ -168,7 +168,7 @@ class Parser(HTTPRequestParser):
         return consumed
 
     def get_body_stream(self) -> Any:
-        """Give what the application reads as `wsgi.input`."""
+        """Return what the application reads as `wsgi.input`."""
         return super().get_body_stream() if self.body is None else self.body
 
     def is_short(self) -> bool:
@@ -187,7 +187,7 @@ class Parser(HTTPRequestParser):
         return not (self.chunked or self._waits_for_continue) and missing <= _MAX_DISCARDED
 
     def failure(self, adj: Adjustments) -> ApiError:
-        """Give the error that the client receives for what waitress refuses."""
+        """Return the error that the client receives for what waitress refuses."""
         error: Any = self.error
         if error.code == UploadTooLargeError.status:
             limit = adj.max_request_body_size - UPLOAD_SLACK
@@ -218,7 +218,7 @@ class ClosingTask(WSGITask):
     request: Parser  # type: ignore[assignment]
 
     def get_environment(self) -> dict[str, Any]:
-        """Give the request's WSGI environment."""
+        """Return the request's WSGI environment."""
         environ: dict[str, Any] = super().get_environment()
         if self.request.is_upgrade:
             environ[DETACH] = self.channel.detach
@@ -401,7 +401,7 @@ class Channel(HTTPChannel):
         super().cancel()
 
     def _parse(self, data: bytes) -> None:
-        """Give the bytes to their requests; start those whose head is complete."""
+        """Return the bytes to their requests; start those whose head is complete."""
         if self.requests and self.requests[-1].is_upgrade:
             self._early += data
             return
@@ -443,7 +443,7 @@ class Channel(HTTPChannel):
                 self.server.add_task(task)
 
     def _receiving(self) -> Parser | None:
-        """Give the request that is being received, unless others are worked on before it."""
+        """Return the request that is being received, unless others are worked on before it."""
         if self.requests and self.requests[0] is not self.request:
             return None
         return self.request

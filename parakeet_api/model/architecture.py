@@ -1,8 +1,7 @@
-"""What a checkpoint's configuration says of its network: decoder, size, prompts, streaming.
+"""Read a network's properties from a checkpoint's configuration: decoder, size, prompts, ...
 
-Reads NeMo's `model_config.yaml`, from a file that was not loaded yet. Values that are missing are
-NeMo's defaults, and values that are nonsense count as missing: whether the file is whole is tested
-by loading it.
+Reads NeMo's `model_config.yaml` without loading the model. Missing values are NeMo's defaults;
+invalid values count as missing, since loading the file validates it.
 """
 
 from __future__ import annotations
@@ -23,35 +22,35 @@ _FRAME_S = 0.08
 _MAX_REFERENCES = 10
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _FULL_MELS, _FULL_CHANNELS, _FULL_HEADS = 128, 256, 8
-"""Of parakeet-tdt-0.6b-v2, for which the memory of a pass was measured."""
+"""Values of parakeet-tdt-0.6b-v2, on which the memory of a forward pass was measured."""
 _LINEAR_MB_PER_S = 3.3
 _QUADRATIC_MB_PER_S2 = 0.019
 """Peak activations of its encoder in half precision for a batch of B chunks padded to S seconds:
 max(3.3 MB x B x S, 19 kB x B x S^2). The first term is the subsampling convolution, which grows
-with its channels and the mel bands; the second attention, which grows with its heads."""
+with its channels and the mel bands; the second is attention, which grows with its heads."""
 _LAYER_MB_PER_S = 0.26
-"""What a layer 1,024 wide holds at once of a second: its feed-forward module, 12.5 frames of 4,096
-numbers, five times."""
+"""Peak activations per second of audio of a layer of width 1,024: five tensors of its feed-forward
+module, each 12.5 frames of 4,096 numbers."""
 _FULL_WIDTH = 1024
 _WHISPER = "WhisperConformer"
 _WHISPER_PARAMETERS, _WHISPER_STACK = 7_633_920, 4 * 384
-"""Of the front end that the small English model has in the place of a subsampling, without its last
-layer; and that layer's inputs."""
+"""Parameters of the small English model's front end without its last layer, and the input width of
+that layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamingContext:
-    """What a model hears of a stream that it was trained for."""
+    """The context that a streaming model was trained with."""
 
     left_s: float
-    """Seconds before a chunk; infinite where it is not bounded."""
+    """Seconds before a chunk; infinite = unbounded."""
     chunks_s: tuple[float, ...]
-    """Lengths of chunks in seconds, of which a server may choose; the first is the default."""
+    """Lengths of chunks in seconds that a server may choose from; the first is the default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A network's properties, as far as loading and planning depend on them."""
+    """The properties of a network on which loading and planning depend."""
 
     decoder: Decoder
     encoder_parameters: int
@@ -61,22 +60,22 @@ class Architecture:
     width: int
     heads: int
     attends_locally: bool
-    """Whether attention's memory grows with the length of a chunk, and not with its square."""
+    """Whether the memory of attention grows linearly with the length of a chunk."""
     streaming: StreamingContext | None
-    """`None` = it was not trained for streams."""
+    """`None` = not trained for streaming."""
     prompts: Mapping[str, int]
-    """Index of each prompt by its name, such as `de-DE` and `auto`; empty = it takes none."""
+    """Index of each prompt by its name, such as `de-DE` and `auto`; empty = no prompts."""
     pieces: tuple[str, ...]
-    """The vocabulary, as far as the configuration has it."""
+    """The vocabulary, if the configuration contains it."""
     license: str | None
-    """As the file says it."""
+    """As in the configuration."""
 
     @cached_property
     def languages(self) -> frozenset[str]:
-        """ISO 639-1 codes of what it tags or can be told; empty = it does neither."""
+        """ISO 639-1 codes of its language tags or prompts; empty = it has neither."""
         tagged = {code for piece in self.pieces if (code := tagged_language(piece)) is not None}
         prompted = set(prompt_languages(self.prompts))
-        # A list of prompts may have room for languages that the model never heard.
+        # Prompts may exist for languages that the model was not trained on.
         return frozenset((tagged & prompted) or prompted or tagged)
 
     @property
@@ -85,30 +84,30 @@ class Architecture:
         return self.encoder_parameters + self.other_parameters
 
     def weights_mb(self, encoder_bytes: float = 2.0) -> float:
-        """Give the megabytes of its weights, the encoder's of so many bytes each, the rest fp32."""
+        """Return the size of the weights in MB: `encoder_bytes` per encoder weight, else fp32."""
         return (self.encoder_parameters * encoder_bytes + self.other_parameters * 4) / 1e6
 
     @cached_property
     def linear_mb_per_s(self) -> float:
-        """Give what a pass in half precision takes for each second of audio."""
+        """Return the MB of a half-precision pass per second of audio."""
         subsampling = self.subsampling_channels * self.mels / (_FULL_CHANNELS * _FULL_MELS)
         layer = self.width / _FULL_WIDTH
         return max(_LINEAR_MB_PER_S * subsampling, _LAYER_MB_PER_S * layer)
 
     @property
     def quadratic_mb_per_s2(self) -> float:
-        """Give what it takes for each square second of a chunk; 0 where attention is local."""
+        """Return the MB of a pass per squared second of a chunk; 0 for local attention."""
         return 0.0 if self.attends_locally else _QUADRATIC_MB_PER_S2 * self.heads / _FULL_HEADS
 
     def activations_mb(self, rows: int, seconds: float) -> float:
-        """Give what a forward pass in half precision needs at its peak, beside the weights."""
+        """Return the peak MB of a half-precision forward pass, without the weights."""
         return rows * max(self.linear_mb_per_s * seconds, self.quadratic_mb_per_s2 * seconds**2)
 
 
 def read_architecture(config: Mapping[str, Any], *, decoder: Decoder) -> Architecture:
     """Read the configuration of a model whose decoder is known."""
     read = _Config(config)
-    # A pass through Whisper's front end was measured to fit what is planned for the 0.6 B model.
+    # Measured: a pass through Whisper's front end fits the memory planned for the 0.6 B model.
     is_full = _has_whisper(read)
     return Architecture(
         decoder=decoder,
@@ -137,12 +136,12 @@ class _Config:
         self._config = config
 
     def value(self, path: str, *, references: int = 0) -> Any:
-        """Give a value, that of another path where it refers to one; `None` = there is none."""
+        """Return a value, following a reference to another path; `None` = missing."""
         found: Any = self._config
         for part in path.split("."):
             found = found.get(part) if hasattr(found, "get") else None
         if isinstance(found, str) and (other := _INTERPOLATION.fullmatch(found)):
-            # More of them are a circle.
+            # More references are a cycle.
             is_near = references < _MAX_REFERENCES
             return self.value(other[1], references=references + 1) if is_near else None
         return found
@@ -181,7 +180,7 @@ def _pieces(read: _Config) -> tuple[str, ...]:
 
 
 def _vocabulary(read: _Config) -> int:
-    """Count the pieces, without the blank."""
+    """Count the pieces without the blank."""
     stated = read.number("joint.num_classes", 0) or read.number("decoder.num_classes", 0)
     return stated or len(_pieces(read))
 
@@ -208,7 +207,7 @@ def _layer_parameters(read: _Config) -> int:
     wide = d * read.number("encoder.ff_expansion_factor", 4)
     bias = read.is_on("encoder.use_bias", True)
     feed_forward = 2 * d * wide + bias * (wide + d)
-    # Queries, keys, values, outputs and positions; two biases of positions.
+    # Query, key, value, output and position projections; two position biases.
     attention = 5 * d * d + 2 * d + bias * 4 * d
     kernel = read.number("encoder.conv_kernel_size", 31)
     convolution = 3 * d * d + d * kernel + 2 * d + bias * 4 * d
@@ -259,7 +258,7 @@ def _streaming(read: _Config) -> StreamingContext | None:
 
 
 def _contexts(read: _Config) -> tuple[list[int], list[int]]:
-    """Give the encoder frames before a chunk, and those of a chunk, that it was trained with."""
+    """Return the left contexts and the chunk sizes, in encoder frames, of the training."""
     style = read.text("encoder.att_context_style")
     if style == "chunked_limited_with_rc":
         contexts = [_integers(sizes) for sizes in read.numbers("encoder.att_chunk_context_size")]
@@ -269,7 +268,7 @@ def _contexts(read: _Config) -> tuple[list[int], list[int]]:
     sizes = read.numbers("encoder.att_context_size")
     pairs = [_integers(pair) for pair in (sizes if sizes and _is_list(sizes[0]) else [sizes])]
     pairs = [pair for pair in pairs if len(pair) > 1]
-    # A chunk is a frame and its look-ahead.
+    # A chunk is one frame plus its look-ahead.
     return [left for left, *_ in pairs], [ahead + 1 for _, ahead, *_ in pairs]
 
 
@@ -296,4 +295,4 @@ FULL_SIZE = read_architecture(
     },
     decoder="tdt",
 )
-"""parakeet-tdt-0.6b-v2, which stands for a checkpoint that is not on disk yet."""
+"""parakeet-tdt-0.6b-v2: assumed for a checkpoint that is not on disk yet."""

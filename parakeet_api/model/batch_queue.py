@@ -1,9 +1,8 @@
-"""The chunks that wait for the model, by request, and which of them go into the next batch.
+"""Queue chunks by request, and select the next batch.
 
-Requests take turns, and whose turn it is goes in with its next chunk, whatever else waits. What
-joins it is chosen so that a pass has much audio and little padding: all are padded to the longest.
-Urgent requests, of people who are speaking, come before others, but never twice in a row while
-others wait.
+Requests take turns: a batch always contains the next chunk of the request whose turn it is. The
+other chunks are selected for much audio and little padding, since all are padded to the longest.
+Urgent requests (live speech) go first, but not twice in a row while others wait.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from parakeet_api.model.devices import InferencePlan
 from parakeet_api.transcript import SAMPLE_RATE, Chunk
 
 _CPU_SPANS = (2.0, 1.5, 1.25)
-"""How many times as long as the shortest chunk of a batch the longest may be: what is tried. A CPU
-gains little from batches, and on a GPU one pass is better than two while both are small."""
+"""Ratios of the longest to the shortest chunk of a batch that are tried. A CPU gains little from
+batches; on a GPU one pass is better than two while both are small."""
 _GPU_SPANS = (math.inf, 4.0, *_CPU_SPANS)
 _CPU_PASS_S = 4.0
 _GPU_PASS_S = 100.0
-"""Seconds of audio that take as long as a pass does however little is in it: with models of 3 and
-600 M parameters on a CPU 3.6 and 5, on an H200 some 130, on slower GPUs less."""
-_CHOICE = 4
-"""Times what fits that is looked at, at most."""
+"""Fixed cost of a pass, as seconds of audio that take the same time. Measured: 3.6 and 5 on a CPU
+with models of 3 and 600 M parameters, about 130 on an H200, less on slower GPUs."""
+_CANDIDATES = 4
+"""At most this many batches' worth of jobs are considered."""
 
 
 class Job(Protocol):
-    """What waits."""
+    """A queued chunk."""
 
     @property
     def chunk(self) -> Chunk: ...
@@ -41,18 +40,18 @@ J = TypeVar("J", bound=Job)
 
 
 class BatchQueue(Generic[J]):
-    """Jobs that wait, by request, in the order in which requests have their turns."""
+    """Queued jobs by request, in the order of the requests' turns."""
 
     def __init__(self) -> None:
         self._requests: OrderedDict[int, deque[J]] = OrderedDict()
         self._urgent: set[int] = set()
-        """Of these requests those that are urgent."""
+        """The urgent ones among these requests."""
         self._urgent_led = False
-        """Whether the first job of the last batch was urgent, with others waiting."""
+        """Whether the first job of the last batch was urgent while others waited."""
         self._count = 0
 
     def __len__(self) -> int:
-        """Count the jobs that wait."""
+        """Count the queued jobs."""
         return self._count
 
     def add(self, request: int, job: J, *, urgent: bool = False) -> None:
@@ -63,12 +62,12 @@ class BatchQueue(Generic[J]):
         self._count += 1
 
     def drop(self, request: int) -> None:
-        """Forget a request's jobs, if it has any."""
+        """Remove a request's jobs, if it has any."""
         self._count -= len(self._requests.pop(request, ()))
         self._urgent.discard(request)
 
     def clear(self) -> list[J]:
-        """Forget all jobs; give them."""
+        """Remove and return all jobs."""
         jobs = [job for waiting in self._requests.values() for job in waiting]
         self._requests.clear()
         self._urgent.clear()
@@ -76,20 +75,20 @@ class BatchQueue(Generic[J]):
         return jobs
 
     def fills_batch(self, plan: InferencePlan) -> bool:
-        """Tell whether what waits is enough for a full batch, whichever of it is chosen."""
+        """Tell whether the queued jobs fill a batch, whichever are selected."""
         if self._count >= plan.batch_size:
             return True
         waiting = sum(_length(job) for jobs in self._requests.values() for job in jobs)
         return waiting >= plan.batch_s * SAMPLE_RATE
 
     def take(self, plan: InferencePlan, *, longest: float = math.inf) -> list[J]:
-        """Take the next batch out.
+        """Remove and return the next batch.
 
-        The first request's next job is in it; which others are, their lengths decide, and where
-        these are equal, turns: one job a request and round. Requests that gave a job move to the
-        back. Jobs of more than `longest` samples are passed over.
+        It contains the next job of the request whose turn it is. The others are selected by length
+        and, where lengths are equal, by turn: one job per request and round. Requests with a job in
+        the batch move to the back. Jobs of more than `longest` samples are skipped.
         """
-        turns = [*islice(self._in_turns(longest), _CHOICE * plan.batch_size)]
+        turns = [*islice(self._in_turns(longest), _CANDIDATES * plan.batch_size)]
         if turns:
             first, _ = turns[0]
             self._urgent_led = first in self._urgent and len(self._urgent) < len(self._requests)
@@ -97,11 +96,11 @@ class BatchQueue(Generic[J]):
         for request, _ in batch:
             self._requests.move_to_end(request)
         for request in dict.fromkeys(request for request, _ in batch):
-            self._remove(request, {id(job) for giver, job in batch if giver == request})
+            self._remove(request, {id(job) for owner, job in batch if owner == request})
         return [job for _, job in batch]
 
     def _in_turns(self, longest: float) -> Iterator[tuple[int, J]]:
-        """Go round the requests, one job at a time; each job with its request."""
+        """Yield `(request, job)` round-robin over the requests."""
         rounds = {
             request: iter([job for job in jobs if _length(job) <= longest])
             for request, jobs in self._ordered()
@@ -115,7 +114,7 @@ class BatchQueue(Generic[J]):
                     yield request, job
 
     def _ordered(self) -> list[tuple[int, deque[J]]]:
-        """List the requests, urgent ones first, unless one of them was the first in last batch."""
+        """List the requests: urgent ones first, unless an urgent one led the last batch."""
         requests = [*self._requests.items()]
         if self._urgent and not self._urgent_led:
             requests.sort(key=lambda item: item[0] not in self._urgent)
@@ -133,30 +132,33 @@ class BatchQueue(Generic[J]):
 
 
 def _choose(lengths: Sequence[int], plan: InferencePlan) -> list[int]:
-    """Choose a batch by the jobs' lengths, samples, in the order of their turns; give their places.
+    """Select a batch from the jobs' lengths in samples, in the order of turns; return positions.
 
-    Of all that could be together with the first, those with the most audio for the time they take.
+    Of all batches that contain the first job, select the one with the most audio per time.
     """
     if not lengths:
         return []
     first = lengths[0]
-    # Beside the first one in length stand, of equals, those whose turn is next.
+    # Ties in length: sort jobs so that those whose turn is next are adjacent to the first one.
     order = sorted(
         range(len(lengths)),
-        key=lambda place: (lengths[place], place if lengths[place] >= first else -place),
+        key=lambda position: (
+            lengths[position],
+            position if lengths[position] >= first else -position,
+        ),
     )
-    ascending = [lengths[place] for place in order]
+    ascending = [lengths[position] for position in order]
     sums = [0, *accumulate(ascending)]
-    at_first = order.index(0)
+    first_position = order.index(0)
     is_cpu = plan.memory_mb is None
     spans, overhead_s = (_CPU_SPANS, _CPU_PASS_S) if is_cpu else (_GPU_SPANS, _GPU_PASS_S)
-    best, chosen = 0.0, (at_first, at_first + 1)
-    for end in range(at_first + 1, len(ascending) + 1):
+    best, chosen = 0.0, (first_position, first_position + 1)
+    for end in range(first_position + 1, len(ascending) + 1):
         high = ascending[end - 1]
-        most = max(1, min(plan.batch_size, int(plan.batch_s * SAMPLE_RATE // high)))
+        max_jobs = max(1, min(plan.batch_size, int(plan.batch_s * SAMPLE_RATE // high)))
         for span in spans:
-            begin = max(end - most, bisect_left(ascending, high / span))
-            if begin > at_first:
+            begin = max(end - max_jobs, bisect_left(ascending, high / span))
+            if begin > first_position:
                 break
             padded = (end - begin) * high
             value = (sums[end] - sums[begin]) / (overhead_s * SAMPLE_RATE + padded)

@@ -1,11 +1,12 @@
-"""Chunks of all requests in flight, through the model together, behind its semaphore.
+"""Run the chunks of all requests through the model in batches.
 
-Each permit of the semaphore is one worker thread: the model is entered by no other, so torch keeps
-one thread pool a permit however many requests there are. Requests take turns; a worker that is
-free takes what waits and does not wait for more.
+Each permit is one worker thread, and only workers run the model, so torch keeps one thread pool per
+permit however many requests there are. Requests take turns; a free worker takes what is queued and
+does not wait for more.
 
-A forward pass cannot be interrupted, and one over long chunks takes ten times as long as a clip's.
-So of three permits or more one is kept for clips that come while all others are at long chunks.
+A forward pass cannot be interrupted, and one over long chunks takes ten times as long as one over a
+clip. With three or more permits, one is therefore reserved for clips while the others run long
+chunks.
 """
 
 from __future__ import annotations
@@ -30,32 +31,32 @@ from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 
 logger = logging.getLogger(__name__)
 
-_DOUBLED_S = 30.0
-"""So long after a batch that did not fit, and so long again each time, twice as much is tried.
-What filled the memory is often another program, and it may have ended."""
-_ENOUGH = 20
-"""Doublings after which any length is tried."""
-_SHORTEST = 5 * SAMPLE_RATE
-"""Samples. So little is always tried; if it does not fit, the GPU is full."""
+_DOUBLING_S = 30.0
+"""After a batch that did not fit, the limit doubles each time this interval has passed: often the
+memory was used by another program, which may have ended."""
+_MAX_DOUBLINGS = 20
+"""Bounds the exponent; any length fits a limit doubled this often."""
+_MIN_SAMPLES = 5 * SAMPLE_RATE
+"""Samples that are always tried; if they do not fit, the GPU is full."""
 _CONTEXT = 2 * SAMPLE_RATE
-"""Samples of the other half that each half of a chunk hears."""
-_REACH = SAMPLE_RATE
-"""Samples. How far from a chunk's middle its halves may be parted."""
-_CLIP = 10 * SAMPLE_RATE
-"""Samples. Chunks up to here are clips, which need not wait for longer ones: most of what is said
-to a machine is shorter."""
+"""Overlap: samples of the other half that each half of a chunk includes."""
+_MAX_SEAM_SHIFT = SAMPLE_RATE
+"""Samples. Maximum distance of the seam from the middle of a chunk."""
+_MAX_CLIP = 10 * SAMPLE_RATE
+"""Samples. Chunks up to this length are clips, which need not wait for longer ones: most dictation
+and voice commands are shorter."""
 _POLL_S = 0.5
-"""How often a waiting request looks whether its client is still there."""
+"""How often a waiting request checks whether its client is still connected."""
 
 
 class RequestCancelled(Exception):  # noqa: N818 - an outcome, not an error
-    """The client has gone; nothing is answered."""
+    """The client has disconnected; there is no response."""
 
 
 class Outcome:
-    """A chunk's words or why there are none, for the one thread that waits.
+    """A chunk's words or error, for a single waiting thread.
 
-    What `Future` does for many, with its condition and its waiters, costs 0.1 ms a clip.
+    A `Future`, which supports many waiters, costs 0.1 ms a clip.
     """
 
     __slots__ = ("_done", "_error", "_words")
@@ -67,28 +68,28 @@ class Outcome:
         self._error: BaseException | None = None
 
     def set_result(self, words: list[Word]) -> None:
-        """Give the words; of this and `set_exception` one is called, and once."""
+        """Set the words. Call this or `set_exception`, and only once."""
         self._words = words
         self._done.release()
 
     def set_exception(self, error: BaseException) -> None:
-        """Tell why there are none."""
+        """Set the error."""
         self._error = error
         self._done.release()
 
     def done(self) -> bool:
-        """Tell whether either was called."""
+        """Tell whether the words or the error are set."""
         return not self._done.locked()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for that, and tell whether it came in time."""
+        """Wait until done; return whether that was in time."""
         if self._done.acquire(timeout=timeout_s):
             self._done.release()
             return True
         return False
 
     def result(self) -> list[Word]:
-        """Give the words of an outcome that is done, or raise its error."""
+        """Return the words or raise the error; only valid when done."""
         if self._error is not None:
             raise self._error
         return self._words
@@ -102,7 +103,7 @@ class _Job:
 
 
 class Batcher:
-    """Run chunks through the leased model in fair, similar-length batches."""
+    """Run chunks through the leased model in fair batches of similar lengths."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class Batcher:
         metrics: Metrics | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the workers; `on_device_lost` is called once if the GPU refuses all work."""
+        """Start the workers; `on_device_lost` is called once if the GPU context is lost."""
         self._lease = lease
         self._on_device_lost = on_device_lost
         self._metrics = metrics or Metrics()
@@ -121,12 +122,12 @@ class Batcher:
         self._queue: BatchQueue[_Job] = BatchQueue()
         self._changed = threading.Condition()
         self._refusal: ServiceUnavailableError | None = None
-        """Why nothing is taken any more."""
+        """Raised for every chunk once the batcher has stopped."""
         self._memory = _MemoryLimit()
         self._main_permits = main_permits(permits)
         self._passes = self._long_passes = 0
-        """How many workers are at a batch, and how many of these at long chunks."""
-        # What is in the model, and as much again, so that the next batch is full too.
+        """How many workers run a batch, and how many of these run long chunks."""
+        # The batches being run and as many again, so that the next batch is full too.
         self._passes_ahead = 2 * self._main_permits
         self._workers = [
             threading.Thread(target=self._work, name=f"inference-{n}", daemon=True)
@@ -144,17 +145,17 @@ class Batcher:
     ) -> Generator[tuple[Chunk, list[Word]]]:
         """Yield each chunk of one recording with its words, in order.
 
-        With `urgent`, they go before those of other recordings. Takes from `chunks` only as far
-        ahead as the workers can use. Closing the generator, or `cancelled` turning true (then
-        `RequestCancelled` is raised), takes what waits out of the queue. Raises what the lease
-        or the model raised for a chunk, `StoppingError` once the batcher is closed, and
-        `DeviceLostError` once the GPU refuses all work.
+        `urgent` chunks go before those of other recordings. Reads `chunks` only as far ahead as the
+        workers can use. Closing the generator, or `cancelled` returning true (which raises
+        `RequestCancelled`), removes the request's chunks from the queue. Raises what the lease or
+        the model raised for a chunk, `StoppingError` once the batcher is closed, and
+        `DeviceLostError` once the GPU context is lost.
         """
         waiting: deque[_Job] = deque()
         request = id(waiting)
         try:
             for chunk in chunks:
-                # Here too: filling the look-ahead is minutes of audio to decode.
+                # Check here too: filling the look-ahead means decoding minutes of audio.
                 if cancelled():
                     raise RequestCancelled
                 waiting.append(self._submit(request, chunk, urgent=urgent))
@@ -167,14 +168,14 @@ class Batcher:
                 self._queue.drop(request)
 
     def waiting(self) -> int:
-        """Count the chunks that wait for a worker."""
+        """Count the queued chunks."""
         with self._changed:
             return len(self._queue)
 
     def close(self, *, timeout_s: float | None = None) -> None:
-        """Refuse what waits, and wait for the workers to be done with what they hold.
+        """Reject queued chunks, and wait for the workers to finish their batches.
 
-        At most `timeout_s` s in all: a forward pass cannot be interrupted.
+        Wait at most `timeout_s` s in all: a forward pass cannot be interrupted.
         """
         self._refuse(StoppingError())
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -182,7 +183,7 @@ class Batcher:
             worker.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _is_far_ahead(self, waiting: deque[_Job]) -> bool:
-        """Tell whether one request's chunks fill the passes that it may be ahead."""
+        """Tell whether a request's chunks fill its look-ahead."""
         samples = sum(len(job.chunk.samples) for job in waiting)
         return (
             len(waiting) >= self._passes_ahead * self._plan.batch_size
@@ -199,7 +200,7 @@ class Batcher:
         return job
 
     def _refuse(self, refusal: ServiceUnavailableError) -> bool:
-        """Refuse what waits and what comes; tell whether nothing was refused before."""
+        """Reject queued and later chunks; return whether this was the first call."""
         with self._changed:
             first = self._refusal is None
             self._refusal = self._refusal or refusal
@@ -215,7 +216,7 @@ class Batcher:
                 with self._lease() as recognizer:
                     self._recognize(recognizer, batch)
             except Exception as error:
-                # A thread's border: the error belongs to the requests, the worker goes on.
+                # The error belongs to the requests; the worker thread continues.
                 for job in batch:
                     if not job.outcome.done():
                         job.outcome.set_exception(error)
@@ -223,11 +224,11 @@ class Batcher:
                     logger.critical("the GPU refuses all further work", exc_info=error)
                     self._on_device_lost()
             self._passed(batch)
-            # Else the last batch, samples and all, would live until the next one comes.
+            # Otherwise the batch and its samples stay in memory until the next one comes.
             del batch
 
     def _recognize(self, recognizer: Recognizer, batch: list[_Job]) -> None:
-        """Run a batch; where it does not fit the device's memory, halves of it, then of a chunk."""
+        """Run a batch; if it does not fit the memory, run halves of it, then halves of a chunk."""
         started = time.monotonic()
         outcomes = self._run(recognizer, [job.chunk for job in batch])
         if outcomes is not None:
@@ -243,13 +244,13 @@ class Batcher:
             except DeviceLostError:
                 raise
             except ServiceUnavailableError as error:
-                # Set, not raised: other chunks of the batch are still to be tried.
+                # Do not raise: other chunks of the batch are still to be tried.
                 batch[0].outcome.set_exception(error)
             else:
                 batch[0].outcome.set_result(words)
 
     def _run(self, recognizer: Recognizer, chunks: Sequence[Chunk]) -> list[list[Word]] | None:
-        """Make one forward pass; `None` where the memory does not suffice, which is remembered."""
+        """Run one forward pass; on a shortage of memory, lower the limit and return `None`."""
         if padded_s(chunks) > self._memory.most_s():
             return None
         started = time.monotonic()
@@ -264,8 +265,8 @@ class Batcher:
         return outcomes
 
     def _run_halves(self, recognizer: Recognizer, chunk: Chunk) -> list[Word]:
-        """Recognise a chunk in parts, as small as the memory wants them, joined like chunks."""
-        if len(chunk.samples) <= _SHORTEST:
+        """Recognise a chunk in parts that fit the memory, stitched like chunks."""
+        if len(chunk.samples) <= _MIN_SAMPLES:
             raise ServiceUnavailableError(
                 "The device has not enough free memory for this recording. Try again later, or"
                 " lower CHUNK_MINITE or MAX_CHUNK_MEMORY_MB."
@@ -274,39 +275,39 @@ class Batcher:
         words: list[Word] = []
         for half in halve(chunk):
             outcome = self._run(recognizer, [half])
-            heard = outcome[0] if outcome else self._run_halves(recognizer, half)
-            words.extend(stitcher.add(half, heard))
+            half_words = outcome[0] if outcome else self._run_halves(recognizer, half)
+            words.extend(stitcher.add(half, half_words))
         return [*words, *stitcher.finish()]
 
     def _next_batch(self) -> list[_Job] | None:
-        """Wait for jobs; take a fair batch of them. `None` once closed."""
+        """Wait for jobs and take a fair batch of them; return `None` once closed."""
         with self._changed:
             while self._refusal is None:
                 if batch := self._take():
                     self._passes += 1
                     self._long_passes += _is_long(batch)
                     if self._queue:
-                        # What is left may be for another worker now, which could not take it
-                        # when it came.
+                        # Another worker may be able to take the remaining jobs now, though it
+                        # could not when they were added.
                         self._changed.notify()
                     return batch
                 self._changed.wait()
         return None
 
     def _take(self) -> list[_Job]:
-        """Take what may go into the model now, with the lock held."""
+        """Take the jobs that may run now; called with the lock held."""
         plan = replace(self._plan, batch_s=min(self._plan.batch_s, self._memory.most_s()))
         if self._passes < self._main_permits:
             return [] if self._may_fill_up(plan) else self._queue.take(plan)
         if self._passes == self._long_passes:
-            return self._queue.take(plan, longest=_CLIP)
+            return self._queue.take(plan, longest=_MAX_CLIP)
         return []
 
     def _may_fill_up(self, plan: InferencePlan) -> bool:
-        """Tell whether a batch had better wait for more, with the lock held.
+        """Tell whether to wait for a fuller batch; called with the lock held.
 
-        Passes on a GPU follow each other. What is taken during one is prepared meanwhile, but what
-        comes after it must wait for yet another pass: only a full batch gains by that.
+        Passes on a GPU run one after the other. A batch taken during a pass is staged meanwhile,
+        but chunks that arrive later must wait for one more pass, so only a full batch is worth it.
         """
         return (
             self._plan.memory_mb is not None
@@ -321,7 +322,7 @@ class Batcher:
 
 
 class UrgentRecognizer:
-    """A batcher for people who are speaking: their chunks go before those of recordings."""
+    """A batcher for live speech: its chunks go before those of recordings."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
@@ -329,30 +330,30 @@ class UrgentRecognizer:
     def recognize(
         self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool] = lambda: False
     ) -> Generator[tuple[Chunk, list[Word]]]:
-        """Do what `Batcher.recognize` does."""
+        """See `Batcher.recognize`."""
         return self._batcher.recognize(chunks, cancelled=cancelled, urgent=True)
 
 
 def _is_long(batch: list[_Job]) -> bool:
-    return max(len(job.chunk.samples) for job in batch) > _CLIP
+    return max(len(job.chunk.samples) for job in batch) > _MAX_CLIP
 
 
 def padded_s(chunks: Sequence[Chunk]) -> float:
-    """Give the seconds of audio in a forward pass, padding included."""
+    """Return the seconds of audio in a forward pass, padding included."""
     return len(chunks) * max(len(chunk.samples) for chunk in chunks) / SAMPLE_RATE
 
 
 def halve(chunk: Chunk) -> tuple[Chunk, Chunk]:
-    """Part a chunk near its middle; each half hears some of the other and owns its own.
+    """Split a chunk near its middle into halves that overlap but own separate spans.
 
-    The seam lies where it is quietest: 12 minutes of dense speech in pieces of 5 s then have 4.3 %
-    wrong words instead of 5.5 (2.8 in whole chunks).
+    The seam is at the quietest moment: 12 minutes of dense speech in pieces of 5 s then have a word
+    error rate of 4.3 % instead of 5.5 % (2.8 % in whole chunks).
     """
     samples = chunk.samples
     middle = len(samples) // 2
-    reach = min(_REACH, middle // 4)
-    seam = middle - reach + quietest_moment(samples[middle - reach : middle + reach])
-    # From the encoder's grid on, where both halves time a word alike.
+    max_shift = min(_MAX_SEAM_SHIFT, middle // 4)
+    seam = middle - max_shift + quietest_moment(samples[middle - max_shift : middle + max_shift])
+    # Aligned with the encoder's frames, so that both halves give a word the same times.
     begin = (seam - min(_CONTEXT, seam // 2)) // FRAME * FRAME
     end = seam + (seam - begin)
     owned_end = chunk.start + seam
@@ -376,21 +377,21 @@ def halve(chunk: Chunk) -> tuple[Chunk, Chunk]:
 
 
 class _MemoryLimit:
-    """How much audio a forward pass may hold, learnt from those that did not fit."""
+    """How much audio a forward pass may hold, learnt from passes that did not fit."""
 
     def __init__(self) -> None:
         self._most_s = math.inf
-        self._learnt = 0.0
+        self._failed_at = 0.0
 
     def failed(self, seconds: float) -> None:
-        """Learn that so much did not fit: half of it is tried next."""
-        self._most_s = max(min(seconds / 2, self.most_s()), _SHORTEST / SAMPLE_RATE)
-        self._learnt = time.monotonic()
+        """Lower the limit to half of a length that did not fit."""
+        self._most_s = max(min(seconds / 2, self.most_s()), _MIN_SAMPLES / SAMPLE_RATE)
+        self._failed_at = time.monotonic()
 
     def most_s(self) -> float:
-        """Give the most that is tried now, seconds; others may have freed memory since."""
-        doublings = int((time.monotonic() - self._learnt) / _DOUBLED_S)
-        return math.ldexp(self._most_s, min(doublings, _ENOUGH))
+        """Return the current limit in seconds; it grows, as memory may have been freed since."""
+        doublings = int((time.monotonic() - self._failed_at) / _DOUBLING_S)
+        return math.ldexp(self._most_s, min(doublings, _MAX_DOUBLINGS))
 
 
 def _first(waiting: deque[_Job], cancelled: Callable[[], bool]) -> tuple[Chunk, list[Word]]:

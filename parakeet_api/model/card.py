@@ -1,4 +1,4 @@
-"""The card of a model: the README of its repository, which lies beside its file."""
+"""Read a model card: the README of a model's repository, stored beside its checkpoint."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _FENCE = "---"
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a card's header says, as far as it concerns a server."""
+    """The fields of a card's header that the service uses."""
 
     languages: frozenset[str] = frozenset()
-    """ISO 639-1 codes; empty = it does not say."""
+    """ISO 639-1 codes; empty = not stated."""
     license: str | None = None
 
 
 def card_path(checkpoint: Path) -> Path:
-    """Tell where a checkpoint's card lies: beside it, by its name, or in the hub's cache."""
+    """Return the path of a checkpoint's card: beside it, named like it, or in the hub's cache."""
     if checkpoint.parent.parent.name == "snapshots":
         return checkpoint.parent / "README.md"
     return checkpoint.with_suffix(".md")
 
 
 def read_card(checkpoint: Path) -> ModelCard:
-    """Read a checkpoint's card; one that is missing or damaged says nothing."""
+    """Read a checkpoint's card; a missing or damaged card gives an empty `ModelCard`."""
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -49,8 +49,8 @@ def read_card(checkpoint: Path) -> ModelCard:
 
 
 def _card(fields: dict[Any, Any]) -> ModelCard:
-    said = fields.get("language")
-    names = said if isinstance(said, list) else [said]
+    declared = fields.get("language")
+    names = declared if isinstance(declared, list) else [declared]
     # YAML reads Norwegian, `no`, as false.
     codes = [language_code("no" if name is False else str(name)) for name in names]
     license_name = fields.get("license")

@@ -1,4 +1,4 @@
-"""Which checkpoint: a path, one in the models folder, a download, or a bundled model."""
+"""Choose a checkpoint: a path, a file in the models folder, a download, or a bundled model."""
 
 from __future__ import annotations
 
@@ -40,34 +40,35 @@ BUNDLED_NOTES = {
     GRAMMAR_MODEL: "model for tests;"
     " it understands a few hundred example sentences and nothing else",
 }
-"""The models that come with this program, and what a user must know of each."""
+"""The bundled models, and what a user must know about each."""
 _FIRST_CHOICE = "parakeet-tdt-0.6b-v2.nemo"
 _PROBE_TIMEOUT_S = 12.0
-"""Without a network the choice falls on the bundled model within 15 s of the start."""
+"""Without a network the bundled model is chosen within 15 s of the start."""
 _RETRY_AFTER_S = 30.0
-"""A failed download is tried again by the first request after so long."""
+"""The first request after this time retries a failed download."""
 _LOG_STEP = 0.05
 """The download's progress is logged every 5 %."""
 _MAX_CONFIG = 16_000_000
-"""Bytes. v3's, with 8,192 pieces of vocabulary written out three times, has a thirtieth of it."""
+"""Bytes. The one of v3, which contains its vocabulary of 8,192 pieces three times, is a thirtieth
+of this."""
 _MAX_REASON = 400
-"""Characters. The hub's own errors end in a paragraph of advice for programmers."""
+"""Characters. The hub client's errors end in a paragraph of advice for programmers."""
 _ADVICE = "Download it again, or name another file in MODEL_PATH."
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A `.nemo` file is no whole archive: fetching it again may help."""
+    """A `.nemo` file is not a complete archive: downloading it again may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A `.nemo` file that was looked at and found whole."""
+    """A `.nemo` file that has been checked."""
 
     path: Path
     is_demo: bool
-    """Whether it is a bundled model, which no one should take for a Parakeet."""
+    """Whether it is a bundled model, which must not be mistaken for a Parakeet."""
     architecture: Architecture | None = dataclasses.field(default=None, compare=False)
-    """What its configuration says."""
+    """As read from its configuration."""
     card: ModelCard = dataclasses.field(default_factory=ModelCard, compare=False)
 
     @property
@@ -76,7 +77,7 @@ class Checkpoint:
 
     @property
     def languages(self) -> frozenset[str]:
-        """ISO 639-1 codes that the network or its card states; empty = neither does."""
+        """ISO 639-1 codes from the configuration or else the card; empty = unknown."""
         own = self.architecture.languages if self.architecture else frozenset()
         return own or self.card.languages
 
@@ -86,41 +87,41 @@ class Checkpoint:
 
     @property
     def note(self) -> str | None:
-        """Say in one sentence what a bundled model is; `None` = it is none."""
+        """Describe a bundled model in one sentence; `None` = not bundled."""
         return BUNDLED_NOTES.get(self.path.name) if self.is_demo else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundledModels:
-    """Where the models are that come with this program."""
+    """Paths of the bundled models."""
 
     english: Path
-    """Understands open English: the one to use where no other can be had."""
+    """Recognises general English: the fallback where no other model is available."""
     grammar: Path
-    """Understands its own sentences alone: for tests. An image does not carry it."""
+    """Recognises only its own sentences: for tests. The container image does not contain it."""
 
     def forced(self, demo_model: DemoModel) -> Path | None:
-        """Give the one that `DEMO_MODEL` puts in the place of all others; `None` = none."""
+        """Return the model that `DEMO_MODEL` forces; `None` = none."""
         return {"always": self.english, "grammar": self.grammar}.get(demo_model)
 
     def named(self, file: str) -> Path | None:
-        """Give the one with this file name."""
+        """Return the model with this file name."""
         return {ENGLISH_MODEL: self.english, GRAMMAR_MODEL: self.grammar}.get(file)
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """Where the choice stands."""
+    """State of the choice."""
 
     state: StoreState
     checkpoint: Checkpoint | None = None
     progress: float | None = None
-    """Share of the download, 0 to 1, where its size is known."""
+    """Share of the download, 0 to 1, if its size is known."""
     error: str | None = None
 
 
 class CheckpointStore:
-    """Choose a checkpoint, downloading one in the background where none is at hand."""
+    """Choose a checkpoint; download one in the background if none is on disk."""
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class CheckpointStore:
         only: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Serve one of `MODELS`, which is `only` and never another in its place; or any."""
+        """Choose any checkpoint or, with `only`, exactly that one of `MODELS`."""
         self._settings = settings if only is None else _settings_for(settings, only)
         self._only = only
         self._bundled = bundled
@@ -139,12 +140,12 @@ class CheckpointStore:
         self._failed_at = 0.0
         self._decided = threading.Event()
         self.status = StoreStatus("choosing")
-        """Replaced as a whole, so it may be read at any time."""
+        """Immutable and replaced as a whole, so any thread may read it at any time."""
 
     def start(self) -> None:
-        """Choose from what is on disk, or begin a download.
+        """Choose a file on disk, or begin a download.
 
-        Raises `CheckpointError` if the file that was chosen is missing or no whole checkpoint.
+        Raises `CheckpointError` if the chosen file is missing or not a complete checkpoint.
         """
         local = (
             find_checkpoint(self._settings, self._bundled)
@@ -158,27 +159,27 @@ class CheckpointStore:
 
     @property
     def name(self) -> str:
-        """Name the model, or while none is chosen the one that is being fetched."""
+        """Return the name of the model, or of the one being downloaded."""
         known = self.status.checkpoint
         return known.name if known else model_basename(self._settings.model_id)
 
     @property
     def model_id(self) -> str:
-        """The hub's name of what is fetched where it is not on disk."""
+        """The hub's name of the model to download if it is not on disk."""
         repository, revision = hub_repository(self._settings.model_id)
         return f"{repository}@{revision}" if revision else repository
 
     @property
     def architecture(self) -> Architecture:
-        """What the model's configuration says, or while there is none what its name does."""
+        """The model's architecture; until there is a file, an estimate from its name."""
         known = self.status.checkpoint
         return (known and known.architecture) or expect(self.model_id)
 
     def checkpoint(self) -> Checkpoint:
-        """Give the chosen checkpoint.
+        """Return the chosen checkpoint.
 
-        Raises `ModelNotReadyError` during the download, `ModelLoadError` if it failed; after a
-        while that begins it anew.
+        Raises `ModelNotReadyError` during the download, and `ModelLoadError` if it failed; after
+        some time such a call also restarts the download.
         """
         status = self.status
         if status.checkpoint is not None:
@@ -192,7 +193,7 @@ class CheckpointStore:
         )
 
     def wait_until_decided(self, timeout_s: float | None = None) -> bool:
-        """Wait for a checkpoint or a failure; tell whether there is one or the other."""
+        """Wait for a checkpoint or a failure; return whether either came in time."""
         return self._decided.wait(timeout_s)
 
     def _settle(self, checkpoint: Checkpoint) -> None:
@@ -224,7 +225,7 @@ class CheckpointStore:
         try:
             path = download_checkpoint(settings, report=self._report)
             architecture = _check_download(path)
-        # The hub's client raises errors of many libraries; none may end the thread unseen.
+        # The hub's client raises errors of many libraries; each must be reported.
         except Exception as error:
             self._give_up(f"{self.model_id} could not be downloaded: {_reason(error)}")
             return
@@ -243,7 +244,7 @@ class CheckpointStore:
         self._decided.set()
 
     def _report(self, done: int, total: int | None) -> None:
-        """Note the download's progress, in bytes."""
+        """Record the download's progress, in bytes."""
         before = self.status.progress or 0.0
         progress = done / total if total else None
         self.status = StoreStatus("downloading", progress=progress)
@@ -257,12 +258,12 @@ class CheckpointStore:
 
 
 def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | None:
-    """Look on the disk: `MODEL_PATH`, a bundled model if it is forced, then the models folder.
+    """Find a checkpoint on disk: `MODEL_PATH`, a forced bundled model, then the models folder.
 
-    In the folder the file named like `MODEL_ID` comes first, then parakeet-tdt-0.6b-v2, then the
-    others by name; a bundled model is never taken from there, and where `MODEL_ID` has a revision,
-    no other file. Raises `CheckpointError` if the
-    chosen one is missing or not whole: another model in its place would be a silent surprise.
+    In the folder, the file named like `MODEL_ID` comes first, then parakeet-tdt-0.6b-v2, then the
+    others by name. Bundled models are not taken from the folder, and if `MODEL_ID` has a revision,
+    only its own file is. Raises `CheckpointError` if the chosen file is missing or incomplete:
+    silently using another model would surprise the user.
     """
     if settings.model_path is not None:
         return _checked(settings.model_path)
@@ -286,9 +287,9 @@ def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | 
 
 
 def find_named(settings: Settings, name: str, bundled: BundledModels) -> Checkpoint | None:
-    """Look for one of `MODELS` in the models folder, then among those that come with this program.
+    """Find one of `MODELS` in the models folder, then among the bundled models.
 
-    Raises `CheckpointError` if its file is not whole.
+    Raises `CheckpointError` if its file is incomplete.
     """
     file = _file_name(name)
     path = settings.models_dir / file
@@ -310,10 +311,10 @@ def _checked(path: Path) -> Checkpoint:
 
 
 def _file_name(model_id: str) -> str:
-    """Give the name of a model's file in the models folder; one of a revision has that in it."""
+    """Return the name of a model's file in the models folder, with its revision if it has one."""
     _, revision = hub_repository(model_id)
-    pinned = f"@{revision.replace('/', '-')}" if revision else ""
-    return f"{model_basename(model_id)}{pinned}.nemo"
+    suffix = f"@{revision.replace('/', '-')}" if revision else ""
+    return f"{model_basename(model_id)}{suffix}.nemo"
 
 
 def _settings_for(settings: Settings, name: str) -> Settings:
@@ -322,9 +323,9 @@ def _settings_for(settings: Settings, name: str) -> Settings:
 
 
 def check_checkpoint(path: Path) -> Architecture:
-    """See that a file is a whole archive of a Parakeet model, without unpacking it.
+    """Check that a file is a complete archive of a Parakeet model, without unpacking it.
 
-    Gives what its configuration says. Raises `CheckpointError`, naming the file and what to do.
+    Return its architecture. Raises `CheckpointError`, naming the file and what to do.
     """
     try:
         if not path.is_file():
@@ -335,7 +336,7 @@ def check_checkpoint(path: Path) -> Architecture:
                 raise CheckpointError(f"{path} is an archive, but not of a NeMo model. {_ADVICE}")
             config = archive.extractfile(members["model_config.yaml"])
             text = config.read(_MAX_CONFIG) if config is not None else b""
-    # KeyError: a link in the archive that leads nowhere.
+    # KeyError: a dangling link in the archive.
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
         raise DamagedCheckpointError(
             f"{path} is not a readable .nemo file ({error}). {_ADVICE}"
@@ -344,19 +345,19 @@ def check_checkpoint(path: Path) -> Architecture:
 
 
 def _is_gzip(path: Path) -> bool:
-    """Tell how NeMo before 1.7 packed; it still takes those, and no other compression."""
+    """Tell whether an archive is compressed, as before NeMo 1.7; NeMo reads only gzip."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
 def _check_config(path: Path, text: bytes) -> Architecture:
-    """See that a model's configuration is of a kind that the recogniser drives."""
-    # Comes with huggingface_hub. v3's 25,000 lines take it half a second.
+    """Check that a configuration is of a supported model."""
+    # A dependency of huggingface_hub. The 25,000 lines of v3's file take half a second.
     import yaml  # type: ignore[import-untyped]
 
     try:
         config = yaml.safe_load(text)
-    # ValueError: a date such as 2026-99-99. RecursionError: brackets without end.
+    # ValueError: a date such as 2026-99-99. RecursionError: deeply nested brackets.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(
             f"{path} holds a model_config.yaml that cannot be read. {_ADVICE}"
@@ -370,11 +371,11 @@ def _check_config(path: Path, text: bytes) -> Architecture:
 
 
 def _check_download(path: Path) -> Architecture:
-    """Check a fetched file; a damaged one is deleted, or it would be found on every later try."""
+    """Check a downloaded file; delete a damaged one, which later tries would find again."""
     try:
         return check_checkpoint(path)
     except DamagedCheckpointError:
-        # In the hub's cache it is a link to the file itself.
+        # In the hub's cache the path is a link to the file.
         for file in (path.resolve(), path):
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -382,9 +383,9 @@ def _check_download(path: Path) -> Architecture:
 
 
 def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None], None]) -> Path:
-    """Fetch `MODEL_ID`'s `.nemo` file into the models folder, or from the hub's cache.
+    """Download the `.nemo` file of `MODEL_ID` to the models folder, or find it in the hub's cache.
 
-    Where the folder is read-only, as in many compose files, it goes to the hub's own cache.
+    If the folder is read-only, as in many compose files, download to the hub's cache.
     Raises what the hub's client raises, or `TimeoutError` if the hub does not answer.
     """
     from huggingface_hub import (
@@ -402,24 +403,24 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
         return Path(cached)
     url = hf_hub_url(repository, name, revision=revision, endpoint=endpoint)
     # The download sends the same request, but retries for minutes if the hub does not answer.
-    _within(_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, endpoint=endpoint))
+    _with_timeout(_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, endpoint=endpoint))
     logger.info("downloading %s from %s", settings.model_id, without_passwords(endpoint))
     report(0, None)
     target = settings.models_dir / _file_name(settings.model_id)
-    # A revision has a folder of its own while it comes: another one's file may be there already.
+    # A revision is downloaded to its own folder: a file of another revision may exist already.
     folder = target.with_suffix(".partial") if revision else settings.models_dir
-    is_kept = _is_writable(settings.models_dir)
+    to_models_dir = _is_writable(settings.models_dir)
     fetched = Path(
         hf_hub_download(
             repository,
             name,
             revision=revision,
-            local_dir=folder if is_kept else None,
+            local_dir=folder if to_models_dir else None,
             endpoint=endpoint,
             tqdm_class=_progress_bar(report),
         )
     )
-    if is_kept and revision:
+    if to_models_dir and revision:
         fetched = fetched.replace(target)
         shutil.rmtree(folder, ignore_errors=True)
     _fetch_card(settings, fetched)
@@ -427,7 +428,7 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
 
 
 def _fetch_card(settings: Settings, checkpoint: Path) -> None:
-    """Fetch a checkpoint's card beside it; without one its name tells the languages."""
+    """Download a checkpoint's card; without it the languages are guessed from the name."""
     from huggingface_hub import hf_hub_download
 
     repository, revision = hub_repository(settings.model_id)
@@ -446,20 +447,20 @@ def _fetch_card(settings: Settings, checkpoint: Path) -> None:
                 shutil.copyfile(fetched, card)
 
         try:
-            _within(_PROBE_TIMEOUT_S, fetch)
-        # Of the hub's client, of the network, of the disk: a card is no more than welcome.
+            _with_timeout(_PROBE_TIMEOUT_S, fetch)
+        # An error of the hub's client, the network or the disk: the card is optional.
         except Exception as error:
             logger.info("%s has no card: %s", settings.model_id, _reason(error))
 
 
-def _within(timeout_s: float, ask: Callable[[], Any]) -> Any:
-    """Run in a thread: the hub's client retries and may exceed its timeout by far."""
+def _with_timeout(timeout_s: float, call: Callable[[], Any]) -> Any:
+    """Call in a thread and wait at most `timeout_s`: the hub's client may far exceed its own."""
     answer: Future[Any] = Future()
 
     def run() -> None:
         try:
-            answer.set_result(ask())
-        # Whatever it is, it is raised again where the answer is awaited.
+            answer.set_result(call())
+        # Raised again in the waiting thread.
         except Exception as error:
             answer.set_exception(error)
 
@@ -471,10 +472,10 @@ def _within(timeout_s: float, ask: Callable[[], Any]) -> Any:
 
 
 def _progress_bar(report: Callable[[int, int | None], None]) -> Any:
-    """Make a class that reports where the hub's client expects a tqdm bar to draw.
+    """Create a class that reports progress through the part of tqdm's interface the client uses.
 
-    It has all that the client uses of one. With the transfer methods, which do nothing, Xet's
-    two bars, of bytes that came and bytes that were written, are one: of bytes written.
+    Xet reports bytes received and bytes written separately; the transfer methods do nothing, so
+    only bytes written count.
     """
 
     class ReportingBar:
@@ -512,6 +513,6 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Give an error's text on one line, of bearable length."""
+    """Return an error's text on one line, truncated."""
     words = without_passwords(" ".join(str(error).split()))
     return words[:_MAX_REASON] or type(error).__name__

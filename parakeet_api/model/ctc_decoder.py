@@ -1,4 +1,4 @@
-"""Tokens of a CTC model: each frame's likeliest label, repetitions and blanks left out."""
+"""Greedy CTC decoding: each frame's most probable label, without repetitions and blanks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class CtcDecoder(TokenDecoder):
-    """Find the tokens in an encoder's output, greedily and without CUDA graphs."""
+    """Decode an encoder's output greedily, without CUDA graphs."""
 
     can_boost = False
 
     def __init__(self, network: Any, *, device: str) -> None:
-        """Take over NeMo's network, whose decoder scores every label of every frame."""
+        """Wrap NeMo's network, whose decoder scores every label of every frame."""
         super().__init__(network.decoding, device=device, graphs=None)
         self._network = network
 

@@ -1,7 +1,7 @@
-"""The GPU's memory, its errors and its turns: what torch's CUDA runtime needs done around it.
+"""The GPU's memory, errors and lock.
 
-torch is imported inside functions: that takes seconds, and a GPU is not touched before a model is
-loaded.
+torch is imported inside functions: the import takes seconds, and a GPU must not be used before a
+model is loaded.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_SHORTAGE = re.compile(
+_OUT_OF_MEMORY = re.compile(
     r"out of memory|OUT_OF_MEMORY|ALLOC_FAILED|ALLOCATION_FAILED|cudaErrorMemoryAllocation"
     r"|cublasCreate"
 )
-"""How CUDA and its libraries say that memory is short: cuBLAS and cuFFT `..._ALLOC_FAILED`, cuDNN 9
-`..._DEVICE_ALLOCATION_FAILED`. cuBLAS cannot even be created (`CUBLAS_STATUS_NOT_INITIALIZED`)
-where there is no room for its handle."""
+"""How CUDA and its libraries report a lack of memory: cuBLAS and cuFFT `..._ALLOC_FAILED`, cuDNN 9
+`..._DEVICE_ALLOCATION_FAILED`. cuBLAS fails to initialise (`CUBLAS_STATUS_NOT_INITIALIZED`) if
+there is no memory for its handle."""
 _TRIM_EVERY_S = 10.0
-"""Giving memory back waits for the GPU and costs its allocation anew, 20 to 50 ms in all."""
+"""Releasing cached memory synchronises with the GPU and costs a new allocation: 20 to 50 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemory:
-    """A GPU's memory, bytes."""
+    """A GPU's memory in bytes."""
 
     used: int
     """By all programs."""
@@ -40,11 +40,11 @@ class DeviceMemory:
     allocated: int
     """By this process' tensors."""
     reserved: int
-    """By this process, tensors and what torch keeps for the next ones."""
+    """By this process: tensors and torch's cache."""
 
 
 def device_memory(device: str) -> DeviceMemory:
-    """Look at a GPU's memory."""
+    """Query a GPU's memory."""
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
@@ -57,10 +57,10 @@ def device_memory(device: str) -> DeviceMemory:
 
 
 def known_device_memory(device: str | None) -> DeviceMemory | None:
-    """Look at the memory of the device that models are on; `None` where there is nothing to tell.
+    """Query the memory of the models' device; `None` if it is unknown.
 
-    That is on a CPU, before the first load (`None`), when the GPU is not opened yet, and for a GPU
-    that has failed, which answers no query: reports go on without it.
+    It is unknown on a CPU, before the first load (`device` is `None`), before the GPU is opened,
+    and after a GPU has failed, so that reports still work then.
     """
     if device is None or device == "cpu":
         return None
@@ -71,29 +71,29 @@ def known_device_memory(device: str | None) -> DeviceMemory | None:
 
 
 def limit_device_memory(device: str, fraction: float) -> None:
-    """Let this process take at most a share of the GPU's memory."""
+    """Limit this process to a share of the GPU's memory."""
     import torch
 
     torch.cuda.set_per_process_memory_fraction(fraction, device)
 
 
 def is_memory_shortage(error: BaseException) -> bool:
-    """Tell whether an error says that the GPU's memory does not suffice.
+    """Tell whether an error reports a lack of GPU memory.
 
-    torch has a type for it; libraries that it calls, and CUDA itself, say it in words.
+    torch has a type for it; its libraries and CUDA itself report it in the message.
     """
     import torch
 
     return isinstance(error, torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and _SHORTAGE.search(str(error)) is not None
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
     )
 
 
 def context_is_lost(device: str) -> bool:
-    """Tell whether the GPU refuses all further work of this process.
+    """Tell whether the GPU fails for the rest of this process.
 
-    After an illegal memory access, a failed assertion in a kernel or an error of the memory, every
-    later call reports it again; after any other error the GPU goes on.
+    After an illegal memory access, a failed assertion in a kernel or a memory error, every later
+    call reports it again; after any other error the GPU remains usable.
     """
     import torch
 
@@ -107,15 +107,15 @@ def context_is_lost(device: str) -> bool:
 
 
 _turns: defaultdict[str, contextlib.AbstractContextManager[object]] = defaultdict(threading.RLock)
-"""One lock a GPU."""
+"""One lock per GPU."""
 
 
 @contextlib.contextmanager
 def turn_on(device: str) -> Iterator[None]:
-    """Hold the GPU for one forward pass, one load or one capture; a CPU takes several at a time.
+    """Lock the GPU for one forward pass, load or capture; a CPU runs several at a time.
 
     All kernels of a process run on one stream, one after the other, whichever thread launches
-    them: passes of several threads would gain nothing and add up in memory.
+    them: concurrent passes would not be faster, but their memory would add up.
     """
     with contextlib.nullcontext() if device == "cpu" else _turns[device], current(device):
         yield
@@ -123,7 +123,7 @@ def turn_on(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def current(device: str) -> Iterator[None]:
-    """Make a GPU this thread's current one, on which torch and NeMo make their streams."""
+    """Make a GPU this thread's current one, on which torch and NeMo create their streams."""
     if device == "cpu":
         yield
         return
@@ -134,11 +134,10 @@ def current(device: str) -> Iterator[None]:
 
 
 class CacheTrimmer:
-    """Give memory back that torch keeps but does not use, now and then and never after each pass.
+    """Release torch's unused cached memory from time to time, but not after each pass.
 
-    A pass that finds its memory still reserved does not wait for it. So what exceeds the limit
-    goes back `_TRIM_EVERY_S` after the last time, by the pass that ends then or, where none does,
-    by a timer.
+    A pass whose memory is still reserved does not wait for an allocation. So cached memory above
+    the limit is released at most every `_TRIM_EVERY_S`, after a pass or else by a timer.
     """
 
     def __init__(
@@ -159,13 +158,13 @@ class CacheTrimmer:
         self._closed = False
 
     def before_pass(self) -> None:
-        """Release cached memory where the GPU is nearly full, also if other processes fill it."""
+        """Release cached memory if the GPU is nearly full, whichever process fills it."""
         memory = device_memory(self._device)
         if memory.used > self._full_above * memory.total and self._unused_mb() > 0:
             self._trim_if_due()
 
     def after_pass(self) -> None:
-        """Trim if too much is kept; if it is too early for that, later."""
+        """Trim if too much is cached; if the last trim is too recent, start a timer."""
         if self._keep_mb is None or self._unused_mb() <= self._keep_mb:
             return
         if not self._trim_if_due() and self._timer is None and not self._closed:
@@ -174,7 +173,7 @@ class CacheTrimmer:
             self._timer.start()
 
     def close(self) -> None:
-        """Start no more timers, and end the one that runs."""
+        """Cancel the timer and start no more."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -200,25 +199,25 @@ class CacheTrimmer:
                 self._timer = None
                 if not self._closed:
                     self.after_pass()
-        # A thread's border: if the GPU was lost meanwhile, the next pass raises.
+        # Must not end the timer's thread; if the GPU was lost, the next pass raises.
         except RuntimeError:
             logger.warning("unused GPU memory could not be given back", exc_info=True)
 
 
 class GraphVerdict:
-    """Whether CUDA graphs may be tried, remembered over a restart.
+    """Whether CUDA graphs may be used; persists over a restart.
 
-    A faulty graph can end in an illegal memory access, after which the process can only be
-    restarted: it must not meet the same fault again.
+    A faulty graph can cause an illegal memory access, after which the process must restart; the
+    new process must not repeat the fault.
     """
 
     def __init__(self, path: Path, *, setup: str) -> None:
-        """`setup` names what graphs depend on: a verdict counts for the same one alone."""
+        """`setup` names what graphs depend on; a stored verdict only counts for the same setup."""
         self._path = path
         self._setup = setup
 
     def condemn(self, reason: str) -> None:
-        """Remember that graphs failed."""
+        """Store that graphs failed."""
         content = json.dumps({"setup": self._setup, "reason": reason})
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +226,7 @@ class GraphVerdict:
             logger.error("that CUDA graphs failed cannot be remembered: %s", error)
 
     def reason_against(self) -> str | None:
-        """Tell why graphs must not be tried, if they must not."""
+        """Return why graphs must not be used; `None` if they may."""
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Which device there is, and how much audio it takes at once.
+"""Select the device, and derive how much audio it can process at once.
 
-Asks the CUDA driver first, which takes no memory and no import of torch. Only where it has a GPU,
-a process of its own tries that: the one that serves holds nothing of it until it loads a model.
-From then on it keeps a CUDA context, some hundreds of megabytes, also while no model is loaded.
+Asks the CUDA driver first, which takes no memory and no import of torch. If there is a GPU, a
+separate process tries it, so that the serving process does not use the GPU before it loads a
+model. From then on it keeps a CUDA context, some hundreds of megabytes, even with no model loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_DEVICE = 100
 """The driver's CUDA_ERROR_NO_DEVICE."""
 _CHECK = (sys.executable, "-m", "parakeet_api.model.gpu_check")
 _CHECK_LIMIT_S = 90.0
-"""Importing torch takes 2 s, and from a slow disk a minute."""
+"""Importing torch takes 2 s, and up to a minute from a slow disk."""
 _ADVICE = {
     "Found no NVIDIA driver": (
         "torch finds no NVIDIA driver: install one; a container needs `--gpus all`"
@@ -63,27 +63,27 @@ _CPU_CHUNK_S = 30.0
 """Measured on two cores with the demo model: an hour takes 12.9 s in 30 s windows, 13.3 s in 20 s,
 16.1 s in 60 s and 39 s in 120 s; attention is quadratic."""
 _CUDA_CHUNK_S = 60.0
-"""Below it the encoder's memory grows linearly, and a GPU is busy with a few of them."""
+"""Up to this length the encoder's memory grows linearly, and a few chunks saturate a GPU."""
 _CPU_BATCH_S = 60.0
-"""A CPU gains nothing from batches of long chunks, and others would wait for them."""
+"""A CPU gains nothing from batches of long chunks, and other requests would wait for them."""
 
 _RESERVE_GB = 0.7
-"""CUDA's context, the decoder, and what torch's allocator cannot use."""
+"""CUDA's context, the decoder, and fragmentation of torch's allocator."""
 _DECODER_GB_PER_S = 34e-6
-"""What the token decoder's graphs hold for each second of the largest batch of longest chunks: 12.5
-frames of 640 floats, and ten tokens with their frames for each."""
+"""Memory of the token decoder's graphs per second of the largest batch: 12.5 frames of 640 floats,
+and ten tokens with their frames per frame."""
 _GRAPHED_S = ((22.0, 246.0), (15.0, 123.0), (8.0, 31.0))
-"""From how many GB on, how many seconds of audio a batch may have whose encoder pass is a graph:
-4 chunks of a minute, 2, or one of half a minute. Smaller GPUs have no memory to spare for it."""
+"""Minimum GB of the GPU, and the seconds of audio up to which a batch's encoder pass is a graph: 4
+chunks of a minute, 2, or one of half a minute. Smaller GPUs have no memory to spare."""
 _GRAPHS_GB = 0.25
 """The encoder's graphs themselves: up to 54 of 2,000 kernels each."""
 _SHARE_OF_FREE = 0.8
-"""The rest is for what other programs take later, and what the formula above does not know."""
+"""The rest is for other programs, and for what the estimate leaves out."""
 _MAX_DECODERS = 4
-"""Of one recording: they decode an hour in some 1.5 s."""
+"""For one recording: four processes decode an hour in about 1.5 s."""
 _MANY_CORES = 4
 _MIN_PASS_MB = 64.0
-"""19 s of audio: below it chunks would be too short to be understood."""
+"""19 s of audio: shorter chunks would have too little context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Gpu:
     total_gb: float
     """Gigabytes of 1e9 bytes."""
     free_gb: float | None = None
-    """When it was tried, beside a CUDA context; `None` = all of it."""
+    """When tested, not counting the test's CUDA context; `None` = all of it."""
     device: str = "cuda:0"
     driver: str | None = None
     """The NVIDIA driver's version, where the system reports it."""
@@ -102,34 +102,34 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class InferencePlan:
-    """How much the model is given at once."""
+    """Limits on the audio per forward pass."""
 
     longest_chunk_s: float
-    """Seconds of audio in one chunk, at most."""
+    """Maximum seconds of audio in one chunk."""
     batch_size: int
-    """Chunks in one forward pass, at most."""
+    """Maximum number of chunks in one forward pass."""
     batch_s: float
-    """Seconds of audio in one forward pass, padding included, at most; one chunk always fits."""
+    """Maximum seconds of audio in one forward pass, padding included; one chunk always fits."""
     memory_mb: float | None = None
-    """Megabytes of the GPU that a pass may take, from which the rest follows; `None` on a CPU."""
+    """MB of GPU memory that a pass may use, from which the rest follows; `None` on a CPU."""
     memory_limit: str | None = None
-    """What leaves it no more."""
+    """What determines `memory_mb`, for the log."""
     graphed_s: float = 0.0
-    """Seconds of audio that a batch may have, padding included, whose encoder pass is a graph."""
+    """Seconds of audio in a batch, padding included, up to which its encoder pass is a graph."""
 
 
 class GpuError(Exception):
-    """The GPU cannot be used; the message is one line that says why, and what to do."""
+    """The GPU cannot be used; the message says in one line why, and what to do."""
 
 
 class NoGpuError(GpuError):
-    """There is none, or no driver for it."""
+    """There is no GPU or no driver."""
 
 
 def find_gpu(device: str) -> Gpu | None:
     """Find the GPU that `DEVICE` means and run a kernel on it; `None` = use the CPU.
 
-    Takes seconds where there is a GPU, and no time where there is none. Raises `SettingsError`
+    Takes seconds if there is a GPU, and no time if there is none. Raises `SettingsError`
     if `DEVICE` names a GPU that cannot be used.
     """
     if device == "cpu":
@@ -155,7 +155,7 @@ def _look_for_gpu(ordinal: int) -> None:
     try:
         outcome = int(driver.cuInit(0)[0])
     except RuntimeError as error:
-        # The bindings raise it where they find no libcuda.
+        # The bindings raise this if they find no libcuda.
         raise NoGpuError(
             "there is no NVIDIA driver: install it; a container needs the NVIDIA Container Toolkit"
             " and `--gpus all`"
@@ -172,7 +172,7 @@ def _look_for_gpu(ordinal: int) -> None:
 
 
 def _try_gpu(device: str) -> Gpu:
-    """Run a kernel on the GPU, in a process of its own. Raises `GpuError`."""
+    """Run a kernel on the GPU in a separate process. Raises `GpuError`."""
     report = _run_check(device)
     if report.error is not None:
         raise GpuError(advice(report))
@@ -193,7 +193,7 @@ def _run_check(device: str) -> GpuReport:
     try:
         done = subprocess.run(
             [*_CHECK, device],
-            # Where `-m` finds the package, wherever the service was started.
+            # So that `-m` finds the package from any working directory.
             cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -216,7 +216,7 @@ def _run_check(device: str) -> GpuReport:
 
 
 def advice(report: GpuReport) -> str:
-    """Say in one line why a GPU cannot be used, and what to do."""
+    """Explain in one line why a GPU cannot be used, and what to do."""
     said = report.error or ""
     if report.cuda is None:
         return "this torch was built for CPUs: install the one of requirements.txt from PyPI"
@@ -246,25 +246,25 @@ def available_cores() -> int:
 
 
 def decoding_workers(gpu: Gpu | None, cores: int) -> int:
-    """Tell how many ffmpegs may decode one recording: half the cores, where that is the limit.
+    """Return how many ffmpeg processes may decode one recording: at most half the cores.
 
-    A GPU recognises an hour faster than one core decodes it; a CPU does not, and needs its cores.
+    A GPU recognises an hour faster than one core decodes it. A CPU does not, and needs its cores.
     """
     is_worth_it = gpu is not None or cores >= _MANY_CORES
     return max(1, min(_MAX_DECODERS, cores // 2)) if is_worth_it else 1
 
 
 def main_permits(permits: int) -> int:
-    """Tell how many of the permits are for everything: of three or more, one is kept for clips."""
+    """Return how many permits may run any chunk: of three or more, one is reserved for clips."""
     return permits if permits < 3 else permits - 1  # noqa: PLR2004
 
 
 def plan_inference(
     settings: Settings, gpu: Gpu | None, architecture: Architecture = FULL_SIZE
 ) -> InferencePlan:
-    """Choose chunk and batch sizes that are fast on the device and fit its memory beside a model.
+    """Choose chunk and batch sizes that are fast on the device and fit its memory with a model.
 
-    Without its architecture a model is taken for one of 0.6 B.
+    The default architecture is that of a 0.6 B model.
     """
     longest_s = settings.chunk_minutes * 60
     if gpu is None:
@@ -290,7 +290,7 @@ def plan_inference(
 
 
 def _pass_memory(settings: Settings, gpu: Gpu, architecture: Architecture) -> tuple[float, str]:
-    """Derive what one forward pass may take of the GPU, megabytes, and what leaves it no more."""
+    """Return the MB of GPU memory that one forward pass may use, and which limit determines it."""
     resident_gb = _resident_gb(settings, gpu, architecture)
     free_gb = gpu.total_gb if gpu.free_gb is None else gpu.free_gb
     limits_mb = {
@@ -315,7 +315,7 @@ def _pass_memory(settings: Settings, gpu: Gpu, architecture: Architecture) -> tu
 
 
 def _resident_gb(settings: Settings, gpu: Gpu, architecture: Architecture) -> float:
-    """Give what stays on the GPU between passes: weights, and what graphs hold."""
+    """Return the GB that stay on the GPU between passes: the weights and the graphs."""
     weights_mb = architecture.weights_mb(2 * _bytes_scale(settings))
     resident_gb = weights_mb / 1000 + _RESERVE_GB
     if settings.enable_cuda_graphs:
@@ -332,5 +332,5 @@ def _graphed_s(settings: Settings, gpu: Gpu) -> float:
 
 
 def _bytes_scale(settings: Settings) -> int:
-    """Tell how many times half precision's memory the encoder takes."""
+    """Return the encoder's memory as a multiple of half precision's."""
     return 2 if settings.precision == "fp32" else 1

@@ -1,9 +1,9 @@
-"""Features and encoder over a batch of chunks: shapes, staging, CUDA graphs of small batches.
+"""Run features and encoder over a batch of chunks: shapes, staging, CUDA graphs of small batches.
 
-On a GPU the first pass of each new shape costs 50 ms and more, so there are few: lengths and
-numbers of rows are rounded up to steps whose padding costs at most 5 % of a pass. And a pass of few
-rows keeps the GPU busy for less time than Python needs to launch its 2,000 kernels, so those are
-captured as graphs, which are launched at once.
+On a GPU the first pass of each new shape costs 50 ms and more, so there are few shapes: lengths and
+row counts are rounded up in steps whose padding costs at most 5 % of a pass. A pass of few rows
+keeps the GPU busy for less time than Python needs to launch its 2,000 kernels, so these passes are
+captured as CUDA graphs, which are launched at once.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STEP_FRAMES = 4
-"""Encoder frames, 0.32 s, of which every length is a multiple. On a CPU oneDNN keeps a plan for
-each of up to 1,024 shapes, in the heap among a pass' tensors: with a shape of its own for nearly
-every pass the heap grew by 750 MB in ten hours of audio, so by 100 MB. The padding is 0.6 % of a
-chunk of 30 s and changes nothing."""
+"""Encoder frames (0.32 s). Every length is a multiple of this. On a CPU, oneDNN caches a plan for
+each of up to 1,024 shapes, in the heap among a pass' tensors: with unrounded lengths the heap grew
+by 750 MB in ten hours of audio; with this step, by 100 MB. The padding is 0.6 % of a chunk of 30 s
+and does not change the output."""
 _FINE_STEPS = 20
-"""On a GPU steps double with what is counted in them, so that from here on they are at most a
-twentieth of it."""
+"""On a GPU the step doubles with the rounded count: from this count on it is at most a twentieth
+of it."""
 _GRAPHED_ROWS = (1, 2, 4)
 _GRAPHED_STEP_S = 2.56
-"""Lengths of graphs are multiples of it, and beyond 12 steps of twice as much. Most of the time of
-such a pass does not depend on its length: the padding costs less than 5 % of it all the same."""
+"""Lengths of graphs are multiples of this, and of twice as much beyond 12 steps. Most of the time
+of such a pass does not depend on its length, so this padding, too, costs less than 5 % of it."""
 _FINE_GRAPHED_STEPS = 12
 _MIN_SAMPLES = 320
-"""20 ms, two windows of features: with one NeMo raises an error, where there is a GPU. What is
-missing is padded with silence."""
+"""20 ms, two feature windows: with one, NeMo raises an error on a GPU. Shorter chunks are padded
+with silence."""
 _AGREEMENT = 0.02
 """Relative error of a graph's output against the same pass without it. A graph runs the same
 kernels; half precision measures 0.004 against fp32."""
 _RETRY_S = 30.0
-"""So long after a capture for which memory was short, the next is tried."""
+"""Wait before the next capture after one that ran out of memory."""
 _WARM_UP_S = 8.0
-"""How long graphs may be captured while a model loads; the others are when they are needed."""
+"""Time for capturing graphs while a model loads; the others are captured when first needed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Staged:
-    """A batch in main memory, ready to be sent to the device."""
+    """A batch in host memory, ready to be copied to the device."""
 
     samples: Tensor
-    """int16, shape (rows, width), pinned where there is a GPU."""
+    """int16, shape (rows, width); pinned if there is a GPU."""
     lengths: Tensor
     """Samples of each row, shape (rows,), int64."""
     chunks: int
@@ -66,10 +66,10 @@ class Staged:
 
 
 class Shapes:
-    """The shapes of batches that the encoder is given, as (rows, samples)."""
+    """The shapes of the encoder's batches, as (rows, samples)."""
 
     def __init__(self, *, frame_samples: int, on_gpu: bool, longest_s: float, graphed_s: float):
-        """Take chunks of up to `longest_s` s; batches of up to `graphed_s` s in all are graphs."""
+        """Plan for chunks of up to `longest_s`; graphs for batches of up to `graphed_s` in all."""
         self._step = _STEP_FRAMES * frame_samples
         self._on_gpu = on_gpu
         longest = self._width(round(longest_s * SAMPLE_RATE))
@@ -79,23 +79,23 @@ class Shapes:
             for rows, width in itertools.product(_GRAPHED_ROWS, lengths)
             if rows * width <= graphed_s * SAMPLE_RATE
         ]
-        """All that are graphs, small ones first."""
+        """The shapes that are graphs, small ones first."""
         self.longest = max([longest, *(width for _, width in self.graphed)])
         """Samples of the longest row, padding included."""
 
     def padded(self, rows: int, samples: int) -> tuple[int, int]:
-        """Give the shape of a batch of `rows` chunks of at most so many samples."""
+        """Return the padded shape of a batch of `rows` chunks of at most `samples` samples."""
         if self._on_gpu:
             graphed_rows = next((count for count in _GRAPHED_ROWS if count >= rows), None)
             for shape in self.graphed:
                 if shape[0] == graphed_rows and shape[1] >= samples:
                     return shape
-            rows = _rounded_up(rows)
+            rows = _round_up(rows)
         return rows, self._width(samples)
 
     def _width(self, samples: int) -> int:
         steps = -(-samples // self._step)
-        return self._step * (_rounded_up(steps) if self._on_gpu else steps)
+        return self._step * (_round_up(steps) if self._on_gpu else steps)
 
     def _graphed_lengths(self, longest: int) -> list[int]:
         step = round(_GRAPHED_STEP_S * SAMPLE_RATE / self._step) * self._step
@@ -106,7 +106,7 @@ class Shapes:
         return lengths[1:]
 
 
-def _rounded_up(count: int) -> int:
+def _round_up(count: int) -> int:
     """Round up to a multiple of a power of two that is at most a twentieth of the count, or 1."""
     step = 1
     while count >= 2 * step * _FINE_STEPS:
@@ -116,7 +116,7 @@ def _rounded_up(count: int) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Graph:
-    """A captured pass, and the memory that it reads and writes."""
+    """A captured pass and its input and output tensors."""
 
     graph: Any
     samples: Tensor
@@ -125,7 +125,7 @@ class _Graph:
     encoded_lengths: Tensor
 
     def run(self, staged: Staged) -> tuple[Tensor, Tensor]:
-        """Run the pass over a batch of its shape."""
+        """Run the pass over a batch of the graph's shape."""
         self.samples.copy_(staged.samples, non_blocking=True)
         self.lengths.copy_(staged.lengths, non_blocking=True)
         self.graph.replay()
@@ -133,7 +133,7 @@ class _Graph:
 
 
 class Encoder:
-    """Turn waveforms into encoder output. On a GPU, one caller at a time."""
+    """Turn waveforms into encoder output. On a GPU, for one caller at a time."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class Encoder:
         graphed_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take over NeMo's network; batches of up to `graphed_s` seconds of audio are graphs."""
+        """Wrap NeMo's network; use graphs for batches of up to `graphed_s` seconds of audio."""
         self._network = network
         self._device = device
         self.shapes = Shapes(
@@ -154,27 +154,27 @@ class Encoder:
             graphed_s=graphed_s,
         )
         self._is_half = float_dtype(network.encoder).itemsize < 4  # noqa: PLR2004 - fp32's bytes
-        """Whether its numbers have so few bits that they can overflow: fp16, and less so bf16."""
+        """Whether its floats are so short that they can overflow: fp16 and, rarely, bf16."""
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._graphs_work = True
         self._pool: Any = None
-        """Memory that all graphs share: their passes follow each other."""
+        """Memory that all graphs share, since their passes run one after the other."""
         self._stream: Any = None
-        """Where they are captured."""
+        """The stream on which graphs are captured."""
         self._clock = clock
         self._retry_at = clock()
         self._sizing = threading.Lock()
         self._sized = 0
-        """Samples that the table of positions suffices for."""
+        """Samples that the table of positions covers."""
         self._size_positions(self.shapes.longest)
 
     @property
     def longest_frames(self) -> int:
-        """Give the most encoder frames that a row can have."""
+        """Return the maximum number of encoder frames in a row."""
         return self._frames(self.shapes.longest)
 
     def stage(self, waveforms: Sequence[Pcm]) -> Staged:
-        """Lay waveforms side by side in main memory; needs no GPU."""
+        """Copy waveforms into one batch in host memory; does not use the GPU."""
         import torch
 
         shape = self.shapes.padded(len(waveforms), max(len(wave) for wave in waveforms))
@@ -189,9 +189,9 @@ class Encoder:
         return Staged(samples, lengths.clamp_(min=_MIN_SAMPLES), len(waveforms))
 
     def encode(self, staged: Staged) -> tuple[Tensor, Tensor]:
-        """Give the encoder's output, fp32 of shape (chunks, D, T), and frames, (chunks,).
+        """Return the encoder's output, fp32 of shape (chunks, D, T), and frames, (chunks,).
 
-        Both are on the model's device and good until the next call.
+        Both are on the model's device and valid until the next call.
         """
         import torch
 
@@ -205,13 +205,13 @@ class Encoder:
                 encoded, frames = graph.run(staged)
             encoded, frames = encoded[: staged.chunks], frames[: staged.chunks]
             if self._is_half and not _finite_rows(encoded, frames).all():
-                encoded = self._repeated(staged, encoded, frames)
+                encoded = self._encode_again(staged, encoded, frames)
             return encoded, frames
 
-    def _repeated(self, staged: Staged, encoded: Tensor, frames: Tensor) -> Tensor:
-        """Encode the rows that overflowed once more, in bf16 and else in fp32.
+    def _encode_again(self, staged: Staged, encoded: Tensor, frames: Tensor) -> Tensor:
+        """Encode the rows that overflowed again, in bf16 and then in fp32.
 
-        Raises `ArithmeticError` where fp32 does not suffice either.
+        Raises `ArithmeticError` if they overflow in fp32 too.
         """
         import torch
 
@@ -227,7 +227,7 @@ class Encoder:
                 staged.chunks,
                 str(dtype).removeprefix("torch."),
             )
-            # For the time of a pass: nothing says that there will be another.
+            # Not kept: another overflow may never come.
             network = _Network(
                 self._network.preprocessor, copy.deepcopy(self._network.encoder).to(dtype)
             )
@@ -238,7 +238,7 @@ class Encoder:
         return repeated
 
     def warm_up(self, on_progress: Callable[[float], None] = lambda _: None) -> None:
-        """Capture graphs, small ones first, for some seconds; reports the share that is done."""
+        """Capture graphs, small ones first, for some seconds; report the share that is done."""
         shapes = self.shapes.graphed
         deadline = self._clock() + _WARM_UP_S
         for done, shape in enumerate(shapes):
@@ -247,19 +247,19 @@ class Encoder:
             on_progress((done + 1) / len(shapes))
 
     def forget_graphs(self) -> None:
-        """Give the graphs' memory back; they are captured anew when they are needed."""
+        """Release the graphs and their memory; they are captured again when needed."""
         self._graphs.clear()
         self._pool = None
 
     def _graph_for(self, shape: tuple[int, int]) -> _Graph | None:
-        """Give a shape's graph, captured if need be; `None` = there is none for now."""
+        """Return a shape's graph, captured if necessary; `None` = not available now."""
         known = self._graphs.get(shape)
         if known is not None or not self._graphs_work or self._clock() < self._retry_at:
             return known
         try:
             with turn_on(self._device):
-                self._graphs[shape] = self._captured(shape)
-        # torch, CUDA and its libraries each have errors of their own for it.
+                self._graphs[shape] = self._capture(shape)
+        # torch, CUDA and its libraries raise many types of errors.
         except Exception as error:
             if is_memory_shortage(error):
                 self._retry_at = self._clock() + _RETRY_S
@@ -270,7 +270,7 @@ class Encoder:
                 self._give_up(error)
         return self._graphs.get(shape)
 
-    def _captured(self, shape: tuple[int, int]) -> _Graph:
+    def _capture(self, shape: tuple[int, int]) -> _Graph:
         """Capture a pass, and check it against the same pass without a graph."""
         import torch
 
@@ -279,12 +279,12 @@ class Encoder:
         samples = noise.to(torch.int16).to(self._device)
         lengths = torch.full((rows,), width, dtype=torch.int64, device=self._device)
         with torch.inference_mode():
-            # Libraries choose their kernels and take their workspaces in a first pass, which cannot
-            # be captured.
+            # In the first pass libraries choose kernels and allocate workspaces, which cannot be
+            # captured.
             expected, _ = encode(self._network, samples, lengths)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-                # One for all: what a capture frees is reused by the next on the same stream alone.
+                # One for all: memory freed by a capture is only reused on the same stream.
                 self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(
@@ -307,17 +307,17 @@ class Encoder:
         self.forget_graphs()
 
     def _size_positions(self, samples: int) -> None:
-        """Extend the encoder's table of positions where it is too short."""
+        """Extend the encoder's table of positions if it is too short."""
         with self._sizing:
             if samples > self._sized:
-                # They read the table that is replaced.
+                # Graphs read the table that is replaced here.
                 self.forget_graphs()
                 encoder = self._network.encoder
                 extend_positions(encoder, self._frames(samples), float_dtype(encoder))
                 self._sized = samples
 
     def _frames(self, samples: int) -> int:
-        """Give the encoder frames of so many samples, with room for what padding adds."""
+        """Return the encoder frames of `samples` samples, including what padding adds."""
         return samples // frame_samples(self._network) + 2
 
 
@@ -330,7 +330,7 @@ class _Network:
 
 
 def _finite_rows(encoded: Tensor, frames: Tensor) -> Tensor:
-    """Tell of each row whether its frames, shape (B, D, T), are finite, padding left out."""
+    """Tell for each row of (B, D, T) whether its frames are finite; padding is ignored."""
     import torch
 
     is_padding = torch.arange(encoded.shape[2], device=encoded.device) >= frames[:, None]
@@ -340,12 +340,12 @@ def _finite_rows(encoded: Tensor, frames: Tensor) -> Tensor:
 def encode(network: Any, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Run features and encoder over waveforms of shape (B, samples), int16 or fp32 within +-1.
 
-    Gives the encoder's output on the model's device, fp32, shape (B, D, T), and lengths (B,).
+    Return the encoder's output on the model's device, fp32, shape (B, D, T), and lengths (B,).
     """
     import torch
 
     device = device_of(network)
-    # From pinned memory the copy does not hold the thread up, and in int16 it is half as long.
+    # A copy from pinned memory does not block the thread, and int16 halves its size.
     waveforms = samples.to(device, non_blocking=True)
     if waveforms.dtype == torch.int16:
         waveforms = waveforms.to(torch.float32).div_(32768)
@@ -359,12 +359,12 @@ def encode(network: Any, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tens
 
 
 def device_of(network: Any) -> torch.device:
-    """Tell where the model is."""
+    """Return the model's device."""
     device: torch.device = next(network.encoder.parameters()).device
     return device
 
 
 def frame_samples(network: Any) -> int:
-    """Give the samples that one encoder frame stands for: 1,280 (80 ms)."""
+    """Return the number of samples per encoder frame: 1,280 (80 ms)."""
     stride = float(network.cfg.preprocessor.window_stride) * SAMPLE_RATE
     return round(stride) * int(network.cfg.encoder.subsampling_factor)

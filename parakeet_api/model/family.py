@@ -1,6 +1,6 @@
-"""The kinds of checkpoints that there are: which can be served, and what the others are.
+"""Classify checkpoints: which can be served, and what the others are.
 
-The one module that knows NeMo's classes by name.
+The only module with the names of NeMo's classes.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from parakeet_api.errors import CheckpointError
 from parakeet_api.model.architecture import FULL_SIZE, Architecture, Decoder, read_architecture
 from parakeet_api.transcript import SAMPLE_RATE
 
-_OTHERS = (
+_UNSUPPORTED = (
     (r"\w*MultiTalker\w*", "a multitalker model, which must be told who speaks when"),
     (r"\w*MultiTask\w*", "a Canary model, whose attention decoder is another program's work"),
     (r"\w*Sortformer\w*|\w*Diar\w*", "a model that tells speakers apart and writes no words"),
     (r"\w*SALM\w*|\w*SpeechLM\w*", "a language model that listens"),
     (r"\w*Label\w*|\w*Classification\w*", "a model that classifies sound and writes no words"),
 )
-"""What others of NeMo's classes are, for people."""
+"""Other classes of NeMo, described for error messages."""
 _TRANSDUCER = re.compile(r"EncDec\w*RNNT\w*BPE\w*")
-"""EncDecRNNTBPEModel, EncDecHybridRNNTCTCBPEModel, each also with a prompt."""
+"""EncDecRNNTBPEModel and EncDecHybridRNNTCTCBPEModel, each also with a prompt."""
 _CTC = re.compile(r"EncDecCTCModelBPE")
 _SERVED = "a Parakeet of the kinds TDT, RNNT or CTC, alone, hybrid or with a prompt"
 
 
 _SIZE = re.compile(r"(?<![\d.])(\d{1,4}(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
-"""Such as the end of parakeet-tdt-1.1b."""
+"""As in parakeet-tdt-1.1b."""
 
 
 class UnsupportedModelError(CheckpointError):
-    """A checkpoint holds a model that cannot be served; the message says what it is."""
+    """A checkpoint contains a model that cannot be served; the message says what it is."""
 
 
 def describe(config: Mapping[str, Any]) -> Architecture:
-    """Describe the model of a configuration. Raises `UnsupportedModelError` for other models."""
+    """Return a configuration's architecture; raise `UnsupportedModelError` for other models."""
     kind = str(config.get("target") or "model of no known kind").rpartition(".")[2]
     decoder = _decoder(kind, config)
     rate = _get(config, "preprocessor", "sample_rate")
@@ -47,7 +47,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
 
 
 def expect(model_id: str) -> Architecture:
-    """Guess the architecture of a checkpoint that is not on disk yet, by the size in its name."""
+    """Estimate the architecture of a checkpoint that is not on disk from the size in its name."""
     size = _SIZE.search(model_id)
     if size is None:
         return FULL_SIZE
@@ -57,7 +57,7 @@ def expect(model_id: str) -> Architecture:
 
 
 def _decoder(kind: str, config: Mapping[str, Any]) -> Decoder:
-    for pattern, what in _OTHERS:
+    for pattern, what in _UNSUPPORTED:
         if re.fullmatch(pattern, kind):
             raise UnsupportedModelError(f"a {kind}, {what}; needed is {_SERVED}")
     if _CTC.fullmatch(kind):
@@ -67,7 +67,7 @@ def _decoder(kind: str, config: Mapping[str, Any]) -> Decoder:
     loss = _get(config, "loss", "loss_name")
     if loss == "multiblank_rnnt" or _get(config, "decoding", "big_blank_durations"):
         raise UnsupportedModelError(f"a {kind} with several blanks; needed is {_SERVED}")
-    # As in NeMo, which takes durations from the loss where there is one.
+    # As in NeMo, which reads durations from the loss if there is one.
     return "tdt" if loss == "tdt" or _get(config, "decoding", "durations") else "rnnt"
 
 

@@ -1,7 +1,7 @@
-"""Try a GPU: `python -m parakeet_api.model.gpu_check cuda:0` prints what it found, as JSON.
+"""Test a GPU: `python -m parakeet_api.model.gpu_check cuda:0` prints a report as JSON.
 
-It runs in a process of its own, so that the one that serves holds nothing of the GPU until
-it loads a model.
+It runs in a separate process, so that the serving process does not use the GPU until it loads a
+model.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ if TYPE_CHECKING:
     import torch
 
 _SIZE = 256
-"""Rows and columns of the product: enough for cuBLAS to use the tensor cores."""
+"""Rows and columns of the test matrices: large enough for cuBLAS to use tensor cores."""
 _TOLERANCE = 0.05
-"""Relative; fp16 measures 0.0003, a GPU that computes nonsense anything."""
+"""Relative error; fp16 measures 0.0003."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReport:
-    """What is known of a GPU once it was tried."""
+    """The result of testing a GPU."""
 
     error: str | None = None
-    """Why no kernel ran, in torch's or the driver's words; `None` = one did."""
+    """Why no kernel ran: the message of torch or the driver; `None` = a kernel ran."""
     name: str = ""
     total_bytes: int = 0
     free_bytes: int = 0
-    """Beside this check's own CUDA context, which takes what the service's will."""
+    """Not counting this check's CUDA context, which is as large as the service's will be."""
     capability: str = ""
-    """The chip's, as torch names it: `sm_89`."""
+    """The GPU's, as torch names it: `sm_89`."""
     architectures: tuple[str, ...] = ()
-    """What this torch has kernels for; none if it was built for CPUs."""
+    """Those for which this torch has kernels; empty if it was built for CPUs."""
     cuda: str | None = None
-    """CUDA that this torch was built with: `13.0`."""
+    """The CUDA version that this torch was built with: `13.0`."""
     driver: str | None = None
-    """`580.65.06`, where the system reports it."""
+    """`580.65.06`, if the system reports it."""
 
     @classmethod
     def from_json(cls, text: str) -> GpuReport:
-        """Read what `python -m parakeet_api.model.gpu_check` printed.
+        """Parse the output of `python -m parakeet_api.model.gpu_check`.
 
-        Raises `ValueError` or `TypeError` if it is something else.
+        Raises `ValueError` or `TypeError` if it is not a report.
         """
         fields = json.loads(text)
         return cls(**(fields | {"architectures": tuple(fields["architectures"])}))
 
 
 def check_gpu(device: str) -> GpuReport:
-    """Run kernels on a GPU; what goes wrong is part of the report."""
+    """Run kernels on a GPU; errors are part of the report."""
     import torch
 
     report = GpuReport(
@@ -71,8 +71,8 @@ def check_gpu(device: str) -> GpuReport:
         report = dataclasses.replace(report, total_bytes=total, free_bytes=free)
         error = max(_product_error(device, dtype) for dtype in (torch.float16, torch.float32))
         torch.cuda.synchronize(device)
-    # torch says an AssertionError where it was built without CUDA; everything else is a
-    # RuntimeError of its own or of a library that it calls.
+    # torch raises an AssertionError if it was built without CUDA; everything else is a
+    # RuntimeError of torch or of a library that it calls.
     except (RuntimeError, AssertionError) as failure:
         reason = str(failure).strip() or type(failure).__name__
         return dataclasses.replace(report, error=reason.splitlines()[0])
@@ -82,7 +82,7 @@ def check_gpu(device: str) -> GpuReport:
 
 
 def _product_error(device: str, dtype: torch.dtype) -> float:
-    """Multiply two matrices on the GPU; give the relative error against the CPU's product."""
+    """Multiply two matrices on the GPU; return the relative error against the CPU's product."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -93,12 +93,12 @@ def _product_error(device: str, dtype: torch.dtype) -> float:
 
 
 def _driver_version() -> str | None:
-    """Read NVIDIA's own number of the driver, by which people install it."""
+    """Read NVIDIA's version number of the driver, by which it is installed."""
     try:
         line = Path("/proc/driver/nvidia/version").read_text(encoding="ascii").splitlines()[0]
     except (OSError, IndexError, UnicodeDecodeError):
         return None
-    # The line is words about the system, the version, and when it was built.
+    # The line has words about the system, the version, and the build date.
     return next((word for word in line.split() if word[0].isdigit() and "." in word), None)
 
 

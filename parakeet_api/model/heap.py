@@ -1,8 +1,8 @@
-"""What the C library keeps of freed memory, given back to the system.
+"""Return freed memory from the C library's heap to the system.
 
-A forward pass on a CPU takes and frees some hundred blocks of all sizes. What stays allocated
-between them, and each thread's own arena, leaves holes that no later pass fits: the process grows
-for hours although it uses no more.
+A forward pass on a CPU allocates and frees some hundred blocks of all sizes. Longer-lived blocks
+between them and per-thread arenas fragment the heap, so the process grows for hours although it
+uses no more memory.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
 _EVERY_S = 5.0
-"""A trim takes 10 to 30 ms, and what it gave back is taken again at 0.1 s of system time."""
+"""A trim takes 10 to 30 ms, and allocating the memory again takes 0.1 s of system time."""
 _GROWTH_BYTES = 64_000_000
-"""Clips now and then leave less: they need no trim."""
+"""Occasional clips free less, and need no trim."""
 
 
 def trim_heap() -> None:
-    """Give all freed memory back, where the C library can."""
+    """Return all freed memory to the system, if the C library supports it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int | None:
-    """Give the process' resident memory; `None` where the system does not report it."""
+    """Return the process' resident memory; `None` if the system does not report it."""
     try:
         return int(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -37,7 +37,7 @@ def resident_bytes() -> int | None:
 
 
 class HeapTrimmer:
-    """Trim when the process has grown and the last trim was a while ago."""
+    """Trim the heap if the process has grown, but not too often."""
 
     def __init__(
         self,
@@ -51,19 +51,19 @@ class HeapTrimmer:
         self._clock = clock
         self._trimming = threading.Lock()
         self._next_at = clock()
-        self._left_bytes = 0
-        """What was resident after the last trim."""
+        self._trimmed_bytes = 0
+        """Resident memory after the last trim."""
 
     def trim_if_grown(self) -> None:
-        """Trim, unless that was done lately or is being done by another thread."""
+        """Trim, unless the last trim is recent or another thread is trimming."""
         if self._clock() < self._next_at or not self._trimming.acquire(blocking=False):
             return
         try:
             resident = self._resident()
-            if resident is None or resident - self._left_bytes < _GROWTH_BYTES:
+            if resident is None or resident - self._trimmed_bytes < _GROWTH_BYTES:
                 return
             self._trim()
-            self._left_bytes = self._resident() or 0
+            self._trimmed_bytes = self._resident() or 0
             self._next_at = self._clock() + _EVERY_S
         finally:
             self._trimming.release()

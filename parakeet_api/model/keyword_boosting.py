@@ -1,9 +1,9 @@
-"""Keywords inside NeMo's decoders: what a row's list adds to the scores of its next piece.
+"""Boost keywords inside NeMo's decoders: add bonuses to the scores of a row's next piece.
 
-NeMo's own `GPUBiasingMultiModel` looks states up over the whole vocabulary, link by link, with a
-wait for the device at each: without Triton that takes longer than the decoder's own step. Here each
-state's arcs are complete, so one lookup is enough, and its number says whose list it is of, so that
-beams, which pass no ids, work as well.
+NeMo's `GPUBiasingMultiModel` looks states up over the whole vocabulary, following back-off links
+with a device synchronisation at each: without Triton that takes longer than the decoder's own
+step. Here each state's arcs are complete, so one lookup is enough. The state's number identifies
+its list, so beam search, which passes no ids, works as well.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ if TYPE_CHECKING:
 
 
 class KeywordBoosts:
-    """The trees of a batch's rows, in the place of NeMo's fusion models.
+    """The keyword trees of a batch's rows, used as a fusion model by NeMo.
 
-    Duck-typed after `NGramGPULanguageModel`: NeMo calls what is public here.
+    Implements the interface of `NGramGPULanguageModel`: NeMo calls the public methods.
     """
 
     def __init__(
         self, trees: Sequence[KeywordTree | None], *, vocabulary: int, device: str
     ) -> None:
-        """Take each row's tree; rows without one gain nothing."""
+        """Join the trees of all rows into one table; rows without a tree get no bonus."""
         import torch
 
         self.vocab_size = vocabulary
         distinct = list({id(tree): tree for tree in trees if tree is not None}.values())
-        # State 0 is that of rows without a list.
-        firsts = np.cumsum([1, *(tree.states for tree in distinct)])
-        first_of = {id(tree): int(first) for tree, first in zip(distinct, firsts, strict=False)}
+        # State 0 is for rows without a list.
+        first_states = np.cumsum([1, *(tree.states for tree in distinct)])
+        first_of = {
+            id(tree): int(first) for tree, first in zip(distinct, first_states, strict=False)
+        }
         arcs_before = np.cumsum([0, *(len(tree.pieces) for tree in distinct)])
 
         def joined(*parts: NDArray[Any]) -> Tensor:
@@ -48,11 +50,13 @@ class KeywordBoosts:
         starts = [tree.first_arc[:-1] + n for tree, n in zip(distinct, arcs_before, strict=False)]
         none = np.zeros(1, np.int64)
         self._first_arc = joined(none, *starts, arcs_before[-1:])
-        # One arc more, of no piece, for the places that a state with few arcs does not need.
+        # One more arc, without a piece, pads the arcs of states that have few.
         self._pieces = joined(*(tree.pieces for tree in distinct), np.array([vocabulary]))
         self._targets = joined(*(tree.targets + first_of[id(tree)] for tree in distinct), none)
         self._bonuses = joined(*(tree.bonuses for tree in distinct), np.zeros(1, np.float32))
-        self._places = torch.arange(max(1, *(tree.most_arcs for tree in distinct)), device=device)
+        self._arc_offsets = torch.arange(
+            max(1, *(tree.most_arcs for tree in distinct)), device=device
+        )
         self._list_of = joined(
             none, *(np.full(tree.states, n, np.int64) for n, tree in enumerate(distinct, 1))
         )
@@ -64,7 +68,7 @@ class KeywordBoosts:
     def _starts(
         self, trees: Sequence[KeywordTree], first_of: dict[int, int], device: str
     ) -> tuple[Tensor, Tensor]:
-        """Lay the arcs of the starts out over the vocabulary, shape (lists + 1, V + 1)."""
+        """Expand the arcs of the start states over the vocabulary, shape (lists + 1, V + 1)."""
         import torch
 
         bonuses = np.zeros((len(trees) + 1, self.vocab_size + 1), np.float32)
@@ -77,7 +81,7 @@ class KeywordBoosts:
         return torch.from_numpy(bonuses).to(device), torch.from_numpy(targets).to(device)
 
     def to(self, device: object) -> KeywordBoosts:
-        """Stay: everything is on the device already."""
+        """Do nothing: all tensors are on the device already."""
         del device
         return self
 
@@ -86,18 +90,18 @@ class KeywordBoosts:
         return False
 
     def get_init_states(self, batch_size: int, bos: bool = True) -> Tensor:
-        """Give each row's start; a beam's rows follow each other. Shape (batch_size,)."""
+        """Return each row's start state, shape (batch_size,); a beam's rows are adjacent."""
         del bos
         return self._rows.repeat_interleave(batch_size // len(self._rows))
 
     def advance(self, states: Tensor, eos_id: int | None = None) -> tuple[Tensor, Tensor]:
-        """Give what each piece gains, and where it leads, from states (N,): both (N, V)."""
+        """Return each piece's bonus and next state from states (N,); both have shape (N, V)."""
         import torch
 
         del eos_id
         lists = self._list_of[states]
         scores, targets = self._start_bonuses[lists], self._start_targets[lists]
-        arcs = self._first_arc[states][:, None] + self._places
+        arcs = self._first_arc[states][:, None] + self._arc_offsets
         arcs = torch.where(arcs < self._first_arc[states + 1][:, None], arcs, len(self._pieces) - 1)
         pieces = self._pieces[arcs]
         scores.scatter_(1, pieces, self._bonuses[arcs])
@@ -106,10 +110,10 @@ class KeywordBoosts:
 
 
 def boosted(decoding: Any, boosts: KeywordBoosts) -> Any:
-    """Give a decoding object of NeMo's that adds boosts to its scores, and shares all weights.
+    """Return a copy of NeMo's decoding object that adds boosts and shares all weights.
 
-    A copy: other threads decode with the original meanwhile. Whether a frame is blank stays NeMo's
-    own decision: no boost makes a piece of silence, or of a word that was passed over.
+    A copy, since other threads use the original. Boosts do not affect whether a frame is blank, so
+    they insert no words into silence and restore no words that were skipped.
     """
     from nemo.collections.asr.parts.utils.batched_beam_decoding_utils import (
         BlankLMScoreMode,
@@ -117,11 +121,11 @@ def boosted(decoding: Any, boosts: KeywordBoosts) -> Any:
     )
 
     computer = copy.copy(decoding.decoding_computer)
-    # The tables are of this batch alone: nothing that could be captured.
+    # The tables are specific to this batch, so a graph cannot be captured.
     computer.cuda_graphs_mode = None
     computer.fusion_models = [boosts]
     computer.fusion_models_alpha = [1.0]
-    # For beams: every piece gains, not only the likeliest, and the blank nothing.
+    # For beams: boost all pieces, not only the most probable ones, and never the blank.
     computer.pruning_mode = PruningMode.LATE
     computer.blank_lm_score_mode = BlankLMScoreMode.NO_SCORE
     boosted_decoding = copy.copy(decoding)

@@ -1,4 +1,4 @@
-"""The trees of keywords in one model's pieces, built once for each list."""
+"""Build keyword trees in a model's pieces, and cache them by list."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from parakeet_api.keywords import (
 logger = logging.getLogger(__name__)
 
 _KEPT = 64
-"""Lists whose trees are kept; one of 500 phrases takes half a megabyte."""
-_TOKENIZER = "tokenizer.model"
-"""How the name of a checkpoint's SentencePiece model ends."""
+"""Cached trees; one of 500 phrases takes half a megabyte."""
+_TOKENIZER_SUFFIX = "tokenizer.model"
+"""The end of the name of a checkpoint's SentencePiece model."""
 
 
 class KeywordTrees:
-    """Give trees, from several threads; no model has to be loaded for them.
+    """A thread-safe cache of keyword trees; works without a loaded model.
 
-    So a list is built in the thread of its request, while others are in the model.
+    So a tree is built in the thread of its request, while the model runs other requests.
     """
 
     def __init__(self, checkpoint: Callable[[], Path], *, always: Sequence[Keyword] = ()) -> None:
-        """Spell with the pieces of a checkpoint; `always` are the phrases of all requests."""
+        """Use the pieces of a checkpoint; the phrases in `always` are added to every request."""
         self._checkpoint = checkpoint
         self._always = tuple(always)
         self._lock = threading.Lock()
@@ -45,10 +45,10 @@ class KeywordTrees:
     def tree(
         self, keywords: Sequence[Keyword] = (), *, param: str = "keywords[]"
     ) -> KeywordTree | None:
-        """Give the tree of a request's phrases and those of all requests; `None` without any.
+        """Return the tree of a request's phrases and the `always` ones; `None` without any.
 
-        Raises `InvalidRequestError` naming the phrase that the model's pieces cannot spell, and
-        what finding a checkpoint raises.
+        Raises `InvalidRequestError`, naming a phrase that the model's pieces cannot spell, and
+        what `checkpoint` raises.
         """
         if not keywords and not self._always:
             return None
@@ -90,11 +90,11 @@ class KeywordTrees:
 
 
 def read_speller(checkpoint: Path) -> Spell:
-    """Read the pieces of a `.nemo` file; the function gives nothing for what they cannot spell."""
+    """Read a `.nemo` file's tokenizer; the result returns `()` for text that it cannot spell."""
     from sentencepiece import SentencePieceProcessor
 
     with tarfile.open(checkpoint) as archive:
-        tokenizers = [m for m in archive if m.isfile() and m.name.endswith(_TOKENIZER)]
+        tokenizers = [m for m in archive if m.isfile() and m.name.endswith(_TOKENIZER_SUFFIX)]
         file = archive.extractfile(tokenizers[0]) if len(tokenizers) == 1 else None
         if file is None:
             logger.warning(
@@ -107,7 +107,7 @@ def read_speller(checkpoint: Path) -> Spell:
     def spell(text: str) -> Sequence[int]:
         pieces: list[int] = processor.encode(text)
         if unknown in pieces:
-            # Most models have no sign but those of sentences.
+            # Most models have no special characters other than punctuation.
             pieces = processor.encode(re.sub(r"[^\w\s']", " ", text))
         return () if unknown in pieces else pieces
 
@@ -115,9 +115,9 @@ def read_speller(checkpoint: Path) -> Spell:
 
 
 def read_keywords_file(path: Path, *, name: str) -> tuple[Keyword, ...]:
-    """Read phrases from a text file, one a line; empty lines and those from `#` on are none.
+    """Read phrases from a text file, one per line; skip empty lines and those that begin with `#`.
 
-    Raises `SettingsError` with `name`, which is what named the file.
+    Raises `SettingsError` that refers to the file's setting by `name`.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -1,4 +1,4 @@
-"""Load a checkpoint for inference: restored, in its precision, on its device, warmed up.
+"""Load a checkpoint for inference: restore, cast, move to its device, warm up.
 
 torch and NeMo are imported inside functions: that takes ten seconds and a gigabyte.
 """
@@ -28,14 +28,14 @@ from parakeet_api.settings import DecodingStrategy, MatmulPrecision, Precision, 
 logger = logging.getLogger(__name__)
 
 _MAX_TOKENS_PER_FRAME = 10
-"""As NVIDIA's checkpoints were evaluated; without a limit a broken frame emits for ever."""
+"""As in NVIDIA's evaluations; without a limit a broken frame emits tokens for ever."""
 _SELF_TEST_FRAMES = 100
-"""Encoder frames: more than the 4 s of the self-test have."""
+"""Encoder frames: more than in the 4 s of the self-test."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded, for logs and `/health`."""
+    """Properties of a loaded model, for logs and `/health`."""
 
     device: str
     """`cpu`, `cuda:0`, ..."""
@@ -57,16 +57,16 @@ class ModelOptions:
     strategy: DecodingStrategy
     beam_size: int
     longest_s: float
-    """Seconds of audio that one chunk may have; position tables are sized for it."""
+    """Maximum seconds of audio in one chunk; position tables are sized for it."""
     largest_batch: int = 1
-    """Chunks that one forward pass may have."""
+    """Maximum number of chunks in one forward pass."""
     cuda_graphs: bool = True
     """Whether a GPU's passes are captured as graphs: the token decoder's for the largest batch of
     longest chunks, the encoder's for small batches."""
     graphed_s: float = 0.0
-    """Seconds of audio, padding included, that a batch may have whose encoder pass is a graph."""
+    """Seconds of audio in a batch, padding included, up to which its encoder pass is a graph."""
     graph_verdict: GraphVerdict | None = None
-    """Where it is remembered that graphs ended in a lost GPU."""
+    """Stores that graphs have failed, over a restart."""
     cpu_threads: int = 1
     """Threads that one forward pass may use on a CPU."""
     keep_cached_mb: float | None = None
@@ -89,7 +89,7 @@ class ModelOptions:
         plan: InferencePlan,
         on_warm_up: Callable[[float], None] = lambda _: None,
     ) -> Self:
-        """Give the options that the settings and the plan for the device ask for."""
+        """Build the options from the settings and the plan for the device."""
         permits = main_permits(settings.max_concurrent_inferences)
         cached_mb = settings.max_chunk_memory_mb if settings.aggressive_memory_cleanup else None
         return cls(
@@ -113,7 +113,7 @@ class ModelOptions:
 
 
 def _graph_verdict(settings: Settings, gpu: Gpu) -> GraphVerdict:
-    """Give what is known of CUDA graphs with this GPU, driver, torch and NeMo."""
+    """Return the stored verdict on CUDA graphs for this GPU, driver, torch and NeMo."""
     packages = [f"{name} {version(name)}" for name in ("torch", "nemo_toolkit")]
     setup = ", ".join([gpu.name, f"driver {gpu.driver}", *packages])
     return GraphVerdict(settings.jobs_dir / "cuda-graphs.json", setup=setup)
@@ -121,7 +121,7 @@ def _graph_verdict(settings: Settings, gpu: Gpu) -> GraphVerdict:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A checkpoint, ready for inference; nothing in it changes any more."""
+    """A checkpoint ready for inference; immutable."""
 
     network: Any
     """NeMo's model: preprocessor, encoder, decoder, tokenizer, and a joint network unless CTC."""
@@ -139,7 +139,7 @@ def load_model(path: Path, options: ModelOptions) -> LoadedModel:
     the disk or the memory does not suffice.
     """
     model, architecture = restore(path)
-    # What NeMo read from the file is in a reference cycle, the weights once more: 2.4 GB.
+    # NeMo leaves a second copy of the weights (2.4 GB) in a reference cycle.
     gc.collect()
     _prepare_for_inference(model)
     _set_backend_flags(model, options)
@@ -206,19 +206,19 @@ def _set_backend_flags(model: Any, options: ModelOptions) -> None:
 
     if options.device == "cpu":
         torch.set_num_threads(options.cpu_threads if is_large(model) else 1)
-    # Not allow_tf32 of matmul as well: each of the two overwrites the other.
+    # Do not set matmul.allow_tf32 as well: the two settings overwrite each other.
     torch.set_float32_matmul_precision(
         options.matmul_precision if options.allow_tf32 else "highest"
     )
     torch.backends.cudnn.allow_tf32 = options.allow_tf32
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     torch.backends.cudnn.deterministic = not options.cudnn_benchmark
-    # It makes a plan for every new shape, 16 ms a layer; torch's other kernels take none.
+    # cuDNN builds a plan for every new shape, 16 ms a layer; torch's other kernels need none.
     torch.backends.cuda.enable_cudnn_sdp(options.cudnn_benchmark)
 
 
 def _build_decoder(model: Any, options: ModelOptions, *, graphs: GraphShape | None) -> TokenDecoder:
-    """Make the token decoder, once: changing it later would throw its CUDA graphs away."""
+    """Build the token decoder once: changing it later would discard its CUDA graphs."""
     from nemo.collections.asr.parts.submodules.rnnt_decoding import RNNTBPEDecoding
     from omegaconf import open_dict
 
@@ -234,8 +234,8 @@ def _build_decoder(model: Any, options: ModelOptions, *, graphs: GraphShape | No
         config.beam.allow_cuda_graphs = graphs is not None
         config.beam.beam_size = options.beam_size
         config.beam.return_best_hypothesis = True
-        # Greedy decoding takes the most probable duration, which one more joint pass gives again; a
-        # beam may take another one.
+        # Greedy decoding uses the most probable duration, which one more joint pass reproduces; a
+        # beam may use another one.
         config.tdt_include_token_duration = beam and bool(config.get("durations"))
         # NeMo's own timestamps take a hundred times longer than grouping tokens into words.
         config.compute_timestamps = False
@@ -249,7 +249,7 @@ def _build_decoder(model: Any, options: ModelOptions, *, graphs: GraphShape | No
 
 
 def blank_id(model: Any) -> int:
-    """Give the blank's number, which is that of the vocabulary's pieces."""
+    """Return the id of the blank, which equals the size of the vocabulary."""
     if hasattr(model.decoder, "blank_idx"):
         return int(model.decoder.blank_idx)
     return int(model.decoder.num_classes_with_blank) - 1

@@ -1,4 +1,4 @@
-"""How much memory is free, and whether one more model fits into it."""
+"""Query free memory, and check whether one more model fits."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _RESERVE_BYTES = 300_000_000
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """The machine's memory, or the container's share of it, bytes."""
+    """Memory of the machine or the container, in bytes."""
 
     available: int
     total: int
 
 
 def host_memory(*, meminfo: Path = _PROC, cgroup: Path = _CGROUP) -> HostMemory | None:
-    """Look at the machine's memory and the cgroup's limit; `None` where neither can be read."""
+    """Query the machine's memory and the cgroup's limit; `None` if neither can be read."""
     known = [memory for memory in (_machine(meminfo), _container(cgroup)) if memory is not None]
     return min(known, key=lambda memory: memory.available, default=None)
 
 
 def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
-    """Tell whether a checkpoint can be loaded beside what is in the memory of `device` already.
+    """Tell whether a checkpoint fits into the free memory of `device`.
 
-    Where the file or the memory cannot be read, there is room: the load then reports the fault.
+    Return true if the file or the memory cannot be read: the load then reports the error.
     """
     try:
         size = checkpoint.stat().st_size
@@ -39,7 +39,7 @@ def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
         return True
     if device == "cpu":
         memory = host_memory()
-        # While they are loaded, the file's weights are there twice.
+        # During the load, the weights are in memory twice.
         return memory is None or memory.available >= 2 * size + _RESERVE_BYTES
     weights = size if settings.precision == "fp32" else size / 2
     one_pass = settings.max_chunk_memory_mb * 1e6
@@ -47,7 +47,7 @@ def has_room(checkpoint: Path, device: str, *, settings: Settings) -> bool:
 
 
 def _free_on_gpu(device: str, settings: Settings) -> float:
-    """Give what this process may still take of the GPU, bytes; torch's own cache is free too."""
+    """Return the bytes that this process may still allocate on the GPU, torch's cache included."""
     memory = device_memory(device)
     free = memory.total - memory.used + memory.reserved - memory.allocated
     return min(free, settings.gpu_memory_fraction * memory.total - memory.allocated)
@@ -63,7 +63,7 @@ def _machine(meminfo: Path) -> HostMemory | None:
 
 
 def _container(cgroup: Path) -> HostMemory | None:
-    """Look at a limit of cgroup v2; what it holds of files can be given back."""
+    """Read the limit of cgroup v2; inactive file cache counts as available."""
     try:
         # "max", no limit, is no number.
         limit = int((cgroup / "memory.max").read_text(encoding="ascii"))

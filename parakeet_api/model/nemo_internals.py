@@ -1,7 +1,7 @@
-"""The private interfaces of torch and NeMo that the service relies on, each with its reason.
+"""The private interfaces of torch and NeMo that the service uses, each with its reason.
 
-All of them stand here, so that an update of either package is one file to look through
-(`tests/model/test_nemo_internals.py` says which names must still be there). torch and NeMo are
+They are all in this module, so that only it must be reviewed when either package is updated
+(`tests/model/test_nemo_internals.py` checks that the names still exist). torch and NeMo are
 imported inside functions.
 """
 
@@ -29,7 +29,7 @@ _RANDOM_INITS = (
 
 @contextlib.contextmanager
 def no_random_init() -> Iterator[None]:
-    """Skip random initial weights: 10 s for 0.6 B parameters that the checkpoint overwrites."""
+    """Skip random weight initialisation: 10 s for 0.6 B parameters that are then overwritten."""
     from torch.nn import init
 
     originals = {name: getattr(init, name) for name in _RANDOM_INITS}
@@ -43,12 +43,12 @@ def no_random_init() -> Iterator[None]:
 
 
 def mend_kernel_compilation() -> None:
-    """Let NeMo compile the kernels of its CUDA graphs without damage to this process.
+    """Replace NeMo's `run_nvrtc`, which corrupts this process' memory.
 
-    NeMo's `run_nvrtc` has the compiler write its log, a single zero, into `b" " * 1`. Where that
-    module was compiled in this process and not read from a `.pyc`, the constant is CPython's one
-    object for that byte: from then on every `b" "` of the process is a zero byte, and `torch.load`
-    fails with every later checkpoint (NeMo issue 15423).
+    NeMo's function lets the compiler write its log, a single zero byte, into `b" " * 1`. If that
+    module was compiled in this process instead of being read from a `.pyc`, the constant is
+    CPython's shared object for that byte: from then on every `b" "` in the process is a zero byte,
+    and `torch.load` fails for every later checkpoint (NeMo issue 15423).
     """
     from nemo.core.utils import cuda_python_utils
 
@@ -56,13 +56,13 @@ def mend_kernel_compilation() -> None:
     if faulty is compile_kernel:
         return
     for module in list(sys.modules.values()):
-        # Also where it was imported by name.
+        # Also replace it in modules that imported it by name.
         if isinstance(module, types.ModuleType) and vars(module).get("run_nvrtc") is faulty:
             module.run_nvrtc = compile_kernel  # type: ignore[attr-defined]
 
 
 def compile_kernel(kernel_string: str, kernel_name: bytes, program_name: bytes) -> Any:
-    """Compile a CUDA kernel; NeMo's `run_nvrtc` with its names, writing into memory of its own.
+    """Compile a CUDA kernel like NeMo's `run_nvrtc`, but write into a private buffer.
 
     Raises NeMo's `NeMoCUDAPythonException`, on which it falls back to graphs without loops.
     """
@@ -75,7 +75,7 @@ def compile_kernel(kernel_string: str, kernel_name: bytes, program_name: bytes) 
     assert_drv(error)
     error, size = nvrtc.nvrtcGetPTXSize(program)
     assert_drv(error)
-    # One byte more than it needs: `bytes` of length 0 and 1 are shared by the whole process.
+    # One extra byte: `bytes` of length 0 and 1 are shared by the whole process.
     code = bytes(size + 1)
     (error,) = nvrtc.nvrtcGetPTX(program, code)
     assert_drv(error)
@@ -87,15 +87,15 @@ def compile_kernel(kernel_string: str, kernel_name: bytes, program_name: bytes) 
 
 
 def use_fused_attention(encoder: Any) -> None:
-    """Let torch compute attention in one kernel where it has one: an error of 7e-8 in fp32."""
+    """Compute attention in one kernel if torch has one; the error is 7e-8 in fp32."""
     for layer in encoder.layers:
-        # Not where attention is local: its class has it by inheritance and would pay no heed to it.
+        # Not for local attention: its class inherits the flag but ignores it.
         if layer.self_attention_model == "rel_pos" and hasattr(layer.self_attn, "use_pytorch_sdpa"):
             layer.self_attn.use_pytorch_sdpa = True
 
 
 def extend_positions(encoder: Any, frames: int, dtype: torch.dtype) -> None:
-    """Size the encoder's table of positions; NeMo does it while it encodes, where threads race."""
+    """Resize the encoder's table of positions; NeMo does so while encoding, where threads race."""
     parameter = next(encoder.pre_encode.parameters())
     encoder.pos_enc.extend_pe(frames, parameter.device, dtype)
     # NeMo would size it by mel frames, eight times too many: 1.1 GB for 24 minutes.
@@ -103,7 +103,7 @@ def extend_positions(encoder: Any, frames: int, dtype: torch.dtype) -> None:
 
 
 def float_dtype(module: Any) -> torch.dtype:
-    """Give the type of a module's weights; int8 ones are computed with in fp32."""
+    """Return the type of a module's weights; int8 modules compute in fp32."""
     import torch
 
     for parameter in module.parameters():
@@ -113,11 +113,11 @@ def float_dtype(module: Any) -> torch.dtype:
 
 
 def avoid_convolution_plans(encoder: Any) -> None:
-    """Let an encoder on a GPU convolve without cuDNN, which makes a plan for every new shape.
+    """Make an encoder on a GPU convolve without cuDNN, which builds a plan for every new shape.
 
-    A pass of a new length took 430 to 910 ms with cuDNN, 120 ms without, and the next of the same
-    length no longer. The kernels that torch then takes loop over the rows of a batch for all but
-    depthwise convolutions, so convolutions of one point become matrix products.
+    A pass of a new length took 430 to 910 ms with cuDNN and 120 ms without; later passes of the
+    same length are as fast. Without cuDNN torch loops over the rows of a batch for all but
+    depthwise convolutions, so pointwise convolutions are computed as matrix products.
     """
     import torch
 
@@ -153,7 +153,7 @@ def _convolve_points(_: Any, waves: Tensor, weight: Tensor, bias: Tensor | None)
 def _convolve_without_cudnn(
     convolution: Any, waves: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Convolve with torch's own kernels: the switch in `torch.backends` is all threads' at once."""
+    """Convolve with torch's own kernels; the flag in `torch.backends` would affect all threads."""
     import torch
 
     convolved: Tensor = torch._convolution(  # noqa: SLF001

@@ -1,8 +1,8 @@
-"""Several models that share one memory: which are loaded, and who gets the next permit.
+"""Share memory and permits among several models.
 
-A model is loaded when it is first needed. Where it does not fit beside the others, the least
-recently used one is evicted; never during a lease. Models that are needed all the time take turns,
-each as long as its load took, so that at most half of the time goes into loading.
+A model is loaded when it is first needed. If it does not fit, the least recently used model is
+evicted, but never during a lease. Models in constant use take turns, each at least as long as its
+load took, so that at most half of the time is spent loading.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Turn:
     """Scheduling state of one slot; all times are on the pool's clock."""
 
     leases: int = 0
-    """Held, or about to be."""
+    """Leases that are held or about to be."""
     used_at: float = -math.inf
     """When the last lease ended."""
     ends_at: float = -math.inf
@@ -155,9 +155,9 @@ class ModelPool:
             self._changed.notify_all()
 
     def _make_room(self, slot: ModelSlot) -> bool:
-        """Evict what is in the way and may go; tell whether the model may be loaded now."""
+        """Evict models as needed and permitted; return whether the model may be loaded now."""
         if any(turn.is_loading for turn in self._turns.values()):
-            # How much memory it will take cannot be seen yet.
+            # The memory that it will use is not known yet.
             return False
         checkpoint = slot.checkpoints.checkpoint().path
         ready = [other for other in self._turns if other.state == "ready"]
@@ -173,7 +173,7 @@ class ModelPool:
         return True
 
     def _eviction_key(self, slot: ModelSlot) -> tuple[bool, float]:
-        """Order by who is evicted first: the least recently used, then whose turn ends first."""
+        """Sort by order of eviction: least recently used, then earliest end of turn."""
         turn = self._turns[slot]
         return (True, turn.ends_at) if turn.leases else (False, turn.used_at)
 
@@ -203,7 +203,7 @@ class ModelPool:
         try:
             with self._loaded(slot):
                 pass
-        # A thread's border: the error is raised where the future is read.
+        # Raised where the future is read.
         except Exception as error:
             outcome.set_exception(error)
         else:

@@ -37,10 +37,10 @@ weights in full size bf16 measures 0.015 and int8 0.030. An overflow measures fa
 def place(
     model: Any, *, device: str, precision: Precision, keep_cudnn: bool
 ) -> tuple[EncoderPrecision, str]:
-    """Cast the encoder and move the model to its device; give the precision in use and why.
+    """Cast the encoder and move the model to its device; return the precision in use and why.
 
-    With `keep_cudnn`, convolutions on a GPU stay cuDNN's, which plans each new shape. Raises
-    `SettingsError` for a precision that the device does not have.
+    With `keep_cudnn`, convolutions on a GPU use cuDNN, which builds a plan for each new shape.
+    Raises `SettingsError` for a precision that the device does not support.
     """
     if precision != "auto":
         _cast_encoder(model, precision, device=device)
@@ -60,7 +60,7 @@ def place(
         reason = f"{candidate} failed its self-test: encoder error {error:.4f} against fp32"
         logger.warning("%s", reason)
         model.encoder = original
-        # Its layers form reference cycles: it would stay in the GPU's memory beside the next.
+        # Its layers form reference cycles, which would keep it in GPU memory.
         gc.collect()
     _move(model, device, keep_cudnn=keep_cudnn)
     return "fp32", reason
@@ -94,7 +94,7 @@ def is_large(model: Any) -> bool:
 
 
 def _cpu_features() -> set[str]:
-    """Give the names of what the processor can do, as Linux lists them."""
+    """Return the processor's feature flags, as listed by Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -104,14 +104,14 @@ def _cpu_features() -> set[str]:
 
 
 def _cast_encoder(model: Any, precision: EncoderPrecision, *, device: str) -> None:
-    """Cast the encoder alone: casting more would round the mel filters and the probabilities."""
+    """Cast only the encoder: casting more would round the mel filters and the probabilities."""
     import torch
 
     if precision == "int8":
         if device != "cpu":
             raise SettingsError("PRECISION='int8' is not available on a GPU: use fp16")
         with warnings.catch_warnings():
-            # Deprecated in favour of a package that is not among the requirements.
+            # Deprecated in favour of a package that is not a requirement.
             warnings.simplefilter("ignore")
             model.encoder = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
                 model.encoder, {torch.nn.Linear}, dtype=torch.qint8, inplace=True

@@ -1,4 +1,4 @@
-"""The prompt of a model that is told the language: an index for each row of a batch."""
+"""Language prompts: an index for each row of a batch, for models that are given the language."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AUTO = "auto"
 
 
 def prompt_languages(prompts: Mapping[str, int]) -> dict[str, int]:
-    """Give the prompt of each language, ISO 639-1; of its regions' the first that is listed."""
+    """Map ISO 639-1 codes to prompts; of several regions, the first one listed."""
     by_code: dict[str, int] = {}
     for name, index in prompts.items():
         code = None if name == _AUTO else language_code(name)
@@ -30,22 +30,22 @@ class LanguagePrompts:
     """Condition an encoder's output on languages, as NeMo's models with a prompt do."""
 
     def __init__(self, network: Any) -> None:
-        """Take over NeMo's network, whose `prompt_kernel` is two layers."""
+        """Wrap NeMo's network, whose `prompt_kernel` has two layers."""
         prompts: Mapping[str, int] = network.cfg.model_defaults.prompt_dictionary
         self._kernel = network.prompt_kernel
         self._by_language = prompt_languages(prompts)
-        # A model without it was trained on languages that it was always told.
+        # A model without `auto` was always given the language in training.
         self._auto = prompts.get(_AUTO, next(iter(prompts.values()), 0))
 
     def index(self, language: str | None) -> int:
-        """Give the prompt of a language, ISO 639-1; of one that it does not have, `auto`'s."""
+        """Return the prompt of an ISO 639-1 code; without one, that of `auto`."""
         return self._by_language.get(language or "", self._auto)
 
     def apply(self, encoded: Tensor, languages: Sequence[str | None]) -> Tensor:
         """Condition encoder output, fp32 of shape (B, D, T), on each row's language.
 
-        The first layer's weights for a prompt are a column: it is added to what the layer makes of
-        the frames, where NeMo appends a one-hot vector to every frame.
+        NeMo appends a one-hot vector to every frame. Here the prompt's column of the first layer's
+        weights is added to that layer's output, which is equivalent.
         """
         import torch
         from torch.nn import functional

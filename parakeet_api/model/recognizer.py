@@ -1,8 +1,8 @@
-"""Words from waveforms: the `Recognizer` protocol and its adapter to NVIDIA NeMo.
+"""Words from waveforms: the `Recognizer` protocol and its implementation with NVIDIA NeMo.
 
-The model is driven below `transcribe()`, which is not thread-safe,
-leaves modules in training mode and pads short clips: preprocessor (fp32) -> encoder (half
-precision where it pays) -> token decoder (fp32).
+Does not use NeMo's `transcribe()`, which is not thread-safe, leaves modules in training mode and
+pads short clips, but its parts: preprocessor (fp32) -> encoder (half precision where faster) ->
+token decoder (fp32).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
     Tensor = torch.Tensor
 
-_LONGEST_TOKEN = 3
-"""Encoder frames, 240 ms, that a token lasts at most where the model has no durations. Before a
-pause of half a second or more, those of a model that has some are 3 in the median."""
+_MAX_TOKEN_FRAMES = 3
+"""Encoder frames (240 ms). Maximum duration of a token if the model predicts none. For models that
+do, the median duration before a pause of at least half a second is 3."""
 _TRIAL_PASSES = 100
 """Passes after a load in which the loss of the GPU is attributed to CUDA graphs."""
 _SCORED_TOKENS = 8192
-"""Tokens whose probabilities are computed at once: 270 MB with a vocabulary of 8,192."""
+"""Tokens scored at once: 270 MB with a vocabulary of 8,192."""
 
 
 class OutOfDeviceMemoryError(Exception):
@@ -55,16 +55,16 @@ class OutOfDeviceMemoryError(Exception):
 
 
 class Recognizer(Protocol):
-    """What the rest of the service needs of a model."""
+    """A loaded model, as used by the rest of the service."""
 
     info: ModelInfo
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
-        """Give each chunk's words, in order, with times in the recording."""
+        """Return each chunk's words, in order, with times in the recording."""
         ...
 
     def close(self) -> None:
-        """Give the model's memory back; the recognizer is of no use afterwards."""
+        """Release the model's memory; the recognizer cannot be used afterwards."""
         ...
 
 
@@ -76,7 +76,7 @@ def load_recognizer(
     gpu: Gpu | None,
     plan: InferencePlan,
 ) -> Recognizer:
-    """Load a checkpoint as the settings and the plan for the device ask for.
+    """Load a checkpoint according to the settings and the plan for the device.
 
     `on_warm_up` is called with the share of the warm-up that is done. Raises as
     `NemoRecognizer.load` does.
@@ -89,7 +89,7 @@ def load_recognizer(
 
 
 class NemoRecognizer:
-    """A Parakeet checkpoint, ready for inference.
+    """A Parakeet checkpoint ready for inference.
 
     Safe to call from several threads: nothing in the model changes between calls.
     """
@@ -103,9 +103,9 @@ class NemoRecognizer:
         self._heap = HeapTrimmer()
         self._cache = None if self.info.device == "cpu" else _cache_trimmer(options)
         self._passes = 0
-        """Forward passes that came to their end."""
+        """Completed forward passes."""
         self._lost = False
-        """Whether the GPU refuses further work."""
+        """Whether the GPU context is lost."""
         architecture = loaded.architecture
         self._vocabulary = Vocabulary(
             self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
@@ -126,8 +126,8 @@ class NemoRecognizer:
         """Restore a `.nemo` file for inference.
 
         Raises `CheckpointError`, naming the file, if it is no complete Parakeet checkpoint;
-        `SettingsError` for a precision that the device does not have; `ModelLoadError` if the GPU
-        has not enough free memory, `DeviceLostError` if it refuses all work.
+        `SettingsError` for a precision that the device does not support; `ModelLoadError` if the
+        GPU has too little free memory, `DeviceLostError` if its context is lost.
         """
         try:
             return cls(load_model(path, options), options)
@@ -138,7 +138,7 @@ class NemoRecognizer:
                     raise DeviceLostError from error
                 raise
             shortage = str(error).partition("\n")[0]
-        # Only now: the error held what was loaded already, and so the memory.
+        # After the handler: the error referred to what was already loaded, and kept its memory.
         import torch
 
         gc.collect()
@@ -146,12 +146,12 @@ class NemoRecognizer:
         raise ModelLoadError(f"The GPU has not enough free memory for the model: {shortage}")
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
-        """Give each chunk's words, in order, with times in the recording.
+        """Return each chunk's words, in order, with times in the recording.
 
-        One forward pass for all: the result is the same as one by one, up to the encoder's
-        rounding (2e-6 in fp32). Digital silence has no words, and costs no pass: 12 hours of it
-        are a file of half a megabyte. Raises `OutOfDeviceMemoryError`, or `DeviceLostError` if the
-        GPU refuses all further work of this process.
+        All chunks share one forward pass, with the same result as separate passes up to the
+        encoder's rounding (2e-6 in fp32). Digital silence is skipped: 12 hours of it fit into a
+        file of half a megabyte. Raises `OutOfDeviceMemoryError`, or `DeviceLostError` if the GPU
+        fails for the rest of the process.
         """
         audible = [chunk for chunk in chunks if chunk.samples.any()]
         if not self._decoder.can_boost:
@@ -174,7 +174,7 @@ class NemoRecognizer:
             else:
                 raise
         if shortage is not None:
-            # Only now: the error held the failed pass, its tensors and so the memory.
+            # After the handler: the error referred to the tensors of the failed pass.
             import torch
 
             torch.cuda.empty_cache()
@@ -192,9 +192,9 @@ class NemoRecognizer:
         ]
 
     def _pass(self, chunks: Sequence[Chunk]) -> list[list[_Emission]]:
-        """Make a forward pass; other threads stage the next batch and build words meanwhile.
+        """Run a forward pass; other threads stage the next batch and build words meanwhile.
 
-        Gives each chunk's tokens, then, of those with keywords, the ones heard with them in mind.
+        Return each chunk's tokens, then the boosted tokens of the chunks with keywords.
         """
         import torch
 
@@ -206,7 +206,7 @@ class NemoRecognizer:
             if self._prompts is not None:
                 encoded = self._prompts.apply(encoded, [chunk.language for chunk in chunks])
             emissions = self._decoded(encoded, lengths, [chunk.keywords for chunk in chunks])
-            # The memory trimmers release what is not used any more.
+            # So that the memory trimmers can release them.
             del encoded, lengths
             if self._cache is not None:
                 self._cache.after_pass()
@@ -216,7 +216,7 @@ class NemoRecognizer:
         return emissions
 
     def close(self) -> None:
-        """Drop the model; what torch cached of the GPU's memory goes back to it."""
+        """Drop the model, and release GPU memory cached by torch."""
         import torch
 
         if self._cache is not None:
@@ -226,7 +226,7 @@ class NemoRecognizer:
                 self._decoder.forget_graphs()
                 self._encoder.forget_graphs()
         del self._decoder, self._encoder, self._model, self._prompts
-        # NeMo's modules refer to each other in cycles: else their memory is still in use.
+        # NeMo's modules form reference cycles, which would keep their memory in use.
         gc.collect()
         if self.info.device != "cpu" and not self._lost:
             torch.cuda.empty_cache()
@@ -238,20 +238,20 @@ class NemoRecognizer:
     def _decoded(
         self, encoded: Tensor, lengths: Tensor, trees: Sequence[KeywordTree | None]
     ) -> list[list[_Emission]]:
-        """Decode each row, then those with a tree once more with its boosts."""
+        """Decode each row, and the rows with a tree a second time with boosts."""
         rows = [row for row, tree in enumerate(trees) if tree is not None]
         if not rows:
             return self._emissions(encoded, self._decoder.decode(encoded, lengths))
         with_tree, of_tree = encoded[rows], lengths[rows]
         if self._decoder.uses_graphs:
-            # Graphs know nothing of boosts: only what is boosted does without them.
+            # Graphs do not support boosts, so only the boosted rows are decoded without graphs.
             plain = self._emissions(encoded, self._decoder.decode(encoded, lengths))
             boosts = self._boosts([trees[row] for row in rows])
             tokens = self._decoder.decode(with_tree, of_tree, boosts)
             return [*plain, *self._emissions(with_tree, tokens)]
         import torch
 
-        # Together: on a CPU most of a step's time is not the rows'.
+        # In one call: on a CPU, most of a decoding step's time does not depend on the row count.
         both = torch.cat([encoded, with_tree])
         boosts = self._boosts([*[None] * len(trees), *(trees[row] for row in rows)])
         tokens = self._decoder.decode(both, torch.cat([lengths, of_tree]), boosts)
@@ -262,13 +262,13 @@ class NemoRecognizer:
         return KeywordBoosts(trees, vocabulary=vocabulary, device=self.info.device)
 
     def _emissions(self, encoded: Tensor, tokens: Tokens) -> list[list[_Emission]]:
-        """Give each token the model's own probability and duration, row by row.
+        """Return each token the model's own probability and duration, row by row.
 
         The decoder reports neither reliably: its confidences cost time in its inner loop and are
         missing from beams, and its batched torch path overwrites durations of other rows (NeMo
         issue 16097). The joint network runs once more instead, along the path taken: one pass
         for the whole batch, exact to 5e-7, a twentieth of the decoder's time. Where the model has
-        no durations, a token lasts until the next one, `_LONGEST_TOKEN` at most.
+        no durations, a token lasts until the next one, `_MAX_TOKEN_FRAMES` at most.
         """
         import torch
 
@@ -278,7 +278,7 @@ class NemoRecognizer:
         device = encoded.device
         sizes = torch.tensor(counts, device=device)
         is_token = torch.arange(max(counts), device=device) < sizes[:, None]
-        # Every token of every row, one after the other: its row and its place there.
+        # Row and position of every token.
         rows, places = is_token.nonzero(as_tuple=True)
         ids = tokens.ids.to(device)
         chosen, frames = ids[rows, places], tokens.frames.to(device)[rows, places]
@@ -301,9 +301,9 @@ class NemoRecognizer:
     def _rescored(
         self, encoded: Tensor, path: Tensor, where: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Give the log-probability of tokens, (N,), and their most probable durations, (N,).
+        """Return the log-probability of tokens, (N,), and their most probable durations, (N,).
 
-        `path` is all rows' tokens, (B, U); `where` each token's row, place and frame, (N,) each.
+        `path` is all rows' tokens, (B, U); `where` each token's row, position and frame, (N,) each.
         """
         import torch
 
@@ -338,8 +338,8 @@ class NemoRecognizer:
     def _words(self, chunk: Chunk, emissions: Sequence[_Emission]) -> list[Word]:
         """Group tokens into words at the pieces that begin with a space.
 
-        Tags of languages are no words: they tell what the words before them are spoken in, and the
-        last one also of those after it.
+        Language tags are not words: a tag gives the language of the words before it, and the last
+        tag also that of the words after it.
         """
         groups: list[list[_Emission]] = []
         languages: list[str | None] = []
@@ -359,7 +359,7 @@ class NemoRecognizer:
     def _word(self, chunk: Chunk, group: Sequence[_Emission], language: str | None) -> Word:
         texts, is_spoken = self._vocabulary.texts, self._vocabulary.is_spoken
         tokens = tuple(Token(e.token_id, texts[e.token_id], e.logprob) for e in group)
-        # Punctuation is emitted whenever the model is sure of it, often in the pause after.
+        # Times exclude punctuation, which is often emitted in the pause after a word.
         spoken = [emission for emission in group if is_spoken[emission.token_id]] or group
         start = chunk.start + spoken[0].frame * self._frame_samples
         end = chunk.start + (spoken[-1].frame + spoken[-1].frames) * self._frame_samples
@@ -373,9 +373,9 @@ class NemoRecognizer:
 
 
 def _time_to_next(frames: Tensor, *, is_last: Tensor) -> Tensor:
-    """Give the frames until the next token of a row, `_LONGEST_TOKEN` at most; shapes (N,)."""
+    """Return the frames until the next token of a row, `_MAX_TOKEN_FRAMES` at most; shapes (N,)."""
     gaps = frames.roll(-1) - frames
-    return gaps.masked_fill(is_last, _LONGEST_TOKEN).clamp(max=_LONGEST_TOKEN)
+    return gaps.masked_fill(is_last, _MAX_TOKEN_FRAMES).clamp(max=_MAX_TOKEN_FRAMES)
 
 
 class _Emission(NamedTuple):
@@ -396,6 +396,6 @@ def _cache_trimmer(options: ModelOptions) -> CacheTrimmer:
 
 
 def _condemn_graphs(options: ModelOptions, error: Exception) -> None:
-    """Remember that the GPU was lost while graphs were new: the restarted process does without."""
+    """Store that the GPU was lost soon after capturing graphs: no graphs after the restart."""
     if options.cuda_graphs and options.graph_verdict is not None:
         options.graph_verdict.condemn(str(error).strip().partition("\n")[0])

@@ -26,16 +26,16 @@ from parakeet_api.model.family import UnsupportedModelError, describe
 from parakeet_api.model.nemo_internals import mend_kernel_compilation, no_random_init
 
 _UNPACKED = "parakeet-api-checkpoint-"
-"""How folders of unpacked checkpoints are called in TMPDIR."""
+"""Prefix of the folders of unpacked checkpoints in TMPDIR."""
 
 _importing = threading.Lock()
 
 
 def restore(path: Path) -> tuple[Any, Architecture]:
-    """Give NeMo's model in fp32 on the CPU, and what its configuration says of it.
+    """Return NeMo's model in fp32 on the CPU, and its architecture.
 
-    Raises `CheckpointError`, naming the file, if it is no complete Parakeet checkpoint; `OSError`
-    or `MemoryError` where the disk or the memory does not suffice.
+    Raises `CheckpointError`, naming the file, if it is not a complete Parakeet checkpoint;
+    `OSError` or `MemoryError` if the disk or the memory is full.
     """
     import_libraries()
     from nemo.collections.asr.models import ASRModel
@@ -49,7 +49,7 @@ def restore(path: Path) -> tuple[Any, Architecture]:
             warnings.catch_warnings(),
         ):
             _unpack(path, folder)
-            # About training options of the checkpoint, which do not concern inference.
+            # They concern training options of the checkpoint.
             warnings.simplefilter("ignore")
             model = ASRModel.restore_from(
                 str(path.absolute()),
@@ -74,9 +74,9 @@ def restore(path: Path) -> tuple[Any, Architecture]:
 
 @contextlib.contextmanager
 def _folder_to_unpack() -> Iterator[Path]:
-    """Make a folder for the time of the block; first remove those of processes that were killed.
+    """Create a folder for the block; first remove the folders of processes that were killed.
 
-    Those of running processes are locked. With the 0.6B model such a folder holds 2.5 GB.
+    Folders of running processes are locked. With the 0.6B model a folder takes 2.5 GB.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{_UNPACKED}*"):
         with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -99,16 +99,16 @@ def _locked(folder: Path, lock: int) -> Iterator[None]:
 
 
 def _is_machine_shortage(error: Exception) -> bool:
-    """Tell whether it is the machine that has too little of something, and not a damaged file."""
+    """Tell whether an error is a lack of disk or memory rather than a damaged file."""
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in DISK_FULL | {errno.ENOMEM}
     )
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a `.nemo` file's files, and nothing outside the folder.
+    """Unpack a `.nemo` file; write nothing outside the folder.
 
-    NeMo's own way needs Python 3.11.4 or newer; Debian 12 has 3.11.2.
+    NeMo's own method needs Python 3.11.4 or newer; Debian 12 has 3.11.2.
     """
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -124,7 +124,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 def import_libraries() -> None:
     """Import torch and NeMo, which takes some seconds the first time.
 
-    One thread at a time: two that import one package can see it half made.
+    One thread at a time: concurrent imports can see a partly initialised package.
     """
     with _importing:
         _import_nemo_quietly()
@@ -132,7 +132,7 @@ def import_libraries() -> None:
 
 def _import_nemo_quietly() -> None:
     """Import NeMo, then undo what it does to this process' logging and warnings."""
-    # A telemetry package among its dependencies reports at length that it is off.
+    # A telemetry package among its dependencies logs at length that it is disabled.
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

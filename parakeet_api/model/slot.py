@@ -1,4 +1,4 @@
-"""One model of the server: loaded when it is first needed, lent by leases, unloaded when idle."""
+"""One model of the server: load on first use, lend by leases, unload when idle."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ class ModelSlot:
         self.error: str | None = None
         """Why the last load failed."""
         self.failed_at: float | None = None
-        """When it did, on the slot's clock."""
+        """When the last load failed, on the slot's clock."""
         self.info: ModelInfo | None = None
         self.progress: float | None = None
         """Share of the current load's warm-up that is done, once it has begun."""
 
     @contextmanager
     def lease(self) -> Iterator[Recognizer]:
-        """Lend the model; it is loaded first if need be and never unloaded during a lease.
+        """Lend the model; load it first if necessary, and never unload it during a lease.
 
-        However many ask at once, one loads and the others share its outcome. A failed load is
-        tried again by the next lease. Raises what the load raised, as an `ApiError`, and
-        `StoppingError` once the slot is closed.
+        Of concurrent callers one loads the model and the others share the outcome. The next lease
+        retries a failed load. Raises what the load raised, as an `ApiError`, and `StoppingError`
+        once the slot is closed.
         """
         with self._lock:
             if self._closed.is_set():
@@ -94,7 +94,7 @@ class ModelSlot:
                     self._unload()
 
     def prepare(self) -> None:
-        """Do in the background, once, what the first load needs and takes no GPU for."""
+        """Run, once and in the background, the part of the first load that needs no GPU."""
         with self._lock:
             if self._preparing is not None or self._closed.is_set():
                 return
@@ -102,7 +102,7 @@ class ModelSlot:
         self._preparing.start()
 
     def failed_lately(self, within_s: float) -> bool:
-        """Tell whether the last load failed, not longer ago than so many seconds."""
+        """Tell whether the last load failed within the last `within_s` seconds."""
         failed_at = self.failed_at
         return (
             self.state == "failed"
@@ -111,7 +111,7 @@ class ModelSlot:
         )
 
     def unload_if_idle(self) -> bool:
-        """Unload if nobody has used the model for the idle timeout; tell whether it was."""
+        """Unload the model after the idle timeout; return whether it was unloaded."""
         if self._idle_timeout_s <= 0:
             return False
         with self._lock:
@@ -122,7 +122,7 @@ class ModelSlot:
         return True
 
     def unload_unused(self) -> Unloading:
-        """Unload unless the model is lent or being loaded; waits for neither."""
+        """Unload unless the model is lent or being loaded; wait for neither."""
         with self._lock:
             if self._leases:
                 return "in_use"
@@ -160,7 +160,7 @@ class ModelSlot:
         started = self._clock()
         try:
             recognizer = self._load(self.checkpoints.checkpoint().path, self._note_progress)
-        # Anything can fail in a load; all who wait share the error, the next request tries again.
+        # All waiting requests share the error; the next request tries again.
         except Exception as error:
             failure = error if isinstance(error, ApiError) else _load_error(error)
             with self._lock:
@@ -193,7 +193,7 @@ class ModelSlot:
         self._enter("unloaded")
         recognizer.close()
         del recognizer
-        # Reference cycles are freed now, not at some later allocation.
+        # Free reference cycles now, not at some later allocation.
         gc.collect()
         trim_heap()
         logger.info("model unloaded")
@@ -211,14 +211,14 @@ class ModelSlot:
         while not self._closed.wait(min(self._idle_timeout_s / 4, _MAX_POLL_S)):
             try:
                 self.unload_if_idle()
-            # A thread's border: a GPU that fails once must not keep the model for ever.
+            # Must not end the thread: after one failure the next attempt may succeed.
             except Exception:
                 logger.exception("the idle model could not be unloaded cleanly")
 
 
 def _load_error(error: Exception) -> ModelLoadError:
     logger.error("the model could not be loaded", exc_info=error)
-    # A MemoryError says nothing.
+    # A MemoryError has no message.
     reason = str(error) or type(error).__name__
     failure = ModelLoadError(f"The model could not be loaded: {reason}")
     failure.__cause__ = error

@@ -1,4 +1,4 @@
-"""NeMo's token decoder, and the CUDA graphs that it captures of itself on a GPU."""
+"""Run NeMo's token decoder, and manage the CUDA graphs that it captures on a GPU."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 30.0
-"""So long after a capture for which memory was short, the next is tried."""
+"""Wait before the next capture after one that ran out of memory."""
 _CHECK_ROWS = 8
 """Rows of the batch on which graphs are checked."""
 _CHECK_FRAMES = 100
 """8 s: enough for some hundred steps of the decoder's loops."""
 _CHECK_AGREEING = 7
-"""Rows that must agree. Rounding may decide one near tie otherwise, since a graph computes in the
-largest batch's shape; a graph whose memory was taken agrees in none."""
+"""Rows that must agree. Rounding may change one near tie, since a graph computes in the largest
+batch's shape; a graph whose memory was overwritten agrees in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,37 +36,37 @@ class GraphShape:
 
     rows: int
     frames: int
-    """Encoder frames a row."""
+    """Encoder frames per row."""
     width: int
-    """Numbers a frame."""
+    """Values per frame."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """What was emitted for a batch, on the model's device; rows are padded at their end."""
+    """The tokens of a batch, on the model's device; rows are padded at their end."""
 
     ids: Tensor
     """Shape (B, U), int64."""
     frames: Tensor
     """Encoder frame of each, shape (B, U), int64."""
     durations: Tensor | None
-    """Frames that each lasts, shape (B, U), int64; `None` = one more joint pass gives them."""
+    """Duration of each in frames, shape (B, U), int64; `None` = run one more joint pass."""
     counts: list[int]
-    """How many there are in each row; the largest is U."""
+    """Tokens in each row; the maximum is U."""
     logprobs: Tensor | None = None
-    """Log-probability of each, shape (B, U); `None` = one more joint pass gives them."""
+    """Log-probability of each, shape (B, U); `None` = run one more joint pass."""
 
 
 class TokenDecoder:
-    """Find the tokens in an encoder's output.
+    """Decode an encoder's output to tokens.
 
-    The graphs are captured for the largest batch before the first one is decoded: NeMo captures
-    anew whenever a batch has more rows or frames than the last capture, and for that batch alone,
-    so a long chunk and a large batch in turns would each pay for a capture.
+    The graphs are captured for the largest batch before the first batch is decoded. NeMo would
+    capture again whenever a batch has more rows or frames than the last capture, and only for that
+    batch: a long chunk and a large batch in turns would each cost a capture.
 
-    They own one set of buffers, so one caller at a time is let in. All memory that they write is
-    in a pool of their own: NeMo captures the loops on streams that torch's allocator does not
-    count to the capture, and what they use would else be given back when the capture ends.
+    Graphs share one set of buffers, so only one caller may decode at a time. All memory that they
+    write is in a private pool: NeMo captures the loops on streams that torch's allocator does not
+    attribute to the capture, so their memory would otherwise be freed when the capture ends.
     """
 
     can_boost = True
@@ -81,28 +81,28 @@ class TokenDecoder:
         beam: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take over NeMo's decoding object, made for graphs if a shape for them is given."""
+        """Wrap NeMo's decoding object, which supports graphs if `graphs` is given."""
         self.nemo = nemo
         self._device = device
         self._graphs = graphs
         self._beam = beam
         self._captured = False
         self._pool: Any = None
-        """Lives as long as what was captured in it."""
+        """Must live as long as the graphs captured in it."""
         self._clock = clock
         self._retry_at = clock()
 
     @property
     def uses_graphs(self) -> bool:
-        """Tell whether the next batch is decoded by graphs."""
+        """Whether the next batch is decoded with graphs."""
         return self._captured
 
     def decode(
         self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
     ) -> Tokens:
-        """Find each row's tokens in fp32 encoder output of shape (B, D, T), lengths (B,).
+        """Decode fp32 encoder output of shape (B, D, T), lengths (B,), to each row's tokens.
 
-        With `boosts` graphs are not used: their tables are of this batch alone.
+        With `boosts` graphs are not used: the boost tables are specific to the batch.
         """
         import torch
 
@@ -111,17 +111,17 @@ class TokenDecoder:
             try:
                 return self._decode(encoded, lengths, boosts)
             except Exception:
-                # What a graph wrote into may be half written, and the next batch would go on there.
+                # A graph's buffers may be partly written, which would affect the next batch.
                 self._forget()
                 raise
 
     def capture(self) -> None:
-        """Capture the graphs, if that was not done yet; without them decoding is slower."""
+        """Capture the graphs if they are not captured yet; without them decoding is slower."""
         with turn_on(self._device):
             self._capture_once()
 
     def forget_graphs(self) -> None:
-        """Give the graphs' memory back; they are captured anew when the next batch comes."""
+        """Release the graphs and their memory; the next batch captures them again."""
         with turn_on(self._device):
             self._forget()
 
@@ -134,8 +134,8 @@ class TokenDecoder:
         with self._graphs_as_captured():
             if self._beam:
                 return _of_beams(*decoding(encoder_output=encoded, encoded_lengths=lengths))
-            # Not through `decoding`: it would part the decoder's state by rows, all those that the
-            # graphs have room for, and copy their buffers to the host whole.
+            # Not through `decoding`: it would split the decoder's state for all rows of the graphs'
+            # shape, and copy their whole buffers to the host.
             hypotheses, _ = decoding.decoding_computer(x=encoded.transpose(1, 2), out_len=lengths)
         counts = hypotheses.current_lengths[: len(lengths)].tolist()
         longest = max(counts)
@@ -149,7 +149,7 @@ class TokenDecoder:
 
     @contextlib.contextmanager
     def _graphs_as_captured(self) -> Iterator[None]:
-        """Let NeMo take graphs if they are captured, and not capture by itself if they are not."""
+        """Let NeMo use graphs if they are captured; otherwise keep it from capturing some."""
         if self._captured:
             yield
             return
@@ -166,7 +166,7 @@ class TokenDecoder:
         try:
             self._capture(self._graphs)
             differing = self._rows_that_differ(self._graphs)
-        # NeMo, CUDA's bindings and torch each have errors of their own for it.
+        # NeMo, CUDA's bindings and torch raise many types of errors.
         except Exception as error:
             self._forget()
             if is_memory_shortage(error):
@@ -184,8 +184,9 @@ class TokenDecoder:
         import torch
 
         self._captured = True
-        # The length that NeMo's buffers have at least. A frame a row is then enough to size them:
-        # in full length the batch itself would take 800 MB of a large GPU, in a pool that keeps it.
+        # The minimum length of NeMo's buffers, so that a batch of one frame per row is enough to
+        # size them: a full-length batch would take 800 MB of a large GPU, and the pool would keep
+        # it.
         self.nemo.decoding.decoding_computer.INITIAL_MAX_TIME = shape.frames
         encoded = torch.zeros(shape.rows, shape.width, 1, device=self._device)
         lengths = torch.ones(shape.rows, dtype=torch.long, device=self._device)
@@ -204,9 +205,9 @@ class TokenDecoder:
             yield
 
     def _rows_that_differ(self, shape: GraphShape) -> int:
-        """Decode noise with and without graphs; count the rows whose tokens are not the same.
+        """Decode noise with and without graphs; count the rows whose tokens differ.
 
-        A driver or a torch with which graphs are faulty is to be found here, not by a user.
+        This detects a driver or a torch version with faulty graphs before a user does.
         """
         import torch
 
@@ -216,7 +217,7 @@ class TokenDecoder:
         ).to(self._device)
         lengths = torch.full((rows,), frames, dtype=torch.long, device=self._device)
         if self._device != "cpu":
-            # Memory that is not the graphs' own goes now, and not after hours.
+            # Release memory that is not in the graphs' pool, so that its misuse shows in this test.
             torch.cuda.empty_cache()
         with torch.inference_mode():
             with_graphs = _rows(self._decode(noise, lengths))
@@ -261,6 +262,6 @@ def _of_beams(hypotheses: list[Any]) -> Tokens:
 
 
 def _rows(tokens: Tokens) -> list[list[tuple[int, int]]]:
-    """Give each row's tokens and their frames."""
+    """Return each row's tokens and their frames."""
     columns = zip(tokens.ids.tolist(), tokens.frames.tolist(), tokens.counts, strict=True)
     return [list(zip(ids[:count], frames[:count], strict=True)) for ids, frames, count in columns]

@@ -1,4 +1,4 @@
-"""A model's pieces of words, and those that are no words: tags of languages, ends of utterances."""
+"""A model's word pieces and special tokens: language tags and ends of utterances."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ WORD_START = "\u2581"
 """SentencePiece's mark of a space before a piece."""
 _LANGUAGE_TAG = re.compile(r"<([A-Za-z]{2,3})([-_][A-Za-z0-9]{2,8})*>")
 _MARK = re.compile(r"<EO[UB]>|<[|]\w+[|]>|</?s>|<pad>", re.IGNORECASE)
-"""Ends of an utterance and of a backchannel (parakeet_realtime_eou), and what tokenizers mark."""
+"""Ends of an utterance or a backchannel (parakeet_realtime_eou), and tokenizers' special tokens."""
 
 
 class Vocabulary:
-    """What each token of a model stands for, by its number."""
+    """Properties of a model's tokens, by id."""
 
     def __init__(self, pieces: Sequence[str]) -> None:
-        """Take the pieces as SentencePiece spells them."""
-        # A text each, shared by all its tokens: ten hours have 200,000.
+        """Build the tables from SentencePiece's spellings."""
+        # One string per piece, shared by all its tokens: ten hours have 200,000.
         self.texts: list[str] = [piece.replace(WORD_START, " ") for piece in pieces]
         self.begins_word = [text.startswith(" ") for text in self.texts]
         self.is_spoken = [any(map(str.isalnum, text)) for text in self.texts]
@@ -36,6 +36,6 @@ class Vocabulary:
 
 
 def tagged_language(piece: str) -> str | None:
-    """Give the ISO 639-1 code of a tag such as `<de-DE>`; `None` = it is none."""
+    """Return the ISO 639-1 code of a tag such as `<de-DE>`; `None` = not a tag."""
     tag = _LANGUAGE_TAG.fullmatch(piece.strip(WORD_START + " "))
     return language_code(tag[1]) if tag else None

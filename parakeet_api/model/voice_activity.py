@@ -1,9 +1,9 @@
 """Silero's voice activity detector, as a `SpeechDetector`.
 
-Its TorchScript file answers step by step, from Python, and takes ten times as long; its ONNX file
-wants one more runtime. So the weights alone are read, and the steps of a whole stretch go through
-the convolutions together and through the LSTM in one call: equal to 2e-6, and 1.4 ms of one core
-for a second of sound.
+Its TorchScript model runs step by step from Python and takes ten times as long; its ONNX model
+needs one more runtime. So only the weights are read. All steps of a stretch of audio run through
+the convolutions in one batch and through the LSTM in one call: equal to 2e-6, and 1.4 ms of one
+core for a second of audio.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     Tensor = torch.Tensor
 
 _CONTEXT = 64
-"""Samples of the step before that each step sees."""
+"""Samples of the preceding step that each step includes."""
 _STFT_STEP = 128
 _STFT_BINS = 129
 _STRIDES = (1, 2, 2, 1)
 _LSTM = (209, 210, 211)
-"""Names of the LSTM's weights in the file: of its input, of its state, biases."""
+"""Suffixes of the LSTM's weights in the file: input, state, biases."""
 _FULL_SCALE = 32768.0
 
 
 def weights_file() -> Path:
-    """Give the detector's file in the package `silero-vad`.
+    """Return the path of the detector's weights in the package `silero-vad`.
 
     The package itself is not imported: it sets torch's number of threads for the whole process.
     """
@@ -47,32 +47,32 @@ def weights_file() -> Path:
 
 
 class SileroDetector:
-    """Tells speech from other sounds; safe to ask from many threads, loaded when first asked."""
+    """Detects speech; thread-safe, and loaded on first use."""
 
     def __init__(self) -> None:
         self._network: _Network | None = None
-        # One thread for all: each that enters torch gets a pool of threads of its own.
+        # One thread for all callers: torch creates a thread pool for each thread that calls it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="speech-detector")
 
     def probabilities(self, samples: Pcm) -> NDArray[np.float32]:
-        """Give the probability of speech for each 512 samples; shape `(ceil(n / 512),)`."""
+        """Return the probability of speech for each 512 samples; shape `(ceil(n / 512),)`."""
         if not len(samples):
             return np.zeros(0, np.float32)
-        return self._thread.submit(self._ask, samples).result()
+        return self._thread.submit(self._run, samples).result()
 
     def listen(self) -> SpeechListener:
-        """Begin to listen to sound that comes bit by bit."""
+        """Create a listener for streamed audio."""
         return SpeechListener(self)
 
     def continued(self, samples: Pcm, state: _State | None) -> tuple[NDArray[np.float32], _State]:
-        """Do what `SpeechListener.hear` does, from the state that the last call gave."""
+        """Continue from the state returned by the last call; see `SpeechListener.hear`."""
         return self._thread.submit(self._continue, samples, state).result()
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown()
 
-    def _ask(self, samples: Pcm) -> NDArray[np.float32]:
+    def _run(self, samples: Pcm) -> NDArray[np.float32]:
         return self._continue(samples, None)[0]
 
     def _continue(self, samples: Pcm, state: _State | None) -> tuple[NDArray[np.float32], _State]:
@@ -82,16 +82,16 @@ class SileroDetector:
 
 
 class SpeechListener:
-    """The detector on one sound that comes bit by bit; for one thread at a time."""
+    """Run the detector on one audio stream; for one thread at a time."""
 
     def __init__(self, detector: SileroDetector) -> None:
         self._detector = detector
         self._state: _State | None = None
 
     def hear(self, samples: Pcm) -> NDArray[np.float32]:
-        """Give the probability of speech for each of the next steps.
+        """Return the probability of speech for each of the next steps.
 
-        `samples` are one or more whole steps of 512; what was heard before is remembered.
+        `samples` are one or more whole steps of 512; the detector's state is kept between calls.
         """
         probabilities, self._state = self._detector.continued(samples, self._state)
         return probabilities
@@ -99,10 +99,10 @@ class SpeechListener:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _State:
-    """What the detector remembers of the sound before."""
+    """State of the detector between calls."""
 
     context: NDArray[np.float32]
-    """Its last samples, shape `(64,)`."""
+    """The last samples, shape `(64,)`."""
     lstm: tuple[Tensor, Tensor]
 
 
@@ -167,5 +167,5 @@ def _in_torchs_order(gates: Tensor) -> Tensor:
     """Reorder an LSTM's gates: input, output, forget, cell to input, forget, cell, output."""
     import torch
 
-    of_input, of_output, of_forgetting, of_cell = gates.chunk(4)
-    return torch.cat([of_input, of_forgetting, of_cell, of_output])
+    of_input, of_output, of_forget, of_cell = gates.chunk(4)
+    return torch.cat([of_input, of_forget, of_cell, of_output])

@@ -1,10 +1,10 @@
-"""The part of the small English model that NeMo does not have: Whisper's encoder as a front end.
+"""The front end of the small English model: Whisper's encoder, which NeMo lacks.
 
-That model's encoder is NeMo's `ConformerEncoder` with the encoder of Whisper tiny.en in place of
-its subsampling. NeMo builds its own encoder and this module exchanges the subsampling before the
-weights are loaded, so NeMo's list of classes that a checkpoint may name stays as it is.
+That model's encoder is NeMo's `ConformerEncoder` with the encoder of Whisper tiny.en instead of its
+subsampling. NeMo builds its own encoder, and this module replaces the subsampling before the
+weights are loaded, so NeMo's list of permitted classes need not change.
 
-Imports torch and NeMo at its top, as classes derive from theirs: import it inside functions.
+Imports torch and NeMo at module level for base classes: import this module inside functions.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _HEADS = 6
 _LAYERS = 4
 """These four are Whisper tiny's."""
 _WINDOW = 1500
-"""Frames of 20 ms: the 30 s that Whisper was trained on, and its positions reach."""
+"""Frames of 20 ms: the 30 s that Whisper was trained on and has positions for."""
 _STACKED = 4
-"""Frames of 20 ms that make one of 80 ms."""
+"""Frames of 20 ms stacked to one of 80 ms."""
 _SILENCE = -10.0
-"""Decimal logarithm of the power that stands for the time behind a row's end: nearly none."""
+"""Decimal logarithm of the power used after a row's end: near silence."""
 _RANGE = 8.0
 """Decades below the loudest cell that are kept, as in Whisper."""
 _LOUDEST = 0.78
-"""Decades to which the loudest cell of each row is moved: the weights know one level alone."""
+"""Level in decades to which the loudest cell of each row is scaled, as in training."""
 
 
 class WhisperConnector(SaveRestoreConnector):  # type: ignore[misc]
@@ -50,9 +50,9 @@ class WhisperConnector(SaveRestoreConnector):  # type: ignore[misc]
 
 
 def connector_for(folder: Path) -> SaveRestoreConnector:
-    """Give what restores the checkpoint that was unpacked into a folder.
+    """Return the connector that restores the checkpoint unpacked into a folder.
 
-    Where it begins with Whisper's encoder, its configuration is changed to name NeMo's class.
+    If its encoder begins with Whisper's, change its configuration to name NeMo's class.
     """
     config = folder / "model_config.yaml"
     text, found = _TARGET.subn(_CONFORMER, config.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ class WhisperFrontEnd(nn.Module):
     """
 
     def __init__(self, output_width: int) -> None:
-        """Give frames of that many numbers."""
+        """Build layers that output frames of width `output_width`."""
         super().__init__()
         self.conv1 = nn.Conv1d(_MELS, _WIDTH, 3, padding=1)
         self.conv2 = nn.Conv1d(_WIDTH, _WIDTH, 3, stride=2, padding=1)
@@ -97,10 +97,10 @@ class WhisperFrontEnd(nn.Module):
         return self.out(stacked), (counts + _STACKED - 1) // _STACKED
 
     def _transformed(self, frames: Tensor, counts: Tensor) -> Tensor:
-        """Run the transformer over windows of 30 s and over what remains, each for itself.
+        """Run the transformer separately over each window of 30 s and over the remainder.
 
-        The rest is not padded to a window: a chunk of 30 s is a few frames longer than one, as
-        batches are padded, and would take twice as long.
+        The remainder is not padded to a window: with the batch's padding a chunk of 30 s is a few
+        frames longer than one window, and would take twice as long.
         """
         rows, time, width = frames.shape
         whole = time - time % _WINDOW
@@ -116,7 +116,7 @@ class WhisperFrontEnd(nn.Module):
 
     def _window(self, frames: Tensor, counts: Tensor) -> Tensor:
         """Run the transformer over (B, T, D), of which `counts` (B,) frames are present."""
-        # A window behind a row's end attends to its first frame: to none, it would be NaN.
+        # A window after a row's end attends to its first frame; with no frame, it would be NaN.
         mask = _is_present(frames, counts.clamp(min=1))
         frames = frames + self.pos[: frames.shape[1]]
         for block in self.blocks:

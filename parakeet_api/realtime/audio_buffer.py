@@ -1,4 +1,4 @@
-"""The sound of a session that may still be needed, addressed by position."""
+"""The part of a session's audio that may still be needed, addressed by position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FIRST_SIZE = 16 * 1024
 
 
 class AudioBuffer:
-    """Samples from `start` to `end`, counted from the session's beginning; safe with threads."""
+    """Samples from `start` to `end`, counted from the start of the session; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,17 +22,17 @@ class AudioBuffer:
 
     @property
     def start(self) -> int:
-        """The first sample that is held."""
+        """Position of the first sample in the buffer."""
         return self._start
 
     @property
     def end(self) -> int:
-        """One past the last sample."""
+        """Position after the last sample."""
         with self._lock:
             return self._start + self._count
 
     def append(self, samples: Pcm) -> None:
-        """Add what was heard."""
+        """Append samples."""
         with self._lock:
             needed = self._count + len(samples)
             if needed > len(self._samples):
@@ -43,19 +43,19 @@ class AudioBuffer:
             self._count = needed
 
     def copy(self, start: int, end: int) -> Pcm:
-        """Copy samples, as far as they are held."""
+        """Copy those samples of a range that are in the buffer."""
         with self._lock:
             first = max(0, start - self._start)
             last = min(max(first, end - self._start), self._count)
             return self._samples[first:last].copy()
 
     def forget_before(self, position: int) -> None:
-        """Let go of the samples before a position."""
+        """Discard the samples before a position."""
         with self._lock:
             gone = min(max(0, position - self._start), self._count)
             rest = self._samples[gone : self._count]
             size = max(_FIRST_SIZE, 2 * len(rest))
-            # A long turn's memory is given back with it.
+            # Also shrink the buffer after a long turn.
             kept = np.zeros(size, np.int16) if size < len(self._samples) else self._samples
             kept[: len(rest)] = rest.copy()
             self._samples, self._count = kept, len(rest)

@@ -1,4 +1,4 @@
-"""A client's sound, as base64 of PCM or G.711, to 16 kHz mono."""
+"""Decode a client's audio, base64 of PCM or G.711, to 16 kHz mono."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENTRIES = 256
 
 
 class AudioInput:
-    """Decodes what a client appends; what of a sample or a filter is left waits for the next."""
+    """Decodes appended audio; keeps partial samples and the filter's state between calls."""
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
@@ -45,7 +45,7 @@ class AudioInput:
         return resampled
 
     def rest(self) -> Pcm:
-        """Give what the filter still holds, 10 ms or so; nothing can be decoded after it."""
+        """Flush the filter, about 10 ms; nothing can be decoded afterwards."""
         if self._resampler is None:
             return np.zeros(0, np.int16)
         resampled: Pcm = self._resampler.resample_chunk(np.zeros(0, np.int16), last=True)
@@ -61,7 +61,7 @@ class AudioInput:
 
 
 def _mu_law() -> NDArray[np.int16]:
-    """Give the sample of each byte of G.711's mu-law (ITU-T G.711, table 2)."""
+    """Return the sample of each byte of G.711's mu-law (ITU-T G.711, table 2)."""
     code = ~np.arange(_ENTRIES, dtype=np.uint8)
     exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
     magnitude = ((mantissa << 3) + _MU_BIAS << exponent) - _MU_BIAS
@@ -69,7 +69,7 @@ def _mu_law() -> NDArray[np.int16]:
 
 
 def _a_law() -> NDArray[np.int16]:
-    """Give the sample of each byte of G.711's A-law (ITU-T G.711, table 1)."""
+    """Return the sample of each byte of G.711's A-law (ITU-T G.711, table 1)."""
     code = np.arange(_ENTRIES, dtype=np.uint8) ^ np.uint8(0x55)
     exponent, mantissa = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32)
     magnitude = np.where(

@@ -1,6 +1,6 @@
-"""The server's events, as OpenAI's packages read them, and the fields of the client's.
+"""The server's events, as parsed by OpenAI's packages, and the parsing of client events.
 
-Every event that is sent has an `event_id` as well.
+Every event that is sent also has an `event_id`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from parakeet_api.errors import ApiError, InvalidRequestError
 from parakeet_api.formats.rendering import TokenLogprobJson
 
 _MAX_ECHO = 60
-"""Characters of a client's value that an error message repeats."""
+"""Maximum length of a client's value quoted in an error message."""
 
 
 class SessionEvent(TypedDict):
-    """The session's configuration, when it begins and when it has changed."""
+    """The session's configuration, sent at the start and after each change."""
 
     type: Literal[
         "session.created",
@@ -31,13 +31,13 @@ class SessionEvent(TypedDict):
 
 
 class BufferEvent(TypedDict):
-    """The sound since the last turn is forgotten."""
+    """The audio since the last turn has been discarded."""
 
     type: Literal["input_audio_buffer.cleared"]
 
 
 class SpeechStartedEvent(TypedDict):
-    """Someone begins to speak."""
+    """Speech starts."""
 
     type: Literal["input_audio_buffer.speech_started"]
     audio_start_ms: int
@@ -45,7 +45,7 @@ class SpeechStartedEvent(TypedDict):
 
 
 class SpeechStoppedEvent(TypedDict):
-    """Nobody has spoken for a while: the turn ends."""
+    """Speech has stopped; the turn ends."""
 
     type: Literal["input_audio_buffer.speech_stopped"]
     audio_end_ms: int
@@ -61,7 +61,7 @@ class CommittedEvent(TypedDict):
 
 
 class ItemEvent(TypedDict):
-    """A turn as an item of the conversation; its transcript comes by itself."""
+    """A turn as a conversation item; its transcript is sent separately."""
 
     type: Literal["conversation.item.added", "conversation.item.done", "conversation.item.created"]
     previous_item_id: str | None
@@ -69,7 +69,7 @@ class ItemEvent(TypedDict):
 
 
 class DeltaEvent(TypedDict):
-    """Words of a turn that no later sound can change."""
+    """Final words of a turn."""
 
     type: Literal["conversation.item.input_audio_transcription.delta"]
     item_id: str
@@ -79,7 +79,7 @@ class DeltaEvent(TypedDict):
 
 
 class CompletedEvent(TypedDict):
-    """A turn's whole transcript."""
+    """The whole transcript of a turn."""
 
     type: Literal["conversation.item.input_audio_transcription.completed"]
     item_id: str
@@ -91,7 +91,7 @@ class CompletedEvent(TypedDict):
 
 
 class FailedEvent(TypedDict):
-    """A turn has no transcript, and why."""
+    """The transcription of a turn has failed."""
 
     type: Literal["conversation.item.input_audio_transcription.failed"]
     item_id: str
@@ -100,7 +100,7 @@ class FailedEvent(TypedDict):
 
 
 class ErrorEvent(TypedDict):
-    """What is wrong with an event of the client, or with the session."""
+    """An error in a client event or in the session."""
 
     type: Literal["error"]
     error: Mapping[str, str | None]
@@ -121,7 +121,7 @@ ServerEvent = (
 
 
 def parse_event(message: str | bytes) -> Mapping[str, Any]:
-    """Read an event of the client. Raises `InvalidRequestError`."""
+    """Parse a client event. Raises `InvalidRequestError`."""
     if isinstance(message, bytes):
         raise InvalidRequestError("Events are text messages; this one was binary.")
     try:
@@ -136,13 +136,13 @@ def parse_event(message: str | bytes) -> Mapping[str, Any]:
 
 
 def error_event(error: ApiError, *, about: object = None) -> ErrorEvent:
-    """Tell of an error; `about` is the `event_id` of the client's event, if it has one."""
+    """Build an error event; `about` is the `event_id` of the client event, if it has one."""
     event_id = about if isinstance(about, str) else None
     return {"type": "error", "error": {**error_details(error), "event_id": event_id}}
 
 
 def error_details(error: ApiError) -> dict[str, str | None]:
-    """Give what an event says of an error."""
+    """Return the fields of an error in an event."""
     return {
         "type": error.type,
         "code": error.code,
@@ -152,7 +152,7 @@ def error_details(error: ApiError) -> dict[str, str | None]:
 
 
 def user_item(item_id: str) -> Mapping[str, Any]:
-    """Describe a turn as an item of the conversation."""
+    """Represent a turn as a conversation item."""
     return {
         "id": item_id,
         "object": "realtime.item",
@@ -164,6 +164,6 @@ def user_item(item_id: str) -> Mapping[str, Any]:
 
 
 def echoed(value: object) -> str:
-    """Repeat a client's value in a message, if it is short."""
+    """Quote a client's value for a message if it is short."""
     text = repr(value)
     return text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "..."

@@ -1,4 +1,4 @@
-"""How many live sessions are open at a time, and which one makes room for another."""
+"""Limit the number of open live sessions; evict an idle one for a new one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from parakeet_api.errors import QueueFullError
 from parakeet_api.metrics import Metrics
 
 _NEVER_SPOKEN_S = 5.0
-"""A session that has sent nothing for so long may have to make room for another."""
+"""A session that has never sent audio may be evicted after this time."""
 _QUIET_S = 60.0
-"""The same for one that has sent sound once."""
+"""A session that has sent audio may be evicted after this time without any."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -23,36 +23,36 @@ class Place:
     """An open session."""
 
     address: str
-    """The client's."""
+    """The client's address."""
     began: float = field(default_factory=time.monotonic)
     last_sound: Callable[[], float | None] = lambda: None
-    """When sound last came, by the monotonic clock; `None` = never."""
+    """When audio last arrived, by the monotonic clock; `None` = never."""
     abort: Callable[[], None] = lambda: None
-    """Ends the session at once."""
+    """End the session at once."""
     evicted: bool = False
-    """Whether another has taken it."""
+    """Whether the session must end for another one."""
 
     def is_idle(self, now: float) -> bool:
-        """Tell whether another may take it."""
+        """Tell whether the session may be evicted."""
         last = self.last_sound()
         return now - last > _QUIET_S if last else now - self.began > _NEVER_SPOKEN_S
 
 
 class Places:
-    """The live sessions of this server."""
+    """The open live sessions of this server."""
 
     def __init__(self, *, most: int, metrics: Metrics) -> None:
         self._most = most
         self._lock = threading.Lock()
         self._taken: list[Place] = []
-        """Those that count."""
+        """Sessions that count towards the limit."""
         self._open = 0
-        """Also those that were evicted and have not ended."""
+        """All sessions, including evicted ones that have not ended yet."""
         metrics.realtime_sessions.set_function(self.under_way)
 
     @contextmanager
     def take(self, address: str) -> Iterator[Place]:
-        """Hold a place for a session. Raises `QueueFullError` where there is none."""
+        """Reserve a place for a session. Raises `QueueFullError` if none is free."""
         place = Place(address=address)
         with self._lock:
             if len(self._taken) >= self._most:
@@ -68,7 +68,7 @@ class Places:
                     self._taken.remove(place)
 
     def under_way(self) -> int:
-        """Count the sessions that are open."""
+        """Count the open sessions."""
         return self._open
 
     def cancel(self) -> None:
@@ -79,7 +79,7 @@ class Places:
             place.abort()
 
     def _make_room(self) -> None:
-        """Take the place of an idle session, of the address that has most; with the lock held."""
+        """Evict an idle session of the address with the most; called with the lock held."""
         now = time.monotonic()
         idle = [place for place in self._taken if place.is_idle(now)]
         if not idle:

@@ -25,21 +25,21 @@ from parakeet_api.transcript import SAMPLE_RATE, Pcm
 logger = logging.getLogger(__name__)
 
 _MAX_TURN = 300 * SAMPLE_RATE
-"""Samples after which a turn is ended where it is quietest; applause or music may never end."""
-_CUT_REACH = 5 * SAMPLE_RATE
+"""Samples. A longer turn is split at its quietest moment: applause or music may never pause."""
+_CUT_WINDOW = 5 * SAMPLE_RATE
 _MAX_HELD = 600 * SAMPLE_RATE
 """Samples that a client may append without a commit: 10 minutes, 19 MB."""
-_SILENT = 60 * SAMPLE_RATE
-"""Of those, what is kept where nobody has spoken: clients commit after speech alone."""
+_MAX_SILENCE = 60 * SAMPLE_RATE
+"""Samples to keep of a buffer without speech: many clients only commit after speech."""
 _MIN_COMMIT = SAMPLE_RATE // 10
-"""OpenAI's own: less cannot be committed."""
-_KEPT = SAMPLE_RATE
-"""Sound before now, beside the padding, that a turn may still begin in: it is noticed later."""
-_PIECE = 30 * SAMPLE_RATE
-"""A longer append is listened to in pieces, so that a turn's limits are kept."""
+"""OpenAI's minimum for a commit."""
+_LOOKBACK = SAMPLE_RATE
+"""Samples kept in addition to the padding, since the start of a turn is detected late."""
+_MAX_PIECE = 30 * SAMPLE_RATE
+"""A longer append is processed in pieces, so that the limits of turns apply within it."""
 
 GOING_AWAY, NORMAL, TRY_AGAIN, FAILED = 1001, 1000, 1013, 1011
-"""Codes of WebSocket closes."""
+"""Close codes of WebSockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +47,29 @@ class Farewell:
     """Why the server ends a session."""
 
     kind: str
-    """For metrics."""
+    """Label in the metrics."""
     code: int
-    """Of the WebSocket's close."""
+    """Close code of the WebSocket."""
     reason: str
     error: str | None = None
-    """The code of an error event that is sent before."""
+    """Code of an error event that is sent first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long a session may last, and when it is to end."""
+    """When the server ends a session."""
 
     idle_s: float
-    """Without any sound."""
+    """Maximum time without audio."""
     most_s: float
     stopping: Callable[[], bool]
     """Whether the server is about to stop."""
     evicted: Callable[[], bool]
-    """Whether the session has to make room for another."""
+    """Whether the session must end for another one."""
 
 
 class Session:
-    """A client's live session; all methods are for the thread that receives."""
+    """A client's live session; only for the receiving thread, except `cancel`."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Session:
         is_old: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin; `send` takes events and never fails, `is_old` chooses the older spelling."""
+        """Start the session; `send` never fails, `is_old` selects the older event names."""
         self.id = f"sess_{uuid.uuid4().hex}"
         self._config = config
         self._models = models
@@ -98,7 +98,7 @@ class Session:
         self._transcriber = TurnTranscriber(self._buffer, self._send, metrics=metrics)
         self._turn: Turn | None = None
         self._turn_end = 0
-        """Where the last turn ended."""
+        """Position of the end of the last turn."""
         self._last_item: str | None = None
         self._handlers: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
             "session.update": self._update,
@@ -110,20 +110,21 @@ class Session:
 
     @property
     def heard_s(self) -> float:
-        """How much sound has come, seconds."""
+        """Seconds of audio received."""
         return self._buffer.end / SAMPLE_RATE
 
     def run(self, messages: Iterable[str | bytes | None]) -> Farewell | None:
-        """Answer messages until the client or the server ends the session.
+        """Handle messages until the client or the server ends the session.
 
-        `None` stands for a second without one. Gives why the server ends it, if it does.
+        `None` is yielded for each second without a message. Return why the server ended the
+        session; `None` if the client did.
         """
         try:
-            self._tell_config("created")
+            self._send_config("created")
             for message in messages:
                 if message is not None:
                     self._handle(message)
-                if (farewell := self._farewell()) is not None:
+                if (farewell := self._reason_to_end()) is not None:
                     self._finish(farewell)
                     return farewell
             return None
@@ -132,10 +133,10 @@ class Session:
             self._transcriber.finish()
 
     def cancel(self) -> None:
-        """Drop what is under way; for any thread."""
+        """Abort all transcription; may be called from any thread."""
         self._transcriber.cancel()
 
-    def _farewell(self) -> Farewell | None:
+    def _reason_to_end(self) -> Farewell | None:
         now = self._clock()
         if self._transcriber.is_over:
             return Farewell("error", FAILED, "The server had an error.", "internal_error")
@@ -154,7 +155,7 @@ class Session:
         return None
 
     def _finish(self, farewell: Farewell) -> None:
-        """Tell the words of what was said so far."""
+        """Transcribe the current turn, and send the error, if any."""
         if self._turn is not None and self._buffer.end - self._turn.start >= _MIN_COMMIT:
             self._end_turn(self._buffer.end)
         self._transcriber.finish()
@@ -179,7 +180,7 @@ class Session:
         except ApiError as error:
             self._send(error_event(error, about=event.get("event_id")))
         except Exception:
-            # A session's border: the other events of the client are not to blame.
+            # One failed event must not end the session.
             logger.exception("an event of a live session failed")
             failure = ServerError("The server had an error while processing this event.")
             self._send(error_event(failure, about=event.get("event_id")))
@@ -187,25 +188,25 @@ class Session:
     def _update(self, event: Mapping[str, Any]) -> None:
         self._reconfigure(self._config.updated(event.get("session")))
         self._is_old = False
-        self._tell_config("updated")
+        self._send_config("updated")
 
     def _update_old(self, event: Mapping[str, Any]) -> None:
         self._reconfigure(self._config.updated_by_old(event.get("session")))
         self._is_old = True
-        self._tell_config("updated")
+        self._send_config("updated")
 
     def _reconfigure(self, config: SessionConfig) -> None:
-        """Use another configuration from the next turn on. Raises `ApiError`."""
+        """Apply a configuration from the next turn on. Raises `ApiError`."""
         spoken_languages(config, self._models)
         if config.audio_format != self._config.audio_format:
-            self._hear(self._input.rest())
+            self._process(self._input.rest())
             self._input = AudioInput(config.audio_format)
         self._config = config
 
     def _append(self, event: Mapping[str, Any]) -> None:
-        if self._turn is not None and self._held() > _MAX_HELD:
+        if self._turn is not None and self._turn_samples() > _MAX_HELD:
             self._forget_silence(self._turn)
-        if self._held() > _MAX_HELD:
+        if self._turn_samples() > _MAX_HELD:
             error = InvalidRequestError(
                 f"The buffer holds {_MAX_HELD // SAMPLE_RATE} s of sound: commit or clear it.",
                 param="audio",
@@ -214,21 +215,21 @@ class Session:
             raise error
         samples = self._input.decode(event.get("audio"))
         self.last_sound = self._clock()
-        for start in range(0, len(samples), _PIECE):
-            self._hear(samples[start : start + _PIECE])
+        for start in range(0, len(samples), _MAX_PIECE):
+            self._process(samples[start : start + _MAX_PIECE])
 
-    def _held(self) -> int:
-        """Count the samples of the turn that goes on."""
+    def _turn_samples(self) -> int:
+        """Count the samples of the current turn."""
         return self._buffer.end - self._turn.start if self._turn else 0
 
     def _forget_silence(self, turn: Turn) -> None:
-        """Let a turn in which nobody has spoken begin later."""
+        """Drop the start of a turn in which nobody has spoken."""
         if self._edges.speech_end <= turn.start:
-            later = self._begin_turn(self._buffer.end - _SILENT)
+            later = self._begin_turn(self._buffer.end - _MAX_SILENCE)
             self._buffer.forget_before(later.start)
 
-    def _hear(self, samples: Pcm) -> None:
-        """Take sound; begin and end turns where speech does."""
+    def _process(self, samples: Pcm) -> None:
+        """Process audio; begin and end turns where speech starts and stops."""
         detection = self._config.turn_detection
         if detection is None and self._turn is None and len(samples):
             self._begin_turn(self._buffer.end)
@@ -246,7 +247,7 @@ class Session:
                 self._cut_turn(self._turn)
         elif detection is not None:
             padding = detection.prefix_padding_ms * SAMPLE_RATE // 1000
-            self._buffer.forget_before(self._buffer.end - padding - _KEPT)
+            self._buffer.forget_before(self._buffer.end - padding - _LOOKBACK)
         self._transcriber.look()
 
     def _speech_starts(self, at: int) -> None:
@@ -273,8 +274,8 @@ class Session:
         self._end_turn(at)
 
     def _cut_turn(self, turn: Turn) -> None:
-        """End a turn that is too long where it is quietest, and go on with another."""
-        begin = self._buffer.end - _CUT_REACH
+        """Split a turn that is too long at its quietest moment."""
+        begin = self._buffer.end - _CUT_WINDOW
         at = begin + quietest_moment(self._buffer.copy(begin, self._buffer.end))
         self._speech_stops(max(at, turn.start + 1))
         self._speech_starts(self._turn_end)
@@ -293,9 +294,9 @@ class Session:
         return turn
 
     def _commit(self, _: Mapping[str, Any]) -> None:
-        self._hear(self._input.rest())
+        self._process(self._input.rest())
         self._input = AudioInput(self._config.audio_format)
-        held = self._held()
+        held = self._turn_samples()
         if held < _MIN_COMMIT:
             error = InvalidRequestError(
                 "Error committing input audio buffer: buffer too small. Expected at least 100ms of"
@@ -316,7 +317,7 @@ class Session:
         self._send({"type": "input_audio_buffer.cleared"})
 
     def _end_turn(self, end: int) -> None:
-        """End the turn that goes on, and have it transcribed."""
+        """End the current turn, and queue it for transcription."""
         turn, self._turn = self._turn, None
         assert turn is not None
         turn.samples = self._buffer.copy(turn.start, end)
@@ -346,7 +347,7 @@ class Session:
             )
         self._transcriber.commit(turn)
 
-    def _tell_config(self, what: str) -> None:
+    def _send_config(self, what: str) -> None:
         own = {"id": self.id, "expires_at": self._expires}
         session = {
             **own,
@@ -363,7 +364,7 @@ class Session:
 
 
 def spoken_languages(config: SessionConfig, models: ServedModels) -> frozenset[str]:
-    """Give the languages that may be spoken. Raises `ApiError` for a model or language."""
+    """Return the candidate languages. Raises `ApiError` for an unknown model or language."""
     transcription = config.transcription
     supported = models.named(transcription.model).languages
     language = normalize_language(transcription.language, supported=supported)
@@ -374,7 +375,7 @@ def spoken_languages(config: SessionConfig, models: ServedModels) -> frozenset[s
 
 
 def with_model(config: SessionConfig, name: str) -> SessionConfig:
-    """Name a model, where the configuration names none."""
+    """Set the model if the configuration has none."""
     transcription = config.transcription
     if not name or transcription.model:
         return config

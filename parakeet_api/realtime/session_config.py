@@ -1,6 +1,6 @@
-"""What a client may set of a session, checked, and as both spellings of the API show it.
+"""A session's configuration: validation, and conversion from and to both versions of the API.
 
-`session.update` has OpenAI's present spelling; `transcription_session.update` the older one, which
+`session.update` is OpenAI's current event; `transcription_session.update` is the older one, which
 many clients still send.
 """
 
@@ -24,7 +24,7 @@ NoiseType = Literal["near_field", "far_field"]
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
 _PCM_RATE = 24_000
-"""OpenAI's own rate, where a client names none."""
+"""OpenAI's default sample rate."""
 _G711_RATE = 8_000
 _MIN_RATE, _MAX_RATE = 8_000, 48_000
 _MAX_TEXT = 16 * 1024
@@ -33,8 +33,8 @@ _MAX_KEYWORDS = 1000
 _MAX_PADDING_MS = 10_000
 _MIN_SILENCE_MS, _MAX_SILENCE_MS = 100, 10_000
 _SILENCE_OF: Mapping[Eagerness, int] = {"low": 1500, "medium": 800, "auto": 800, "high": 400}
-"""`semantic_vad` guesses from the words whether someone has finished; here a pause decides, in
-milliseconds."""
+"""Pause in milliseconds that ends a turn with `semantic_vad`. OpenAI's implementation predicts the
+end of a turn from the words."""
 _OLD_FORMATS: Mapping[str, tuple[AudioType, int]] = {
     "pcm16": ("audio/pcm", _PCM_RATE),
     "g711_ulaw": ("audio/pcmu", _G711_RATE),
@@ -43,18 +43,18 @@ _OLD_FORMATS: Mapping[str, tuple[AudioType, int]] = {
 
 
 class ClientSecretJson(TypedDict):
-    """A key that opens live sessions for some minutes."""
+    """A short-lived key for live sessions."""
 
     value: str
     """The key."""
     expires_at: UnixTime
     session: dict[str, Any]
-    """The configuration that its sessions begin with."""
+    """The initial configuration of its sessions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioFormat:
-    """How the client's sound is written: mono, signed 16-bit little-endian, or G.711."""
+    """Format of the client's audio: mono, signed 16-bit little-endian, or G.711."""
 
     type: AudioType = "audio/pcm"
     rate: int = _PCM_RATE
@@ -63,20 +63,20 @@ class AudioFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnDetection:
-    """How the server finds where turns begin and end."""
+    """How the server detects the start and end of turns."""
 
     type: TurnType = "server_vad"
     threshold: float = 0.5
-    """Probability of speech from which a turn begins."""
+    """Minimum probability of speech that starts a turn."""
     prefix_padding_ms: int = 300
-    """Sound before that which belongs to the turn."""
+    """Audio before the detected start that belongs to the turn."""
     silence_duration_ms: int = 500
     """Silence that ends a turn."""
     eagerness: Eagerness = "auto"
     """Of `semantic_vad`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Give OpenAI's object."""
+        """Return OpenAI's object."""
         if self.type == "semantic_vad":
             return {"type": self.type, "eagerness": self.eagerness}
         return {
@@ -89,7 +89,7 @@ class TurnDetection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcription:
-    """What the client says of the transcript."""
+    """Options of the transcript."""
 
     model: str = ""
     """Name of the model; empty = the first."""
@@ -99,7 +99,7 @@ class Transcription:
     """`prompt`, `keywords` and `delay`: accepted, and without effect."""
 
     def as_json(self) -> dict[str, Any]:
-        """Give OpenAI's object."""
+        """Return OpenAI's object."""
         return {
             "model": self.model or None,
             "language": self.language or None,
@@ -110,18 +110,18 @@ class Transcription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionConfig:
-    """What the client has set."""
+    """The configuration of a session."""
 
     audio_format: AudioFormat = AudioFormat()
     transcription: Transcription = Transcription()
     turn_detection: TurnDetection | None = TurnDetection()
-    """`None`: the client commits its turns."""
+    """`None` = the client commits turns."""
     noise_reduction: NoiseType | None = None
     """Accepted, and without effect: the models are trained on noisy speech."""
     logprobs: bool = False
 
     def updated(self, session: Any) -> SessionConfig:
-        """Take over what `session.update` sets. Raises `InvalidRequestError` naming the field."""
+        """Apply `session.update`. Raises `InvalidRequestError` naming the field."""
         fields = _object(session, "session")
         kind = fields.get("type", "transcription")
         if kind != "transcription":
@@ -145,7 +145,7 @@ class SessionConfig:
         )
 
     def updated_by_old(self, session: Any) -> SessionConfig:
-        """Take over what `transcription_session.update` sets. Raises `InvalidRequestError`."""
+        """Apply `transcription_session.update`. Raises `InvalidRequestError`."""
         fields = _object(session, "session")
         config = self._with_include(fields)
         if (given := fields.get("input_audio_format")) is not None:
@@ -164,7 +164,7 @@ class SessionConfig:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Give OpenAI's session, without what is the server's."""
+        """Return OpenAI's session object, without the fields set by the server."""
         rate = {"rate": self.audio_format.rate} if self.audio_format.type == "audio/pcm" else {}
         return {
             "object": "realtime.transcription_session",
@@ -181,7 +181,7 @@ class SessionConfig:
         }
 
     def as_old_json(self) -> dict[str, Any]:
-        """Give the session in the older spelling."""
+        """Return the older API's session object."""
         named = {kind: name for name, (kind, _) in _OLD_FORMATS.items()}
         return {
             "object": "realtime.transcription_session",

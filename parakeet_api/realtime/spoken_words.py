@@ -1,10 +1,9 @@
-"""Which words of a turn can be told while it goes on.
+"""Decide which words of a turn are final while it is still being spoken.
 
-Windows of the sound are recognised one after the other, and the last words of each are guesses: the
-model has not heard what follows. A word is final once two windows in a row have it and some sound
-after it was heard, or once so much was heard after it that a third would not change it
-("local agreement" of Liu, Spanakis and Niehues, Interspeech 2020). A final word is never taken
-back.
+Successive windows of the audio are recognised, and the last words of each are uncertain, since the
+model lacks the audio that follows. A word is final once two successive windows agree on it and
+some audio follows it, or once so much audio follows it that another window would not change it
+("local agreement" of Liu, Spanakis and Niehues, Interspeech 2020). A final word never changes.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from collections.abc import Sequence
 from parakeet_api.speech.stitching import align
 from parakeet_api.transcript import Word
 
-_HEARD_AFTER_S = 0.32
-"""Four frames after its end a word that two windows agree on is final."""
+_AGREED_S = 0.32
+"""A word that two windows agree on is final once this much audio (four frames) follows it."""
 SURE_S = 1.2
-"""So long after its end any word is."""
+"""Any word is final once this much audio follows it."""
 _TAIL = 30
-"""Final words by which the next ones are found."""
-_REACH_S = 1.0
+"""Final words used to align a window."""
+_ALIGN_MARGIN_S = 1.0
 _SAME_S = 0.4
-"""Two windows' timings of one word differ by less."""
+"""Maximum difference between two windows' times of the same word."""
 
 
 class SpokenWords:
@@ -31,11 +30,11 @@ class SpokenWords:
     def __init__(self) -> None:
         self.final: list[Word] = []
         self._guess: list[Word] = []
-        """What the last window had after the final words."""
+        """Words of the last window after the final ones."""
 
     @property
     def final_end(self) -> float:
-        """Where the last final word ends."""
+        """End of the last final word."""
         return self.final[-1].end if self.final else 0.0
 
     @property
@@ -44,13 +43,13 @@ class SpokenWords:
         return bool(self._guess)
 
     def hear(self, words: Sequence[Word], *, until: float) -> list[Word]:
-        """Take the words of a window that ends at `until`; give those that are now final."""
+        """Add the words of a window that ends at `until`; return the words that become final."""
         new = self._after_final(words)
         agreed = _agreed(self._guess, new)
         count = 0
         for number, word in enumerate(new):
-            heard_after = until - word.end
-            if heard_after < (_HEARD_AFTER_S if number < agreed else SURE_S):
+            lookahead_s = until - word.end
+            if lookahead_s < (_AGREED_S if number < agreed else SURE_S):
                 break
             count = number + 1
         self.final += new[:count]
@@ -58,7 +57,7 @@ class SpokenWords:
         return new[:count]
 
     def finish(self, words: Sequence[Word]) -> list[Word]:
-        """Take the words of the whole turn; give those after the final ones."""
+        """Add the words of the whole turn; return those after the final ones."""
         rest = self._after_final(words)
         self.final += rest
         self._guess = []
@@ -68,7 +67,7 @@ class SpokenWords:
         tail = self.final[-_TAIL:]
         if not tail:
             return list(words)
-        near = [word for word in words if word.middle >= tail[0].start - _REACH_S]
+        near = [word for word in words if word.middle >= tail[0].start - _ALIGN_MARGIN_S]
         position = taken = 0
         last: Word | None = None
         for stretch in align(tail, near):
@@ -78,12 +77,12 @@ class SpokenWords:
         rest = near[position:]
         if last is tail[-1]:
             return rest
-        # The window has another version of the last final words.
+        # The window's words differ from the last final ones.
         return [word for word in rest if word.middle >= tail[-1].end]
 
 
 def _agreed(before: Sequence[Word], now: Sequence[Word]) -> int:
-    """Count the words at the beginning that two windows have in common."""
+    """Count the leading words on which two windows agree."""
     count = 0
     for one, other in zip(before, now, strict=False):
         if _bare(one.text) != _bare(other.text) or abs(one.middle - other.middle) > _SAME_S:

@@ -1,7 +1,6 @@
-"""Recognises the turns of one session in a thread of its own: windows while one goes on, then all.
+"""Transcribe the turns of one session in a thread: windows of the current turn, then the whole.
 
-What windows of all sessions have to recognise meets in the batcher's queue, and goes ahead of
-recordings.
+The windows of all sessions share the batcher's queue, where they take precedence over recordings.
 """
 
 from __future__ import annotations
@@ -30,43 +29,44 @@ from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Pcm, Word, join_w
 
 logger = logging.getLogger(__name__)
 
-_STEP = round(0.4 * SAMPLE_RATE)
-"""A window is recognised once so much has come after the last one."""
-_FIRST = round(1.2 * SAMPLE_RATE)
-"""The first window of a turn: from less a model guesses. Of 177 words the tests' model told 5 wrong
-with windows from 0.4 s on, all at the beginning of a turn, and 2 with these."""
+_WINDOW_STEP = round(0.4 * SAMPLE_RATE)
+"""New audio needed for the next window."""
+_FIRST_WINDOW = round(1.2 * SAMPLE_RATE)
+"""Minimum length of a turn's first window: with less audio a model guesses. Of 177 words, the
+tests' model sent 5 wrong ones with first windows of 0.4 s, all at the start of a turn, and 2 with
+this length."""
 _CONTEXT = round(3.0 * SAMPLE_RATE)
-"""What it hears again of the words that are final already."""
-_LONGEST = 12 * SAMPLE_RATE
-"""A client that sends faster than people speak is followed in windows of this length."""
+"""Audio of words already final that each window includes as context."""
+_MAX_WINDOW = 12 * SAMPLE_RATE
+"""Maximum length of a window, if a client sends audio faster than real time."""
 _MAX_COMMITTED = 8
-"""Turns that may wait for their transcripts; then no more is received."""
+"""Queued turns, beyond which receiving pauses."""
 
 Send = Callable[[ServerEvent], None]
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Turn:
-    """What somebody says without a pause, or what the client commits."""
+    """A stretch of speech without a long pause, or of audio that the client commits."""
 
     item_id: str
     start: int
-    """First sample, counted from the session's beginning."""
+    """First sample, counted from the start of the session."""
     pipeline: Pipeline
-    """Of the model that the client chose."""
+    """The pipeline of the selected model."""
     languages: frozenset[str]
     logprobs: bool
     speech_end: int = 0
-    """One past the last sample of speech that is known of."""
+    """Position after the last sample of detected speech."""
     heard: int = 0
-    """One past the last sample of the last window."""
+    """Position after the last sample of the last window."""
     spoken: SpokenWords = field(default_factory=SpokenWords)
     samples: Pcm | None = None
-    """All of its sound, once it has ended."""
+    """All audio of the turn, once it has ended."""
 
 
 class TurnTranscriber:
-    """Tells the words of one turn after the other."""
+    """Transcribes turns one after the other, and sends their words."""
 
     def __init__(self, buffer: AudioBuffer, send: Send, *, metrics: Metrics) -> None:
         self._buffer = buffer
@@ -81,17 +81,17 @@ class TurnTranscriber:
         self._thread.start()
 
     def begin(self, turn: Turn) -> None:
-        """Follow a turn while it goes on."""
+        """Start recognising windows of a new turn."""
         with self._changed:
             self._live = turn
 
     def look(self) -> None:
-        """Notice that there is more sound."""
+        """Signal that more audio has arrived."""
         with self._changed:
             self._changed.notify_all()
 
     def commit(self, turn: Turn) -> None:
-        """Transcribe a turn that has ended; wait while too many others are waiting."""
+        """Queue a turn that has ended; wait while the queue is too long."""
         with self._changed:
             self._live = None
             self._committed.append(turn)
@@ -99,26 +99,26 @@ class TurnTranscriber:
             self._changed.wait_for(lambda: len(self._committed) <= _MAX_COMMITTED or self._is_over)
 
     def discard(self) -> None:
-        """Forget the turn that goes on."""
+        """Discard the current turn."""
         with self._changed:
             self._live = None
 
     def finish(self) -> None:
-        """Transcribe what is committed, and end the thread."""
+        """Transcribe the queued turns, and end the thread."""
         with self._changed:
             self._is_finishing = True
             self._changed.notify_all()
         self._thread.join()
 
     def cancel(self) -> None:
-        """Drop everything and let the thread end, within half a second or a forward pass."""
+        """Drop everything; the thread ends within half a second or a forward pass."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is transcribed any more."""
+        """Whether transcription has stopped."""
         return self._is_over
 
     def _cancelled(self) -> bool:
@@ -128,19 +128,19 @@ class TurnTranscriber:
         try:
             while (turn := self._next()) is not None:
                 if turn.samples is None:
-                    self._glance(turn)
+                    self._recognize_window(turn)
                 else:
                     self._complete(turn, turn.samples)
         except RequestCancelled:
             pass
         except Exception:
-            # A thread's border.
+            # Log the error; the thread then ends, and `is_over` ends the session.
             logger.exception("a live session's thread failed")
         finally:
             self.cancel()
 
     def _next(self) -> Turn | None:
-        """Wait for a turn to transcribe or to look at; `None` at the end."""
+        """Wait for a turn with work to do; return `None` at the end."""
         with self._changed:
             while not self._is_over:
                 if self._committed:
@@ -155,18 +155,18 @@ class TurnTranscriber:
         return None
 
     def _is_due(self, turn: Turn) -> bool:
-        """Tell whether a window would show more of a turn."""
+        """Tell whether another window may give more words of a turn."""
         new = self._buffer.end - (turn.heard or turn.start)
-        return new >= (_STEP if turn.heard else _FIRST) and (
-            turn.speech_end > turn.heard - _STEP or turn.spoken.has_guesses
+        return new >= (_WINDOW_STEP if turn.heard else _FIRST_WINDOW) and (
+            turn.speech_end > turn.heard - _WINDOW_STEP or turn.spoken.has_guesses
         )
 
-    def _glance(self, turn: Turn) -> None:
-        """Recognise a window of a turn that goes on; tell the words that are final."""
+    def _recognize_window(self, turn: Turn) -> None:
+        """Recognise a window of the current turn; send the words that become final."""
         known = max(turn.heard, turn.start) - turn.start - round(SURE_S * SAMPLE_RATE) - _CONTEXT
-        # On the grid of the turn's frames, where words are timed alike.
+        # Aligned with the turn's frames, so that words get the same times in all windows.
         start = max(0, known) // FRAME * FRAME
-        end = min(self._buffer.end - turn.start, start + _LONGEST)
+        end = min(self._buffer.end - turn.start, start + _MAX_WINDOW)
         samples = self._buffer.copy(turn.start + start, turn.start + end)
         try:
             words = turn.pipeline.glance(
@@ -177,18 +177,18 @@ class TurnTranscriber:
         except RequestCancelled:
             raise
         except Exception as error:
-            # Whatever it is: the turn's end tries again, and tells.
+            # Not reported: the end of the turn tries again and reports an error.
             logger.debug("a window was not recognised", exc_info=error)
             words = []
         turn.heard = turn.start + end
         with self._changed:
             if self._live is not turn:
-                # Its sound may belong to the next one already.
+                # The copied audio may already belong to the next turn.
                 return
-        self._tell(turn, turn.spoken.hear(words, until=end / SAMPLE_RATE))
+        self._send_words(turn, turn.spoken.hear(words, until=end / SAMPLE_RATE))
 
-    def _tell(self, turn: Turn, words: list[Word]) -> None:
-        """Send words that are final; all deltas of a turn make one text."""
+    def _send_words(self, turn: Turn, words: list[Word]) -> None:
+        """Send final words; the deltas of a turn join to one text."""
         if not words:
             return
         at_start = len(turn.spoken.final) == len(words)
@@ -214,10 +214,10 @@ class TurnTranscriber:
         except RequestCancelled:
             raise
         except Exception as error:
-            # Whatever it is, it is this turn's: the session goes on.
+            # Only this turn has failed; the session continues.
             self._fail(turn, error)
             return
-        self._tell(turn, turn.spoken.finish(words))
+        self._send_words(turn, turn.spoken.finish(words))
         text = join_words(words)
         language = detect_language(text, candidates=turn.languages)
         completed: CompletedEvent = {

@@ -1,4 +1,4 @@
-"""Where people begin and stop to speak, by the probabilities of a voice activity detector."""
+"""Detect the start and end of speech from the probabilities of a voice activity detector."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from parakeet_api.speech.activity import STEP
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 _STEPS = 6
-"""Asked at a time, 192 ms of sound: each call costs 2 ms, however few steps it has."""
+"""Steps per call of the detector, 192 ms of audio: each call has a fixed cost of 2 ms."""
 _MIN_STEPS = 2
-"""Steps of speech that begin a turn, 64 ms: a click or a hum that sets in has one."""
+"""Steps of speech that start a turn, 64 ms: a click or the onset of a hum has one."""
 _HYSTERESIS = 0.15
-"""Speech goes on down to so much below the threshold: Silero's own rule."""
+"""Hysteresis: speech continues down to this much below the threshold, as in Silero's code."""
 _PEAK_DECAY = 0.98
-"""A step. Quiet sound is made louder for the detector, by the loudest of the last seconds."""
+"""Decay per step. Quiet audio is amplified for the detector by the peak of the last seconds."""
 _LOUD = 0.35 * 32768
 _MAX_GAIN = 100.0
 
 
 class Listener(Protocol):
-    """Tells speech from other sounds, bit by bit."""
+    """Detects speech in streamed audio."""
 
     def hear(self, samples: Pcm) -> NDArray[np.float32]:
-        """Give the probability of speech for each of the next steps of `STEP` samples."""
+        """Return the probability of speech for each of the next steps of `STEP` samples."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A moment at which a turn begins or ends."""
+    """The start or end of speech."""
 
     begins: bool
     at: int
-    """Sample at which speech begins, or at which the silence after it was long enough."""
+    """Sample at which speech starts, or at which the silence after it is long enough."""
 
 
 class SpeechEdges:
-    """Listens to the sound of a session."""
+    """Detects the edges of speech in a session's audio."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._rest: Pcm = np.zeros(0, np.int16)
         self._peak = 1.0
         self._heard = 0
-        """One past the last sample that the detector has heard."""
+        """Position after the last sample that the detector has processed."""
         self._run = 0
         """Steps of speech in a row, before a turn."""
         self._is_speaking = False
         self.speech_end = 0
-        """One past the last sample of speech."""
+        """Position after the last sample of speech."""
 
     def hear(self, samples: Pcm, detection: TurnDetection) -> list[Edge]:
-        """Take what was heard next; give the turns' edges in it."""
+        """Process the next samples; return the edges of speech in them."""
         self._rest = np.concatenate([self._rest, samples])
         size = len(self._rest) // (_STEPS * STEP) * (_STEPS * STEP)
         if not size:
@@ -68,7 +68,7 @@ class SpeechEdges:
         return [edge for edge in edges if edge is not None]
 
     def end_turn(self) -> None:
-        """Forget that someone is speaking: the turn was ended otherwise."""
+        """Reset after a turn that was ended by other means."""
         self._is_speaking, self._run = False, 0
 
     def _step(self, probability: float, detection: TurnDetection) -> Edge | None:

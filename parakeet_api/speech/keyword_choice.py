@@ -1,9 +1,8 @@
-"""Choose between what a model hears and what it hears with keywords in mind.
+"""Merge the plain and the boosted transcript of a chunk.
 
-A boost does not only find keywords that were said: it also pulls other words towards them, and the
-words after them along. So both versions are decoded, and the second one counts only where it
-completes a keyword that the first one lacks, and where the model itself thinks it not much less
-likely.
+Boosting finds keywords that were spoken, but also changes other words to keywords and affects the
+words after them. So both transcripts are decoded, and the boosted one is used only where it
+completes a keyword that the plain one lacks and the model's own score for it is not much lower.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from parakeet_api.keywords import bare
 from parakeet_api.transcript import Word, mean_logprob
 
 _JITTER_S = 0.4
-"""The same word may be so far apart in the two versions."""
+"""Maximum difference between the times of the same word in the two transcripts."""
 _MAX_LOSS = 10.0
-"""How much less likely, natural logarithm, the model may think a keyword than what it replaces. In
-117 recordings 42 names cost up to that, 2 more; of wrong ones 2 cost 7, the next ones 14."""
+"""Maximum loss of log-probability (natural) when a keyword replaces words. In 117 recordings 42
+correct names lost up to this and 2 lost more; wrong ones lost 7 (two of them) or at least 14."""
 _MIN_LOGPROB = -1.6
-"""Mean log-probability that the tokens of a keyword must have for the model itself. It leaves out 3
-of those 42, and the 2 wrong ones."""
+"""Minimum mean log-probability of a keyword's tokens without boosts. It rejects 3 of those 42
+names, and the 2 wrong ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where the versions differ, between two words that both have; one may have nothing there."""
+    """A difference between two words that both transcripts have; one side may be empty."""
 
     plain: slice
     boosted: slice
@@ -35,9 +34,9 @@ class Difference:
 def choose(
     plain: Sequence[Word], boosted: Sequence[Word], phrases: Collection[tuple[str, ...]]
 ) -> list[Word]:
-    """Give the plain words, with keywords of the boosted ones where they are likely enough.
+    """Return the plain words, with boosted keywords where they are probable enough.
 
-    `phrases` are the keywords, each as its bare words.
+    `phrases` are the keywords, each as a tuple of normalised words.
     """
     found = keyword_places(boosted, phrases)
     chosen: list[Word] = []
@@ -56,7 +55,7 @@ def choose(
 def _with_keyword(
     words: list[Word], keyword: Sequence[Word], boosted: Sequence[Word]
 ) -> list[Word]:
-    """Put a keyword in the place of those words that it is nearest to, if it is likely enough."""
+    """Replace the words nearest in time to a keyword, if the keyword is probable enough."""
     replaced = [
         word
         for word in words
@@ -73,7 +72,7 @@ def _with_keyword(
 
 
 def _runs(places: Sequence[int]) -> Iterator[slice]:
-    """Give the runs of places that follow each other."""
+    """Return the runs of consecutive positions."""
     start = 0
     for at in range(1, len(places) + 1):
         if at == len(places) or places[at] != places[at - 1] + 1:
@@ -82,7 +81,7 @@ def _runs(places: Sequence[int]) -> Iterator[slice]:
 
 
 def keyword_places(words: Sequence[Word], phrases: Collection[tuple[str, ...]]) -> set[int]:
-    """Give the places of the words that are part of a whole keyword."""
+    """Return the positions of words that are part of a complete keyword."""
     bares = [bare(word.text) for word in words]
     lengths = sorted({len(phrase) for phrase in phrases})
     return {
@@ -95,7 +94,7 @@ def keyword_places(words: Sequence[Word], phrases: Collection[tuple[str, ...]]) 
 
 
 def differences(plain: Sequence[Word], boosted: Sequence[Word]) -> Iterator[Difference]:
-    """Pair equal words in order of time; give what lies between the pairs."""
+    """Align equal words in time order; return the differences between them."""
     here = there = 0
     for at, word in enumerate(plain):
         for other in range(there, len(boosted)):

@@ -265,7 +265,7 @@ def test_the_older_spelling_is_understood(server: Server, clips: list[Clip]) -> 
 
 
 def refused(server: Server, **options: Any) -> httpx.Response:
-    """Give the answer to a handshake that is refused."""
+    """Return the answer to a handshake that is refused."""
     with (
         pytest.raises(InvalidStatus) as refusal,
         dial(server, **options),

@@ -34,7 +34,7 @@ def trees() -> KeywordTrees:
 
 @pytest.fixture(scope="module")
 def rusks(decoder: FfmpegDecoder) -> Chunk:
-    """Give "Illustration, rusks.", in which the model hears rusts."""
+    """Return "Illustration, rusks.", in which the model hears rusts."""
     return whole(decode(decoder, REAL_SPEECH / "librispeech_dev_clean_mp3-0062.ogg"))
 
 

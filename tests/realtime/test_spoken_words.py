@@ -12,7 +12,7 @@ TEXT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", 
 
 
 def words(texts: list[str], *, first: float = 0.0, shift: float = 0.0) -> list[Word]:
-    """Give words of 0.4 s, one every half second."""
+    """Return words of 0.4 s, one every half second."""
     return [
         Word(text, first + number / 2 + shift, first + number / 2 + 0.4 + shift)
         for number, text in enumerate(texts)

@@ -9,7 +9,7 @@ RUSKS = frozenset({("rusks",)})
 
 
 def said(text: str, *, logprob: float = -0.1, at: float = 0.0) -> list[Word]:
-    """Give words of half a second each, with one token."""
+    """Return words of half a second each, with one token."""
     return [
         Word(word, at + n / 2, at + n / 2 + 0.4, (Token(n, f" {word}", logprob),))
         for n, word in enumerate(text.split())
