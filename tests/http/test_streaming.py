@@ -119,15 +119,15 @@ def test_a_slow_reader_loses_nothing_and_does_not_fill_the_memory(
             time.sleep(0.05)
         received += answer.read()
 
-    stream = Stream()
+    slow = Stream()
     for event in events(received.decode().splitlines()):
-        stream.add(event)
-    (done,) = stream.of("text.done")
-    deltas = stream.of("text.delta")
+        slow.add(event)
+    (done,) = slow.of("text.done")
+    deltas = slow.of("text.delta")
     assert "".join(event["delta"] for event in deltas) == done["text"]
     assert [entry for event in deltas for entry in event["logprobs"]] == done["logprobs"]
     # Batches, and with them the last digits, depend on the moment.
-    assert [len(stream.of(kind)) for kind in ("text.delta", "peaks")] == [
+    assert [len(slow.of(kind)) for kind in ("text.delta", "peaks")] == [
         len(stream.of(kind)) for kind in ("text.delta", "peaks")
     ]
     growth_mb = _memory_peak_mb(server) - before_mb
