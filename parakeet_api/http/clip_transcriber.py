@@ -78,7 +78,7 @@ class ClipTranscriber:
     def __init__(
         self, options: FrontOptions, *, pass_link: Callable[[socket.socket], None]
     ) -> None:
-        """Prepare; `pass_link` gives one end of a new link to the process with the model."""
+        """Build the pipeline's parts; `pass_link` sends a link's end to the model's process."""
         self._pass_link = pass_link
         self._settings = replace(options.settings, transcribe_num_workers=0)
         self._local = threading.local()

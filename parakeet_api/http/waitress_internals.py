@@ -171,7 +171,7 @@ class Parser(HTTPRequestParser):
         return super().get_body_stream() if self.body is None else self.body
 
     def is_short(self) -> bool:
-        """Return whether the whole body fits into memory and is sent without being asked for."""
+        """Return whether the whole body fits into memory and is sent without `100 Continue`."""
         return not (self.chunked or self._waits_for_continue) and self.content_length <= MAX_HELD
 
     def is_whole(self) -> bool:
