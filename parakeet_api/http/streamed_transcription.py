@@ -105,7 +105,7 @@ class StreamedTranscription:
         # The second is raised if waitress detects the disconnect while writing.
         except (RequestCancelled, GeneratorExit):
             self._record.failure = CLIENT_GONE
-        # The status is sent already: an error is an event now.
+        # The status is already sent, so report the error as an event.
         except Exception as error:
             failure = as_api_error(error, request_id=self._record.id)
             self._record.failure = failure.code or failure.type

@@ -215,7 +215,7 @@ def test_chunks_are_never_longer_than_configured(vram_gb: float | None) -> None:
 
 
 class Driver(ModuleType):
-    """Stands for cuda.bindings.driver: every function returns (CUresult, value)."""
+    """A fake of cuda.bindings.driver: every function returns (CUresult, value)."""
 
     def __init__(self, *, init: int = OK, gpus: int = 1) -> None:
         super().__init__("cuda.bindings.driver")
