@@ -116,7 +116,7 @@ class TestTrustedProxy:
             "HTTP_HOST": "inside:5092",
         }
         environ |= {f"HTTP_X_FORWARDED_{name.upper()}": value for name, value in headers.items()}
-        answer: Any = None  # Nothing is answered.
+        answer: Any = None  # No response is sent.
         TrustedProxies(application, trusted=trusted)(environ, answer)
         return received
 
