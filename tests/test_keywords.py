@@ -1,4 +1,4 @@
-"""Phrases of a request, and the automaton over pieces that finds them."""
+"""Phrases of a request, and the automaton over pieces that matches them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parakeet_api.keywords import (
 
 
 def letters(text: str) -> list[int]:
-    """Spell with a piece a letter; nothing but ASCII can be."""
+    """Spell ASCII text with one piece per letter."""
     return [ord(letter) for letter in text] if text.isascii() else []
 
 
@@ -28,7 +28,7 @@ def tree(*phrases: str) -> KeywordTree:
 
 
 def walk(automaton: KeywordTree, text: str) -> list[float]:
-    """Return what each piece of a text gains."""
+    """Return the bonus of each piece of a text."""
     state, gains = 0, []
     for piece in letters(text):
         arcs = slice(*automaton.first_arc[[state, state + 1]])
@@ -54,14 +54,14 @@ def walk(automaton: KeywordTree, text: str) -> list[float]:
         ("a:b", Keyword("a:b")),
     ],
 )
-def test_a_phrase_may_carry_a_weight(text: str, keyword: Keyword) -> None:
+def test_a_phrase_may_have_a_weight(text: str, keyword: Keyword) -> None:
     assert parse_keyword(text, param="keywords[]") == keyword
 
 
 @pytest.mark.parametrize(
     "text", ["a<b", "two\nlines", "...", "", ":", "x" * 81, "Kaliko:0", "Kaliko:11", "tab\there"]
 )
-def test_what_is_no_phrase_is_refused_by_name(text: str) -> None:
+def test_an_invalid_phrase_is_rejected_by_name(text: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse_keyword(text, param="hotwords[]")
 
@@ -84,13 +84,13 @@ def test_words_are_compared_without_case_punctuation_and_genitive() -> None:
     assert bare("O'Neill") == "oneill"
 
 
-def test_a_phrase_is_spelled_as_a_model_may_write_it() -> None:
+def test_a_phrase_has_the_spellings_that_a_model_may_use() -> None:
     assert spellings("del Mar") == ["del Mar", "del mar", "Del Mar", "DEL MAR"]
     assert is_spelled(Keyword("del Mar"), letters)
     assert not is_spelled(Keyword("\u0394\u03b5\u03bb"), letters)
 
 
-def test_pieces_of_a_phrase_gain_and_all_others_do_not() -> None:
+def test_only_pieces_of_a_phrase_get_a_bonus() -> None:
     gains = walk(tree("abc"), "xabcx")
 
     assert gains[0] == gains[4] == 0
@@ -103,11 +103,11 @@ def test_the_end_of_one_phrase_may_begin_another() -> None:
     assert all(gain > 0 for gain in gains)
 
 
-def test_a_phrase_that_breaks_off_can_begin_anew() -> None:
+def test_an_incomplete_phrase_can_start_again() -> None:
     assert walk(tree("abc"), "aabc")[1:] == walk(tree("abc"), "abc")
 
 
-def test_a_weight_multiplies_what_a_phrase_gains() -> None:
+def test_a_weight_multiplies_the_bonus_of_a_phrase() -> None:
     heavy = build_tree([Keyword("abc", 2.0)], letters)
 
     assert walk(heavy, "abc") == pytest.approx([2 * gain for gain in walk(tree("abc"), "abc")])

@@ -297,10 +297,10 @@ EFFECTS = {
     "RATE_LIMIT_STORAGE": (
         "test_limits.py::TestRateLimit::test_a_storage_without_its_package_stops_the_start"
     ),
-    "MAX_REALTIME_SESSIONS": "test_realtime_limits.py::test_one_session_too_many_is_refused",
-    "REALTIME_IDLE_SECONDS": "test_realtime_limits.py::test_a_session_without_sound_ends",
+    "MAX_REALTIME_SESSIONS": "test_realtime_limits.py::test_one_session_too_many_is_rejected",
+    "REALTIME_IDLE_SECONDS": "test_realtime_limits.py::test_a_session_without_audio_ends",
     "REALTIME_MAX_MINUTES": (
-        "test_realtime_limits.py::test_a_session_ends_after_its_time_with_what_was_said"
+        "test_realtime_limits.py::test_a_session_that_expires_sends_the_current_turn"
     ),
     "TRUSTED_PROXY": "test_limits.py::TestTrustedProxy::test_the_log_names_the_client",
     "CORS_ORIGINS": "test_limits.py::TestCrossOrigin::test_a_browser_may_ask_with_a_key",
@@ -311,7 +311,7 @@ EFFECTS = {
     "MODEL_ID": "test_checkpoints.py::test_models_on_disk_have_an_order",
     "MODEL_PATH": "test_checkpoints.py::test_model_path_is_used_and_nothing_else",
     "MODELS_DIR": "test_checkpoints.py::test_models_on_disk_have_an_order",
-    "KEYWORDS_FILE": "test_keyword_routes.py::test_a_file_of_keywords_is_for_all_requests",
+    "KEYWORDS_FILE": "test_keyword_routes.py::test_a_keywords_file_applies_to_all_requests",
     "MODEL_LANGUAGES": (
         "test_http.py::TestParameters::test_the_languages_of_a_model_can_be_configured"
     ),

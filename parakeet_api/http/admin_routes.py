@@ -24,14 +24,14 @@ admin_api = Blueprint("admin", __name__)
 admin_api.before_request(require_operator)
 
 _MAX_WAIT_S = 120.0
-"""For a load: the 0.6B model takes half a minute from a slow disk. The load itself is not ended."""
+"""For a load: the 0.6B model takes half a minute from a slow disk. The load itself continues."""
 _waiters = threading.BoundedSemaphore(2)
-"""Requests that wait for a load at a time: each holds a thread."""
+"""Limits the requests that wait for a load: each occupies a thread."""
 
 
 @admin_api.post("/admin/unload")
 def unload() -> AdminReport:
-    """Unload the model that is named, or all, unless they are in use."""
+    """Unload the named model, or all, unless they are in use."""
     outcomes = [(model, services().models.unload(model)) for model in _requested_models()]
     in_use = [model.name for model, outcome in outcomes if outcome == "in_use"]
     if in_use:
@@ -49,7 +49,7 @@ def unload() -> AdminReport:
 
 @admin_api.post("/admin/load")
 def load() -> AdminReport:
-    """Load the model that is named, or the first, and answer when it is loaded."""
+    """Load the named model, or the first one, and respond when it is loaded."""
     if services().admission.stopping:
         raise StoppingError
     model = services().models.named(_name())
@@ -67,7 +67,7 @@ def load() -> AdminReport:
 
 
 def _wait_for(model: ServedModel) -> None:
-    """Wait for a load, which continues when nobody waits any more."""
+    """Wait for a load, which continues after a timeout."""
     loading = services().models.load(model)
     if not _waiters.acquire(blocking=False):
         raise ModelNotReadyError(f"The model {model.name} is being loaded; others wait for it.")
@@ -85,7 +85,7 @@ def _requested_models() -> list[ServedModel]:
 
 
 def _name() -> str:
-    """Read `model`, of the query or of a form."""
+    """Read `model` from the query or a form."""
     try:
         parameters = CombinedMultiDict([request.args, received_fields()])
         return read_field(parameters, "model")

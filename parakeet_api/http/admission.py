@@ -1,4 +1,4 @@
-"""How many requests are worked on at a time, and the queue of those that wait."""
+"""Limit the number of requests processed at a time; queue the others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from parakeet_api.metrics import Metrics
 from parakeet_api.model.batching import RequestCancelled
 
 _POLL_S = 0.5
-"""How often a waiting request checks that its client is still there."""
+"""How often a waiting request checks that its client is still connected."""
 
 
 class Admission:
-    """Slots for the requests that are worked on; first come, first served."""
+    """Slots for requests in progress; first come, first served."""
 
     def __init__(self, *, active: int, waiting: int, metrics: Metrics | None = None) -> None:
         self._metrics = metrics or Metrics()
@@ -37,11 +37,11 @@ class Admission:
         cancelled: Callable[[], bool] = lambda: False,
         on_wait: Callable[[int], None] = lambda _: None,
     ) -> Iterator[None]:
-        """Hold a slot while a request is worked on.
+        """Hold a slot while a request is processed.
 
         `on_wait` is called with the position in the queue, from 1, each time it changes. Raises
-        `QueueFullError` at once if too many wait, `StoppingError` if the server is about to stop,
-        `RequestCancelled` if the client goes.
+        `QueueFullError` at once if too many wait, `StoppingError` if the server is stopping, and
+        `RequestCancelled` if the client disconnects.
         """
         since = time.monotonic()
         ticket = self._enqueue()
@@ -66,22 +66,22 @@ class Admission:
             self._refuse_if_full()
 
     def stop(self) -> None:
-        """Refuse new requests from now on; those in the queue are still served."""
+        """Reject new requests from now on; those in the queue are still served."""
         with self._changed:
             self._stopping = True
 
     def wait_until_empty(self, timeout_s: float) -> bool:
-        """Wait until no request is worked on or waits; give whether that was so in time."""
+        """Wait until no request is in progress or queued; return whether that was in time."""
         with self._changed:
             return self._changed.wait_for(lambda: not (self._active or self._queue), timeout_s)
 
     @property
     def stopping(self) -> bool:
-        """Whether the server is about to stop."""
+        """Whether the server is stopping."""
         return self._stopping
 
     def counts(self) -> tuple[int, int]:
-        """Count the requests that are worked on, and those that wait."""
+        """Return the numbers of requests in progress and in the queue."""
         with self._changed:
             return self._active, len(self._queue)
 
@@ -101,7 +101,7 @@ class Admission:
     def _wait(
         self, ticket: object, cancelled: Callable[[], bool], on_wait: Callable[[int], None]
     ) -> None:
-        """Wait until the ticket is the first and a slot is free; leave the queue for it."""
+        """Wait until the ticket is first and a slot is free; then take the slot."""
         position = 0
         while True:
             with self._changed:

@@ -1,4 +1,4 @@
-"""The key of a request, and whether it is an accepted one."""
+"""Read and check the API key of a request."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 def sent_key(authorization: str) -> str:
-    """Read the key out of a header `Authorization: Bearer KEY`; empty where there is none."""
+    """Return the key of a header `Authorization: Bearer KEY`; empty if there is none."""
     scheme, _, given = authorization.partition(" ")
     return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def is_accepted(given: str, keys: Iterable[str]) -> bool:
     """Return whether a key is one of `keys`."""
-    # All are compared, each in constant time: the delay of an answer reveals nothing of a key.
+    # Compare with all keys in constant time, so that the response time reveals nothing.
     matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
     return any(matches)

@@ -29,7 +29,7 @@ asr_api.before_request(require_api_key)
 
 _FILE = "audio_file"
 _ENOUGH_WORDS = 40
-"""Words from which a language is certain."""
+"""Words that suffice to detect a language."""
 _MAX_OPENING_S = 600.0
 """A film may begin with minutes of music."""
 
@@ -71,7 +71,7 @@ def detect_language() -> DetectedLanguage:
 
 @asr_api.errorhandler(AudioDecodeError)
 def name_the_field(error: AudioDecodeError) -> Response:
-    """Answer with the name of the file's field, which is another one here."""
+    """Name this endpoint's file field in the error."""
     error.param = _FILE
     return answer_error(error)
 

@@ -1,4 +1,4 @@
-"""Which requests are allowed: API keys, and the operator's endpoints."""
+"""Authorise requests: API keys, and the operator's endpoints."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from parakeet_api.http.services import services
 
 
 def require_api_key() -> None:
-    """Refuse a request without a valid key, where keys are set."""
+    """Reject a request without a valid key, if keys are set."""
     if services().settings.api_keys:
         require_key(request_key())
 
 
 def require_key(given: str) -> None:
-    """Refuse a key that is none of those that are set. Raises `AuthenticationError`."""
+    """Reject an unknown key. Raises `AuthenticationError`."""
     if is_accepted(given, services().settings.api_keys):
         return
     if not given:
@@ -34,7 +34,7 @@ def require_key(given: str) -> None:
 
 
 def require_operator() -> None:
-    """Refuse everyone but operators: without keys, every client that is not on this machine."""
+    """Reject all but operators: if no keys are set, every client on another machine."""
     if services().settings.api_keys:
         require_api_key()
     elif not is_local(request.environ) or _is_foreign_page():
@@ -45,13 +45,13 @@ def require_operator() -> None:
 
 
 def _is_foreign_page() -> bool:
-    """Return whether a browser sends this for a page of another origin."""
+    """Return whether a page of another origin sends this request."""
     origin = request.headers.get("Origin")
     return origin is not None and origin != request.host_url.rstrip("/")
 
 
 def accepted_key_hash() -> str | None:
-    """Hash the valid key of a request; `None` without one, and where no keys are set."""
+    """Return the hash of a request's valid key; `None` without one or if no keys are set."""
     given = request_key()
     if not is_accepted(given, services().settings.api_keys):
         return None
@@ -59,5 +59,5 @@ def accepted_key_hash() -> str | None:
 
 
 def request_key() -> str:
-    """Return the key that a request sends; empty where there is none."""
+    """Return the key of a request; empty if there is none."""
     return sent_key(request.headers.get("Authorization", ""))

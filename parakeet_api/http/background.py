@@ -1,4 +1,4 @@
-"""Iterate a worker thread's items, with `None` as heartbeats while there are none."""
+"""Iterate over the items of a worker thread, with `None` as heartbeats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Emit = Callable[[Item], None]
 Cancelled = Callable[[], bool]
 
 _POLL_S = 0.5
-"""How often each side checks that the other, or the client, is still there."""
+"""How often each side checks that the other, or the client, is still active."""
 _MAX_WAITING = 16
-"""Items that may wait for a slow reader; then the work waits as well, and memory stays bounded."""
+"""Queued items, beyond which the worker waits for a slow reader, to bound memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def in_background(
         except RequestCancelled:
             # The consumer checks `gone` itself, or has closed the generator.
             return
-        # A thread's border: the error is the consumer's.
+        # Raised again in the consumer.
         except Exception as error:
             with contextlib.suppress(RequestCancelled):
                 put(_End(error))

@@ -1,7 +1,8 @@
-"""Keys that are valid for some minutes, which a page may have: `ek_` and a signed configuration.
+"""Short-lived keys for web pages: `ek_` and a signed configuration.
 
-Nothing is stored: each is signed by the API key of the request that made it, so that another server
-with that key accepts it too, and it ends with that key. Without keys it is signed by this process.
+Nothing is stored. A key is signed with the API key of the request that created it: other servers
+with that API key accept it too, and it becomes invalid with that API key. If no keys are set, it is
+signed with a random key of this process.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ PREFIX = "ek_"
 
 @dataclass(frozen=True, slots=True)
 class ClientSecret:
-    """A key, what it is for, and until when."""
+    """A key, its configuration and its expiry."""
 
     value: str
     session: dict[str, Any]
-    """As `session.update` has it."""
+    """As in `session.update`."""
     expires_at: int
     """Seconds since 1970."""
 
 
 class ClientSecrets:
-    """Makes such keys, and reads them."""
+    """Creates and verifies short-lived keys."""
 
     def __init__(self, api_keys: Sequence[str]) -> None:
         self._signers = [_signer(key) for key in api_keys] or [secrets.token_bytes(32)]
 
     def make(self, session: dict[str, Any], *, seconds: int, key: str) -> ClientSecret:
-        """Make a key for sessions with this configuration; `key` is the API key that asks."""
+        """Create a key for sessions with a configuration; `key` is the requester's API key."""
         expires_at = int(time.time()) + seconds
         body = json.dumps({"session": session, "expires_at": expires_at}, separators=(",", ":"))
         signer = _signer(key) if _signer(key) in self._signers else self._signers[0]
@@ -49,7 +50,7 @@ class ClientSecrets:
         return ClientSecret(value, session, expires_at)
 
     def read(self, value: str) -> ClientSecret:
-        """Read a key. Raises `AuthenticationError` for one that is not valid, or no more."""
+        """Verify a key. Raises `AuthenticationError` if it is invalid or expired."""
         payload, _, signature = value.removeprefix(PREFIX).partition(".")
         given = signature.encode()
         matches = [

@@ -1,4 +1,4 @@
-"""Start, serve and replace the processes that receive clips, in the one with the model."""
+"""Start, serve and restart the processes that receive clips; runs in the model's process."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 _PROGRAM = (sys.executable, "-m", "parakeet_api.http.clip_front")
 _ENDING_S = 5.0
-"""How long a process may take to end once it has lost its control."""
+"""How long a process may take to end after its control socket is closed."""
 _PAUSE_S = 1.0
-"""Before a process that has ended is started again."""
+"""Wait before restarting a process that has ended."""
 
 
 class ClipDesk:
@@ -74,7 +74,7 @@ class ClipDesk:
         ]
 
     def start(self) -> None:
-        """Start the processes; they take the connections as soon as they are ready."""
+        """Start the processes; they accept connections as soon as they are ready."""
         if not self._supervisors:
             return
         self._server.accepts_elsewhere = lambda: self._ready > 0
@@ -82,15 +82,15 @@ class ClipDesk:
             supervisor.start()
 
     def under_way(self) -> int:
-        """Count the clips that are recognised or wait."""
+        """Count the clips in progress or queued."""
         return self._under_way
 
     def cancel(self) -> None:
-        """Let the clips see that nobody waits for them any more."""
+        """Cancel all clips in progress."""
         self._cancelled = True
 
     def close(self) -> None:
-        """Let the processes end."""
+        """End the processes."""
         self._closed.set()
         for control in [*self._controls]:
             with contextlib.suppress(OSError):
@@ -122,14 +122,14 @@ class ClipDesk:
         passed = (self._listener.fileno(), control.fileno())
         return subprocess.Popen(
             [*_PROGRAM, *map(str, passed)],
-            # Where `-m` finds the package, wherever the service was started.
+            # So that `-m` finds the package from any working directory.
             cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.DEVNULL,
             pass_fds=passed,
         )
 
     def _serve(self, control: socket.socket) -> None:
-        """Take what a process sends over its control, until it ends."""
+        """Handle what a process sends over its control socket, until it ends."""
         with contextlib.suppress(LinkClosedError):
             send(control, ("options",), pickle.dumps(self._options))
             receive(control)
@@ -147,11 +147,11 @@ class ClipDesk:
             finally:
                 with self._counting:
                     self._ready -= 1
-                # Connections that wait are accepted here while there is no such process.
+                # Without such a process, this one accepts waiting connections.
                 self._server.pull_trigger()
 
     def _serve_link(self, link: socket.socket) -> None:
-        """Answer what one thread of a process sends, one message after the other."""
+        """Answer the messages of one thread of a process in turn."""
         with link, contextlib.suppress(LinkClosedError):
             while True:
                 (kind, *values), data = receive(link)
@@ -165,7 +165,7 @@ class ClipDesk:
             model = self._services.models.named(name)
             checkpoint = model.checkpoints.checkpoint()
         except Exception as error:
-            # A thread's border: the request is passed on, and the error raised again there.
+            # The other process then passes the request on, and the error is raised again here.
             return "failed", repr(error)
         return "model", model.name, checkpoint.name, checkpoint.note, sorted(model.languages)
 
@@ -194,7 +194,7 @@ class ClipDesk:
             record.finish(CLIENT_CLOSED_REQUEST)
             raise LinkClosedError from None
         except Exception as error:
-            # A thread's border, as above.
+            # As above.
             send(link, ("failed", repr(error)))
         else:
             record.finish(200)
@@ -215,7 +215,7 @@ class ClipDesk:
             model.pipeline.counted(),
         ):
             [(_, words)] = model.batcher.recognize([chunk], cancelled=cancelled)
-            # Here, where torch is: the process that received the clip has no detector.
+            # In this process, since the one that received the clip does not import torch.
             return model.pipeline.complete(chunk, words, cancelled=cancelled)
 
 

@@ -1,10 +1,10 @@
-"""A process beside the one with the model: receives clips, decodes them, renders transcripts.
+"""A process that receives and decodes clips and renders transcripts, but has no model.
 
-One interpreter can do that for some 400 clips a second, and a fast GPU recognises twice as many.
-This process answers plain requests alone: a short recording, sent whole and at once, with valid
-parameters. The samples go to the process with the model, and the words come back. Everything else,
-and every failure, is passed on to that process with the connection and what was read from it; it
-answers as if it had accepted the connection itself.
+One interpreter can do that for about 400 clips a second, while a fast GPU recognises twice as many.
+This process only answers plain requests: a short recording, sent at once, with valid parameters.
+It sends the samples to the process with the model and receives the words. Everything else, and
+every failure, is passed on to that process together with the connection and the data read from it;
+that process responds as if it had accepted the connection itself.
 
     python -m parakeet_api.http.clip_front LISTENER CONTROL      two file descriptors; `clip_desk`
 """
@@ -58,18 +58,18 @@ _SEND_S = 10.0
 """How long a client may take for an answer of some kilobytes."""
 _TICK_S = 1.0
 _MAX_HELD_BYTES = 256 * 1024 * 1024
-"""Of requests in memory, those that are worked on included. Beyond it requests are passed on to the
+"""Limit of all requests in memory, including those in progress. Further ones are passed on to the
 process with the model, which writes them to disk while they arrive."""
 _MAX_CONNECTIONS = 1000
-"""Beyond them the process with the model decides which one is closed."""
+"""Further ones are passed on to the process with the model, which decides which one to close."""
 _LAST_ANSWERS_S = 2.0
-"""How long answers may still take once the process with the model has ended."""
+"""Time to finish responses after the process with the model has ended."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 @dataclass(eq=False, slots=True)
 class _Connection:
-    """A client, and what it has sent of a request."""
+    """A client connection and the data received so far."""
 
     sock: socket.socket
     address: tuple[str, int]
@@ -87,14 +87,14 @@ class _Held:
         self._counting = threading.Lock()
 
     def add(self, size: int) -> bool:
-        """Count more, or less; give whether all of them may be held."""
+        """Add `size`, which may be negative; return whether the total is within the limit."""
         with self._counting:
             self._bytes += size
             return self._bytes <= _MAX_HELD_BYTES
 
 
 class Front:
-    """Answer clips over HTTP, with another process' model; pass everything else on to it."""
+    """Serve clips over HTTP with another process' model; pass everything else on to it."""
 
     def __init__(
         self, listener: socket.socket, control: socket.socket, options: FrontOptions
@@ -107,9 +107,9 @@ class Front:
         """Held while something is sent over `control`."""
         self._selector = selectors.DefaultSelector()
         self._connections: set[_Connection] = set()
-        """Those that the loop waits for."""
+        """Connections that the loop waits for."""
         self._answered: deque[_Connection] = deque()
-        """Those that the loop has to wait for again."""
+        """Connections to return to the loop after a response."""
         self._waking, self._wake = socket.socketpair()
         self._workers = ThreadPoolExecutor(options.threads, thread_name_prefix="clip")
         self._busy = 0
@@ -118,7 +118,7 @@ class Front:
         self._transcriber = ClipTranscriber(options, pass_link=self._pass_link)
 
     def run(self) -> None:
-        """Serve until the process with the model is gone."""
+        """Serve until the process with the model ends."""
         self._listener.setblocking(False)
         self._waking.setblocking(False)
         self._watch(self._listener, self._accept)
@@ -137,7 +137,7 @@ class Front:
         self._close()
 
     def _close(self) -> None:
-        """Accept no more connections, and let the answers under way end."""
+        """Accept no more connections, and finish the responses in progress."""
         self._listener.close()
         for connection in [*self._connections]:
             self._leave(connection)
@@ -160,7 +160,7 @@ class Front:
         try:
             sock, address = self._listener.accept()
         except OSError:
-            # Another process was quicker, or the client is gone again.
+            # Another process has accepted it, or the client has disconnected.
             return
         sock.setblocking(False)
         connection = _Connection(sock, address)
@@ -205,7 +205,7 @@ class Front:
             self._pass_on(connection)
 
     def _look_at(self, connection: _Connection) -> None:
-        """Begin to work on a request that has arrived as a whole; pass on what is not plain."""
+        """Start processing a complete request; pass on a request that is not plain."""
         try:
             connection.head = connection.head or self._head_of(connection)
             if connection.head is None:
@@ -224,7 +224,7 @@ class Front:
             self._workers.submit(self._work, connection, connection.head)
 
     def _head_of(self, connection: _Connection) -> RequestHead | None:
-        """Parse a head that has arrived as a whole. Raises `PassOnError`."""
+        """Parse the head if it is complete. Raises `PassOnError`."""
         end = connection.received.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES)
         if end < 0:
             if len(connection.received) >= _MAX_HEAD_BYTES:
@@ -256,7 +256,7 @@ class Front:
                 self._pass_on(connection)
 
     def _pass_on(self, connection: _Connection) -> None:
-        """Pass a connection to the process with the model, and what was read from it."""
+        """Pass a connection and the data read from it to the process with the model."""
         with self._sending, contextlib.suppress(LinkClosedError):
             send_socket(
                 self._control,
@@ -268,7 +268,7 @@ class Front:
         connection.sock.close()
 
     def _release(self, connection: _Connection) -> None:
-        """Forget what a connection has sent."""
+        """Discard the data of a connection."""
         self._held.add(-len(connection.received))
         connection.received = bytearray()
 
@@ -284,7 +284,7 @@ class Front:
             self._release(connection)
             connection.sock.close()
         except Exception as error:
-            # A thread's border. The process with the model meets the same error, and answers it.
+            # The process with the model will get the same error, and respond with it.
             logger.debug("passed on: %r", error)
             self._pass_on(connection)
         else:
@@ -301,7 +301,7 @@ class Front:
                 self._busy -= 1
 
     def _answer(self, connection: _Connection, head: RequestHead) -> bool:
-        """Answer a request; give whether the connection stays open."""
+        """Respond to a request; return whether the connection stays open."""
         given = head.headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:12]
         form = UploadForm.for_body(
@@ -334,7 +334,7 @@ class Front:
 def main() -> None:
     """Serve, with the options that the parent process sends first."""
     listener, control = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    # Both are for the process with the model, which ends this one.
+    # The process with the model handles both signals, and ends this one.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _, data = receive(control)

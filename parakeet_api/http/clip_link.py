@@ -1,7 +1,7 @@
 """Messages between the processes that receive clips and the one that owns the model.
 
-A message is a tuple of plain values and some bytes, over a pair of sockets between a process and
-its parent; sockets of clients go along where the parent is to answer.
+A message is a tuple of plain values and some bytes, sent over a socket pair between a process and
+its parent. Client sockets are attached to messages if the parent should respond.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from parakeet_api.transcript import Token, Word
 
 _HEAD = struct.Struct("<II")
 _MAX_BYTES = 64 * 1024 * 1024
-"""A longer message is a fault."""
+"""A longer message is an error."""
 
 Values = tuple[Any, ...]
 """What `marshal` writes: numbers, texts, bytes, and tuples, lists and dictionaries of them."""
 
 
 class LinkClosedError(Exception):
-    """The other process is gone."""
+    """The other process has ended."""
 
 
 def send(link: socket.socket, values: Values, data: bytes | memoryview = b"") -> None:

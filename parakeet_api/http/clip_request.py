@@ -1,4 +1,4 @@
-"""A clip's request, read strictly, and its answer."""
+"""Parse a clip's request strictly, and write its response."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
 
 
 class PassOnError(Exception):
-    """The request is not a plain one: the process with the model answers it."""
+    """The request is not plain: the process with the model must handle it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What precedes a body; names of headers in lower case."""
+    """The head of a request; header names are in lower case."""
 
     path: str
     headers: Mapping[str, str]
@@ -50,7 +50,7 @@ def parse_head(head: bytes) -> RequestHead:
 def response(
     rendered: Rendered, request_id: str, model: str, note: str | None, *, closes: bool
 ) -> bytes:
-    """Write an answer, its headers in the server's order."""
+    """Return a response, with its headers in the server's order."""
     body = rendered.body.encode()
     headers = {
         **({"Connection": "close"} if closes else {}),

@@ -1,4 +1,4 @@
-"""Clips transcribed with another process' model."""
+"""Transcribe clips with another process' model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DESCRIPTION_S = 1.0
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer."""
+    """The client has disconnected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class ClipInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """A model as the process that owns it describes it."""
+    """The description of a model, sent by the process that owns it."""
 
     name: str
     checkpoint: str
@@ -78,7 +78,7 @@ class ClipTranscriber:
     def __init__(
         self, options: FrontOptions, *, pass_link: Callable[[socket.socket], None]
     ) -> None:
-        """Prepare; `pass_link` gives one end of a new link to the process with the model."""
+        """Build the pipeline's parts; `pass_link` sends a link's end to the model's process."""
         self._pass_link = pass_link
         self._settings = replace(options.settings, transcribe_num_workers=0)
         self._local = threading.local()
@@ -102,10 +102,10 @@ class ClipTranscriber:
         sock: socket.socket,
         peer: str,
     ) -> tuple[ModelDescription, Rendered]:
-        """Transcribe a clip; give the model that did it and the rendered transcript.
+        """Transcribe a clip; return the model used and the rendered transcript.
 
-        `sock` and `peer` are the client's connection and address. Raises `PassOnError` for what the
-        process with the model must answer, and `ClientGoneError` if the client goes.
+        `sock` and `peer` are the client's connection and address. Raises `PassOnError` if the
+        process with the model must respond, and `ClientGoneError` if the client disconnects.
         """
         path = form.files.get("file")
         if path is None:
@@ -113,7 +113,7 @@ class ClipTranscriber:
         name = read_field(form.fields, "model")
         model = self._describe(name)
         params = parse_params(form.fields, languages=model.languages, model=model.name)
-        # Trees of keywords are where the model is.
+        # Keyword trees are built in the process with the model.
         if params.stream or params.keywords or path.stat().st_size == 0:
             raise PassOnError
         client = self._client(peer, head.headers)
@@ -167,11 +167,11 @@ class ClipTranscriber:
         return known
 
     def _recognize(self, chunk: Chunk, info: ClipInfo, client: socket.socket) -> Completed:
-        """Get a clip's words. Raises `PassOnError`, and `ClientGoneError` if the client goes."""
+        """Get a clip's words. Raises `PassOnError`, or `ClientGoneError` on a disconnect."""
         link = self._link()
         send(link, ("recognize", *info), chunk.samples.data.cast("B"))
         if not _await(link, client):
-            # The other process sees that by the link's end.
+            # Closing the link cancels the clip in the other process.
             self._local.link = None
             self._links.discard(link)
             link.close()
@@ -195,17 +195,17 @@ class ClipTranscriber:
 
 
 class _Recognizer:
-    """What a pipeline needs of a batcher, for a recording of one chunk."""
+    """The batcher's interface for a pipeline, for a recording of one chunk."""
 
     def __init__(self, recognize: Callable[[Chunk], Completed]) -> None:
         self._recognize = recognize
         self.without_words: tuple[Span, ...] = ()
-        """Speech of the recording that got no words."""
+        """Speech of the recording without words."""
 
     def recognize(
         self, chunks: Iterable[Chunk], *, cancelled: Callable[[], bool] = lambda: False
     ) -> Generator[tuple[Chunk, list[Word]]]:
-        """Yield the chunk with its words. Raises `PassOnError` where there are more."""
+        """Yield the chunk with its words. Raises `PassOnError` if there are more chunks."""
         iterator = iter(chunks)
         only = next(iterator, None)
         if only is None or next(iterator, None) is not None or cancelled():
@@ -216,7 +216,7 @@ class _Recognizer:
 
 
 def _await(link: socket.socket, client: socket.socket) -> bool:
-    """Wait for an answer on the link; give whether it came before the client went."""
+    """Wait for an answer on the link; return whether it came before the client disconnected."""
     poll = select.poll()
     poll.register(link, select.POLLIN)
     poll.register(client, select.POLLRDHUP)

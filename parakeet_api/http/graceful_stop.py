@@ -22,21 +22,21 @@ _CANCEL_S = 5.0
 
 
 class Elsewhere(Protocol):
-    """Requests that are not waitress': other processes receive them, or they are live sessions."""
+    """Requests outside waitress: clips in other processes, and live sessions."""
 
     def under_way(self) -> int:
         """Count them."""
         ...
 
     def cancel(self) -> None:
-        """Let them see that nobody waits for them any more."""
+        """Cancel them all."""
         ...
 
 
 class GracefulStop:
-    """Handle SIGTERM and Ctrl-C: the first lets the requests under way end, a second one does not.
+    """Handle SIGTERM and Ctrl-C: the first lets requests in progress finish, a second one aborts.
 
-    New transcriptions are refused meanwhile, and connections close with their answer.
+    Meanwhile new transcriptions are rejected, and connections close after their response.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class GracefulStop:
     def _under_way(self) -> int:
         """Count the connections whose request or answer is under way.
 
-        A request that still arrives is one: its client receives the reason of its refusal.
+        A request that is still arriving counts, so that its client receives the rejection.
         """
         here = self._server.under_way()
         return here + sum(elsewhere.under_way() for elsewhere in self._elsewhere)
 
     def _cancel(self) -> None:
-        """Let the requests see that nobody waits for them any more, and end."""
+        """Cancel the requests, and wait for them to end."""
         for elsewhere in self._elsewhere:
             elsewhere.cancel()
         self._server.cancel_all()

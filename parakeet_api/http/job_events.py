@@ -1,4 +1,4 @@
-"""What a running job has recognised so far, for clients that show words as they come."""
+"""Partial results of a running job, for clients that show words as they are recognised."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ job_events_api.before_request(require_api_key)
 
 @job_events_api.get("/jobs/<job_id>/events")
 def show_events(job_id: str) -> JobEvents:
-    """Return the words and peaks that came since the client asked last, and how the job is."""
+    """Return the words and peaks since the client's last request, and the job's state."""
     record().quiet = True
     after = _count(request.args.get("after") or "0")
     jobs = services().jobs

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: the same form as for a transcription, answered before the work is done."""
+"""Jobs over HTTP: the form of a transcription, with a response before the work is done."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def show(job_id: str) -> JobJson:
 
 @job_api.get("/jobs/<job_id>/result")
 def show_result(job_id: str) -> Response:
-    """Answer as the transcription itself would have been answered, be it with an error."""
+    """Respond as a transcription request would, possibly with an error."""
     job = _job(job_id)
     if job.failure is not None:
         return Response(job.failure.body, job.failure.status, content_type="application/json")
@@ -95,7 +95,7 @@ def show_result(job_id: str) -> Response:
 
 @job_api.delete("/jobs/<job_id>")
 def delete(job_id: str) -> JobJson | DeletedJob:
-    """Cancel an unfinished job; forget a finished one and its result."""
+    """Cancel an unfinished job; delete a finished one and its result."""
     remaining = services().jobs.delete(_job(job_id))
     if remaining is None:
         return {"id": job_id, "object": "transcription.job", "deleted": True}

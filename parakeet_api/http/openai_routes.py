@@ -29,7 +29,7 @@ def transcribe() -> Response:
 
 @openai_api.post("/audio/translations")
 def translate() -> Response:
-    """Transcribe English speech; refuse other languages, which this model cannot translate."""
+    """Transcribe English speech; reject other languages, which the model cannot translate."""
     return _answer("translate")
 
 
@@ -42,7 +42,7 @@ def list_models() -> ModelList:
 
 @openai_api.get("/models/<path:name>")
 def show_model(name: str) -> ModelJson:
-    """Describe a model; the first also under the names that it stands in for."""
+    """Describe a model; the first one also under the aliases that it serves."""
     return _model(name, services().models.described(name))
 
 
@@ -70,7 +70,7 @@ def _streaming(context: StreamingContext | None) -> StreamingJson | None:
 
 
 def _created(model: ServedModel) -> int:
-    """Return the checkpoint file's time, s since 1970; 0 where there is none, or no more."""
+    """Return the modification time of the checkpoint, s since 1970; 0 if the file is missing."""
     checkpoint = model.checkpoints.status.checkpoint
     try:
         return int(checkpoint.path.stat().st_mtime) if checkpoint else 0

@@ -1,4 +1,4 @@
-"""Reverse proxies: their `X-Forwarded-*` headers count where the operator trusts them."""
+"""Reverse proxies: accept `X-Forwarded-*` headers from trusted ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TrustedProxies:
 
 
 def is_local(environ: WSGIEnvironment) -> bool:
-    """Return whether a request comes from this machine, as far as that can be known.
+    """Return whether a request certainly comes from this machine.
 
     One that a proxy passed on may come from anywhere, unless the proxy is trusted: then
     `REMOTE_ADDR` is the client's address already.
@@ -72,5 +72,5 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    # On a socket for both families, IPv4 clients come as ::ffff:192.0.2.1.
+    # On a dual-stack socket, IPv4 clients have addresses such as ::ffff:192.0.2.1.
     return getattr(address, "ipv4_mapped", None) or address

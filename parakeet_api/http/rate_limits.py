@@ -1,4 +1,4 @@
-"""How many transcriptions a client may request in a time: by its key, else by its address."""
+"""Limit each client's rate of transcriptions, by its key or else its address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IPV6_CLIENT_BITS = 64
 
 
 def limit_rates(app: Flask, settings: Settings) -> None:
-    """Refuse with 429 what is above `RATE_LIMIT`, before an upload is received.
+    """Reject requests above `RATE_LIMIT` with 429, before an upload is received.
 
     While the storage fails, each process counts for itself. Raises
     `SettingsError` for a storage whose package is not installed.
@@ -56,14 +56,14 @@ def limit_rates(app: Flask, settings: Settings) -> None:
 
 
 def _is_cheap() -> bool:
-    """Return whether a request is no transcription: those are POSTs, and live sessions."""
+    """Return whether a request is neither a POST nor a live session."""
     if (request.endpoint or "").endswith(".realtime"):
         return False
     return request.method != "POST" or request.blueprint == "admin"
 
 
 def _client() -> str:
-    """Identify the client to count. Not by a wrong key, which it could change with each request."""
+    """Identify the client; not by an invalid key, which it could change with each request."""
     return accepted_key_hash() or _network(request.remote_addr or "unknown")
 
 

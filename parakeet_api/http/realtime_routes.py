@@ -1,4 +1,4 @@
-"""OpenAI's Realtime API, as far as it transcribes: a WebSocket, and keys for pages."""
+"""The transcription part of OpenAI's Realtime API: a WebSocket, and keys for web pages."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _MIN_SECRET_S, _MAX_SECRET_S, _SECRET_S = 10, 7200, 600
 
 @realtime_api.post("/realtime/client_secrets")
 def make_client_secret() -> ClientSecretJson:
-    """Make a key for a page, valid for some minutes."""
+    """Create a short-lived key for a web page."""
     require_api_key()
     body = _json_body()
     after = body.get("expires_after") or {}
@@ -69,7 +69,7 @@ def make_client_secret() -> ClientSecretJson:
 @realtime_api.get("/realtime", websocket=True)
 @realtime_api.get("/realtime")
 def realtime() -> Response:
-    """Transcribe live, over a WebSocket, until the client or the server ends it."""
+    """Transcribe live over a WebSocket, until the client or the server ends the session."""
     config = _config(_accepted_secret())
     if (intent := request.args.get("intent") or "transcription") != "transcription":
         raise InvalidRequestError(f"intent={intent[:60]!r} is not transcription.", param="intent")
@@ -97,7 +97,7 @@ def realtime() -> Response:
 
 
 def _serve(connection: WebSocket, config: SessionConfig, place: Place) -> None:
-    """Hold a session."""
+    """Run a session."""
     settings, metrics = services().settings, services().metrics
 
     def send(event: Mapping[str, Any]) -> None:
@@ -147,16 +147,16 @@ def _serve(connection: WebSocket, config: SessionConfig, place: Place) -> None:
 
 
 def _config(secret: ClientSecret | None) -> SessionConfig:
-    """Return the configuration that a session begins with."""
+    """Return the initial configuration of a session."""
     config = SessionConfig().updated(secret.session if secret else {})
     return with_model(config, request.args.get("model", ""))
 
 
 def _accepted_secret() -> ClientSecret | None:
-    """Accept the request by its key, or else refuse it; give the client secret if it has one.
+    """Check the request's key, and return its client secret if it has one.
 
-    A browser sends such a request for any page, and no other server is asked: without a key, the
-    page must be this server's, or one of `CORS_ORIGINS`.
+    Browsers send WebSocket requests for any page, without a CORS preflight: without a key, the page
+    must be this server's own or listed in `CORS_ORIGINS`.
     """
     key = request_key() or _offered_key()
     if key.startswith(PREFIX) and not is_accepted(key, services().settings.api_keys):
@@ -178,20 +178,20 @@ def _offered() -> list[str]:
 
 
 def _offered_key() -> str:
-    """Return the key among the subprotocols; empty where there is none."""
+    """Return the key among the subprotocols; empty if there is none."""
     keys = [name for name in _offered() if name.startswith(_KEY_SUBPROTOCOL)]
     return keys[0].removeprefix(_KEY_SUBPROTOCOL) if keys else ""
 
 
 def _is_old() -> bool:
-    """Return whether the client speaks the API as it was before it had a version."""
+    """Return whether the client uses the older (beta) version of the API."""
     return _OLD_SUBPROTOCOL in _offered() or _OLD_HEADER in request.headers.get("OpenAI-Beta", "")
 
 
 def _json_body() -> dict[str, Any]:
     if (request.content_length or 0) > _MAX_BODY:
         raise UploadTooLargeError(f"The body has more than {_MAX_BODY} bytes.", param=None)
-    # Also where its length is not told.
+    # Also without a Content-Length.
     request.max_content_length = _MAX_BODY
     data = request.get_data()
     try:

@@ -1,4 +1,4 @@
-"""The form of the current request, received while it arrives."""
+"""Receive and parse the form of the current request while it arrives."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ class ReceivedForm:
     """A form with an upload."""
 
     upload: Path
-    """Whole and on disk until the request ends, unless `take_over` is called."""
+    """Complete, and on disk until the request ends unless `take_over` is called."""
     fields: MultiDict[str, str]
 
 
 def received_form(file_field: str = "file") -> ReceivedForm:
     """Receive the form of the current request.
 
-    Whatever may refuse the request without its body comes before this. Raises
-    `InvalidRequestError` where the body is malformed or has no such file, `UploadTooLargeError` and
-    werkzeug's `RequestEntityTooLarge`, `OSError` where the file cannot be written, and
-    `RequestCancelled` if the client goes.
+    Call it after all checks that do not need the body. Raises `InvalidRequestError` if the body is
+    malformed or has no such file, `UploadTooLargeError` and werkzeug's `RequestEntityTooLarge`,
+    `OSError` if the file cannot be written, and `RequestCancelled` if the client disconnects.
     """
     if request.mimetype != MULTIPART:
         # A form of another type would be read into memory, however long.
@@ -63,18 +62,18 @@ def received_form(file_field: str = "file") -> ReceivedForm:
 
 
 def received_fields() -> MultiDict[str, str]:
-    """Receive a form of any type; give its text fields. Raises `ValueError` if it is malformed."""
+    """Receive a form of any type and return its text fields; raise `ValueError` if malformed."""
     return _parse().fields if request.mimetype == MULTIPART else request.form
 
 
 def take_over(upload: Path) -> IO[bytes]:
-    """Keep an upload beyond its request; the caller deletes it and closes what this gives."""
+    """Keep an upload beyond its request; the caller must delete it and close the result."""
     form: UploadForm = g.upload_form
     return form.take_over(upload)
 
 
 def discard_form(_: BaseException | None) -> None:
-    """Delete the uploads that nobody took over: at a request's end, before its answer is sent."""
+    """Delete uploads that were not taken over, at the end of a request before its response."""
     form: UploadForm | None = g.pop("upload_form", None)
     if form is not None:
         form.close()
@@ -96,7 +95,7 @@ def _parse() -> ParsedForm:
 def _blocks() -> Iterator[bytes]:
     """Read the body. Raises `RequestEntityTooLarge` above the limit."""
     limit = request.max_content_length
-    # Not `request.stream`, which would copy each byte twice more.
+    # Not `request.stream`, which copies each byte two more times.
     stream: IO[bytes] = request.environ["wsgi.input"]
     size = request.content_length or 0
     if limit is not None and size > limit:

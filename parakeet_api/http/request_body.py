@@ -1,4 +1,4 @@
-"""A request's body on its way from the thread that receives it to the thread that reads it."""
+"""Pass a request's body from the thread that receives it to the thread that reads it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAX_HELD = 512 * 1024
-"""Bytes that wait for the reader before the receiver pauses: a clip of 16 s as wav. While a disk is
-stuck, 1,000 uploads hold 0.6 GB."""
+"""Buffered bytes at which the receiver pauses: a clip of 16 s as wav. While a disk hangs, 1,000
+uploads take 0.6 GB."""
 
 
 class RequestBody(io.RawIOBase):
-    """A bounded pipe between two threads; what is read of it is `wsgi.input`.
+    """A bounded pipe between two threads; its reading end is `wsgi.input`.
 
     The receiver calls `append` and `end` and never waits: it stops receiving while `is_full`. The
-    reader waits in `read`. After `close` everything that still arrives is dropped.
+    reader waits in `read`. After `close`, data that still arrives is dropped.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RequestBody(io.RawIOBase):
         on_first_read: Callable[[], object] = lambda: None,
         on_room: Callable[[], object] = lambda: None,
     ) -> None:
-        """Call `on_first_read` when a body is wanted, and `on_room` when it is no longer full.
+        """Call `on_first_read` before the first read, and `on_room` when no longer full.
 
         Both are called in the reader's thread.
         """
@@ -49,7 +49,7 @@ class RequestBody(io.RawIOBase):
         self._error: Exception | None = None
 
     def append(self, data: bytes) -> None:
-        """Take the next bytes from the client."""
+        """Append bytes received from the client."""
         with self._changed:
             self._received += len(data)
             if self.closed or self._ended or not data:
@@ -60,14 +60,14 @@ class RequestBody(io.RawIOBase):
                 self._changed.notify()
 
     def end(self, error: Exception | None = None) -> None:
-        """Let the reader see the end, or `error` if no more than this arrives; once."""
+        """Signal the end, or `error` if the body is incomplete; call it once."""
         with self._changed:
             if not self._ended:
                 self._ended, self._error = True, error
                 self._changed.notify()
 
     def abort(self) -> None:
-        """Let the reader see that its client has gone, unless the body is complete."""
+        """Signal that the client has disconnected, unless the body is complete."""
         self.end(RequestCancelled())
 
     @property
@@ -76,28 +76,28 @@ class RequestBody(io.RawIOBase):
         return self._held >= MAX_HELD
 
     def __len__(self) -> int:
-        """Count the bytes received so far, those that were dropped included."""
+        """Count the bytes received so far, including dropped ones."""
         return self._received
 
     def __bool__(self) -> bool:
-        """Be true also while nothing has arrived."""
+        """Return true, also while nothing has arrived."""
         return True
 
     def readable(self) -> bool:
-        """Tell that it can be read."""
+        """Return true."""
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes: at most `size`, none at the end; all if it is negative.
 
-        Where none have arrived, wait for `size` of them. Raises `RequestCancelled` if the client
-        has gone, and the error given to `end`.
+        If none have arrived, wait for `size` of them. Raises `RequestCancelled` if the client has
+        disconnected, and the error given to `end`.
         """
         # Not by `readinto`: pieces are given as they were received, without a copy.
         return self.readall() if size is None or size < 0 else self._next(size)
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer as far as `read` would; give the bytes written."""
+        """Fill the buffer as far as `read` would; return the number of bytes."""
         view = memoryview(buffer).cast("B")
         data = self._next(len(view))
         view[: len(data)] = data
@@ -124,7 +124,7 @@ class RequestBody(io.RawIOBase):
         return data
 
     def close(self) -> None:
-        """Drop what was not read, and what still arrives."""
+        """Drop unread data, and data that still arrives."""
         with self._changed:
             was_full = self.is_full
             self._pieces.clear()

@@ -1,4 +1,4 @@
-"""One log line and its metrics for each request."""
+"""Write a log line and update the metrics for each request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from parakeet_api.served_models import ServedModel
 logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that hung up; it appears in the log alone."""
+"""nginx's status for a client that disconnected; only used in the log."""
 CLIENT_GONE = "client gone"
-"""The same for one that hung up in the middle of its answer."""
+"""The same for a client that disconnected during the response."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _MAX_PATH = 200
 _NOT_COUNTED = frozenset({None, "pages", "docs"})
@@ -28,7 +28,7 @@ _NOT_COUNTED = frozenset({None, "pages", "docs"})
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """What the log and the metrics show of a request once it has ended."""
+    """The data of a request for the log and the metrics."""
 
     id: str
     client: str
@@ -39,7 +39,7 @@ class RequestRecord:
     """The route of an API request; pages and probes are not counted."""
     metrics: Metrics
     quiet: bool = False
-    """Whether its log line is for debugging alone."""
+    """Whether to log the request at DEBUG."""
     started: float = field(default_factory=time.monotonic)
     audio_s: float | None = None
     """Seconds of audio that were transcribed."""
@@ -47,7 +47,7 @@ class RequestRecord:
     """The code of the error that was sent, in a stream also after its status."""
 
     def body_received(self) -> None:
-        """Count the time from here: how long an upload takes is up to the client."""
+        """Restart the clock: the duration of an upload depends on the client."""
         self.started = time.monotonic()
 
     def finish(self, status: int) -> None:
@@ -108,7 +108,7 @@ def record() -> RequestRecord:
 
 
 def begin_request() -> None:
-    """Start the request's record, with the id that the client or its proxy gave it, if any."""
+    """Start the request's record, with the id sent by the client or its proxy, if any."""
     given = request.headers.get("X-Request-Id", "")
     is_api = request.url_rule is not None and request.blueprint not in _NOT_COUNTED
     g.record = RequestRecord(
@@ -122,7 +122,7 @@ def begin_request() -> None:
 
 
 def finish_request(response: Response) -> Response:
-    """Add the headers that every answer has; log the request when the last byte is sent."""
+    """Add the headers of every response; log the request when the last byte is sent."""
     model: ServedModel = g.get("model") or services().models.first
     checkpoint = model.checkpoints.status.checkpoint
     if checkpoint is not None:

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 _SPARE_CONNECTIONS = 1000
-"""Connections that may be open beside the requests: slow uploads, idle browsers. At waitress' 100
-one could hang a health check."""
+"""Open connections in addition to requests: slow uploads, idle browsers. With waitress' default of
+100, a health check could hang."""
 _FILES_PER_CONNECTION = 3
-"""Its socket; of an upload the file, and the handle of the stream that owns it."""
+"""Its socket and, for an upload, the file and the handle of the stream that owns it."""
 _OTHER_FILES = 200
 """Libraries, the model, the database, pipes to ffmpeg."""
 _MAX_HEAD_BYTES = 64 * 1024
 """Bytes of a request's head; browsers and SDKs send 1 to 8 KiB."""
 _ANSWER_BYTES = 1024**3
-"""Answers up to this size, which all are, wait on disk for clients that read slowly: at waitress'
-16 MB the thread would wait with them."""
+"""Responses up to this size, which all are, are buffered on disk for clients that read slowly: with
+waitress' default of 16 MB the thread would wait."""
 _RECEIVE_BYTES = 64 * 1024
-"""An upload of 1 GB takes a third of the time that it takes with waitress' 8 KiB."""
+"""With waitress' default of 8 KiB, an upload of 1 GB takes three times as long."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -68,9 +68,9 @@ def create_server(
     admission: Admission,
     max_sessions: int = 0,
 ) -> Server:
-    """Listen; `max_requests` transcriptions may be worked on or wait at a time.
+    """Listen; at most `max_requests` transcriptions may be in progress or queued.
 
-    Beside them there may be `max_sessions` live ones, each of which keeps a thread and a socket.
+    In addition there may be `max_sessions` live ones, each with a thread and a socket.
     """
     other_files = _OTHER_FILES + max_sessions
     most_files = _allow_files(
@@ -108,7 +108,7 @@ def create_server(
 
 
 def _allow_files(wanted: int) -> int:
-    """Raise the limit of open files to `wanted`, or as far as allowed; give the limit.
+    """Raise the limit of open files to `wanted`, or as far as allowed; return the limit.
 
     Many systems start a process with 1024, of which ten times as many are allowed.
     """

@@ -1,4 +1,4 @@
-"""What the server was started with: device, memory, models, plan and every setting."""
+"""The start report: device, memory, models, plan and every setting."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class ModelFile:
 
     name: str
     model_id: str
-    """What is fetched where there is no file."""
+    """The model to download if there is no file."""
     path: Path | None
-    """`None` while it is fetched."""
+    """`None` during the download."""
     bytes: int | None
-    """The file's; `None` where there is none."""
+    """From the file; `None` if there is none."""
     demo: bool
     note: str | None
     """What a bundled model is, in one sentence."""
@@ -43,7 +43,7 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartReport:
-    """What an operator needs first when something is wrong."""
+    """The facts that an operator needs to diagnose a problem."""
 
     gpu: Gpu | None
     """The GPU that would be used."""
@@ -74,7 +74,7 @@ class StartReport:
         )
 
     def body(self) -> StartReportJson:
-        """Return the report as JSON: of paths the last part alone."""
+        """Return the report as JSON, with only the last part of paths."""
         settings = self.settings
         return {
             "device": {
@@ -138,7 +138,7 @@ class StartReport:
 def report_start(
     settings: Settings, *, models: ServedModels, gpu: Gpu | None, plan: InferencePlan
 ) -> StartReport:
-    """Look at what there is, without waiting for a load or for inference."""
+    """Collect the facts, without waiting for a load or for inference."""
     return StartReport(
         gpu=gpu,
         cores=available_cores(),

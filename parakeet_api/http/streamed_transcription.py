@@ -21,9 +21,9 @@ from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.served_models import ServedModel
 
 _HEARTBEAT_S = 5.0
-"""How often a quiet stream shows that it lives; proxies close what is silent for 30 to 60 s."""
+"""Interval of heartbeats: proxies close connections without data after 30 to 60 s."""
 _PROGRESS_S = 1.0
-"""The same for a client that shows progress."""
+"""The same for a client that displays progress."""
 
 
 class StreamedTranscription:
@@ -35,7 +35,7 @@ class StreamedTranscription:
     def __init__(self, upload: Path, params: TranscriptionParams, *, model: ServedModel) -> None:
         """Take over the upload of the current request.
 
-        Raises `ModelNotReadyError` where there is no model yet.
+        Raises `ModelNotReadyError` if there is no model yet.
         """
         model.checkpoints.checkpoint()
         wired = services()
@@ -48,9 +48,9 @@ class StreamedTranscription:
         self._upload = take_over(upload)
 
     def response(self) -> Response:
-        """Begin the work and give the response with its events.
+        """Start the transcription and return the response with its events.
 
-        Raises what goes wrong before the first event: it is answered with a status of its own.
+        Raises errors that occur before the first event, which get their own HTTP status.
         """
         events = in_background(
             self._transcribe,
@@ -66,12 +66,12 @@ class StreamedTranscription:
         response = Response(self._written(first, events), content_type=MEDIA_TYPE)
         response.call_on_close(events.close)
         response.headers["Cache-Control"] = "no-cache"
-        # nginx would otherwise gather events for a while.
+        # Otherwise nginx buffers the events.
         response.headers["X-Accel-Buffering"] = "no"
         return response
 
     def _transcribe(self, emit: Emit[str], cancelled: Cancelled) -> None:
-        """Do the work, in its own thread."""
+        """Transcribe, in the worker thread."""
 
         def emit_some(event: str) -> None:
             if event:
@@ -110,10 +110,10 @@ class StreamedTranscription:
                     yield self._writer.silence(model_is_loading=is_loading)
                 else:
                     yield event
-        # The second where waitress is the first to notice, as it writes.
+        # The second is raised if waitress detects the disconnect while writing.
         except (RequestCancelled, GeneratorExit):
             self._record.failure = CLIENT_GONE
-        # The status is sent already: an error is an event now.
+        # The status is already sent, so report the error as an event.
         except Exception as error:
             failure = as_api_error(error, request_id=self._record.id)
             self._record.failure = failure.code or failure.type

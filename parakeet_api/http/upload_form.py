@@ -1,6 +1,6 @@
-"""A multipart form, parsed while it arrives: its files are written to disk once, where they stay.
+"""Parse a multipart form while it arrives, and write its files directly to their final path.
 
-A server that stores the body first, and parses it then, writes every recording twice.
+Storing the body before parsing it would write every recording twice.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ MULTIPART = "multipart/form-data"
 _MAX_PARTS = 600
 """SDKs send each phrase of a list as a part: 500 keywords, and the other fields."""
 _MAX_FILES = 4
-"""Endpoints take one; each is an open file."""
+"""Endpoints accept one; each is an open file."""
 _MAX_TEXT_BYTES = 500_000
 """Bytes of a text field, and of all: werkzeug's own limit of one."""
 _PIECE_BYTES = 256 * 1024
 """So much is parsed at once: the decoder takes more than `_MAX_TEXT_BYTES` for a text field that is
 too long."""
 _HEAD_BYTES = 4 * 1024
-"""The first bytes of a block, in which the decoder looks for a file's head; what follows that head
-is written to the file without the decoder."""
+"""The first bytes of a block, in which the decoder looks for the head of a part; the data of a file
+after its head bypasses the decoder."""
 _CHARSETS = frozenset({"ascii", "us-ascii", "utf-8", "iso-8859-1"})
 
 
@@ -52,7 +52,7 @@ class TextTooLongError(RequestEntityTooLarge):
 
 @dataclass(frozen=True, slots=True)
 class ParsedForm:
-    """A whole form."""
+    """A complete form."""
 
     fields: MultiDict[str, str]
     files: Mapping[str, Path]
@@ -60,7 +60,7 @@ class ParsedForm:
 
 
 class UploadForm:
-    """A form while it arrives, and the owner of its files until it is closed."""
+    """A form that is being received; it owns the files until it is closed."""
 
     def __init__(self, folder: Path, boundary: bytes) -> None:
         self._folder = folder
@@ -72,12 +72,12 @@ class UploadForm:
         self._files: dict[str, Path] = {}
         self._text_bytes = 0
         self._write: Callable[[bytes | memoryview], object] = bytes
-        """Where the current part's data goes, and what is done at its end."""
+        """Consumer of the current part's data, and action at its end."""
         self._finish: Callable[[], None] = lambda: None
         self._is_file = False
-        """Whether the current part is one."""
+        """Whether the current part is a file."""
         self._held = b""
-        """Bytes that arrived and were not given to the decoder."""
+        """Bytes received but not yet passed to the decoder."""
 
     @classmethod
     def for_body(cls, folder: Path, content_type: str) -> UploadForm | None:
@@ -89,31 +89,31 @@ class UploadForm:
         return cls(folder, boundary.encode())
 
     def append(self, data: bytes) -> None:
-        """Take the next bytes of the body.
+        """Parse the next bytes of the body.
 
-        Raises `ValueError` for a body that is malformed, `RequestEntityTooLarge` for one with too
-        many parts or too much text, `OSError` where a file cannot be written.
+        Raises `ValueError` for a malformed body, `RequestEntityTooLarge` for one with too many
+        parts or too much text, and `OSError` if a file cannot be written.
         """
         for begin in range(0, len(data), _PIECE_BYTES):
             self._append(data[begin : begin + _PIECE_BYTES])
 
     def result(self) -> ParsedForm:
-        """End the form; give its text fields and files.
+        """Finish the form; return its text fields and files.
 
-        Raises what `append` raises, and `ValueError` for a body that is cut short.
+        Raises what `append` raises, and `ValueError` for a truncated body.
         """
         self._decode(None)
         return ParsedForm(self._fields, self._files)
 
     def take_over(self, path: Path) -> IO[bytes]:
-        """Leave a file to the caller, who deletes it and closes what this gives."""
+        """Transfer a file to the caller, who must delete it and close the result."""
         self._taken_over = path
         return hold_upload(path)
 
     def close(self) -> None:
-        """Delete the files that nobody took over."""
+        """Delete the files that were not taken over."""
         for upload in self._uploads:
-            # What a full disk did not take is still in its buffer.
+            # On a full disk the buffer may still hold data, and closing fails.
             with contextlib.suppress(OSError):
                 upload.close()
             if Path(upload.name) != self._taken_over:
@@ -131,7 +131,7 @@ class UploadForm:
         return self._is_file and self._decoder.state is State.DATA
 
     def _store(self, data: bytes) -> bytes:
-        """Write what certainly belongs to the file; give the rest, which may hold a boundary.
+        """Write data that certainly belongs to the file; return the rest, with a possible boundary.
 
         The decoder copies its input five times, and searches it for line breaks: 1.2 ms for a clip
         of 10 s.
@@ -139,7 +139,7 @@ class UploadForm:
         if not self._is_in_file():
             return data
         size = len(self._boundary)
-        # The decoder's buffer could be the beginning of a boundary.
+        # The decoder's buffer could be the start of a boundary.
         buffered = bytes(self._decoder.buffer) + self._held
         if self._boundary in buffered + data[:size]:
             return data

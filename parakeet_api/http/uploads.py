@@ -1,4 +1,4 @@
-"""Files of uploads; those of a process that was killed are deleted at the next start."""
+"""Create, lock and delete the files of uploads."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def prepare_uploads(folder: Path) -> None:
 
 
 def create_upload(folder: Path) -> IO[bytes]:
-    """Create a file under a name of our own, locked by this process until it is closed."""
-    # Not tempfile's: it wraps each method of a file, and a clip calls twenty.
+    """Create a file with a unique name, locked by this process until it is closed."""
+    # Not with tempfile, which wraps each method of a file: slow for clips.
     path = folder / f"{_PREFIX}{secrets.token_hex(8)}"
     upload = open(path, "x+b", opener=_OWNERS_ALONE)  # noqa: SIM115 - Path knows no opener
     fcntl.flock(upload, fcntl.LOCK_SH)
@@ -39,7 +39,7 @@ def create_upload(folder: Path) -> IO[bytes]:
 
 
 def hold_upload(path: Path) -> IO[bytes]:
-    """Open and lock an upload once more, so that it stays locked when the first handle closes."""
+    """Open and lock an upload again, so that it stays locked when the first handle is closed."""
     upload = path.open("rb")
     fcntl.flock(upload, fcntl.LOCK_SH)
     return upload

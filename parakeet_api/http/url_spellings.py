@@ -1,4 +1,4 @@
-"""Paths as people paste them: with a slash too many, or with a prefix that the client adds."""
+"""Normalise paths with an extra slash or a repeated prefix, as in a pasted base URL."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _MODEL_NAME = re.compile(r"^(/+v1)*/+models/+")
 
 
 class SpellingOfPaths:
-    """Return an application each path in its usual spelling."""
+    """A WSGI middleware that passes each path in its documented spelling."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the application with the usual spelling."""
+        """Call the application with the documented spelling."""
         environ["PATH_INFO"] = usual_spelling(environ.get("PATH_INFO", ""))
         return self._app(environ, start_response)
 
 
 def usual_spelling(path: str) -> str:
-    """Spell a path as it is documented.
+    """Return a path in its documented spelling.
 
-    A base URL may end with a slash, with the `/v1` that the client adds, or be an endpoint's whole
-    address.
+    A base URL may end with a slash or with the `/v1` that the client adds, or be the URL of an
+    endpoint.
     """
     named = _MODEL_NAME.match(path)
     head, name = (named[0], path[named.end() :]) if named else (path, "")

@@ -1,4 +1,4 @@
-"""waitress' server, channel, parser, tasks and threads, changed where its own do not fit.
+"""Modified versions of waitress' server, channel, parser, tasks and threads.
 
 All private interfaces of waitress that the service relies on are used in this module;
 `tests/http/test_waitress_internals.py` checks that the pinned version has them.
@@ -6,7 +6,7 @@ All private interfaces of waitress that the service relies on are used in this m
 waitress receives a whole body before the application is called. Here the application is called when
 the head has been read, and reads the body from a `RequestBody` while it arrives: a request can be
 refused before its body is sent, and nothing is parsed or written in the thread that serves all
-connections. A short body may arrive first, in memory.
+connections. A short body may be received in memory before the application is called.
 """
 
 from __future__ import annotations
@@ -39,28 +39,27 @@ logger = logging.getLogger(__name__)
 
 _WINDOW_S = 60
 _MIN_BYTES = 16 * 1024
-"""What a transfer must move in each window: 2 kbit/s, a tenth of the slowest mobile network.
-Otherwise a byte now and then would hold a connection forever."""
+"""Bytes that a transfer must move in each window: 2 kbit/s, a tenth of the slowest mobile network.
+Otherwise a client could keep a connection forever with a byte from time to time."""
 UPLOAD_SLACK = 1024 * 1024
 """Bytes above the limit that are still read, so that a small excess is answered by Flask."""
 _LINGER_S = 30.0
-"""How long a refused client may go on sending before its connection is closed: nginx's value."""
+"""How long a rejected client may keep sending before its connection is closed; nginx's value."""
 _MAX_DISCARDED = 256 * 1024
-"""Bytes of a refused request's body that are received and dropped so that its connection can serve
-the next request; with more to come it is closed."""
+"""Bytes of a rejected request's body that are received and dropped, so that its connection can
+serve the next request; if more remain, it is closed."""
 _IDLE_THREAD_S = 5.0
-"""How long a thread waits for a request before it ends."""
+"""Idle time after which a thread ends."""
 _SHORT_WAIT_S = 0.1
-"""How long a request waits for the rest of a short body before it is started without it. Most
-bodies arrive sooner, and a thread that need not wait for a clip saves 0.2 ms of a core."""
+"""How long a request waits for the rest of a short body before it is started. Most bodies arrive
+sooner, and a thread that need not wait for the body saves 0.2 ms of CPU time."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 DETACH = "parakeet.detach"
-"""The key of a WSGI environment under which a request that asks for a WebSocket finds
-`Channel.detach`."""
+"""The key of `Channel.detach` in the WSGI environment of a WebSocket request."""
 _MAX_EARLY = 64 * 1024
 """Bytes that may come after such a request before it is answered; clients should send none."""
 _DETACH_S = 10.0
-"""How long the thread of all connections may take to let go of one."""
+"""How long the server's thread may take to release a connection."""
 
 
 class Dispatcher(ThreadedTaskDispatcher):
@@ -78,7 +77,7 @@ class Dispatcher(ThreadedTaskDispatcher):
         self._numbers = itertools.count()
 
     def add_task(self, task: Any) -> None:
-        """Let a request be worked on as soon as a thread is free."""
+        """Queue a request for the next free thread."""
         with self.lock:
             self.queue.append(task)
             idle = len(self.threads) - self.stop_count - self.active_count
@@ -91,7 +90,7 @@ class Dispatcher(ThreadedTaskDispatcher):
         try:
             self.start_new_thread(self.handler_thread, number)
         except RuntimeError:
-            # The system's limit of threads; the request waits for one that there is.
+            # The system's limit of threads is reached; the request waits for an existing one.
             logger.warning("no more threads can be started than %d", len(self.threads) - 1)
             with self.lock:
                 self.threads.discard(number)
@@ -99,7 +98,7 @@ class Dispatcher(ThreadedTaskDispatcher):
                 self.queue_cv.notify()
 
     def handler_thread(self, thread_no: int) -> None:
-        """Work on requests until there are none for a while, or until `shutdown`."""
+        """Process requests until idle for a while, or until `shutdown`."""
         while (task := self._next_task(thread_no)) is not None:
             try:
                 task.service()
@@ -107,7 +106,7 @@ class Dispatcher(ThreadedTaskDispatcher):
                 logger.exception("a request's thread failed")
 
     def _next_task(self, number: int) -> Any:
-        """Wait for a request; give `None` where this thread is to end."""
+        """Wait for a request; return `None` if this thread should end."""
         with self.lock:
             while not self.queue and not self.stop_count:
                 if len(self.threads) - self.active_count >= self._max_idle:
@@ -136,7 +135,7 @@ class Parser(HTTPRequestParser):
     is_awaited = False
     """Whether it is started after a short wait at the latest."""
     is_upgrade = False
-    """Whether it asks that the connection speak WebSocket from then on."""
+    """Whether it is a WebSocket request."""
     _waits_for_continue = False
 
     def __init__(self, channel: Channel) -> None:
@@ -161,18 +160,18 @@ class Parser(HTTPRequestParser):
         )
 
     def received(self, data: bytes) -> int:
-        """Take what was sent; give how many bytes of it belong to this request."""
+        """Process received bytes; return how many of them belong to this request."""
         consumed = int(super().received(data))
         if self.completed and self.body is not None:
             self.body.end(self.failure(self.adj) if self.error is not None else None)
         return consumed
 
     def get_body_stream(self) -> Any:
-        """Return what the application reads as `wsgi.input`."""
+        """Return the stream for `wsgi.input`."""
         return super().get_body_stream() if self.body is None else self.body
 
     def is_short(self) -> bool:
-        """Return whether the whole body fits into memory and is sent without being asked for."""
+        """Return whether the whole body fits into memory and is sent without `100 Continue`."""
         return not (self.chunked or self._waits_for_continue) and self.content_length <= MAX_HELD
 
     def is_whole(self) -> bool:
@@ -187,7 +186,7 @@ class Parser(HTTPRequestParser):
         return not (self.chunked or self._waits_for_continue) and missing <= _MAX_DISCARDED
 
     def failure(self, adj: Adjustments) -> ApiError:
-        """Return the error that the client receives for what waitress refuses."""
+        """Return the error response for a request that waitress rejects."""
         error: Any = self.error
         if error.code == UploadTooLargeError.status:
             limit = adj.max_request_body_size - UPLOAD_SLACK
@@ -202,16 +201,15 @@ class Parser(HTTPRequestParser):
     def _send_continue(self) -> None:
         if self._waits_for_continue:
             self._waits_for_continue = False
-            # Where the client has gone, the reader sees that by itself.
+            # If the client has disconnected, the reader is notified separately.
             with contextlib.suppress(ClientDisconnected):
                 self._channel.write_soon(_CONTINUE)
 
 
 class ClosingTask(WSGITask):
-    """The application's answer to a request.
+    """The application's response to a request.
 
-    The connection ends with it while the server is stopping, and where much of a body is left that
-    the application did not want.
+    It closes the connection if the server is stopping, or if much of a body was left unread.
     """
 
     channel: Channel
@@ -225,7 +223,7 @@ class ClosingTask(WSGITask):
         return environ
 
     def write(self, data: bytes) -> None:
-        """Write a part of the answer; what a detached connection was answered is not ours."""
+        """Write a part of the response, unless the connection has been detached."""
         if not self.channel.is_detached:
             super().write(data)
 
@@ -238,21 +236,21 @@ class ClosingTask(WSGITask):
         ):
             self.set_close_on_finish()
         header: bytes = super().build_response_header()
-        # Whoever wanted the connection closed, the client may still be sending.
+        # In any case the client may still be sending.
         if self.close_on_finish and not self.request.is_whole():
             self.channel.refused = True
         return header
 
 
 class JsonErrorTask(ErrorTask):
-    """The answer to what waitress refuses: a body above the limit, bytes that are not HTTP."""
+    """The response to a request that waitress rejects: too large a body, or invalid HTTP."""
 
     channel: Channel
     request: Any
     """The stubs call it an error; it is a `Parser` with one."""
 
     def execute(self) -> None:
-        """Write the answer, after which the connection ends."""
+        """Write the response, after which the connection is closed."""
         failure = self.request.failure(self.channel.adj)
         body = json.dumps(failure.body()).encode()
         self.status = f"{failure.status} {HTTPStatus(failure.status).phrase}"
@@ -264,10 +262,10 @@ class JsonErrorTask(ErrorTask):
 
 
 class Channel(HTTPChannel):
-    """A connection: starts requests when their heads have been read, and lingers after a refusal.
+    """A connection: starts requests when their heads have been read, and lingers after a rejection.
 
-    A socket closed with unread data in it resets the connection, and a client that is still sending
-    then loses the answer. So the rest is received for a while, and dropped.
+    Closing a socket with unread data resets the connection, and a client that is still sending then
+    loses the response. So the rest is received for a while, and dropped.
     """
 
     task_class = ClosingTask
@@ -277,11 +275,11 @@ class Channel(HTTPChannel):
     requests: list[Parser]
     requests_lock: threading.Lock
     refused = False
-    """Whether a request was answered before it was received to its end."""
+    """Whether a response was sent before the whole request was received."""
     is_detached = False
     """Whether the connection has been handed out."""
     _early = b""
-    """What came after a request for a WebSocket."""
+    """Data received after a WebSocket request."""
     _linger_until: float | None = None
     _last_activity = 0.0
     _moved = 0
@@ -290,11 +288,11 @@ class Channel(HTTPChannel):
     _seen_unsent = 0
 
     def parser_class(self, _: Adjustments) -> Parser:  # type: ignore[override]
-        """Make a parser for the next request."""
+        """Create a parser for the next request."""
         return Parser(self)
 
     def service(self) -> None:
-        """Work on a request, unless `cancel` has removed it since a thread was found for it."""
+        """Process a request, unless `cancel` has removed it in the meantime."""
         if self.requests:
             super().service()
 
@@ -305,7 +303,7 @@ class Channel(HTTPChannel):
 
     @last_activity.setter
     def last_activity(self, _: float) -> None:
-        # waitress takes the wall clock: when that is set, all connections look idle, or none.
+        # waitress uses the wall clock: if it is adjusted, all connections look idle, or none.
         self._last_activity = time.monotonic()
 
     def readable(self) -> bool:
@@ -313,10 +311,10 @@ class Channel(HTTPChannel):
         return bool(super().readable()) and not self._is_held_back()
 
     def detach(self) -> tuple[socket.socket, bytes]:
-        """Hand out the socket, and what came after the request that asks for it.
+        """Return the socket and the data received after the WebSocket request.
 
-        Called by that request's thread; whatever the application answers then is dropped. Raises
-        `ConnectionAbortedError` if it has ended.
+        Called by that request's thread; the application's response is then dropped. Raises
+        `ConnectionAbortedError` if the connection has ended.
         """
         handed: Queue[socket.socket | None] = Queue()
         trigger: Any = self.server.trigger
@@ -331,7 +329,7 @@ class Channel(HTTPChannel):
         return sock, self._early
 
     def _let_go(self) -> socket.socket | None:
-        """Take the connection out of the server's loop, unless it has ended."""
+        """Remove the connection from the server's loop, unless it has ended."""
         with self.requests_lock:
             if not self.connected or self.will_close:
                 return None
@@ -347,11 +345,11 @@ class Channel(HTTPChannel):
         return bool(self.request or self.requests or self.total_outbufs_len)
 
     def is_waiting(self) -> bool:
-        """Return whether the server waits for this client alone: to send a request, or its rest."""
+        """Return whether the server only waits for this client to send a request or its rest."""
         return not self.total_outbufs_len and (not self.requests or self._receiving() is not None)
 
     def is_stuck(self) -> bool:
-        """Return whether what was under way at the last call has hardly moved since."""
+        """Return whether a transfer has made hardly any progress since the last call."""
         receiving = None if self._is_held_back() else self._receiving()
         stuck = self._moved < min(_MIN_BYTES, self._seen_unsent) or (
             receiving is not None and receiving is self._seen_request and self._moved < _MIN_BYTES
@@ -361,7 +359,7 @@ class Channel(HTTPChannel):
         return stuck
 
     def received(self, data: bytes) -> bool:
-        """Take what was sent; after a refusal, drop it."""
+        """Process received data; after a rejection, drop it."""
         self._moved += len(data)
         if self._linger_until is not None:
             if time.monotonic() > self._linger_until:
@@ -375,13 +373,13 @@ class Channel(HTTPChannel):
         return True
 
     def send(self, data: bytes, do_close: bool = True) -> int:
-        """Send what the socket takes."""
+        """Send as much as the socket accepts."""
         sent: int = super().send(data, do_close)
         self._moved += sent
         return sent
 
     def handle_close(self) -> None:
-        """Close; a refused client first gets the time to stop sending."""
+        """Close the connection; a rejected client first gets time to stop sending."""
         sock, lingers = self.socket, self._linger_until is not None
         if sock is not None and self.refused and self.will_close and not lingers:
             self._linger_until = time.monotonic() + _LINGER_S
@@ -396,19 +394,19 @@ class Channel(HTTPChannel):
         super().handle_close()
 
     def cancel(self) -> None:
-        """Let the request under way see that nobody waits for it."""
+        """Cancel the request in progress."""
         self._abort_bodies()
         super().cancel()
 
     def _parse(self, data: bytes) -> None:
-        """Return the bytes to their requests; start those whose head is complete."""
+        """Pass the bytes to their requests; start those whose head is complete."""
         if self.requests and self.requests[-1].is_upgrade:
             self._early += data
             return
         while data:
             request = self.request = self.request or self.parser_class(self.adj)
             if request.error is not None:
-                # The connection ends with the answer: where the next request begins is not known.
+                # Where the next request begins is unknown, so the response closes the connection.
                 return
             consumed = request.received(data)
             if request.completed:
@@ -428,7 +426,7 @@ class Channel(HTTPChannel):
                 self._start(receiving)
 
     def start(self, request: Parser) -> None:
-        """Start a request that is still being received; not one that has gone."""
+        """Start a request that is still being received, unless it has been cancelled."""
         with self.requests_lock:
             if self.connected and self.request is request:
                 self._start(request)
@@ -461,7 +459,7 @@ class Channel(HTTPChannel):
 
 
 class Server(TcpWSGIServer):
-    """waitress' server; slow clients cannot keep others out."""
+    """waitress' server, in which slow clients cannot block others."""
 
     channel_class = Channel
     admission: Admission
@@ -471,16 +469,17 @@ class Server(TcpWSGIServer):
     _starting: deque[tuple[float, Channel, Parser]]
     """Requests whose short body is awaited, and until when."""
     accepts_elsewhere: Callable[[], bool] = staticmethod(lambda: False)
-    """Whether other processes accept the connections, and pass on those that are for this one."""
+    """Whether other processes accept the connections, and pass some on to this one."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._starting = deque()
         super().__init__(*args, **options)
 
     def adopt(self, sock: socket.socket, address: tuple[str, int], received: bytes) -> None:
-        """Take over a connection that another process accepted, with what it has read from it."""
+        """Take over a connection accepted by another process, with the data read from it."""
 
         def begin() -> None:
+            self._make_room_if_full()
             channel = Channel(self, sock, address, self.adj, map=self._map)  # type: ignore[attr-defined]
             if received:
                 channel.received(received)
@@ -510,7 +509,7 @@ class Server(TcpWSGIServer):
             channel.start(request)
 
     def maintenance(self, now: float) -> None:
-        """Close what is idle for too long, as waitress does, and what hardly moves.
+        """Close connections that are idle too long, as waitress does, or nearly stalled.
 
         `now` is of the monotonic clock.
         """
@@ -522,9 +521,8 @@ class Server(TcpWSGIServer):
                 channel.handle_close()
 
     def handle_accept(self) -> None:
-        """Accept a connection; where all are taken, at the cost of another."""
-        if len(self._map) + 1 >= self.adj.connection_limit:  # type: ignore[attr-defined]
-            self._make_room()
+        """Accept a connection; at the limit, close another one for it."""
+        self._make_room_if_full()
         super().handle_accept()
 
     def channels(self) -> list[Channel]:
@@ -537,14 +535,18 @@ class Server(TcpWSGIServer):
         return sum(channel.is_under_way() for channel in self.channels())
 
     def cancel_all(self) -> None:
-        """Let all requests see that nobody waits for them any more."""
+        """Cancel all requests."""
         for channel in self.channels():
             channel.cancel()
 
-    def _make_room(self) -> None:
-        """Close a connection that no request is worked on for, of the address with most of them.
+    def _make_room_if_full(self) -> None:
+        if len(self._map) + 1 >= self.adj.connection_limit:  # type: ignore[attr-defined]
+            self._make_room()
 
-        Of those the one that has been quiet for longest: an idle one, or one that trickles.
+    def _make_room(self) -> None:
+        """Close a connection without a request in progress, of the address with the most of them.
+
+        Of those, close the one that has been inactive longest: an idle one or a slow upload.
         """
         waiting = [channel for channel in self.channels() if channel.is_waiting()]
         if waiting:

@@ -1,8 +1,7 @@
 """A WebSocket on a connection that waitress has handed out.
 
-The package `websockets` speaks the protocol, without I/O; this moves its bytes. One thread
-receives, and any may send. Nothing waits for a client that does not read or answer longer than the
-limits below.
+The package `websockets` implements the protocol without I/O; this module does the I/O. One thread
+receives, and any may send. All waits for a client are bounded by the limits below.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from websockets.typing import Subprotocol
 from parakeet_api.errors import InvalidRequestError
 
 _logger = logging.getLogger("websockets.server")
-# Below that, it tells of each connection, and of headers, in which keys are.
+# Below this level it logs every connection and its headers, which contain keys.
 _logger.setLevel(logging.WARNING)
 
 _RECEIVE_BYTES = 64 * 1024
 _MAX_MESSAGE = 16 * 1024 * 1024
-"""Bytes of a message: OpenAI takes 15 MiB of sound at a time; four minutes of PCM at 24 kHz."""
+"""Maximum bytes of a message: OpenAI accepts 15 MiB of audio, four minutes of PCM at 24 kHz."""
 _TICK_S = 1.0
 _PING_S = 20.0
-"""A client that is quiet for so long is asked whether it is there, and has as long to answer."""
+"""An inactive client is pinged after this time, and must respond within the same time."""
 _SEND_S = 10.0
-"""How long a client may read nothing while something is to be sent to it."""
+"""Timeout of a send."""
 _CLOSE_S = 2.0
-"""How long it may take to answer that the connection ends."""
+"""Timeout of the closing handshake."""
 _MAX_REASON = 120
 """Bytes of the reason of a close frame: 123, and no character is cut in two."""
 
@@ -44,18 +43,18 @@ Detach = Callable[[], tuple[socket.socket, bytes]]
 
 
 class SocketClosedError(Exception):
-    """The client has gone, or does not read."""
+    """The client has disconnected, or does not read."""
 
 
 class Handshake:
-    """A client's request for a WebSocket, checked, and how it will be answered."""
+    """A validated WebSocket handshake."""
 
     def __init__(
         self, path: str, headers: Sequence[tuple[str, str]], *, subprotocols: frozenset[str]
     ) -> None:
-        """Check the request; of the `subprotocols` that the client offers, the first is taken.
+        """Validate the request; select the first of the `subprotocols` that the client offers.
 
-        Raises `InvalidRequestError` for one that is none.
+        Raises `InvalidRequestError` if it is not a WebSocket request.
         """
 
         def select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -77,7 +76,7 @@ class Handshake:
             )
 
     def complete(self, detach: Detach, *, headers: Mapping[str, str]) -> WebSocket:
-        """Take the connection over and answer the request, with some more headers."""
+        """Take over the connection and send the response, with additional headers."""
         for name, value in headers.items():
             self._answer.headers[name] = value
         sock, early = detach()
@@ -98,14 +97,14 @@ class WebSocket:
         self._protocol = protocol
         self._early = early
         self._lock = threading.Lock()
-        """Held while the protocol is used and while something is sent."""
+        """Guards the protocol and sending."""
         self._is_gone = False
         self._heard = time.monotonic()
-        """When the client last sent anything, or was asked to."""
+        """When the client last sent anything, or was pinged."""
         self._is_asked = False
 
     def messages(self) -> Generator[str | bytes | None]:
-        """Yield messages as they come, and `None` each second without one, until the end."""
+        """Yield messages as they arrive, and `None` each second without one, until the end."""
         parts = bytearray()
         is_text = True
         while self._is_open():
@@ -131,9 +130,9 @@ class WebSocket:
             self._flush()
 
     def close(self, code: int, reason: str) -> None:
-        """Tell the client that the connection ends, wait for its answer, and end it.
+        """Perform the closing handshake, and close the connection.
 
-        Called by the thread that receives.
+        Called by the receiving thread.
         """
         with contextlib.suppress(SocketClosedError), self._lock:
             if self._protocol.state is State.OPEN:
@@ -145,7 +144,7 @@ class WebSocket:
         self._sock.close()
 
     def abort(self) -> None:
-        """Let the thread that receives see the connection's end."""
+        """Make the receiving thread see the end of the connection."""
         self._is_gone = True
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -163,7 +162,7 @@ class WebSocket:
             return None
 
     def _receive(self) -> list[Frame]:
-        """Wait for what the client sends, for a second at most; give the frames."""
+        """Wait at most a second for data; return the frames."""
         data, self._early = self._early, b""
         try:
             if not data and not self._await(select.POLLIN, _TICK_S):
@@ -173,7 +172,7 @@ class WebSocket:
         except BlockingIOError:
             return []
         except (OSError, ValueError):
-            # A socket that was closed has a negative descriptor.
+            # A closed socket has a negative descriptor.
             data = b""
         self._heard, self._is_asked = time.monotonic(), False
         with self._lock:
@@ -188,7 +187,7 @@ class WebSocket:
         return frames
 
     def _ask(self) -> None:
-        """Ask a client that is quiet whether it is there; end the connection if it is not."""
+        """Ping an inactive client; close the connection if it does not respond."""
         if time.monotonic() - self._heard < _PING_S:
             return
         if self._is_asked:
@@ -201,7 +200,7 @@ class WebSocket:
                 self._flush()
 
     def _flush(self) -> None:
-        """Send what the protocol has to send, with the lock held. Raises `SocketClosedError`."""
+        """Send the protocol's pending data, with the lock held. Raises `SocketClosedError`."""
         try:
             for data in self._protocol.data_to_send():
                 if data:
@@ -223,7 +222,7 @@ class WebSocket:
                     raise TimeoutError from None
 
     def _await(self, event: int, timeout_s: float) -> bool:
-        """Wait until something can be received or sent; give whether it can."""
+        """Wait until the socket is ready to receive or send; return whether it is."""
         poll = select.poll()
         poll.register(self._sock, event)
         return bool(poll.poll(max(0.0, timeout_s) * 1000))

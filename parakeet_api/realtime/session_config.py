@@ -43,13 +43,13 @@ _OLD_FORMATS: Mapping[str, tuple[AudioType, int]] = {
 
 
 class ClientSecretJson(TypedDict):
-    """A short-lived key for live sessions."""
+    """A key that opens live sessions for some minutes."""
 
     value: str
     """The key."""
     expires_at: UnixTime
     session: dict[str, Any]
-    """The initial configuration of its sessions."""
+    """The configuration that its sessions begin with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +210,7 @@ class SessionConfig:
 def _with_common(
     config: SessionConfig, fields: Mapping[str, Any], names: Mapping[str, str]
 ) -> SessionConfig:
-    """Take over what both spellings have, under these names, each with its whole path."""
+    """Apply the fields that both versions have; each name is given with its whole path."""
     for name, param in names.items():
         if name not in fields:
             continue
@@ -265,7 +265,7 @@ def _transcription(config: SessionConfig, given: Any, param: str) -> Transcripti
 
 
 def _turn_detection(config: SessionConfig, given: Any, param: str) -> TurnDetection | None:
-    """Merge with what was set before, if that was of the same kind; `null` turns it off."""
+    """Merge with the previous settings if they are of the same type; `null` disables it."""
     if given is None:
         return None
     fields = _object(given, param)
@@ -316,7 +316,7 @@ def _object(value: Any, param: str) -> Mapping[str, Any]:
 
 
 def _text(value: Any, param: str) -> None:
-    # JSON may hold halves of characters, which cannot be sent back.
+    # JSON may contain unpaired surrogates, which cannot be sent back.
     if (
         not isinstance(value, str)
         or len(value) > _MAX_TEXT

@@ -1,4 +1,4 @@
-"""The whole service with processes that receive clips, beside the one without."""
+"""The whole service with processes that receive clips, compared to the service without."""
 
 from __future__ import annotations
 

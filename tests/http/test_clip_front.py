@@ -1,4 +1,4 @@
-"""The process that receives clips, run in a thread, with the test in the place of the model's."""
+"""The process that receives clips, run in a thread; the test acts as the process with the model."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ SOUND = wav(np.random.default_rng(1).normal(0, 0.1, SAMPLE_RATE))
 
 @dataclass
 class Owner:
-    """The process with the model, as far as a front knows it."""
+    """A fake of the process with the model."""
 
     address: tuple[str, int]
     control: socket.socket
     received: list[tuple[Values, int]] = field(default_factory=list)
-    """What was to be recognised, with the bytes of its sound."""
+    """Requests for recognition, with their audio bytes."""
     passed_on: list[tuple[socket.socket, Values, bytes]] = field(default_factory=list)
     answers: Callable[[Values], Values] = lambda message: (
         ("model", "parakeet", "parakeet.nemo", None, ["en"])
@@ -50,7 +50,7 @@ class Owner:
         else ("words", pack_words(HEARD), [(1.0, 2.5)])
     )
     let: threading.Event = field(default_factory=threading.Event)
-    """Recognition waits for it."""
+    """Recognition waits for this event."""
     closed_links: int = 0
 
     def serve(self) -> None:
@@ -122,7 +122,7 @@ def request(
 
 
 def answer_on(connection: socket.socket) -> tuple[str, dict[str, str], bytes]:
-    """Read one answer: its first line, headers and body."""
+    """Read one response: its first line, headers and body."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += connection.recv(65_536)

@@ -1,4 +1,4 @@
-"""Clients that go in the middle: nothing is left of them, and the next one is served."""
+"""Clients that disconnect: no resource leaks, and the next client is served."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_curl_killed_during_its_upload_leaves_nothing(settled: Server, hour: Pat
 
 
 class TestWaiting:
-    """One request is worked on at a time."""
+    """A server that processes one request at a time."""
 
     @pytest.fixture
     def narrow(self, tmp_path: Path) -> Iterator[Server]:

@@ -1,4 +1,4 @@
-"""The HTTP surface, against a real server: answers, headers, keys, limits."""
+"""The HTTP interface of a real server: responses, headers, keys, limits."""
 
 from __future__ import annotations
 
@@ -519,7 +519,7 @@ class TestFullQueueAndStop:
             assert server.process.wait(timeout=PATIENCE_S) == 0
             first.join(timeout=PATIENCE_S)
 
-            # The first was not answered as if all were well.
+            # The first did not get a success response.
             assert isinstance(outcome[0], httpx.HTTPError) or outcome[0] == 503
             assert uploads(server) == []
             assert not any(decoder.is_running() for decoder in decoders)
@@ -569,7 +569,7 @@ def _start(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def _read_to_end(connection: socket.socket) -> bytes:
-    """Read until the server is done with the connection; it tells so within the timeout."""
+    """Read until the server closes the connection, which it does within the timeout."""
     received = b""
     while block := connection.recv(65536):
         received += block

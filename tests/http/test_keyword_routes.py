@@ -50,18 +50,18 @@ def text_of(response: httpx.Response) -> str:
     ],
     ids=["brackets", "numbered", "repeated", "json", "commas"],
 )
-def test_keywords_are_understood_as_any_client_sends_them(
+def test_keywords_are_accepted_in_every_spelling_of_a_list(
     english: Server, fields: dict[str, Any]
 ) -> None:
     assert text_of(send(english, **fields)) == MEANT
 
 
-def test_without_keywords_the_model_hears_what_it_hears(english: Server) -> None:
+def test_without_keywords_the_transcript_is_unchanged(english: Server) -> None:
     assert text_of(send(english)) == HEARD
     assert text_of(send(english, **{"keywords[]": "Ambrosch"})) == HEARD
 
 
-def test_the_words_that_a_keyword_changed_are_marked(english: Server) -> None:
+def test_words_from_a_keyword_are_marked(english: Server) -> None:
     fields = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
 
     words = send(english, keywords="Rusks", **fields).json()["words"]
@@ -102,7 +102,7 @@ def test_translations_streams_and_jobs_take_keywords(english: Server) -> None:
     ids=["letters", "signs", "length", "number", "weight"],
 )
 @pytest.mark.parametrize("path", [ENDPOINT, "/v1/jobs"])
-def test_what_cannot_be_a_keyword_is_named(
+def test_an_invalid_keyword_is_named(
     english: Server, path: str, keywords: list[str], named: str
 ) -> None:
     error = error_of(send(english, path, keywords=json.dumps(keywords)), 400)
@@ -117,7 +117,7 @@ def test_hotwords_are_named_as_they_were_sent(english: Server) -> None:
     assert error["param"] == "hotwords[]"
 
 
-def test_a_file_of_keywords_is_for_all_requests(tmp_path: Path) -> None:
+def test_a_keywords_file_applies_to_all_requests(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("# of this kitchen\nRusks\n", encoding="utf-8")
 

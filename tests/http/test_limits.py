@@ -1,4 +1,4 @@
-"""Who may call how often, from where, through which proxies; and clients that are slow."""
+"""Rate limits, trusted proxies, allowed origins, and slow clients."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class TestTrustedProxy:
             "HTTP_HOST": "inside:5092",
         }
         environ |= {f"HTTP_X_FORWARDED_{name.upper()}": value for name, value in headers.items()}
-        answer: Any = None  # Nothing is answered.
+        answer: Any = None  # No response is sent.
         TrustedProxies(application, trusted=trusted)(environ, answer)
         return received
 
@@ -270,7 +270,7 @@ class Running:
         return self.server.channels()
 
     def do(self, action: Callable[[], object]) -> None:
-        """Let the server's own thread do something."""
+        """Run something in the server's own thread."""
         trigger: Any = self.server.trigger
         trigger.pull_trigger(action)
 
@@ -286,7 +286,7 @@ class Running:
         assert looked.wait(30)
 
     def look_now(self) -> None:
-        """Let the minute between two looks be over."""
+        """Advance past the minute between two checks."""
         logged = threading.Event()
 
         def let_it_be_over() -> None:
@@ -332,7 +332,7 @@ def running(*, answer: bytes = b"well", spare: int = 1000) -> Iterator[Running]:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Tell whether the server closes a connection within half a second, without a word."""
+    """Tell whether the server closes a connection within half a second, without a response."""
     connection.settimeout(0.5)
     try:
         return connection.recv(1) == b""

@@ -1,4 +1,4 @@
-"""Live sessions of OpenAI's package for Python with the running server."""
+"""Live sessions with OpenAI's Python package and a running server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_socket(server: Server, **options: Any) -> Any:
 
 
 def is_free(server: Server) -> bool:
-    """Tell whether no session is open and nothing waits."""
+    """Tell whether no session is open and no chunk is queued."""
     metrics = request(server, "GET", "/metrics", headers=KEY).text
     return "parakeet_realtime_sessions 0.0" in metrics and not any(
         server.health()["queue"].values()
@@ -66,9 +66,7 @@ def test_words_come_before_the_client_commits_and_add_up_to_the_transcript(
     assert completed.languages[0].code == "en"
 
 
-def test_the_server_finds_the_turns_of_a_client_that_commits_none(
-    server: Server, clips: list[Clip]
-) -> None:
+def test_the_server_detects_turns_without_commits(server: Server, clips: list[Clip]) -> None:
     texts = [clip.text for clip in clips[:3]]
     with live(server) as session:
         for clip in clips[:3]:
@@ -93,7 +91,7 @@ def test_the_server_finds_the_turns_of_a_client_that_commits_none(
         begin = end + 1.0
 
 
-def test_what_is_said_in_a_minute_of_dense_speech_is_never_taken_back(server: Server) -> None:
+def test_final_words_of_a_minute_of_dense_speech_never_change(server: Server) -> None:
     minute = sound_of(SPEECH / "long-dense.ogg")[: 60 * 24_000]
     with live(server) as session:
         session.configure(turn_detection=None)
@@ -116,7 +114,7 @@ def test_what_is_said_in_a_minute_of_dense_speech_is_never_taken_back(server: Se
         ({"type": "audio/pcm", "rate": 48_000}, 48_000),
     ],
 )
-def test_pcm_of_any_rate_is_heard(
+def test_pcm_of_any_rate_is_transcribed(
     server: Server, clips: list[Clip], audio_format: dict[str, Any], rate: int
 ) -> None:
     with live(server) as session:
@@ -127,9 +125,7 @@ def test_pcm_of_any_rate_is_heard(
         assert session.until(COMPLETED).transcript == clips[0].text
 
 
-def test_the_tokens_of_words_come_where_they_are_asked_for(
-    server: Server, clips: list[Clip]
-) -> None:
+def test_logprobs_of_tokens_are_sent_on_request(server: Server, clips: list[Clip]) -> None:
     with live(server) as session:
         session.connection.session.update(
             session={
@@ -166,7 +162,7 @@ def test_the_tokens_of_words_come_where_they_are_asked_for(
         ),
     ],
 )
-def test_an_error_names_the_event_and_the_session_goes_on(
+def test_an_error_names_the_event_and_the_session_continues(
     server: Server, event: dict[str, Any], param: str | None, code: str | None
 ) -> None:
     with live(server) as session:
@@ -228,7 +224,7 @@ def test_silence_gives_an_empty_transcript(server: Server) -> None:
         assert session.deltas() == ""
 
 
-def test_the_older_spelling_is_understood(server: Server, clips: list[Clip]) -> None:
+def test_the_older_version_of_the_api_is_supported(server: Server, clips: list[Clip]) -> None:
     with dial(
         server,
         additional_headers=KEY | {"OpenAI-Beta": "realtime=v1"},
@@ -265,7 +261,7 @@ def test_the_older_spelling_is_understood(server: Server, clips: list[Clip]) -> 
 
 
 def refused(server: Server, **options: Any) -> httpx.Response:
-    """Return the answer to a handshake that is refused."""
+    """Return the response to a rejected handshake."""
     with (
         pytest.raises(InvalidStatus) as refusal,
         dial(server, **options),
@@ -308,7 +304,7 @@ def test_a_client_secret_opens_sessions_with_its_configuration(server: Server) -
 @pytest.mark.parametrize(
     "change", [lambda value: value[:-2] + "AA", lambda _: "ek_", lambda v: v + "\xe9"]
 )
-def test_a_forged_secret_is_refused(server: Server, change: Any) -> None:
+def test_a_forged_secret_is_rejected(server: Server, change: Any) -> None:
     answer = request(server, "POST", "/v1/realtime/client_secrets", headers=KEY, json={})
     value = change(answer.json()["value"])
 
@@ -330,7 +326,7 @@ def test_a_forged_secret_is_refused(server: Server, change: Any) -> None:
         ([], None),
     ],
 )
-def test_a_secret_for_what_there_is_not_is_refused(
+def test_a_secret_for_an_unknown_model_or_language_is_rejected(
     server: Server, body: Any, param: str | None
 ) -> None:
     answer = request(server, "POST", "/v1/realtime/client_secrets", headers=KEY, json=body)
@@ -338,7 +334,7 @@ def test_a_secret_for_what_there_is_not_is_refused(
     assert error_of(answer, 400)["param"] == param
 
 
-def test_what_is_no_handshake_is_refused(server: Server) -> None:
+def test_an_invalid_handshake_is_rejected(server: Server) -> None:
     plain = request(server, "GET", "/v1/realtime", headers=KEY)
     other = refused(server, path="/v1/realtime?intent=chat", additional_headers=KEY)
     incomplete = request(
@@ -353,9 +349,7 @@ def test_what_is_no_handshake_is_refused(server: Server) -> None:
     assert "WebSocket" in error_of(incomplete, 400)["message"]
 
 
-def test_a_client_that_hangs_up_in_the_middle_leaves_nothing(
-    server: Server, clips: list[Clip]
-) -> None:
+def test_a_client_that_disconnects_leaves_nothing_behind(server: Server, clips: list[Clip]) -> None:
     with live(server) as session:
         session.configure(turn_detection=None)
         session.say(sound_of(clips[1].path))
@@ -367,7 +361,7 @@ def test_a_client_that_hangs_up_in_the_middle_leaves_nothing(
 
 
 def shake_hands(server: Server) -> socket.socket:
-    """Open a session on a bare socket."""
+    """Open a session on a plain socket."""
     bare = connect_to(server)
     bare.sendall(
         b"GET /v1/realtime?intent=transcription HTTP/1.1\r\nHost: x\r\n"
@@ -391,7 +385,7 @@ def shake_hands(server: Server) -> socket.socket:
         b"\x81\x82\x00\x00\x00\x00\xff\xff",
     ],
 )
-def test_bytes_that_are_no_frames_end_the_session(server: Server, data: bytes) -> None:
+def test_invalid_frames_end_the_session(server: Server, data: bytes) -> None:
     with shake_hands(server) as bare:
         bare.sendall(data)
         while bare.recv(4096):
@@ -400,11 +394,11 @@ def test_bytes_that_are_no_frames_end_the_session(server: Server, data: bytes) -
     wait_until(lambda: is_free(server), what="the session's end")
 
 
-def test_a_client_that_reads_nothing_is_let_go(server: Server) -> None:
+def test_a_client_that_reads_nothing_is_disconnected(server: Server) -> None:
     no_json = b"\x81\x84\x00\x00\x00\x00oops"
     with shake_hands(server) as bare:
         bare.settimeout(60)
-        # Each is answered, until the answers fill all buffers.
+        # Each gets a response, until the responses fill all buffers.
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             send_forever(bare, no_json * 1000)
 
@@ -416,7 +410,7 @@ def send_forever(bare: socket.socket, data: bytes) -> None:
         bare.sendall(data)
 
 
-def test_what_a_client_sends_too_early_is_not_lost(server: Server) -> None:
+def test_data_sent_before_the_handshake_is_complete_is_not_lost(server: Server) -> None:
     with connect_to(server) as bare:
         bare.sendall(
             b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\n"

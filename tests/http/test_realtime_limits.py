@@ -1,4 +1,4 @@
-"""What ends a live session, and how many there may be; the model is a fake that hears its name."""
+"""Limits of live sessions; the model is a fake that always recognises its own name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def event(connection: ClientConnection) -> dict[str, Any]:
 
 
 def rest(connection: ClientConnection) -> list[dict[str, Any]]:
-    """Read all events to the connection's end."""
+    """Read all events until the connection closes."""
     events = []
     try:
         while True:
@@ -57,7 +57,7 @@ def refusal(to: Served, **options: Any) -> httpx.Response:
     return answer_of(refused.value)
 
 
-def test_one_session_too_many_is_refused(tmp_path: Path, echoes: Echoes) -> None:
+def test_one_session_too_many_is_rejected(tmp_path: Path, echoes: Echoes) -> None:
     with served(tmp_path, DEMO_MODEL="grammar", MAX_REALTIME_SESSIONS="1") as here:
         with dial(here.server) as first:
             event(first)
@@ -70,7 +70,7 @@ def test_one_session_too_many_is_refused(tmp_path: Path, echoes: Echoes) -> None
             assert event(next_one)["type"] == "session.created"
 
 
-def test_a_session_that_says_nothing_makes_room_for_another(
+def test_an_idle_session_is_evicted_for_another(
     tmp_path: Path, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "_NEVER_SPOKEN_S", -1.0)
@@ -98,7 +98,7 @@ def test_a_session_that_says_nothing_makes_room_for_another(
             ]
 
 
-def test_a_session_without_sound_ends(tmp_path: Path, echoes: Echoes) -> None:
+def test_a_session_without_audio_ends(tmp_path: Path, echoes: Echoes) -> None:
     with (
         served(tmp_path, DEMO_MODEL="grammar", REALTIME_IDLE_SECONDS="1") as here,
         dial(here.server) as connection,
@@ -109,7 +109,7 @@ def test_a_session_without_sound_ends(tmp_path: Path, echoes: Echoes) -> None:
         assert connection.close_code == 1000
 
 
-def test_a_session_ends_after_its_time_with_what_was_said(tmp_path: Path, echoes: Echoes) -> None:
+def test_a_session_that_expires_sends_the_current_turn(tmp_path: Path, echoes: Echoes) -> None:
     with (
         served(tmp_path, DEMO_MODEL="grammar", REALTIME_MAX_MINUTES="0.04") as here,
         dial(here.server) as connection,
@@ -123,7 +123,7 @@ def test_a_session_ends_after_its_time_with_what_was_said(tmp_path: Path, echoes
         assert connection.close_code == 1001
 
 
-def test_a_server_that_stops_tells_what_was_said(tmp_path: Path, echoes: Echoes) -> None:
+def test_a_server_that_stops_sends_the_current_turn(tmp_path: Path, echoes: Echoes) -> None:
     with served(tmp_path, DEMO_MODEL="grammar") as here, dial(here.server) as connection:
         connection.send(json.dumps(MANUAL))
         append(connection)
@@ -159,7 +159,7 @@ def test_sessions_leave_no_thread_however_they_end(tmp_path: Path, echoes: Echoe
         assert here.services.models.waiting_chunks() == 0
 
 
-def test_idle_sessions_cost_the_others_nothing(tmp_path: Path, echoes: Echoes) -> None:
+def test_idle_sessions_do_not_slow_others(tmp_path: Path, echoes: Echoes) -> None:
     with served(tmp_path, DEMO_MODEL="grammar", MAX_REALTIME_SESSIONS="64") as here:
         idle = [dial(here.server).__enter__() for _ in range(40)]
         with dial(here.server) as connection:
@@ -184,7 +184,7 @@ def test_idle_sessions_cost_the_others_nothing(tmp_path: Path, echoes: Echoes) -
         ("own", {}, True),
     ],
 )
-def test_a_foreign_page_cannot_use_a_server_without_keys(
+def test_a_page_of_another_origin_cannot_use_a_server_without_keys(
     tmp_path: Path, echoes: Echoes, origin: str | None, settings: dict[str, str], allowed: bool
 ) -> None:
     with served(tmp_path, DEMO_MODEL="grammar", **settings) as here:
@@ -227,7 +227,7 @@ def test_a_window_that_fails_loses_no_word(
     assert "error" not in kinds
 
 
-def test_a_client_that_commits_after_speech_alone_may_be_silent_for_long(
+def test_a_client_that_only_commits_after_speech_may_be_silent_for_long(
     tmp_path: Path, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_MAX_HELD", 4 * SAMPLE_RATE)
@@ -246,7 +246,7 @@ def test_a_client_that_commits_after_speech_alone_may_be_silent_for_long(
     assert events[-1]["usage"]["seconds"] < 10
 
 
-def test_sound_beyond_what_can_be_held_is_refused(
+def test_audio_beyond_the_limit_of_the_buffer_is_rejected(
     tmp_path: Path, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_MAX_HELD", 2 * SAMPLE_RATE)

@@ -1,4 +1,4 @@
-"""Requests are refused by their head: no body is stored, and the client sees the answer."""
+"""Requests are rejected by their head: no body is stored, and the client gets the response."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PATHS = [ENDPOINT, "/v1/audio/translations", "/asr", "/detect-language", "/v1/jo
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with two keys, the second of which is soon above its rate."""
+    """A server with two keys; the second soon exceeds its rate."""
     with running_server(
         tmp_path_factory.mktemp("guarded"), API_KEY="key,busy", RATE_LIMIT="300/hour"
     ) as started:
@@ -58,7 +58,7 @@ def _head(server: Server, *headers: str, path: str = ENDPOINT, size: int = 32 * 
 
 
 def _answer(connection: socket.socket) -> tuple[bytes, dict[str, str | None]]:
-    """Read an answer; give its head and its error."""
+    """Read a response; return its head and its error."""
     answer = http.client.HTTPResponse(connection)
     answer.begin()
     body = answer.read()

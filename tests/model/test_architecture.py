@@ -1,4 +1,4 @@
-"""What is read from configurations of models that were not loaded."""
+"""Architectures read from configurations, without loading the models."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ GPU_PLAN = InferencePlan(longest_chunk_s=60, batch_size=128, batch_s=9000, memor
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A job; its chunk's `owned_start` tells whose it is."""
+    """A job; its chunk's `owned_start` identifies its request."""
 
     chunk: Chunk
 
@@ -31,7 +31,7 @@ def job(request: int, index: int, seconds: float) -> Waiting:
 
 
 def queue_of(lengths: dict[int, list[float]]) -> BatchQueue[Waiting]:
-    """Make a queue: seconds of the chunks that wait, by request."""
+    """Build a queue from the seconds of the queued chunks, by request."""
     queue: BatchQueue[Waiting] = BatchQueue()
     for request, seconds in lengths.items():
         for index, length_s in enumerate(seconds):

@@ -31,7 +31,7 @@ from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 
 PLAN = InferencePlan(longest_chunk_s=30, batch_size=4, batch_s=60)
 LONG, CLIP, OTHER, PLUG = 1, 2, 3, 9
-"""Requests; a chunk's `owned_start` tells whose it is."""
+"""Requests; a chunk's `owned_start` identifies its request."""
 
 
 def chunk(request: int, index: int, seconds: float = 1.0) -> Chunk:
@@ -52,7 +52,7 @@ def names(pieces: Sequence[Chunk]) -> list[str]:
 
 
 class Model:
-    """Hears every chunk's name, one batch after the other, when it is let."""
+    """A fake that returns each chunk's name as its word, one batch at a time, when released."""
 
     info = ModelInfo(
         device="cpu", precision="fp32", precision_reason="a test", parameters=3, decoding="greedy"
@@ -100,7 +100,7 @@ def running(
 
 
 def recognize_all(batcher: Batcher, pieces: Sequence[Chunk]) -> list[str]:
-    """Recognise a recording; give its words, which must stand beside their chunks."""
+    """Recognise a recording; return its words, which must be paired with their chunks."""
     words = []
     for piece, (word,) in batcher.recognize(pieces):
         assert word.text == name(piece)
@@ -423,7 +423,7 @@ def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_serv
 
 
 class Narrow(Model):
-    """Hears a word in each second; so many seconds fit its memory."""
+    """A fake that returns one word per second; only so many seconds fit its memory."""
 
     def __init__(self, fits_s: float) -> None:
         super().__init__()
@@ -579,7 +579,7 @@ def test_a_lost_gpu_fails_all_requests_and_is_reported_once() -> None:
 
 
 def test_a_gpu_lost_while_memory_is_short_is_reported() -> None:
-    """Parts of a chunk are tried in turn; the first that finds the GPU lost ends it."""
+    """Parts of a chunk are tried in turn, until one finds that the GPU is lost."""
 
     def fail(pieces: Sequence[Chunk]) -> None:
         if len(pieces[0].samples) > 10 * SAMPLE_RATE:

@@ -36,7 +36,7 @@ OK, NO_DEVICE, INVALID_DEVICE = 0, 100, 101
 WEIGHTS_GB = 1.253544472
 """The 0.6 B model, its encoder in half precision."""
 RESERVE_GB = 0.7
-"""What CUDA and the decoder take beside it."""
+"""Memory of CUDA and the decoder."""
 
 
 def graphs_gb(plan: InferencePlan) -> float:
@@ -51,7 +51,7 @@ def planned(vram_gb: float | None, **environ: str) -> tuple[Settings, InferenceP
 
 
 def memory_mb(batch: int, seconds: float) -> float:
-    """Return the encoder's peak activations, as measured: nemo-notes.md, section 6."""
+    """Return the encoder's peak activations, as measured."""
     return max(3.3 * batch * seconds, 0.019 * batch * seconds**2)
 
 
@@ -215,7 +215,7 @@ def test_chunks_are_never_longer_than_configured(vram_gb: float | None) -> None:
 
 
 class Driver(ModuleType):
-    """Stands for cuda.bindings.driver: every function returns (CUresult, value)."""
+    """A fake of cuda.bindings.driver: every function returns (CUresult, value)."""
 
     def __init__(self, *, init: int = OK, gpus: int = 1) -> None:
         super().__init__("cuda.bindings.driver")

@@ -1,4 +1,4 @@
-"""Shapes of batches, and the encoder's CUDA graphs on a played GPU."""
+"""Shapes of batches, and the encoder's CUDA graphs on a simulated GPU."""
 
 from __future__ import annotations
 

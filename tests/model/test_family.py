@@ -26,7 +26,7 @@ MARK = re.compile(r"\s*<([a-z]{2}-[A-Z]{2}|EO[UB])>")
 
 @dataclass(frozen=True)
 class Family:
-    """The checkpoints, and what NeMo hears with them."""
+    """The checkpoints, and NeMo's transcripts with them."""
 
     folder: Path
     sounds: list[Pcm]
@@ -37,7 +37,7 @@ class Family:
 def family(
     tmp_path_factory: pytest.TempPathFactory, clips: list[Clip], decoder: FfmpegDecoder
 ) -> Family:
-    """Write them all, in a process of its own: `transcribe()` changes models."""
+    """Write them all in a separate process, since `transcribe()` modifies models."""
     folder = tmp_path_factory.mktemp("family")
     sounds = [decode(decoder, clip.path) for clip in clips[:3]]
     np.savez(folder / "sounds.npz", *[sound.astype(np.float32) / 32768 for sound in sounds])
@@ -65,7 +65,7 @@ def recognizer(family: Family, name: str) -> Iterator[NemoRecognizer]:
 
 
 def spoken(chunk: Chunk, prompt: str) -> Chunk:
-    """State the language that a prompt of NeMo's states."""
+    """Set the language that corresponds to one of NeMo's prompts."""
     language = {"": None, "auto": None, "de-DE": "de"}[prompt]
     return Chunk(0, chunk.start, chunk.samples, chunk.owned_start, chunk.owned_end, language)
 

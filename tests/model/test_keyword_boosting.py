@@ -1,4 +1,4 @@
-"""Keywords in the decoder: the real model class, the small English model and people's voices."""
+"""Keywords in the decoder, with the real model class, the small English model and real speech."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trees() -> KeywordTrees:
 
 @pytest.fixture(scope="module")
 def rusks(decoder: FfmpegDecoder) -> Chunk:
-    """Return "Illustration, rusks.", in which the model hears rusts."""
+    """Return "Illustration, rusks.", which the model recognises as "rusts"."""
     return whole(decode(decoder, REAL_SPEECH / "librispeech_dev_clean_mp3-0062.ogg"))
 
 
@@ -52,7 +52,7 @@ def text_of(words: Sequence[Word]) -> str:
     return " ".join(f"{word.text}*" if word.from_keyword else word.text for word in words)
 
 
-def test_a_keyword_comes_out_right_and_is_marked(
+def test_a_keyword_is_recognised_and_marked(
     english: NemoRecognizer, trees: KeywordTrees, rusks: Chunk
 ) -> None:
     asked = [rusks, with_keywords(rusks, trees, "Rusks"), with_keywords(rusks, trees, *ABSENT)]
@@ -63,10 +63,10 @@ def test_a_keyword_comes_out_right_and_is_marked(
     assert boosted.lower() == "illustration, rusks.*"
 
 
-def test_a_batch_of_different_lists_gives_what_each_gives_alone(
+def test_a_batch_of_different_lists_has_the_same_results_as_each_alone(
     english: NemoRecognizer, trees: KeywordTrees, rusks: Chunk, others: list[Chunk]
 ) -> None:
-    """Rows without a list among them."""
+    """Some rows have no list."""
     batch = [
         with_keywords(chunk, trees, "Rusks", ABSENT[number]) if number % 3 else chunk
         for number, chunk in enumerate([rusks, *others] * 6)
@@ -81,7 +81,7 @@ def test_a_batch_of_different_lists_gives_what_each_gives_alone(
     assert any(word.from_keyword for words in together for word in words)
 
 
-def test_a_batch_without_keywords_meets_no_boost(
+def test_a_batch_without_keywords_is_not_boosted(
     english: NemoRecognizer, rusks: Chunk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from parakeet_api.model import recognizer
@@ -93,7 +93,7 @@ def test_a_batch_without_keywords_meets_no_boost(
     assert not computer.has_fusion_models()
 
 
-def test_a_beam_takes_keywords_too(trees: KeywordTrees, rusks: Chunk) -> None:
+def test_beam_search_supports_keywords(trees: KeywordTrees, rusks: Chunk) -> None:
     beam = NemoRecognizer.load(ENGLISH_MODEL, demo_options(strategy="beam", beam_size=4))
     heard = [rusks, with_keywords(rusks, trees, "Rusks")]
 
@@ -111,7 +111,7 @@ def test_parts_of_a_chunk_keep_its_keywords(trees: KeywordTrees) -> None:
     assert all(part.keywords is chunk.keywords for part in parts)
 
 
-def test_a_list_is_built_once_and_the_oldest_is_forgotten(trees: KeywordTrees) -> None:
+def test_a_tree_is_built_once_and_the_oldest_is_evicted(trees: KeywordTrees) -> None:
     one = trees.tree([Keyword("first")])
 
     assert trees.tree([Keyword("first")]) is one
@@ -127,7 +127,7 @@ def test_without_phrases_there_is_no_tree_and_no_checkpoint_is_needed() -> None:
     assert KeywordTrees(missing).tree() is None
 
 
-def test_what_the_model_cannot_write_is_named(trees: KeywordTrees) -> None:
+def test_a_phrase_that_the_model_cannot_spell_is_named(trees: KeywordTrees) -> None:
     with pytest.raises(
         InvalidRequestError, match="'\u0394\u03b5\u03bb\u03c6\u03bf\u03af'"
     ) as caught:
@@ -137,7 +137,7 @@ def test_what_the_model_cannot_write_is_named(trees: KeywordTrees) -> None:
     assert trees.tree([Keyword("Bob & Sons")]) is not None
 
 
-def test_a_file_has_a_phrase_a_line(tmp_path: Path) -> None:
+def test_a_file_has_one_phrase_per_line(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("# ours\nKaliko:2\n\n  Rusks \n", encoding="utf-8-sig")
 
@@ -147,7 +147,7 @@ def test_a_file_has_a_phrase_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"a<b"])
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unusable_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "names.txt"
     if content is not None:
         file.write_bytes(content)
@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | No
         read_keywords_file(file, name="KEYWORDS_FILE")
 
 
-def test_a_phrase_of_all_requests_that_the_model_cannot_write_is_left_out_and_logged(
+def test_a_phrase_of_the_keywords_file_that_the_model_cannot_spell_is_skipped_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     always = [Keyword("Rusks"), Keyword("\u0394\u03b5\u03bb\u03c6\u03bf\u03af")]

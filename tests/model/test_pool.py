@@ -29,7 +29,7 @@ def quick_unloading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Memory:
-    """A memory that holds so many models, and the models."""
+    """A memory for a number of models, and the models."""
 
     def __init__(self, room: int, names: str, *, clock: Callable[[], float], permits: int) -> None:
         self.room = room

@@ -1,4 +1,4 @@
-"""The token decoder's CUDA graphs, with NeMo's own code for them on a played GPU."""
+"""The token decoder's CUDA graphs, with NeMo's own code for them on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_graphs_are_captured_once_and_for_the_largest_batch(
 
 
 def test_nemo_alone_would_capture_again_and_again(recognizer: NemoRecognizer, gpu: FakeGpu) -> None:
-    """Why the largest batch is captured first: NeMo forgets how many rows it had."""
+    """The reason to capture the largest batch first: NeMo does not keep its row count."""
     decoder = graphed(recognizer, GraphShape(rows=1, frames=1, width=LARGEST.width))
     decoder.capture()
     computer = decoder.nemo.decoding.decoding_computer
@@ -113,7 +113,7 @@ def test_graphs_outlive_what_gives_unused_memory_back(
 def test_graphs_without_a_pool_of_their_own_would_lose_the_gpu(
     recognizer: NemoRecognizer, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was measured: NeMo's loops write into memory that torch does not know to be in use."""
+    """As measured: NeMo's loops write into memory that torch considers free."""
     monkeypatch.setattr(TokenDecoder, "_own_pool", lambda _: contextlib.nullcontext())
     decoder = graphed(recognizer)
 

@@ -28,7 +28,7 @@ from parakeet_api.model.restore import import_libraries
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 EXPECTED = np.load(Path(__file__).with_name("whisper-encoder.npz"))
-"""What the class that the model was trained with gives: two rows, every 16th channel.
+"""The output of the class that the model was trained with: two rows, every 16th channel.
 
 `short` is `nest.flac`, `long` all of samples/people one after the other, 69 s: two whole windows
 and a part of one. Both were encoded as one padded batch, in fp32 by one thread, with NeMo 3.0.0's
@@ -53,7 +53,7 @@ def loaded() -> LoadedModel:
 
 
 def padded(rows: list[Pcm]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lay waveforms side by side; give them with their lengths."""
+    """Stack waveforms into a batch; return it with their lengths."""
     batch = np.zeros((len(rows), max(map(len, rows))), np.int16)
     for row, samples in zip(batch, rows, strict=True):
         row[: len(samples)] = samples

@@ -1,4 +1,4 @@
-"""What clients append becomes 16 kHz mono, however it is cut into events."""
+"""Appended audio is decoded to 16 kHz mono, however it is split into events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tone(rate: int, *, seconds: float = 1.0) -> NDArray[np.int16]:
 
 
 def decoded(data: bytes, audio_format: AudioFormat, *, size: int) -> Pcm:
-    """Decode in pieces of so many bytes."""
+    """Decode in pieces of `size` bytes."""
     source = AudioInput(audio_format)
     parts = [
         source.decode(base64.b64encode(data[start : start + size]).decode())
@@ -44,7 +44,7 @@ def test_pcm_of_any_rate_and_cut_is_the_same_sound(rate: int, size: int) -> None
 @pytest.mark.parametrize(
     ("kind", "encoded", "samples"),
     [
-        # Of ITU-T G.711: the largest, the smallest, and some between, of both signs.
+        # From ITU-T G.711: the largest, the smallest and some values between, of both signs.
         ("audio/pcmu", [0x80, 0x00, 0xFF, 0x7F, 0xEF], [32124, -32124, 0, 0, 132]),
         ("audio/pcma", [0xAA, 0x2A, 0xD5, 0x55, 0xC5], [32256, -32256, 8, -8, 264]),
     ],
@@ -60,14 +60,14 @@ def test_g711_is_decoded_by_its_tables(
 
 
 @pytest.mark.parametrize("audio", [None, 3, "%", "AAA", "A\nAA=", "\u00e9\u00e9\u00e9\u00e9"])
-def test_what_is_not_base64_is_refused(audio: object) -> None:
+def test_invalid_base64_is_rejected(audio: object) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
         AudioInput(AudioFormat()).decode(audio)
 
     assert refusal.value.param == "audio"
 
 
-def test_a_buffer_keeps_positions_and_gives_memory_back() -> None:
+def test_a_buffer_keeps_positions_and_frees_memory() -> None:
     buffer = AudioBuffer()
     heard = np.arange(200_000, dtype=np.int32).astype(np.int16)
     for start in range(0, len(heard), 7_000):

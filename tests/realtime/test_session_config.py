@@ -1,4 +1,4 @@
-"""What a client may set of a session, in both spellings of the API."""
+"""The configuration of a session, in both versions of the API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def with_input(**audio_input: Any) -> SessionConfig:
     return SessionConfig().updated({"type": "transcription", "audio": {"input": audio_input}})
 
 
-def test_openais_package_reads_what_it_is() -> None:
+def test_openais_package_parses_the_session() -> None:
     config = with_input(
         format={"type": "audio/pcmu"},
         transcription={"model": "whisper-1", "language": "en", "prompt": "Numbers."},
@@ -46,7 +46,7 @@ def test_openais_package_reads_what_it_is() -> None:
     assert shown.include == [LOGPROBS]
 
 
-def test_what_is_not_named_stays() -> None:
+def test_fields_that_are_not_sent_keep_their_values() -> None:
     config = with_input(turn_detection={"threshold": 0.3, "silence_duration_ms": 200})
 
     changed = config.updated({"audio": {"input": {"turn_detection": {"threshold": 0.7}}}})
@@ -55,11 +55,11 @@ def test_what_is_not_named_stays() -> None:
     assert changed.updated({}) == changed
 
 
-def test_null_turns_the_detection_of_turns_off() -> None:
+def test_null_disables_turn_detection() -> None:
     assert with_input(turn_detection=None).turn_detection is None
 
 
-def test_semantic_detection_is_a_silence_by_its_eagerness() -> None:
+def test_semantic_vad_maps_eagerness_to_a_silence() -> None:
     silences = [
         with_input(turn_detection={"type": "semantic_vad", "eagerness": eagerness}).turn_detection
         for eagerness in ("high", "auto", "medium", "low")
@@ -70,7 +70,7 @@ def test_semantic_detection_is_a_silence_by_its_eagerness() -> None:
     assert lengths[0] < lengths[-1]
 
 
-def test_both_spellings_mean_the_same() -> None:
+def test_both_versions_of_the_api_set_the_same_fields() -> None:
     old = SessionConfig().updated_by_old(
         {
             "input_audio_format": "g711_alaw",
@@ -104,7 +104,7 @@ def test_both_spellings_mean_the_same() -> None:
         ({"audio": {"input": []}}, "session.audio.input"),
     ],
 )
-def test_what_cannot_be_a_session_is_refused(session: object, param: str) -> None:
+def test_an_invalid_session_is_rejected(session: object, param: str) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
         SessionConfig().updated(session)
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_a_session_is_refused(session: object, param: str) -> Non
         ({"noise_reduction": {"type": "all"}}, "noise_reduction.type"),
     ],
 )
-def test_what_cannot_be_set_is_refused_by_its_name(audio_input: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_rejected_by_name(audio_input: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequestError) as refusal:
         with_input(**audio_input)
 

@@ -1,4 +1,4 @@
-"""Which words are told while someone speaks: none is taken back, none is lost, none comes twice."""
+"""Final words of a turn in progress: none changes, none is lost, none is sent twice."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def texts(found: list[Word]) -> list[str]:
     return [word.text for word in found]
 
 
-def test_one_window_alone_tells_nothing_of_the_last_second() -> None:
+def test_one_window_alone_makes_no_word_of_the_last_second_final() -> None:
     spoken = SpokenWords()
 
     assert spoken.hear(words(["one", "two"]), until=1.0) == []
 
 
-def test_two_windows_that_agree_tell_what_some_sound_has_followed() -> None:
+def test_words_of_two_windows_that_agree_are_final_once_audio_follows() -> None:
     spoken = SpokenWords()
     spoken.hear(words(["one", "two"]), until=1.0)
 
     assert texts(spoken.hear(words(["one", "two", "three"]), until=1.5)) == ["one", "two"]
 
 
-def test_a_word_that_changes_is_not_told_until_it_is_old() -> None:
+def test_a_word_that_changes_is_not_final_until_enough_audio_follows() -> None:
     spoken = SpokenWords()
     spoken.hear(words(["won"]), until=0.5)
 
@@ -44,7 +44,7 @@ def test_a_word_that_changes_is_not_told_until_it_is_old() -> None:
     assert texts(spoken.hear(words(["wan"]), until=1.7)) == ["wan"]
 
 
-def test_case_and_punctuation_are_no_disagreement() -> None:
+def test_case_and_punctuation_do_not_count_as_disagreement() -> None:
     spoken = SpokenWords()
     spoken.hear(words(["One.", "two"]), until=1.0)
 
@@ -61,7 +61,7 @@ def test_a_window_that_begins_later_adds_only_what_is_new() -> None:
     assert texts(spoken.hear(later, until=3.4)) == ["five", "six"]
 
 
-def test_another_version_of_the_last_word_is_not_told_again() -> None:
+def test_another_version_of_the_last_word_is_not_sent_again() -> None:
     spoken = SpokenWords()
     spoken.hear(words(["one", "two"]), until=2.2)
     spoken.hear(words(["one", "too", "three"]), until=2.3)
@@ -69,7 +69,7 @@ def test_another_version_of_the_last_word_is_not_told_again() -> None:
     assert texts(spoken.finish(words(["one", "too", "three"]))) == ["three"]
 
 
-def test_the_end_tells_the_rest() -> None:
+def test_the_end_of_a_turn_sends_the_rest() -> None:
     spoken = SpokenWords()
     spoken.hear(words(TEXT[:3]), until=1.4)
     spoken.hear(words(TEXT[:3]), until=1.5)
@@ -83,7 +83,7 @@ def test_the_end_tells_the_rest() -> None:
     st.lists(st.floats(0.1, 0.9), min_size=1, max_size=30),
     st.lists(st.integers(0, 9), max_size=30),
 )
-def test_however_windows_follow_each_word_is_told_once(
+def test_each_word_is_sent_once_for_any_sequence_of_windows(
     steps: list[float], mistakes: list[int]
 ) -> None:
     spoken = SpokenWords()
@@ -93,7 +93,7 @@ def test_however_windows_follow_each_word_is_told_once(
         until += step
         heard = [word for word in words(TEXT) if word.start < until]
         if heard and number < len(mistakes):
-            # The last word of a window is a guess.
+            # The last word of a window is uncertain.
             last = heard[-1]
             heard[-1] = Word(f"{last.text}{mistakes[number]}", last.start, min(last.end, until))
         told += texts(spoken.hear(heard, until=until))

@@ -1,4 +1,4 @@
-"""Turns begin and end where a detector says that someone speaks."""
+"""Turns start and end where the detector finds speech and silence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOUD = 28_000
 
 
 class Levels:
-    """A fake that takes what is loud for speech, and half as loud for a doubtful sound."""
+    """A fake detector: loud audio is speech, half as loud audio is uncertain."""
 
     def hear(self, samples: Pcm) -> NDArray[np.float32]:
         peaks = samples.reshape(-1, STEP).max(axis=1)
@@ -37,7 +37,7 @@ def edges_of(samples: Pcm, detection: TurnDetection, *, size: int = 1000) -> lis
 
 
 @pytest.mark.parametrize("size", [1, 160, 2400, 10**6])
-def test_a_turn_lasts_until_it_was_quiet_for_long_enough(size: int) -> None:
+def test_a_turn_ends_after_enough_silence(size: int) -> None:
     if size == 1:
         size = 37
     said = sound((10, 0), (20, LOUD), (5, 0), (20, LOUD), (60, 0))
@@ -47,11 +47,11 @@ def test_a_turn_lasts_until_it_was_quiet_for_long_enough(size: int) -> None:
     assert found == [Edge(begins=True, at=10 * STEP), Edge(begins=False, at=65 * STEP)]
 
 
-def test_a_click_begins_no_turn() -> None:
+def test_a_click_does_not_start_a_turn() -> None:
     assert edges_of(sound((10, 0), (1, LOUD), (40, 0)), TurnDetection()) == []
 
 
-def test_a_turn_begins_from_the_threshold_on_and_goes_on_a_little_below() -> None:
+def test_a_turn_starts_at_the_threshold_and_continues_slightly_below_it() -> None:
     doubtful, clear = round(0.42 * LOUD), LOUD
     said = sound((6, doubtful), (6, clear), (60, doubtful), (60, 0))
 
@@ -60,7 +60,7 @@ def test_a_turn_begins_from_the_threshold_on_and_goes_on_a_little_below() -> Non
     assert found == [Edge(begins=True, at=6 * STEP), Edge(begins=False, at=82 * STEP)]
 
 
-def test_a_turn_that_was_ended_otherwise_begins_anew() -> None:
+def test_a_new_turn_can_start_after_a_reset() -> None:
     edges = SpeechEdges(Levels())
     detection = TurnDetection(silence_duration_ms=320)
     edges.hear(sound((12, LOUD)), detection)

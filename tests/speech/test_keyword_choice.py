@@ -1,4 +1,4 @@
-"""Which of the words that were heard with keywords in mind are taken."""
+"""Which words of the boosted transcript are used."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ def texts(words: list[Word]) -> str:
     return " ".join(f"{word.text}*" if word.from_keyword else word.text for word in words)
 
 
-def test_a_keyword_takes_the_place_of_what_sounds_like_it() -> None:
+def test_a_keyword_replaces_similar_words() -> None:
     chosen = choose(said("Italian rusts, please."), said("Italian rusks, please."), RUSKS)
 
     assert texts(chosen) == "Italian rusks,* please."
 
 
-def test_other_words_that_a_boost_has_changed_stay_as_they_were() -> None:
+def test_other_words_changed_by_a_boost_are_not_used() -> None:
     chosen = choose(said("a b rusts c d"), said("a x rusks c y"), RUSKS)
 
     assert texts(chosen) == "a b rusks* c d"
     assert texts(choose(said("a b c"), said("a x c"), RUSKS)) == "a b c"
 
 
-def test_a_keyword_that_the_model_thinks_unlikely_is_not_taken() -> None:
+def test_a_keyword_with_a_low_probability_is_not_used() -> None:
     chosen = choose(said("rusts"), said("rusks", logprob=-30.0), RUSKS)
 
     assert texts(chosen) == "rusts"
 
 
-def test_half_a_keyword_is_none() -> None:
+def test_an_incomplete_keyword_is_not_used() -> None:
     phrases = frozenset({("new", "york")})
 
     assert texts(choose(said("a knew yolk"), said("a new yolk"), phrases)) == "a knew yolk"
     assert texts(choose(said("a knew yolk"), said("a new york"), phrases)) == "a new* york*"
 
 
-def test_a_keyword_that_is_heard_anyway_is_not_marked() -> None:
+def test_a_keyword_recognised_without_boosts_is_not_marked() -> None:
     words = said("Italian rusks.")
 
     assert choose(words, words, RUSKS) == words
