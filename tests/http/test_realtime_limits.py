@@ -231,7 +231,7 @@ def test_a_client_that_only_commits_after_speech_may_be_silent_for_long(
     tmp_path: Path, echoes: Echoes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_MAX_HELD", 4 * SAMPLE_RATE)
-    monkeypatch.setattr(session, "_SILENT", SAMPLE_RATE)
+    monkeypatch.setattr(session, "_MAX_SILENCE", SAMPLE_RATE)
     with served(tmp_path, DEMO_MODEL="grammar") as here, dial(here.server) as connection:
         connection.send(json.dumps(MANUAL))
         for _ in range(20):
