@@ -113,7 +113,8 @@ def test_a_sentence_is_recorded_and_transcribed(offline: Server, tmp_path: Path)
         expect(page.locator("#demo-banner")).to_contain_text("17 words in 100")
         page.locator("#record").click()
         # Twice its length: one whole sentence is in it, wherever the browser began.
-        expect(page.locator("#record-time")).to_have_text("0:15")
+        # A busy page may skip a second.
+        expect(page.locator("#record-time")).to_have_text(re.compile(r"0:(1[5-9]|[2-5]\d)"))
         page.get_by_role("button", name="Stop and transcribe").click()
 
         # Its beginning and its end may be cut off where the microphone starts and stops.
