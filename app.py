@@ -105,7 +105,6 @@ def build_services(
             decoder=decoder,
             realtime=Places(most=settings.max_realtime_sessions, metrics=metrics),
             client_secrets=ClientSecrets(settings.api_keys),
-            plan=models.first.plan,
             gpu=gpu,
         )
     finally:
@@ -138,7 +137,7 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
         ):
             # Before anything slow as well: it validates further settings.
             application = create_app(services, root=ROOT)
-            log_start(settings, models=services.models, gpu=gpu, plan=services.plan)
+            log_start(settings, models=services.models, gpu=gpu)
             sweep_uploads(settings.temp_uploads_dir)
             if not settings.enable_lazy_load:
                 first = services.models.first

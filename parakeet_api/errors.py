@@ -249,6 +249,15 @@ class ServerError(ApiError):
     code = "internal_error"
 
 
+MAX_ECHO = 60
+"""Characters of a client's value that a message quotes."""
+
+
+def echo(text: str, limit: int = MAX_ECHO) -> str:
+    """Quote a client's value for a message, shortened."""
+    return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
 class SettingsError(ValueError):
     """A setting is invalid; the message is `NAME='value' is not ...`."""
 

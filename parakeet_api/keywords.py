@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from parakeet_api.errors import InvalidRequestError
+from parakeet_api.errors import InvalidRequestError, echo
 
 MAX_KEYWORDS = 500
 """Maximum number of phrases in a list."""
@@ -53,7 +53,9 @@ def parse_keyword(text: str, *, param: str) -> Keyword:
     phrase = re.sub(" +", " ", weighted[1] if weighted else text).strip()
     weight = float(weighted[2]) if weighted else 1.0
     if problem := _problem(phrase, weight):
-        raise InvalidRequestError(f"{param}={_echo(text)} {problem}.", param=param)
+        raise InvalidRequestError(
+            f"{param}={echo(text, MAX_KEYWORD_CHARS)} {problem}.", param=param
+        )
     return Keyword(phrase, weight)
 
 
@@ -64,7 +66,7 @@ def parse_keywords(texts: Iterable[str], *, param: str) -> tuple[Keyword, ...]:
     if len(keywords) > MAX_KEYWORDS:
         raise InvalidRequestError(
             f"{param} has {len(keywords)} phrases; at most {MAX_KEYWORDS} are possible. The first"
-            f" too many is {_echo(list(keywords)[MAX_KEYWORDS])}.",
+            f" too many is {echo(list(keywords)[MAX_KEYWORDS], MAX_KEYWORD_CHARS)}.",
             param=param,
         )
     return tuple(keywords.values())
@@ -80,11 +82,6 @@ def _problem(phrase: str, weight: float) -> str | None:
     if not _MIN_WEIGHT <= weight <= _MAX_WEIGHT:
         return f"has a weight that is not from {_MIN_WEIGHT:g} to {_MAX_WEIGHT:g}"
     return None
-
-
-def _echo(text: str) -> str:
-    shown = text if len(text) <= MAX_KEYWORD_CHARS else f"{text[:MAX_KEYWORD_CHARS]}..."
-    return repr(shown)
 
 
 def bare(word: str) -> str:

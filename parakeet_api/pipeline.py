@@ -186,7 +186,6 @@ class Pipeline:
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
         without_words = SpeechWithoutWords()
-        tree = self._keywords.tree(keywords) if self._keywords else None
         done_s = decoding_s = 0.0
         with (
             self.counted(),
@@ -196,7 +195,7 @@ class Pipeline:
                 )
             ) as audio,
             closing(self._prefetched(plan_chunks(audio, self._policy))) as planned,
-            closing(_with_hints(planned, languages, tree)) as chunks,
+            closing(self._with_hints(planned, languages, keywords)) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
             for chunk, words in recognized:
@@ -225,8 +224,7 @@ class Pipeline:
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
         words: list[Word] = []
-        tree = self._keywords.tree() if self._keywords else None
-        chunks = _with_hints(plan_chunks([samples], self._policy), languages, tree)
+        chunks = self._with_hints(plan_chunks([samples], self._policy), languages)
         with (
             self.counted(),
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -248,8 +246,7 @@ class Pipeline:
 
         Speech without words is not decoded again: the next window may have them.
         """
-        tree = self._keywords.tree() if self._keywords else None
-        chunks = _with_hints([chunk], languages, tree)
+        chunks = self._with_hints([chunk], languages)
         with (
             self.counted(),
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -293,6 +290,17 @@ class Pipeline:
         if self._preparers is not None:
             self._preparers.shutdown()
 
+    def _with_hints(
+        self,
+        chunks: Iterable[Chunk],
+        languages: frozenset[str],
+        keywords: Sequence[Keyword] = (),
+    ) -> Generator[Chunk]:
+        """Add what is known about a recording to its chunks: a single language, and keywords."""
+        language = next(iter(languages)) if len(languages) == 1 else None
+        tree = self._keywords.tree(keywords) if self._keywords else None
+        return (replace(chunk, language=language, keywords=tree) for chunk in chunks)
+
     def _prefetched(self, chunks: Generator[Chunk]) -> Generator[Chunk]:
         return chunks if self._preparers is None else _one_ahead(chunks, self._preparers)
 
@@ -308,15 +316,6 @@ def speech_without_words_caveats(spans: Sequence[Span]) -> list[Caveat]:
         )
         for span in spans[:_MAX_SPEECH_CAVEATS]
     ]
-
-
-def _with_hints(
-    chunks: Iterable[Chunk], languages: frozenset[str], keywords: KeywordTree | None
-) -> Generator[Chunk]:
-    """Pass on what the request knows of its recording: a single language, and keywords."""
-    language = next(iter(languages)) if len(languages) == 1 else None
-    for chunk in chunks:
-        yield replace(chunk, language=language, keywords=keywords)
 
 
 def _one_ahead(chunks: Generator[Chunk], executor: Executor) -> Generator[Chunk]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,19 @@ class Chunk:
     """ISO 639-1 code that the request states; `None` = it does not."""
     keywords: KeywordTree | None = None
     """Phrases that may be spoken in it."""
+
+    def part(self, begin: int, end: int) -> Chunk:
+        """Cut out the samples from `begin` to `end`, which the part owns; the hints stay."""
+        start = self.start + begin
+        samples = self.samples[begin:end]
+        return replace(
+            self,
+            index=0,
+            start=start,
+            samples=samples,
+            owned_start=start,
+            owned_end=start + len(samples),
+        )
 
     @property
     def end(self) -> int:

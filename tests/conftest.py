@@ -211,9 +211,9 @@ def encode(source: Path, target: Path, *options: str, before: Sequence[str] = ()
     return target
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, with patience for a busy machine."""
+def wait_until(condition: Callable[[], object], *, what: str = "what the test waits for") -> None:
+    """Wait for a condition, with patience for a busy machine."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, f"waited for {PATIENCE_S} s in vain"
-        time.sleep(0.002)
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
+        time.sleep(0.005)

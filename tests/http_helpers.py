@@ -6,9 +6,8 @@ import io
 import json
 import shutil
 import socket
-import time
 import wave
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import PATIENCE_S, Server
+from conftest import Server
 from numpy.typing import NDArray
 
 from parakeet_api.transcript import SAMPLE_RATE
@@ -86,14 +85,6 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     assert error["type"] in {"invalid_request_error", "server_error", "requests"}
     assert all(error[key] is None or isinstance(error[key], str) for key in ("param", "code"))
     return error
-
-
-def wait_until(condition: Callable[[], object], *, what: str) -> None:
-    """Wait for a condition, with patience for a busy machine."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
-        time.sleep(0.02)
 
 
 def waiting_chunks(server: Server) -> int:

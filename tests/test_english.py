@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 from browser import chromium, transcript_of, visit
-from conftest import PEOPLE, ROOT, Server, encode, running_server
-from http_helpers import ENDPOINT, wait_until
+from conftest import PEOPLE, ROOT, Server, encode, running_server, wait_until
+from http_helpers import ENDPOINT
 from playwright.sync_api import expect
 
 from benchmarks.english import by_source, load_recordings, word_errors

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import PATIENCE_S, ROOT, SPEECH
-from http_helpers import ENDPOINT, wait_until
+from conftest import PATIENCE_S, ROOT, SPEECH, wait_until
+from http_helpers import ENDPOINT
 
 from benchmarks.faulty_server import Switches
 from benchmarks.fire.journal import CUT, Journal

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Clip, Server, running_server, wait_for
-from http_helpers import transcribe, wait_until
+from conftest import ROOT, Clip, Server, running_server, wait_until
+from http_helpers import transcribe
 from settings_tables import FIELDS
 
 from app import build_services
@@ -220,7 +220,7 @@ def test_as_many_forward_passes_run_at_a_time_as_there_are_permits(
         queued_requests(services, clips[10], gate, times=5),
     ):
         wait_until(lambda: len(gate.batches) == 2, what="two at work")
-        wait_for(lambda: services.models.first.batcher.waiting() == 3)
+        wait_until(lambda: services.models.first.batcher.waiting() == 3)
 
         assert gate.batches == [1, 1]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
-from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
+from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError, echo
 from parakeet_api.keywords import Keyword, parse_keywords
 from parakeet_api.languages import language_code, normalize_language
 from parakeet_api.settings import parse_boolean
@@ -22,8 +22,6 @@ Task = Literal["transcribe", "translate"]
 
 _UNSET = frozenset({"null", "undefined", "none"})
 """Texts that JavaScript's FormData and Python's str() make of an unset value."""
-_MAX_ECHOED_CHARS = 60
-"""Characters of a client's value that an error message quotes."""
 
 
 class Form(Protocol):
@@ -101,7 +99,7 @@ def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
     if hints and not known:
         # Hints: one supported language is enough, but without any the transcript would be wrong.
         raise UnsupportedLanguageError(
-            f"languages[]={_echo(', '.join(hints))} has none that the loaded model speaks:"
+            f"languages[]={echo(', '.join(hints))} has none that the loaded model speaks:"
             f" {', '.join(sorted(supported))}.",
             param="languages[]",
         )
@@ -165,7 +163,7 @@ def read_boolean(form: Form, name: str, *, default: bool) -> bool:
     try:
         return parse_boolean(text)
     except ValueError as error:
-        raise InvalidRequestError(f"{name}={_echo(text)} is not {error}.", param=name) from error
+        raise InvalidRequestError(f"{name}={echo(text)} is not {error}.", param=name) from error
 
 
 def read_track(form: Form) -> int | Literal["all"] | None:
@@ -180,7 +178,7 @@ def parse_track(text: str) -> int | Literal["all"]:
         return "all"
     if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) == 0:
         raise InvalidRequestError(
-            f"audio_track={_echo(text)} is neither the number of a sound track, from 1, nor all.",
+            f"audio_track={echo(text)} is neither the number of a sound track, from 1, nor all.",
             param="audio_track",
         )
     return int(text)
@@ -189,7 +187,7 @@ def parse_track(text: str) -> int | Literal["all"]:
 def _one_of(name: str, value: str, choices: Any) -> Any:
     if value.lower() not in get_args(choices):
         raise InvalidRequestError(
-            f"{name}={_echo(value)} is not one of: {', '.join(get_args(choices))}.",
+            f"{name}={echo(value)} is not one of: {', '.join(get_args(choices))}.",
             param=name,
         )
     return value.lower()
@@ -210,7 +208,7 @@ def _check_chunking_strategy(form: Form) -> None:
             strategy = None
         if not isinstance(strategy, dict) or strategy.get("type") not in ("server_vad", "auto"):
             raise InvalidRequestError(
-                f'{name}={_echo(text)} is neither auto nor {{"type": "server_vad", ...}}.',
+                f'{name}={echo(text)} is neither auto nor {{"type": "server_vad", ...}}.',
                 param=name,
             )
 
@@ -224,9 +222,5 @@ def _check_temperature(text: str) -> None:
         value = math.nan
     if not 0 <= value <= 1:
         raise InvalidRequestError(
-            f"temperature={_echo(text)} is not a number from 0 to 1.", param="temperature"
+            f"temperature={echo(text)} is not a number from 0 to 1.", param="temperature"
         )
-
-
-def _echo(text: str) -> str:
-    return repr(text if len(text) <= _MAX_ECHOED_CHARS else text[:_MAX_ECHOED_CHARS] + "...")

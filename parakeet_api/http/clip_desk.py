@@ -59,7 +59,7 @@ class ClipDesk:
         self._options = FrontOptions(
             settings=settings,
             ffmpeg=str(Path(ffmpeg).absolute()),
-            longest_chunk_s=services.plan.longest_chunk_s,
+            longest_chunk_s=services.models.first.plan.longest_chunk_s,
             # Connections are not spread evenly over the processes: each may get twice its share.
             threads=2 * math.ceil(settings.app_threads / max(1, processes)),
         )

@@ -78,7 +78,7 @@ def health() -> Health:
     if not _is_verbose():
         return _health(wired)
     require_api_key()
-    report = report_start(wired.settings, models=wired.models, gpu=wired.gpu, plan=wired.plan)
+    report = report_start(wired.settings, models=wired.models, gpu=wired.gpu)
     return {**_health(wired), "report": report.body()}
 
 
@@ -87,7 +87,8 @@ def _is_verbose() -> bool:
 
 
 def _health(wired: Services) -> Health:
-    settings, plan, models = wired.settings, wired.plan, wired.models
+    settings, models = wired.settings, wired.models
+    plan = models.first.plan
     info, device = models.first.slot.info, models.device()
     active, waiting = wired.admission.counts()
     return {

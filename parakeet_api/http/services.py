@@ -13,7 +13,7 @@ from parakeet_api.http.admission import Admission
 from parakeet_api.http.client_secrets import ClientSecrets
 from parakeet_api.jobs.service import Jobs
 from parakeet_api.metrics import Metrics
-from parakeet_api.model.devices import Gpu, InferencePlan
+from parakeet_api.model.devices import Gpu
 from parakeet_api.realtime.places import Places
 from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
@@ -31,7 +31,6 @@ class Services:
     decoder: FfmpegDecoder
     realtime: Places
     client_secrets: ClientSecrets
-    plan: InferencePlan
     gpu: Gpu | None
 
 

@@ -135,25 +135,21 @@ class StartReport:
         )
 
 
-def report_start(
-    settings: Settings, *, models: ServedModels, gpu: Gpu | None, plan: InferencePlan
-) -> StartReport:
+def report_start(settings: Settings, *, models: ServedModels, gpu: Gpu | None) -> StartReport:
     """Collect the facts, without waiting for a load or for inference."""
     return StartReport(
         gpu=gpu,
         cores=available_cores(),
         memory=host_memory(),
         models=tuple(_file_of(model) for model in models),
-        plan=plan,
+        plan=models.first.plan,
         settings=settings,
     )
 
 
-def log_start(
-    settings: Settings, *, models: ServedModels, gpu: Gpu | None, plan: InferencePlan
-) -> None:
+def log_start(settings: Settings, *, models: ServedModels, gpu: Gpu | None) -> None:
     """Log what the server was started with."""
-    logger.info("%s", report_start(settings, models=models, gpu=gpu, plan=plan).text())
+    logger.info("%s", report_start(settings, models=models, gpu=gpu).text())
     if settings.origins["enable_gradient_checkpointing"] == "environment":
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
 

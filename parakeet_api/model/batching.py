@@ -356,23 +356,9 @@ def halve(chunk: Chunk) -> tuple[Chunk, Chunk]:
     # Aligned with the encoder's frames, so that both halves give a word the same times.
     begin = (seam - min(_CONTEXT, seam // 2)) // FRAME * FRAME
     end = seam + (seam - begin)
-    owned_end = chunk.start + seam
     return (
-        replace(
-            chunk,
-            index=0,
-            samples=samples[:end],
-            owned_start=chunk.start,
-            owned_end=owned_end,
-        ),
-        replace(
-            chunk,
-            index=1,
-            start=chunk.start + begin,
-            samples=samples[begin:],
-            owned_start=owned_end,
-            owned_end=chunk.end,
-        ),
+        replace(chunk.part(0, end), owned_end=chunk.start + seam),
+        replace(chunk.part(begin, len(samples)), index=1, owned_start=chunk.start + seam),
     )
 
 

@@ -11,11 +11,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from parakeet_api.errors import ApiError, InvalidRequestError
+from parakeet_api.errors import MAX_ECHO, ApiError, InvalidRequestError
 from parakeet_api.formats.rendering import TokenLogprobJson
-
-_MAX_ECHO = 60
-"""Maximum length of a client's value quoted in an error message."""
 
 
 class SessionEvent(TypedDict):
@@ -166,4 +163,4 @@ def user_item(item_id: str) -> Mapping[str, Any]:
 def echoed(value: object) -> str:
     """Quote a client's value for a message if it is short."""
     text = repr(value)
-    return text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "..."
+    return text if len(text) <= MAX_ECHO else text[:MAX_ECHO] + "..."

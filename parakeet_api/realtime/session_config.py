@@ -137,11 +137,7 @@ class SessionConfig:
         return _with_common(
             config,
             sound,
-            {
-                "transcription": "session.audio.input.transcription",
-                "turn_detection": "session.audio.input.turn_detection",
-                "noise_reduction": "session.audio.input.noise_reduction",
-            },
+            path="session.audio.input",
         )
 
     def updated_by_old(self, session: Any) -> SessionConfig:
@@ -156,11 +152,8 @@ class SessionConfig:
         return _with_common(
             config,
             fields,
-            {
-                "input_audio_transcription": "session.input_audio_transcription",
-                "turn_detection": "session.turn_detection",
-                "input_audio_noise_reduction": "session.input_audio_noise_reduction",
-            },
+            path="session",
+            prefix="input_audio_",
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -208,19 +201,22 @@ class SessionConfig:
 
 
 def _with_common(
-    config: SessionConfig, fields: Mapping[str, Any], names: Mapping[str, str]
+    config: SessionConfig, fields: Mapping[str, Any], *, path: str, prefix: str = ""
 ) -> SessionConfig:
-    """Apply the fields that both versions have; each name is given with its whole path."""
-    for name, param in names.items():
-        if name not in fields:
-            continue
-        value = fields[name]
-        if name.endswith("transcription"):
-            config = replace(config, transcription=_transcription(config, value, param))
-        elif name == "turn_detection":
-            config = replace(config, turn_detection=_turn_detection(config, value, param))
-        else:
-            config = replace(config, noise_reduction=_noise_reduction(value, param))
+    """Apply the fields that both versions have; the older one names two of them with a prefix."""
+    transcription, turns, noise = (
+        f"{prefix}transcription",
+        "turn_detection",
+        f"{prefix}noise_reduction",
+    )
+    if transcription in fields:
+        given = _transcription(config, fields[transcription], f"{path}.{transcription}")
+        config = replace(config, transcription=given)
+    if turns in fields:
+        detection = _turn_detection(config, fields[turns], f"{path}.{turns}")
+        config = replace(config, turn_detection=detection)
+    if noise in fields:
+        config = replace(config, noise_reduction=_noise_reduction(fields[noise], f"{path}.{noise}"))
     return config
 
 

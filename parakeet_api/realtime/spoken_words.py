@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from parakeet_api.speech.stitching import align
+from parakeet_api.speech.stitching import align, bare
 from parakeet_api.transcript import Word
 
 _AGREED_S = 0.32
@@ -85,11 +85,7 @@ def _agreed(before: Sequence[Word], now: Sequence[Word]) -> int:
     """Count the leading words on which two windows agree."""
     count = 0
     for one, other in zip(before, now, strict=False):
-        if _bare(one.text) != _bare(other.text) or abs(one.middle - other.middle) > _SAME_S:
+        if bare(one.text) != bare(other.text) or abs(one.middle - other.middle) > _SAME_S:
             break
         count += 1
     return count
-
-
-def _bare(text: str) -> str:
-    return "".join(character for character in text.casefold() if character.isalnum())

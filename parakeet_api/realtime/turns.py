@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parakeet_api.realtime.session_config import TurnDetection
-from parakeet_api.speech.activity import STEP
+from parakeet_api.speech.activity import STEP, amplified, peak_of
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 _STEPS = 6
@@ -20,8 +20,6 @@ _HYSTERESIS = 0.15
 """Hysteresis: speech continues down to this much below the threshold, as in Silero's code."""
 _PEAK_DECAY = 0.98
 """Decay per step. Quiet audio is amplified for the detector by the peak of the last seconds."""
-_LOUD = 0.35 * 32768
-_MAX_GAIN = 100.0
 
 
 class Listener(Protocol):
@@ -89,7 +87,5 @@ class SpeechEdges:
         return None
 
     def _raised(self, samples: Pcm) -> Pcm:
-        loudest = max(1.0, float(np.abs(samples.astype(np.int32)).max()))
-        self._peak = max(loudest, self._peak * _PEAK_DECAY ** (len(samples) // STEP))
-        gain = min(_MAX_GAIN, _LOUD / self._peak)
-        return (samples * np.float32(gain)).astype(np.int16) if gain > 1 else samples
+        self._peak = max(peak_of(samples), self._peak * _PEAK_DECAY ** (len(samples) // STEP))
+        return amplified(samples, self._peak)

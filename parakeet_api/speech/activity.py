@@ -82,7 +82,8 @@ class SpeechActivity:
         if len(unmeasured):
             begin, end = first + int(unmeasured[0]), first + int(unmeasured[-1]) + 1
             window, lead = _with_lead_in(samples, begin, end)
-            self._probabilities[begin:end] = self._detector.probabilities(_amplified(window))[lead:]
+            window = amplified(window, peak_of(window))
+            self._probabilities[begin:end] = self._detector.probabilities(window)[lead:]
         return self._probabilities
 
 
@@ -99,9 +100,14 @@ def _with_lead_in(samples: Pcm, begin: int, end: int) -> tuple[Pcm, int]:
     return window, len(mirrored) // STEP + before
 
 
-def _amplified(samples: Pcm) -> Pcm:
-    """Amplify quiet audio."""
-    peak = max(int(samples.max(initial=0)), -int(samples.min(initial=0)), 1)
+def peak_of(samples: Pcm) -> int:
+    """Return the largest absolute value, 1 for digital silence."""
+    # Not np.abs: the lowest int16 has no positive counterpart.
+    return max(int(samples.max(initial=0)), -int(samples.min(initial=0)), 1)
+
+
+def amplified(samples: Pcm, peak: float) -> Pcm:
+    """Amplify quiet audio, whose loudest sample is `peak`, for the detector."""
     gain = min(_MAX_GAIN, _TARGET_PEAK * 32768 / peak)
     return (samples * np.float32(gain)).astype(np.int16) if gain > 1 else samples
 

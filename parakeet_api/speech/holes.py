@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -152,16 +152,7 @@ def _part(chunk: Chunk, hole: Span, edges: tuple[float, float]) -> Chunk:
         # On the chunk's grid of encoder frames, so that word times agree.
         start = start // FRAME * FRAME
     end = max(start + 1, round((hole.end + after) * SAMPLE_RATE) - chunk.start)
-    samples = chunk.samples[start:end]
-    start_sample = chunk.start + start
-    return replace(
-        chunk,
-        index=0,
-        start=start_sample,
-        samples=samples,
-        owned_start=start_sample,
-        owned_end=start_sample + len(samples),
-    )
+    return chunk.part(start, end)
 
 
 def _required_logprob(words: Sequence[Word]) -> float:

@@ -212,7 +212,7 @@ def _alignment_costs(earlier: Sequence[Word], later: Sequence[Word]) -> list[lis
 def _pair_cost(one: Word, other: Word) -> float | None:
     """Return the cost of pairing two words; `None` if they differ or are too far apart."""
     distance = abs(one.middle - other.middle) / _JITTER_S
-    return distance if distance < 2 and _bare(one.text) == _bare(other.text) else None  # noqa: PLR2004
+    return distance if distance < 2 and bare(one.text) == bare(other.text) else None  # noqa: PLR2004
 
 
 def _is_relevant(span: AlignedSpan, seam: Seam) -> bool:
@@ -307,6 +307,6 @@ def _doubt(words: Sequence[Word]) -> float:
     return 0.0 if mean is None else -round(mean, 1)
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Remove case and punctuation, which depend on how much of a sentence a chunk contains."""
     return "".join(character for character in text.casefold() if character.isalnum())

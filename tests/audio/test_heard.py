@@ -390,6 +390,16 @@ def tracks(target: Path, *inputs: Sequence[str], options: Sequence[str] = ()) ->
     return target
 
 
+def undecodable_first(target: Path, *inputs: Sequence[str]) -> Path:
+    """Make a file whose first track is of Apple's APAC, which ffmpeg cannot decode.
+
+    iPhones record it next to AAC.
+    """
+    file = tracks(target, *inputs, options=["-c:a:0", "pcm_s16le"])
+    file.write_bytes(file.read_bytes().replace(b"sowt", b"apac"))
+    return file
+
+
 SILENT = ("-f", "lavfi", "-i", "anullsrc=r=48000:cl=stereo:d=4")
 
 
@@ -415,9 +425,7 @@ def test_a_file_of_silent_tracks_is_silence(either: FfmpegDecoder, tmp_path: Pat
 def test_a_track_that_cannot_be_decoded_is_reported_beside_a_silent_one(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
-    clip = ("-i", str(clips[3].path))
-    file = tracks(tmp_path / "a.mov", clip, SILENT, options=["-c:a:0", "pcm_s16le"])
-    file.write_bytes(file.read_bytes().replace(b"sowt", b"apac"))
+    file = undecodable_first(tmp_path / "a.mov", ("-i", str(clips[3].path)), SILENT)
 
     silent = decode_file(either, file)
 
@@ -430,9 +438,7 @@ def test_a_track_that_cannot_be_decoded_is_skipped(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:
     clip = ("-i", str(clips[3].path))
-    file = tracks(tmp_path / "a.mov", clip, clip, options=["-c:a:0", "pcm_s16le"])
-    # Apple's APAC, which iPhones record next to AAC; ffmpeg cannot decode it.
-    file.write_bytes(file.read_bytes().replace(b"sowt", b"apac"))
+    file = undecodable_first(tmp_path / "a.mov", clip, clip)
 
     assert decode_file(either, file).level(0.2, 1.5) > 100
     with pytest.raises(AudioDecodeError, match=r"cannot be decoded: (apple_apac|none)"):

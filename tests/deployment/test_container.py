@@ -18,8 +18,7 @@ import psutil
 import pytest
 import yaml  # type: ignore[import-untyped]
 from check_image import GRACE_PERIOD_S
-from conftest import ROOT
-from http_helpers import wait_until
+from conftest import ROOT, wait_until
 from settings_tables import ALL_NAMES, OF_THE_IMAGE, READMES, readme_rows
 
 from parakeet_api import __version__

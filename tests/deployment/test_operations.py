@@ -14,17 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Clip, Server, running_server
-from http_helpers import (
-    connect,
-    error_of,
-    multipart,
-    post_head,
-    request,
-    transcribe,
-    uploads,
-    wait_until,
-)
+from conftest import Clip, Server, running_server, wait_until
+from http_helpers import connect, error_of, multipart, post_head, request, transcribe, uploads
 from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.integration

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import DEMO_MODEL, SPEECH, running_server
-from http_helpers import error_of, request, transcribe, wait_until
+from conftest import DEMO_MODEL, SPEECH, running_server, wait_until
+from http_helpers import error_of, request, transcribe
 from in_process import Echoes, Served, served
 
 from parakeet_api.http import admin_routes

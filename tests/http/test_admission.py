@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import wait_for
+from conftest import wait_until
 
 import parakeet_api.http.admission
 from parakeet_api.errors import AudioDecodeError, QueueFullError
@@ -36,8 +36,8 @@ def test_places_are_limited_and_given_to_waiting_requests() -> None:
         requests = []
         for number in range(3):
             requests.append(threads.submit(enter, admission, leave[number], order, number))
-            wait_for(lambda: held(admission) == number + 1)  # noqa: B023
-        wait_for(lambda: len(order) == 2)
+            wait_until(lambda: held(admission) == number + 1)  # noqa: B023
+        wait_until(lambda: len(order) == 2)
 
         with pytest.raises(QueueFullError) as caught, admission.slot():
             pass
@@ -46,7 +46,7 @@ def test_places_are_limited_and_given_to_waiting_requests() -> None:
 
         assert order == [0, 1]
         leave[1].set()
-        wait_for(lambda: order == [0, 1, 2])
+        wait_until(lambda: order == [0, 1, 2])
         requests.append(threads.submit(enter, admission, leave[3], order, 3))
         for event in leave:
             event.set()
@@ -78,7 +78,7 @@ def test_a_client_that_disconnects_while_waiting_frees_its_place() -> None:
 
     with ThreadPoolExecutor(1) as threads, admission.slot():
         waiter = threads.submit(wait)
-        wait_for(lambda: admission.counts() == (1, 1))
+        wait_until(lambda: admission.counts() == (1, 1))
         cancelled.set()
         assert isinstance(waiter.exception(10), RequestCancelled)
         assert admission.counts() == (1, 0)
@@ -107,8 +107,8 @@ def test_waiting_requests_get_their_position_and_are_served_in_order() -> None:
         with admission.slot():
             for number in range(3):
                 threads.submit(wait, number)
-                wait_for(lambda: positions[number] == [number + 1])  # noqa: B023
-        wait_for(lambda: admission.counts() == (0, 0))
+                wait_until(lambda: positions[number] == [number + 1])  # noqa: B023
+        wait_until(lambda: admission.counts() == (0, 0))
 
     assert served == [0, 1, 2]
     assert positions[0] == [1]
@@ -126,9 +126,9 @@ def test_a_new_request_does_not_overtake_the_queue() -> None:
 
     with ThreadPoolExecutor(2) as threads, admission.slot():
         threads.submit(wait, "first")
-        wait_for(lambda: admission.counts() == (1, 1))
+        wait_until(lambda: admission.counts() == (1, 1))
         threads.submit(wait, "second")
-        wait_for(lambda: admission.counts() == (1, 2))
+        wait_until(lambda: admission.counts() == (1, 2))
 
     assert order == ["first", "second"]
 

@@ -5,7 +5,7 @@ from collections.abc import Generator
 from itertools import count
 
 import pytest
-from conftest import wait_for
+from conftest import wait_until
 
 import parakeet_api.http.background
 from parakeet_api.http.background import Cancelled, Emit, in_background
@@ -24,7 +24,7 @@ def quick_poll(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def all_threads_end() -> Generator[None]:
     yield
-    wait_for(lambda: not any(thread.name == "stream" for thread in threading.enumerate()))
+    wait_until(lambda: not any(thread.name == "stream" for thread in threading.enumerate()))
 
 
 def test_what_is_emitted_comes_out_in_order() -> None:
@@ -83,7 +83,7 @@ def test_work_that_looks_sees_that_it_is_cancelled() -> None:
 
     def work(emit: Emit[int], cancelled: Cancelled) -> None:
         emit(1)
-        wait_for(cancelled)
+        wait_until(cancelled)
         observed.set()
 
     items = in_background(work, gone=never, heartbeat_s=60)
@@ -101,7 +101,7 @@ def test_a_disconnected_client_stops_both_sides(chatty: bool) -> None:
         emit(1)
         while chatty:
             emit(2)
-        wait_for(cancelled)
+        wait_until(cancelled)
         raise RequestCancelled
 
     items = in_background(work, gone=gone.is_set, heartbeat_s=60)
@@ -123,7 +123,7 @@ def test_a_slow_reader_holds_the_work_back() -> None:
 
     items = in_background(work, gone=never, heartbeat_s=60)
     assert next(items) == 0
-    wait_for(lambda: emitted > parakeet_api.http.background._MAX_WAITING)
+    wait_until(lambda: emitted > parakeet_api.http.background._MAX_WAITING)
 
     assert emitted <= parakeet_api.http.background._MAX_WAITING + 2
     assert list(items) == list(range(1, 1000))

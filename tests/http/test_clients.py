@@ -15,17 +15,8 @@ import openai
 import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
-from conftest import SPEECH, Clip, Server, encode, running_server
-from http_helpers import (
-    CURL,
-    ENDPOINT,
-    FORMATS,
-    is_idle,
-    needs_curl,
-    post,
-    uploads,
-    wait_until,
-)
+from conftest import SPEECH, Clip, Server, encode, running_server, wait_until
+from http_helpers import CURL, ENDPOINT, FORMATS, is_idle, needs_curl, post, uploads
 from openai.types.audio import (
     Transcription,
     TranscriptionStreamEvent,

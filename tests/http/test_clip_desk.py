@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import Clip, Server, encode, running_server, wait_for
-from http_helpers import ENDPOINT, FORMATS, is_idle, post, transcribe, uploads, wait_until
+from conftest import Clip, Server, encode, running_server, wait_until
+from http_helpers import ENDPOINT, FORMATS, is_idle, post, transcribe, uploads
 
 pytestmark = pytest.mark.integration
 
@@ -105,7 +105,7 @@ def test_clips_are_logged_and_counted_as_any(fronted: Server, clips: list[Clip])
 
     before = counted()
     answer = transcribe(fronted, clips[0].path, headers={"X-Request-Id": "look-for-me"})
-    wait_for(lambda: counted() == before + 1)
+    wait_until(lambda: counted() == before + 1)
 
     assert answer.headers["X-Request-Id"] == "look-for-me"
     log = fronted.log.read_text()
@@ -127,7 +127,7 @@ def test_many_clients_get_their_own_words(fronted: Server, clips: list[Clip]) ->
 
     alone = {n: transcribe(fronted, clips[n].path, {"response_format": "text"}).text for n in texts}
     assert texts == alone
-    wait_for(lambda: uploads(fronted) == [])
+    wait_until(lambda: uploads(fronted) == [])
 
 
 def test_a_killed_process_is_replaced_and_clips_are_answered_meanwhile(
@@ -141,7 +141,7 @@ def test_a_killed_process_is_replaced_and_clips_are_answered_meanwhile(
         now = {child.pid for child in fronts(fronted)}
         return len(now) == 2 and not now & before
 
-    wait_for(lambda: not {child.pid for child in fronts(fronted)} & before)
+    wait_until(lambda: not {child.pid for child in fronts(fronted)} & before)
     assert transcribe(fronted, clips[0].path).status_code == 200
     wait_until(is_replaced, what="two new processes")
     assert transcribe(fronted, clips[0].path).status_code == 200
@@ -155,7 +155,7 @@ def test_a_client_that_goes_leaves_nothing(fronted: Server, clips: list[Clip]) -
         queue = fronted.health()["queue"]
         return bool(any(queue.values()) or uploads(fronted))
 
-    wait_for(lambda: not is_left())
+    wait_until(lambda: not is_left())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -185,7 +185,7 @@ def test_a_clip_that_waits_is_answered_before_the_server_stops(
         wait_until(lambda: len(fronts(server)) == 1, what="a process")
         # It loads the model, which takes a while.
         connection = post(server, clips[0].path.read_bytes(), response_format="text")
-        wait_for(lambda: not is_idle(server))
+        wait_until(lambda: not is_idle(server))
         server.process.terminate()
 
         received = b""

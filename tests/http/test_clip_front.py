@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import wait_for
+from conftest import wait_until
 from http_helpers import multipart, wav
 
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -206,7 +206,7 @@ def test_what_is_no_simple_clip_is_passed_on_with_all_that_was_read(
 ) -> None:
     with running(tmp_path) as owner, owner.connect() as client:
         client.sendall(sent)
-        wait_for(lambda: len(owner.passed_on) == 1)
+        wait_until(lambda: len(owner.passed_on) == 1)
 
         ((sock, address, received),) = owner.passed_on
         assert address == client.getsockname()
@@ -227,7 +227,7 @@ def test_only_those_with_a_key_are_answered_here(
 ) -> None:
     with running(tmp_path, API_KEY="other,good") as owner, owner.connect() as client:
         client.sendall(request(head=head))
-        wait_for(lambda: bool(owner.passed_on or owner.received))
+        wait_until(lambda: bool(owner.passed_on or owner.received))
 
         assert bool(owner.passed_on) == is_passed_on
         if not is_passed_on:
@@ -237,7 +237,7 @@ def test_only_those_with_a_key_are_answered_here(
 def test_what_is_above_the_uploads_limit_is_passed_on(tmp_path: Path) -> None:
     with running(tmp_path, MAX_UPLOAD_MB="0.01") as owner, owner.connect() as client:
         client.sendall(request())
-        wait_for(lambda: len(owner.passed_on) == 1)
+        wait_until(lambda: len(owner.passed_on) == 1)
 
         assert owner.received == []
 
@@ -248,7 +248,7 @@ def test_what_the_model_fails_at_is_passed_on(tmp_path: Path, failing: str) -> N
         good = owner.answers
         owner.answers = lambda message: ("failed", "x") if message[0] == failing else good(message)
         client.sendall(request())
-        wait_for(lambda: len(owner.passed_on) == 1)
+        wait_until(lambda: len(owner.passed_on) == 1)
 
         assert owner.passed_on[0][2] == request()
 
@@ -258,10 +258,10 @@ def test_the_model_process_is_notified_of_a_disconnected_client(tmp_path: Path) 
         owner.let.clear()
         with owner.connect() as client:
             client.sendall(request())
-            wait_for(lambda: len(owner.received) == 1)
-        wait_for(lambda: list(tmp_path.iterdir()) == [])
+            wait_until(lambda: len(owner.received) == 1)
+        wait_until(lambda: list(tmp_path.iterdir()) == [])
         owner.let.set()
-        wait_for(lambda: owner.closed_links == 1)
+        wait_until(lambda: owner.closed_links == 1)
 
         assert owner.passed_on == []
 
@@ -270,9 +270,9 @@ def test_clips_beyond_the_threads_are_passed_on(tmp_path: Path) -> None:
     with running(tmp_path, threads=1) as owner, owner.connect() as one, owner.connect() as two:
         owner.let.clear()
         one.sendall(request())
-        wait_for(lambda: len(owner.received) == 1)
+        wait_until(lambda: len(owner.received) == 1)
         two.sendall(request())
-        wait_for(lambda: len(owner.passed_on) == 1)
+        wait_until(lambda: len(owner.passed_on) == 1)
         owner.let.set()
 
         assert answer_on(one)[0] == "HTTP/1.1 200 OK"
@@ -291,9 +291,9 @@ def test_what_does_not_fit_the_memory_for_requests_is_passed_on(
             assert answer_on(one)[0] == "HTTP/1.1 200 OK"
         owner.let.clear()
         one.sendall(sent)
-        wait_for(lambda: len(owner.received) == 4)
+        wait_until(lambda: len(owner.received) == 4)
         other.sendall(request(SOUND + bytes(len(sent))))
-        wait_for(lambda: len(owner.passed_on) == 1)
+        wait_until(lambda: len(owner.passed_on) == 1)
         owner.let.set()
         assert answer_on(one)[0] == "HTTP/1.1 200 OK"
         one.sendall(sent)
@@ -308,7 +308,7 @@ def test_slow_and_idle_connections_are_passed_on(
 
     with running(tmp_path) as owner, owner.connect() as idle, owner.connect() as slow:
         slow.sendall(request()[:100])
-        wait_for(lambda: len(owner.passed_on) == 2)
+        wait_until(lambda: len(owner.passed_on) == 2)
 
         received = {address: data for _, address, data in owner.passed_on}
         assert received == {idle.getsockname(): b"", slow.getsockname(): request()[:100]}

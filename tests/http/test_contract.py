@@ -19,9 +19,9 @@ import httpx
 import numpy as np
 import pytest
 from api_description import Operation, operation_of, operations, validate
-from conftest import ROOT, Server, running_server
+from conftest import ROOT, Server, running_server, wait_until
 from http_helpers import request as send
-from http_helpers import wait_until, wav
+from http_helpers import wav
 
 from parakeet_api.openapi.document import Facts, describe
 from parakeet_api.settings import Settings

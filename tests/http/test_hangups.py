@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import Clip, Server, running_server
+from conftest import Clip, Server, running_server, wait_until
 from http_helpers import (
     CURL,
     ENDPOINT,
@@ -30,7 +30,6 @@ from http_helpers import (
     streamed,
     transcribe,
     uploads,
-    wait_until,
     waiting_chunks,
 )
 

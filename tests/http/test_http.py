@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
-from conftest import PATIENCE_S, ROOT, SPEECH, Clip, Server, encode, running_server
+from conftest import PATIENCE_S, ROOT, SPEECH, Clip, Server, encode, running_server, wait_until
 from http_helpers import (
     ENDPOINT,
     FORMATS,
@@ -38,7 +38,6 @@ from http_helpers import (
     request,
     transcribe,
     uploads,
-    wait_until,
     waiting_chunks,
     wav,
 )

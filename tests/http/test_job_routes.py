@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import PATIENCE_S, SPEECH, Clip, Server, running_server
+from conftest import PATIENCE_S, SPEECH, Clip, Server, running_server, wait_until
 from http_helpers import (
     FORMATS,
     Fields,
@@ -24,7 +24,6 @@ from http_helpers import (
     request,
     transcribe,
     uploads,
-    wait_until,
     waiting_chunks,
 )
 from webhook_receiver import Receiver

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import REAL_SPEECH, ROOT, Server
-from http_helpers import ENDPOINT, error_of, events, streamed, wait_until
+from conftest import REAL_SPEECH, ROOT, Server, wait_until
+from http_helpers import ENDPOINT, error_of, events, streamed
 from in_process import served
 
 pytestmark = pytest.mark.integration

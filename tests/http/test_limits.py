@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Clip, Server, running_server
-from http_helpers import ENDPOINT, error_of, request, transcribe, uploads, wait_until
+from conftest import Clip, Server, running_server, wait_until
+from http_helpers import ENDPOINT, error_of, request, transcribe, uploads
 from waitress import wasyncore
 
 from parakeet_api.errors import SettingsError

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
-from conftest import ROOT, SPEECH, Clip, Server, encode, running_server
-from http_helpers import is_idle, wait_until
+from conftest import ROOT, SPEECH, Clip, Server, encode, running_server, wait_until
+from http_helpers import is_idle
 from live_client import DELTA, sound_of
 
 NODE = ROOT / "tests" / "node"

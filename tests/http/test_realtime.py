@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import SPEECH, Clip, Server, running_server
+from conftest import SPEECH, Clip, Server, running_server, wait_until
 from http_helpers import connect as connect_to
-from http_helpers import error_of, request, wait_until
+from http_helpers import error_of, request
 from live_client import COMPLETED, DELTA, answer_of, dial, live, silence, sound_of
 from openai import OpenAI
 from websockets.exceptions import InvalidStatus
@@ -360,17 +360,26 @@ def test_a_client_that_disconnects_leaves_nothing_behind(server: Server, clips: 
     wait_until(lambda: is_free(server), what="the session's end")
 
 
+HANDSHAKE = (
+    b"GET /v1/realtime?intent=transcription HTTP/1.1\r\nHost: x\r\n"
+    b"Authorization: Bearer the-key\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+NO_JSON = b"\x81\x84\x00\x00\x00\x00oops"
+
+
+def received_until(bare: socket.socket, expected: bytes) -> bytes:
+    received = b""
+    while expected not in received:
+        received += bare.recv(4096)
+    return received
+
+
 def shake_hands(server: Server) -> socket.socket:
     """Open a session on a plain socket."""
     bare = connect_to(server)
-    bare.sendall(
-        b"GET /v1/realtime?intent=transcription HTTP/1.1\r\nHost: x\r\n"
-        b"Authorization: Bearer the-key\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    received = b""
-    while b"session.created" not in received:
-        received += bare.recv(4096)
+    bare.sendall(HANDSHAKE)
+    received = received_until(bare, b"session.created")
     assert received.startswith(b"HTTP/1.1 101 ")
     return bare
 
@@ -395,12 +404,11 @@ def test_invalid_frames_end_the_session(server: Server, data: bytes) -> None:
 
 
 def test_a_client_that_reads_nothing_is_disconnected(server: Server) -> None:
-    no_json = b"\x81\x84\x00\x00\x00\x00oops"
     with shake_hands(server) as bare:
         bare.settimeout(60)
         # Each gets a response, until the responses fill all buffers.
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            send_forever(bare, no_json * 1000)
+            send_forever(bare, NO_JSON * 1000)
 
     wait_until(lambda: is_free(server), what="the session's end")
 
@@ -412,12 +420,5 @@ def send_forever(bare: socket.socket, data: bytes) -> None:
 
 def test_data_sent_before_the_handshake_is_complete_is_not_lost(server: Server) -> None:
     with connect_to(server) as bare:
-        bare.sendall(
-            b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\n"
-            b"Authorization: Bearer the-key\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            b"\x81\x84\x00\x00\x00\x00oops"
-        )
-        received = b""
-        while b"not valid JSON" not in received:
-            received += bare.recv(4096)
+        bare.sendall(HANDSHAKE + NO_JSON)
+        received_until(bare, b"not valid JSON")

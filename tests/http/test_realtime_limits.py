@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import SPEECH, wait_for
+from conftest import SPEECH, wait_until
 from http_helpers import error_of
 from in_process import Echoes, Served, served
 from live_client import COMPLETED, answer_of, dial, silence, sound_of
@@ -65,7 +65,7 @@ def test_one_session_too_many_is_rejected(tmp_path: Path, echoes: Echoes) -> Non
 
             assert error_of(answer, 503)["code"] == "queue_full"
             assert int(answer.headers["Retry-After"]) > 0
-        wait_for(lambda: here.services.realtime.under_way() == 0)
+        wait_until(lambda: here.services.realtime.under_way() == 0)
         with dial(here.server) as next_one:
             assert event(next_one)["type"] == "session.created"
 
@@ -80,7 +80,7 @@ def test_an_idle_session_is_evicted_for_another(
         dial(here.server) as silent,
     ):
         append(talker)
-        wait_for(
+        wait_until(
             lambda: (
                 [p.last_sound() is not None for p in here.services.realtime._taken] == [True, False]
             )
@@ -136,7 +136,7 @@ def test_a_server_that_stops_sends_the_current_turn(tmp_path: Path, echoes: Echo
 
         assert last["type"] == COMPLETED
         assert connection.close_code == 1001
-        wait_for(lambda: here.services.realtime.under_way() == 0)
+        wait_until(lambda: here.services.realtime.under_way() == 0)
         assert error_of(refusal(here), 503)["code"] == "stopping"
 
 
@@ -153,9 +153,9 @@ def test_sessions_leave_no_thread_however_they_end(tmp_path: Path, echoes: Echoe
                     connection.send('{"type": "input_audio_buffer.commit"}')
                 if number % 3 == 1:
                     connection.socket.close()
-        wait_for(lambda: here.services.realtime.under_way() == 0)
+        wait_until(lambda: here.services.realtime.under_way() == 0)
 
-        wait_for(lambda: not names())
+        wait_until(lambda: not names())
         assert here.services.models.waiting_chunks() == 0
 
 
@@ -171,7 +171,7 @@ def test_idle_sessions_do_not_slow_others(tmp_path: Path, echoes: Echoes) -> Non
                 kinds.append(event(connection)["type"])
         for each in idle:
             each.socket.close()
-        wait_for(lambda: here.services.realtime.under_way() == 0)
+        wait_until(lambda: here.services.realtime.under_way() == 0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from conftest import Clip, Server, running_server
+from conftest import Clip, Server, running_server, wait_until
 from http_helpers import (
     CURL,
     ENDPOINT,
@@ -27,7 +27,6 @@ from http_helpers import (
     request,
     transcribe,
     uploads,
-    wait_until,
 )
 
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from conftest import wait_for
+from conftest import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,13 +42,13 @@ def test_a_reader_waits_for_as_much_as_it_wants_or_the_end() -> None:
     with ThreadPoolExecutor(1) as pool:
         read: Future[bytes] = pool.submit(body.read, 10)
         body.append(b"1234")
-        wait_for(lambda: body._wanted == 10)
+        wait_until(lambda: body._wanted == 10)
         assert not read.done()
         body.append(b"567890ab")
         assert read.result(10) + body.read(6) + body.read(10) == b"1234567890ab"
 
         rest = pool.submit(body.read, 10)
-        wait_for(lambda: body._wanted == 10)
+        wait_until(lambda: body._wanted == 10)
         body.append(b"cd")
         body.end()
         assert rest.result(10) == b"cd"
@@ -83,7 +83,7 @@ def test_a_reader_detects_a_disconnected_client(waits: bool) -> None:
     with ThreadPoolExecutor(1) as pool:
         if waits:
             read = pool.submit(body.read, 100)
-            wait_for(lambda: body._wanted == 100)
+            wait_until(lambda: body._wanted == 100)
             body.abort()
         else:
             body.abort()

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import ROOT, SPEECH, Clip, Server
-from http_helpers import ENDPOINT, error_of, request, transcribe, wait_until, wav
+from conftest import ROOT, SPEECH, Clip, Server, wait_until
+from http_helpers import ENDPOINT, error_of, request, transcribe, wav
 from live_client import dial, sound_of
 
 from parakeet_api.transcript import SAMPLE_RATE

@@ -176,7 +176,7 @@ def test_a_model_that_is_not_downloaded_yet_is_reported_as_such(tmp_path: Path) 
         }
     )
     with build_services(settings) as services:
-        made = report_start(settings, models=services.models, gpu=services.gpu, plan=services.plan)
+        made = report_start(settings, models=services.models, gpu=services.gpu)
 
     assert "parakeet-tdt-0.6b-v2: to be fetched as nvidia/parakeet-tdt-0.6b-v2" in made.text()
     assert made.body()["models"][0]["bytes"] is None

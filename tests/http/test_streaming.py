@@ -14,14 +14,8 @@ from typing import Any
 
 import jiwer
 import pytest
-from conftest import SPEECH, Clip, Server, running_server
-from http_helpers import (
-    events,
-    post,
-    streamed,
-    transcribe,
-    wait_until,
-)
+from conftest import SPEECH, Clip, Server, running_server, wait_until
+from http_helpers import events, post, streamed, transcribe
 
 from parakeet_api.formats.server_sent_events import PEAKS_PER_SECOND
 

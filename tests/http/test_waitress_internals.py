@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from conftest import ROOT, wait_for
+from conftest import ROOT, wait_until
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
@@ -119,10 +119,10 @@ def test_threads_are_started_while_all_are_busy_and_end_when_they_are_idle(
         dispatcher.add_task(_Task(partial(work, number)))
     all_are_there.wait(30)
 
-    wait_for(lambda: len(done) == 10)
-    wait_for(lambda: not dispatcher.threads)
+    wait_until(lambda: len(done) == 10)
+    wait_until(lambda: not dispatcher.threads)
     dispatcher.add_task(_Task(lambda: done.append(10)))
-    wait_for(lambda: 10 in done)
+    wait_until(lambda: 10 in done)
     dispatcher.shutdown()
     assert dispatcher.active_count == 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SPEECH, Clip, wait_for
+from conftest import SPEECH, Clip, wait_until
 from pipeline_helpers import Counting, ffmpegs, pipeline_of
 
 from parakeet_api.audio.decoder import TrackChoice
@@ -161,7 +161,7 @@ def test_a_jobs_result_is_the_response_of_a_request(
     with pipeline_of(recognizer) as pipeline:
         with jobs_of(folder, pipeline) as started:
             job = started.submit(clips[1].path, params, owner=None)
-            wait_for(ends(started, job))
+            wait_until(ends(started, job))
             result = started.get(job.id, owner=None).result
         direct = render(pipeline.transcribe(clips[1].path), params, settings=settings)
 
@@ -174,9 +174,9 @@ def test_progress_is_reported_while_running_and_stored_at_the_end(folder: Path) 
     recording = SPEECH / "long-pauses.ogg"
     with pipeline_of(Slow()) as pipeline, jobs_of(folder, pipeline) as started:
         job = started.submit(recording, TEXT, owner=None)
-        wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
+        wait_until(lambda: started.get(job.id, owner=None).done_s > 0)
         under_way = started.get(job.id, owner=None)
-        wait_for(ends(started, job))
+        wait_until(ends(started, job))
         done = started.get(job.id, owner=None)
 
     assert under_way.total_s == pytest.approx(done.done_s, abs=1)
@@ -202,14 +202,14 @@ def test_a_cancelled_job_ends_its_work_in_the_middle(folder: Path) -> None:
     slow = Slow()
     with pipeline_of(slow) as pipeline, jobs_of(folder, pipeline) as started:
         job = started.submit(recording, TEXT, owner=None)
-        wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
+        wait_until(lambda: started.get(job.id, owner=None).done_s > 0)
 
         remaining = started.delete(started.get(job.id, owner=None))
 
         assert remaining is not None
         assert remaining.status == status(started, job) == "cancelled"
         batcher: Any = pipeline._batcher
-        wait_for(lambda: not ffmpegs() and not batcher.waiting())
+        wait_until(lambda: not ffmpegs() and not batcher.waiting())
         assert slow.chunks < 10, "of the 24 or more that 12 minutes have"
         assert recordings(folder) == []
         assert started.delete(remaining) is None
@@ -222,11 +222,11 @@ def test_stopping_in_the_middle_ends_the_work_and_the_next_process_does_it(folde
     with pipeline_of(Slow()) as pipeline:
         with jobs_of(folder, pipeline) as started:
             job = started.submit(recording, TEXT, owner=None)
-            wait_for(lambda: started.get(job.id, owner=None).done_s > 0)
+            wait_until(lambda: started.get(job.id, owner=None).done_s > 0)
         assert ffmpegs() == []
 
         with jobs_of(folder, pipeline) as started:
-            wait_for(ends(started, job))
+            wait_until(ends(started, job))
             done = started.get(job.id, owner=None)
 
     assert (done.status, done.interruptions) == ("succeeded", 0)
@@ -255,13 +255,13 @@ def test_a_job_that_ends_after_it_was_read_is_read_again_with_its_result(folder:
     work.gates = {"a": threading.Event()}
     with jobs_of(folder, work) as started:
         job = submit(started, folder, "a")
-        wait_for(lambda: status(started, job) == "running")
+        wait_until(lambda: status(started, job) == "running")
         running = started.get(job.id, owner=None)
         work.gates["a"].set()
-        wait_for(ends(started, job))
+        wait_until(ends(started, job))
         assert started._open is not None
         runner = started._open.runner
-        wait_for(lambda: not runner._runs)
+        wait_until(lambda: not runner._runs)
 
         latest = runner.latest(running)
 
@@ -275,17 +275,17 @@ def test_two_jobs_are_processed_at_a_time_oldest_first(folder: Path) -> None:
     work.gates = {name: threading.Event() for name in "abcd"}
     with jobs_of(folder, work) as started:
         submitted = [submit(started, folder, name) for name in "abcd"]
-        wait_for(lambda: len(work.processed) == 2)
+        wait_until(lambda: len(work.processed) == 2)
         time.sleep(0.1)
         assert set(work.processed) == {"a", "b"}
         assert (started.counts.running, started.counts.queued) == (2, 2)
 
         work.gates["b"].set()
-        wait_for(lambda: work.processed[2:] == ["c"])
+        wait_until(lambda: work.processed[2:] == ["c"])
         for gate in work.gates.values():
             gate.set()
         for job in submitted:
-            wait_for(ends(started, job))
+            wait_until(ends(started, job))
 
     assert work.processed[2:] == ["c", "d"]
 
@@ -297,7 +297,7 @@ def test_a_file_that_cannot_be_decoded_fails_its_job_with_the_error_of_a_request
     work.errors = {"a": [AudioDecodeError("The file holds no sound.")]}
     with jobs_of(folder, work) as started:
         job = submit(started, folder, "a")
-        wait_for(ends(started, job))
+        wait_until(ends(started, job))
         failed = started.get(job.id, owner=None)
 
     assert failed.status == "failed"
@@ -313,7 +313,7 @@ def test_an_unexpected_error_is_retried(folder: Path, monkeypatch: pytest.Monkey
     work.errors = {"a": [RuntimeError("a hiccup"), RuntimeError("another")]}
     with jobs_of(folder, work) as started:
         job = submit(started, folder, "a")
-        wait_for(ends(started, job))
+        wait_until(ends(started, job))
 
         assert status(started, job) == "succeeded"
     assert len(work.processed) == 3
@@ -327,8 +327,8 @@ def test_a_permanent_unexpected_error_fails_its_job_and_no_other(
     work.errors = {"a": [RuntimeError("secret detail") for _ in range(3)]}
     with jobs_of(folder, work) as started:
         first, second = submit(started, folder, "a"), submit(started, folder, "b")
-        wait_for(ends(started, first))
-        wait_for(ends(started, second))
+        wait_until(ends(started, first))
+        wait_until(ends(started, second))
         failed = started.get(first.id, owner=None)
         assert status(started, second) == "succeeded"
 
@@ -343,7 +343,7 @@ def test_a_job_waits_for_its_model_and_is_then_done(folder: Path) -> None:
     work.errors = {"a": [soon(ModelNotReadyError("Being downloaded.")) for _ in range(5)]}
     with jobs_of(folder, work) as started:
         job = submit(started, folder, "a")
-        wait_for(ends(started, job))
+        wait_until(ends(started, job))
 
         assert status(started, job) == "succeeded"
     assert len(work.processed) == 6
@@ -356,7 +356,7 @@ def test_a_postponed_job_does_not_delay_others(folder: Path) -> None:
         waiting = submit(started, folder, "a")
         others = [submit(started, folder, name) for name in "bcd"]
         for job in others:
-            wait_for(ends(started, job))
+            wait_until(ends(started, job))
 
         assert status(started, waiting) == "queued"
     assert work.processed.count("a") == 1
@@ -399,10 +399,10 @@ def test_jobs_that_may_have_crashed_the_process_run_alone(folder: Path) -> None:
 
     with jobs_of(folder, work) as started:
         for name in "abc":
-            wait_for(lambda: work.processed[-1:] == [name])  # noqa: B023
+            wait_until(lambda: work.processed[-1:] == [name])  # noqa: B023
             time.sleep(0.05)
             work.gates[name].set()
-        wait_for(lambda: started.counts.running == 0)
+        wait_until(lambda: started.counts.running == 0)
 
     assert work.together == [{"a"}, {"b"}, {"c"}]
 
@@ -414,7 +414,7 @@ def test_a_missing_recording_fails_its_job(folder: Path) -> None:
     store.close()
 
     with jobs_of(folder, Scripted()) as started:
-        wait_for(ends(started, job))
+        wait_until(ends(started, job))
         failed = started.get(job.id, owner=None)
 
     assert failed.failure is not None
@@ -432,16 +432,16 @@ def test_an_outcome_is_stored_once_the_disk_works_again(
     work.gates = {"a": threading.Event()}
     with jobs_of(folder, work) as started:
         job = submit(started, folder, "a")
-        wait_for(lambda: status(started, job) == "running")
+        wait_until(lambda: status(started, job) == "running")
         assert started._open is not None
         database = started._open.store._db
         database.execute("PRAGMA query_only = ON")
         work.gates["a"].set()
-        wait_for(lambda: "cannot be saved for now" in caplog.text)
+        wait_until(lambda: "cannot be saved for now" in caplog.text)
         assert status(started, job) == "running"
 
         database.execute("PRAGMA query_only = OFF")
-        wait_for(ends(started, job))
+        wait_until(ends(started, job))
         assert status(started, job) == "succeeded"
 
     assert work.processed == ["a"]
@@ -459,10 +459,10 @@ def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
         )
         store._db.execute("PRAGMA query_only = ON")
         started._open.runner.notify()
-        wait_for(lambda: "jobs cannot be processed" in caplog.text)
+        wait_until(lambda: "jobs cannot be processed" in caplog.text)
 
         store._db.execute("PRAGMA query_only = OFF")
-        wait_for(ends(started, job))
+        wait_until(ends(started, job))
 
 
 def test_an_unusable_folder_is_reported_and_tried_again(
@@ -479,8 +479,8 @@ def test_an_unusable_folder_is_reported_and_tried_again(
         assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
 
         folder.unlink()
-        wait_for(lambda: started.fault is None)
-        wait_for(ends(started, submit(started, folder, "a")))
+        wait_until(lambda: started.fault is None)
+        wait_until(ends(started, submit(started, folder, "a")))
 
 
 def test_two_processes_never_share_a_folder_and_the_second_takes_over(
@@ -492,8 +492,8 @@ def test_two_processes_never_share_a_folder_and_the_second_takes_over(
             with pytest.raises(JobsUnavailableError, match="another server uses it"):
                 second.submit(upload, TEXT, owner=None)
             first.close()
-            wait_for(lambda: second.fault is None)
-            wait_for(ends(second, submit(second, folder, "a")))
+            wait_until(lambda: second.fault is None)
+            wait_until(ends(second, submit(second, folder, "a")))
         with pytest.raises(JobsUnavailableError):
             first.submit(upload, TEXT, owner=None)
 
@@ -511,7 +511,7 @@ def test_closing_before_the_start_and_twice_is_allowed(folder: Path) -> None:
 def test_no_thread_is_left(folder: Path) -> None:
     before = set(threading.enumerate())
     with jobs_of(folder, Scripted()) as started:
-        wait_for(ends(started, submit(started, folder, "a")))
+        wait_until(ends(started, submit(started, folder, "a")))
 
     assert set(threading.enumerate()) - before == set()
 
@@ -536,7 +536,7 @@ def test_finished_jobs_are_removed_after_their_time(
     monkeypatch.setattr(jobs, "_MAINTENANCE_S", 0.02)
     with jobs_of(folder, Scripted(), JOB_RETENTION_HOURS=hours) as started:
         job = submit(started, folder, "a")
-        wait_for(lambda: started.counts.queued + started.counts.running == 0)
+        wait_until(lambda: started.counts.queued + started.counts.running == 0)
         time.sleep(0.5)
 
         assert (started.newest(owner=None, limit=9) != []) == is_kept

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, wait_for
+from conftest import PATIENCE_S, wait_until
 from webhook_receiver import Receiver
 
 from parakeet_api.errors import InvalidRequestError
@@ -158,7 +158,7 @@ def test_a_webhook_is_called_once(
 ) -> None:
     job = finish(f"{receiver.url}/done?token=1")
     with sender_of(store, f"127.0.0.1:{receiver.port}") as sender:
-        wait_for(lambda: webhook_of(store, job).delivered)
+        wait_until(lambda: webhook_of(store, job).delivered)
         sender.notify()
         time.sleep(0.2)
 
@@ -174,7 +174,7 @@ def test_a_webhook_is_called_when_its_job_ends(
         time.sleep(0.1)
         job = finish(receiver.url)
         sender.notify()
-        wait_for(lambda: webhook_of(store, job).delivered)
+        wait_until(lambda: webhook_of(store, job).delivered)
 
 
 @pytest.mark.parametrize("status", [500, 404, 301, 307])
@@ -185,7 +185,7 @@ def test_a_failed_call_is_repeated_and_never_redirected(
     job = finish(f"{receiver.url}/done")
 
     with sender_of(store, f"127.0.0.1:{receiver.port}"):
-        wait_for(lambda: webhook_of(store, job).delivered)
+        wait_until(lambda: webhook_of(store, job).delivered)
 
     assert [call["path"] for call in receiver.calls] == ["/done"] * 3
     assert webhook_of(store, job) == Webhook(f"{receiver.url}/done", 3, delivered=True)
@@ -198,7 +198,7 @@ def test_after_the_last_attempt_the_reason_is_stored(
     job = finish(receiver.url)
 
     with sender_of(store, f"127.0.0.1:{receiver.port}"):
-        wait_for(lambda: webhook_of(store, job).attempts == 4)
+        wait_until(lambda: webhook_of(store, job).attempts == 4)
         time.sleep(0.3)
 
     assert len(receiver.calls) == 4
@@ -215,8 +215,8 @@ def test_a_receiver_that_is_down_does_not_delay_others(
     down, up = finish(nobody.url), finish(receiver.url)
 
     with sender_of(store, f"127.0.0.1:{receiver.port}", f"127.0.0.1:{nobody.port}"):
-        wait_for(lambda: webhook_of(store, up).delivered)
-        wait_for(lambda: webhook_of(store, down).attempts == 4)
+        wait_until(lambda: webhook_of(store, up).delivered)
+        wait_until(lambda: webhook_of(store, down).attempts == 4)
 
     assert "refused" in (webhook_of(store, down).last_error or "")
 
@@ -232,11 +232,11 @@ def test_pending_webhooks_are_called_by_the_next_process(
         body=lambda job: json.dumps({"id": job.id}).encode(),
         delays_s=(3600,),
     )
-    wait_for(lambda: webhook_of(store, job).attempts == 1)
+    wait_until(lambda: webhook_of(store, job).attempts == 1)
     slow.close(within_s=PATIENCE_S)
 
     with sender_of(store, f"127.0.0.1:{receiver.port}"):
-        wait_for(lambda: webhook_of(store, job).delivered)
+        wait_until(lambda: webhook_of(store, job).delivered)
 
 
 def test_a_host_that_was_taken_off_the_list_is_not_called(
@@ -245,7 +245,7 @@ def test_a_host_that_was_taken_off_the_list_is_not_called(
     job = finish(receiver.url)
 
     with sender_of(store, "elsewhere.example"):
-        wait_for(lambda: webhook_of(store, job).attempts == 4)
+        wait_until(lambda: webhook_of(store, job).attempts == 4)
 
     assert receiver.calls == []
     assert "ALLOW_WEBHOOKS" in (webhook_of(store, job).last_error or "")
@@ -266,7 +266,7 @@ def test_proxies_and_netrc_of_the_environment_are_ignored(
     job = finish(receiver.url)
 
     with sender_of(store, f"127.0.0.1:{receiver.port}"):
-        wait_for(lambda: webhook_of(store, job).delivered)
+        wait_until(lambda: webhook_of(store, job).delivered)
 
     assert "authorization" not in receiver.headers[0]
 

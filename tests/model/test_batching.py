@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import Clock, wait_for
+from conftest import Clock, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,9 +158,9 @@ def test_a_clip_is_in_the_next_batch_while_a_long_recording_has_chunks_waiting()
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
             long = requests.submit(recognize_all, batcher, chunks_of(LONG, 100))
-            wait_for(lambda: batcher.waiting() == 8)
+            wait_until(lambda: batcher.waiting() == 8)
             clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1))
-            wait_for(lambda: batcher.waiting() == 9)
+            wait_until(lambda: batcher.waiting() == 9)
         assert clip.result(10) == ["2.0"]
         assert long.result(10) == names(chunks_of(LONG, 100))
 
@@ -173,9 +173,9 @@ def test_a_clip_too_short_for_the_next_batch_is_in_the_one_after_it() -> None:
     with running(model) as (batcher, requests):
         with held(model, batcher, requests):
             requests.submit(recognize_all, batcher, chunks_of(LONG, 100, seconds=15))
-            wait_for(lambda: batcher.waiting() == 8)
+            wait_until(lambda: batcher.waiting() == 8)
             clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1, seconds=2))
-            wait_for(lambda: batcher.waiting() == 9)
+            wait_until(lambda: batcher.waiting() == 9)
         assert clip.result(10) == ["2.0"]
 
     assert model.batches[:3] == [["9.0"], ["1.0", "1.1", "1.2", "1.3"], ["2.0"]]
@@ -200,7 +200,7 @@ def busy(
             plugs.append(
                 requests.submit(recognize_all, batcher, chunks_of(PLUG + number, 1, length))
             )
-            wait_for(lambda started=started: len(model.batches) == started + 1)  # type: ignore[misc]
+            wait_until(lambda started=started: len(model.batches) == started + 1)  # type: ignore[misc]
         yield
     finally:
         let.set()
@@ -225,7 +225,7 @@ def test_the_permit_for_clips_is_not_for_long_chunks() -> None:
     with running(model, permits=3) as (batcher, requests):
         with busy(batcher, requests, model, 30, 30):
             long = requests.submit(recognize_all, batcher, chunks_of(LONG, 1, 10.1))
-            wait_for(lambda: batcher.waiting() == 1)
+            wait_until(lambda: batcher.waiting() == 1)
             # Nor does it keep a clip behind it in the queue waiting.
             assert requests.submit(recognize_all, batcher, chunks_of(CLIP, 1)).result(10) == ["2.0"]
             assert batcher.waiting() == 1
@@ -239,7 +239,7 @@ def test_the_permit_for_clips_is_not_used_while_others_are_at_clips() -> None:
     with running(model, permits=3) as (batcher, requests):
         with busy(batcher, requests, model, 30, 3):
             clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1))
-            wait_for(lambda: batcher.waiting() == 1)
+            wait_until(lambda: batcher.waiting() == 1)
             assert not clip.done()
         assert clip.result(10) == ["2.0"]
 
@@ -268,7 +268,7 @@ def test_on_a_gpu_a_second_batch_is_prepared_once_it_is_full(
                 requests.submit(recognize_all, batcher, chunks_of(number, 1, seconds))
                 for number in range(waiting)
             ]
-            wait_for(lambda: len(model.batches) == 2 or batcher.waiting() == waiting)
+            wait_until(lambda: len(model.batches) == 2 or batcher.waiting() == waiting)
             if not taken:
                 assert batcher.waiting() == waiting
         answers = [answer.result(10) for answer in submitted]
@@ -288,13 +288,13 @@ def test_a_clip_that_came_while_no_permit_was_free_is_taken_as_soon_as_one_is() 
 
     with running(model, permits=3) as (batcher, requests):
         first = requests.submit(recognize_all, batcher, chunks_of(1, 1, 30))
-        wait_for(lambda: len(model.batches) == 1)
+        wait_until(lambda: len(model.batches) == 1)
         clip = requests.submit(recognize_all, batcher, chunks_of(2, 1))
-        wait_for(lambda: len(model.batches) == 2)
+        wait_until(lambda: len(model.batches) == 2)
         long = requests.submit(recognize_all, batcher, chunks_of(3, 1, 30))
-        wait_for(lambda: batcher.waiting() == 1)
+        wait_until(lambda: batcher.waiting() == 1)
         late = requests.submit(recognize_all, batcher, chunks_of(4, 1))
-        wait_for(lambda: batcher.waiting() == 2)
+        wait_until(lambda: batcher.waiting() == 2)
         lets[4].set()
         # The worker that is done with the clip takes the long chunk; another must take the clip.
         lets[2].set()
@@ -324,7 +324,7 @@ def test_an_error_reaches_the_requests_of_its_batch_alone() -> None:
         with held(model, batcher, requests):
             fine = requests.submit(recognize_all, batcher, chunks_of(LONG, 5))
             bad = requests.submit(recognize_all, batcher, chunks_of(CLIP, 5))
-            wait_for(lambda: batcher.waiting() == 4)
+            wait_until(lambda: batcher.waiting() == 4)
         assert isinstance(bad.exception(10), RuntimeError)
         assert fine.result(10) == names(chunks_of(LONG, 5))
         assert batcher.waiting() == 0
@@ -368,7 +368,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(limi
     with running(model, plan) as (batcher, requests):
         with held(model, batcher, requests):
             results = [requests.submit(recognize_all, batcher, chunks_of(r, 4)) for r in range(4)]
-            wait_for(lambda: batcher.waiting() == 16)
+            wait_until(lambda: batcher.waiting() == 16)
         for request in range(4):
             assert results[request].result(10) == names(chunks_of(request, 4))
 
@@ -394,7 +394,7 @@ def test_an_error_in_one_half_of_a_batch_leaves_the_other_its_words() -> None:
             results = []
             for request in (LONG, CLIP, OTHER, OTHER + 1):
                 results.append(requests.submit(recognize_all, batcher, chunks_of(request, 1)))
-                wait_for(lambda: batcher.waiting() == len(results))
+                wait_until(lambda: batcher.waiting() == len(results))
         assert [request.result(10) for request in results[:2]] == [["1.0"], ["2.0"]]
         assert [type(request.exception(10)) for request in results[2:]] == [RuntimeError] * 2
         assert recognize_all(batcher, chunks_of(CLIP, 1)) == ["2.0"]
@@ -413,9 +413,9 @@ def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_serv
         with held(model, batcher, requests):
             # One batch, with OTHER in its first half.
             bad = requests.submit(recognize_all, batcher, chunks_of(OTHER, 1))
-            wait_for(lambda: batcher.waiting() == 1)
+            wait_until(lambda: batcher.waiting() == 1)
             fine = [requests.submit(recognize_all, batcher, chunks_of(r, 1)) for r in (4, 5, 6)]
-            wait_for(lambda: batcher.waiting() == 4)
+            wait_until(lambda: batcher.waiting() == 4)
         assert isinstance(bad.exception(10), ServiceUnavailableError)
         assert sorted(results.result(10)[0] for results in fine) == ["4.0", "5.0", "6.0"]
 
@@ -565,7 +565,7 @@ def test_a_lost_gpu_fails_all_requests_and_is_reported_once() -> None:
         heard_by = [
             requests.submit(recognize_all, batcher, chunks_of(r, 20)) for r in (LONG, CLIP, OTHER)
         ]
-        wait_for(lambda: len(model.batches) == 2 and batcher.waiting() > 0)
+        wait_until(lambda: len(model.batches) == 2 and batcher.waiting() > 0)
         model.let.set()
         for request in heard_by:
             with pytest.raises(DeviceLostError):
@@ -629,7 +629,7 @@ def test_chunks_of_a_disconnected_client_are_removed() -> None:
         results = requests.submit(
             lambda: list(batcher.recognize(chunks_of(CLIP, 50), cancelled=cancelled.is_set))
         )
-        wait_for(lambda: batcher.waiting() == 8)
+        wait_until(lambda: batcher.waiting() == 8)
         cancelled.set()
         assert isinstance(results.exception(10), RequestCancelled)
         assert batcher.waiting() == 0
@@ -663,9 +663,9 @@ def test_closing_the_generator_takes_its_chunks_out_of_the_queue() -> None:
         generator = batcher.recognize(chunks_of(CLIP, 50))
         with held(model, batcher, requests):
             first: Future[object] = requests.submit(next, generator)
-            wait_for(lambda: batcher.waiting() == 8)
+            wait_until(lambda: batcher.waiting() == 8)
         first.result(10)
-        wait_for(lambda: model.finished == 3)
+        wait_until(lambda: model.finished == 3)
         with held(model, batcher, requests):
             # Each of these adds a chunk and does not wait, as results are available.
             for _ in range(3):
@@ -694,7 +694,7 @@ def test_chunks_are_taken_only_as_far_ahead_as_the_workers_can_use(permits: int)
         generator = batcher.recognize(lazy())
         with held(model, batcher, requests):
             first: Future[object] = requests.submit(next, generator)
-            wait_for(lambda: pulled == look_ahead)
+            wait_until(lambda: pulled == look_ahead)
         first.result(10)
         assert pulled == look_ahead
         for done, _ in enumerate(generator, start=2):
@@ -718,7 +718,7 @@ def test_long_chunks_are_taken_ahead_by_their_seconds() -> None:
         with held(model, batcher, requests):
             first: Future[object] = requests.submit(next, generator)
             # Two passes hold 120 s, which the fifth chunk goes beyond.
-            wait_for(lambda: pulled == 5)
+            wait_until(lambda: pulled == 5)
         first.result(10)
         assert pulled == 5
         assert len(list(generator)) == 49
@@ -732,7 +732,7 @@ def test_what_was_recognised_is_not_kept() -> None:
         assert recognize_all(batcher, pieces) == ["1.0"]
         pieces.clear()
 
-        wait_for(lambda: samples() is None)
+        wait_until(lambda: samples() is None)
 
 
 @pytest.mark.parametrize("permits", [1, 2])
@@ -742,11 +742,11 @@ def test_close_refuses_what_waits_and_ends_the_workers(permits: int) -> None:
     with running(model, permits=permits) as (batcher, requests):
         with held(model, batcher, requests):
             results = [requests.submit(recognize_all, batcher, chunks_of(r, 20)) for r in range(6)]
-            wait_for(lambda: batcher.waiting() >= 4 * PLAN.batch_size * permits)
+            wait_until(lambda: batcher.waiting() >= 4 * PLAN.batch_size * permits)
             # All are at a batch: on a busy machine a worker may take its time to wake up.
-            wait_for(lambda: len(model.batches) == permits)
+            wait_until(lambda: len(model.batches) == permits)
             closing = requests.submit(batcher.close)
-            wait_for(lambda: batcher.waiting() == 0)
+            wait_until(lambda: batcher.waiting() == 0)
             assert not closing.done()
         closing.result(10)
 

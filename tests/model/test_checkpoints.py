@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import BUNDLED_MODELS, DEMO_MODEL, ENGLISH_MODEL, ROOT, Clock, wait_for
+from conftest import BUNDLED_MODELS, DEMO_MODEL, ENGLISH_MODEL, ROOT, Clock, wait_until
 from hub import FILE, MODEL_ID, CutError, Fault, Hub
 from hypothesis import given
 from hypothesis import strategies as st
@@ -681,7 +681,7 @@ def test_requests_during_the_download_get_its_progress(models: Path, hub: Hub) -
     store = CheckpointStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
     store.start()
     assert reached.wait(10)
-    wait_for(lambda: (store.status.progress or 0) > 0.4)
+    wait_until(lambda: (store.status.progress or 0) > 0.4)
 
     with pytest.raises(ModelNotReadyError) as caught:
         store.checkpoint()
@@ -939,7 +939,7 @@ def test_many_requests_after_the_pause_begin_one_download(models: Path, hub: Hub
         with pytest.raises((ModelLoadError, ModelNotReadyError)):
             store.checkpoint()
 
-    hub.before_block = lambda _: wait_for(lambda: not any(t.is_alive() for t in threads))
+    hub.before_block = lambda _: wait_until(lambda: not any(t.is_alive() for t in threads))
     threads = [threading.Thread(target=ask) for _ in range(20)]
     for thread in threads:
         thread.start()

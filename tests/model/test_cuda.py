@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from conftest import Clock, wait_for
+from conftest import Clock, wait_until
 from fake_gpu import FakeGpu
 
 from parakeet_api.model import cuda
@@ -63,7 +63,7 @@ def test_what_the_last_pass_left_goes_back_without_another(
         gpu.reserved = gpu.allocated + 2 * 10**9
         memory.after_pass()
 
-    wait_for(lambda: gpu.emptied == 2)
+    wait_until(lambda: gpu.emptied == 2)
     assert gpu.reserved == gpu.allocated
 
 
@@ -76,7 +76,7 @@ def test_nothing_is_given_back_once_the_model_is_unloaded(gpu: FakeGpu) -> None:
     memory.close()
 
     timers = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
-    wait_for(lambda: not any(timer.is_alive() for timer in timers))
+    wait_until(lambda: not any(timer.is_alive() for timer in timers))
     assert gpu.emptied == 1
 
 

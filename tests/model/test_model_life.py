@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import DEMO_MODEL, ROOT, SPEECH, Clip, Server, running_server
-from http_helpers import ENDPOINT, error_of, request, transcribe, wait_until, wav
+from conftest import DEMO_MODEL, ROOT, SPEECH, Clip, Server, running_server, wait_until
+from http_helpers import ENDPOINT, error_of, request, transcribe, wav
 from in_process import Echoes, served
 from model_helpers import run_all
 

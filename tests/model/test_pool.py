@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Clock, wait_for
+from conftest import Clock, wait_until
 from model_helpers import Models, assert_true, files, run_all
 
 from parakeet_api.errors import ModelLoadError, ServiceUnavailableError, StoppingError
@@ -152,7 +152,7 @@ def test_a_model_at_work_is_waited_for() -> None:
         narrow.use("b")
 
     def end() -> None:
-        wait_for(lambda: narrow.pool._turns[narrow.slots["a"]].is_evicting)
+        wait_until(lambda: narrow.pool._turns[narrow.slots["a"]].is_evicting)
         assert narrow.loaded() == "a"
         go_on.set()
 
@@ -169,7 +169,7 @@ def test_a_wait_for_memory_is_limited_and_gives_the_reason() -> None:
             narrow.use("b")
 
     def pass_time() -> None:
-        wait_for(lambda: bool(narrow.pool._queue))
+        wait_until(lambda: bool(narrow.pool._queue))
         clock.now += 1000
 
     with narrow.lease("a"):
@@ -186,7 +186,7 @@ def test_requests_that_wait_for_memory_get_the_stopping_error() -> None:
             narrow.use("b")
 
     def stop() -> None:
-        wait_for(lambda: bool(narrow.pool._queue))
+        wait_until(lambda: bool(narrow.pool._queue))
         narrow.pool.close()
 
     with narrow.lease("a"):
@@ -223,12 +223,12 @@ def test_a_steady_stream_for_one_model_does_not_starve_the_other(workers: int) -
                 time.sleep(BIT_S)
 
     with in_threads(*[stream] * workers) as raised:
-        wait_for(lambda: narrow.models["a"].loads == 1)
+        wait_until(lambda: narrow.models["a"].loads == 1)
         for expected in (1, 2):
             narrow.use("b")
             assert narrow.models["b"].loads == expected
             # And the stream continues.
-            wait_for(lambda e=expected: narrow.models["a"].loads == e + 1)  # type: ignore[misc]
+            wait_until(lambda e=expected: narrow.models["a"].loads == e + 1)  # type: ignore[misc]
         stop.set()
 
     assert raised == []
@@ -247,7 +247,7 @@ def test_two_steady_streams_take_turns_that_are_worth_their_loads() -> None:
                 time.sleep(BIT_S)
 
     with in_threads(partial(stream, "a"), partial(stream, "b")) as raised:
-        wait_for(lambda: sum(models.loads for models in narrow.models.values()) >= 4)
+        wait_until(lambda: sum(models.loads for models in narrow.models.values()) >= 4)
         stop.set()
 
     assert raised == []
@@ -282,7 +282,7 @@ def test_permits_are_first_come_first_served() -> None:
     line, order = both.pool._permits._queue, []
 
     def come(number: int) -> None:
-        wait_for(lambda: len(line) == number)
+        wait_until(lambda: len(line) == number)
         with both.lease("ab"[number % 2]):
             order.append(number)
 
@@ -290,7 +290,7 @@ def test_permits_are_first_come_first_served() -> None:
     with ExitStack() as held:
         held.enter_context(both.lease("a"))
         with in_threads(*[partial(come, number) for number in range(5)]) as raised:
-            wait_for(lambda: len(line) == 5)
+            wait_until(lambda: len(line) == 5)
             held.close()
 
     assert raised == []
@@ -346,7 +346,7 @@ def test_an_unload_by_hand_during_a_load_finds_it_in_use() -> None:
     pair.models["a"].before = lambda: assert_true(go_on.wait(30))
 
     loading = pair.pool.load(resident)
-    wait_for(lambda: pair.models["a"].loads == 1)
+    wait_until(lambda: pair.models["a"].loads == 1)
     outcome = pair.pool.unload(resident)
     go_on.set()
     loading.result(30)

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 from browser import Proxy, choose, chromium, transcript_of, visit
-from conftest import DEMO_MODEL, ROOT, SPEECH, Clip, Server, running_server
-from http_helpers import error_of, request, transcribe, wait_until
+from conftest import DEMO_MODEL, ROOT, SPEECH, Clip, Server, running_server, wait_until
+from http_helpers import error_of, request, transcribe
 from in_process import Echoes, Served, served
 from model_helpers import run_all
 from playwright.sync_api import expect

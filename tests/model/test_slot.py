@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Clock, wait_for
+from conftest import Clock, wait_until
 from model_helpers import INFO, Model, Models, assert_true, files, run_all
 
 from parakeet_api.errors import (
@@ -67,7 +67,7 @@ def test_what_a_load_needs_is_prepared_once_and_in_the_background() -> None:
     assert manager.state == "unloaded"
     hold.set()
 
-    wait_for(lambda: prepared == ["prepare"])
+    wait_until(lambda: prepared == ["prepare"])
     manager.close()
 
 
@@ -96,7 +96,7 @@ def test_fifty_threads_at_a_cold_manager_load_once(monkeypatch: pytest.MonkeyPat
     models = Models()
     manager = new_manager(models)
     # The load ends once all fifty hold a lease, so that none is late.
-    models.before = lambda: wait_for(lambda: manager._leases == 50)
+    models.before = lambda: wait_until(lambda: manager._leases == 50)
     lent: list[object] = []
 
     def use() -> None:
@@ -115,7 +115,7 @@ def test_all_who_wait_for_a_load_that_fails_see_its_error_and_the_next_tries_aga
     manager = new_manager(models)
 
     def fail() -> None:
-        wait_for(lambda: manager._leases == 20)
+        wait_until(lambda: manager._leases == 20)
         raise RuntimeError("no room on the GPU")
 
     def use() -> None:
@@ -175,7 +175,7 @@ def test_health_reads_the_state_during_a_load_without_waiting() -> None:
             pass
 
     def look() -> None:
-        wait_for(lambda: manager.state == "loading")
+        wait_until(lambda: manager.state == "loading")
         assert manager.info is None
         assert not manager.unload_if_idle()
         go_on.set()
@@ -257,7 +257,7 @@ def test_the_watch_unloads_and_ends_with_the_manager() -> None:
     with manager.lease():
         pass
 
-    wait_for(lambda: models.alive == 0)
+    wait_until(lambda: models.alive == 0)
     assert manager.state == "unloaded"
 
     manager.close()
@@ -286,8 +286,8 @@ def test_the_watch_survives_a_model_that_does_not_unload_cleanly(
     for _ in range(2):
         with manager.lease() as recognizer:
             recognizer.recognize([])
-        wait_for(lambda: models.alive == 0)
-        wait_for(lambda: manager.state == "unloaded")
+        wait_until(lambda: models.alive == 0)
+        wait_until(lambda: manager.state == "unloaded")
 
     manager.close()
     assert next(failures) == 2
@@ -413,7 +413,7 @@ def test_close_during_a_load_lets_it_end_and_unloads() -> None:
             recognizer.recognize([])
 
     def close() -> None:
-        wait_for(lambda: models.loads == 1)
+        wait_until(lambda: models.loads == 1)
         manager.close()
         go_on.set()
 

@@ -21,8 +21,8 @@ from browser import (
     visit,
     without_jobs,
 )
-from conftest import SPEECH, Server, encode, running_server
-from http_helpers import request, wait_until
+from conftest import SPEECH, Server, encode, running_server, wait_until
+from http_helpers import request
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.integration

@@ -23,8 +23,8 @@ from browser import (
     visit,
     without_jobs,
 )
-from conftest import SPEECH, Server
-from http_helpers import ENDPOINT, Fields, transcribe, uploads, wait_until
+from conftest import SPEECH, Server, wait_until
+from http_helpers import ENDPOINT, Fields, transcribe, uploads
 from playwright.sync_api import Browser, Page, Route, expect
 
 pytestmark = pytest.mark.integration
