@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from parakeet_api.errors import ApiError, InvalidRequestError, SettingsError
 from parakeet_api.formats.rendering import render
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_track
+from parakeet_api.formats.request_params import TranscriptionParams, parse_track
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.keywords import Keyword, parse_keywords
 from parakeet_api.model.keyword_trees import read_keywords_file

@@ -18,8 +18,8 @@ FRAME = 1280
 """Samples in one encoder frame, 80 ms: the resolution of the model's times."""
 
 Pcm = NDArray[np.int16]
-"""Signed 16-bit samples at `SAMPLE_RATE`: mono, shape `(samples,)`, or `(samples, channels)` where a
-recording's channels are kept apart."""
+"""Signed 16-bit samples at `SAMPLE_RATE`: mono, shape `(samples,)`; where channels are kept apart,
+`(samples, channels)`."""
 
 
 ChannelChoice = Literal["mix", "separate", "auto"]

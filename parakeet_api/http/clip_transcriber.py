@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.formats.form_fields import read_field
 from parakeet_api.formats.rendering import Rendered, render
-from parakeet_api.formats.request_params import parse_params, read_field
+from parakeet_api.formats.request_params import parse_params
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.http.clip_link import receive, send, unpack_words
 from parakeet_api.http.clip_request import PassOnError, RequestHead

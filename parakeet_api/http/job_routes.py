@@ -12,7 +12,8 @@ from parakeet_api.errors import (
     JobNotFinishedError,
     StoppingError,
 )
-from parakeet_api.formats.request_params import parse_params, read_field
+from parakeet_api.formats.form_fields import read_field
+from parakeet_api.formats.request_params import parse_params
 from parakeet_api.http.auth import accepted_key_hash, require_api_key
 from parakeet_api.http.received_form import received_form
 from parakeet_api.http.request_log import record

@@ -15,13 +15,8 @@ from parakeet_api import errors
 from parakeet_api.audio.ffmpeg import SUPPORTED_FORMATS
 from parakeet_api.errors import ApiError
 from parakeet_api.formats.asr_api import AsrParams, Output, render_asr
-from parakeet_api.formats.request_params import (
-    Granularity,
-    Include,
-    ResponseFormat,
-    Task,
-    TranscriptionParams,
-)
+from parakeet_api.formats.request_params import Granularity, Include, Task, TranscriptionParams
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.jobs.job import DEFAULT_LISTED, MAX_LISTED
 from parakeet_api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS
 from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream

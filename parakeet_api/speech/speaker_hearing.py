@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -47,8 +48,20 @@ class SpeakerHearing:
     def through(self, blocks: Iterable[Pcm]) -> Generator[Pcm]:
         """Yield the blocks of a recording, shape `(samples,)`, and let the diarizer hear each.
 
-        Raises what the diarizer raises.
+        Where several channels are apart, they are the speakers, and it hears nothing. Raises what
+        the diarizer raises.
         """
+        rest = iter(blocks)
+        first = next(rest, None)
+        if first is None:
+            return
+        blocks = chain([first], rest)
+        if first.shape[1:] > (1,):
+            yield from blocks
+        else:
+            yield from self._heard(blocks if first.ndim == 1 else (b[:, 0] for b in blocks))
+
+    def _heard(self, blocks: Iterable[Pcm]) -> Generator[Pcm]:
         self._stream = self._diarizer.start()
         references = self._reference_samples()
         self._lead = len(references) // self._frame

@@ -16,12 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.formats.rendering import Rendered, render
-from parakeet_api.formats.request_params import (
-    Granularity,
-    Include,
-    ResponseFormat,
-    TranscriptionParams,
-)
+from parakeet_api.formats.request_params import Granularity, Include, TranscriptionParams
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Segment, Token, Transcript, Word
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_params
+from parakeet_api.formats.request_params import TranscriptionParams, parse_params
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.keywords import Keyword
 
 SEGMENT = frozenset({"segment"})

@@ -23,13 +23,8 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from parakeet_api import __version__
 from parakeet_api.errors import ApiError
 from parakeet_api.formats.asr_api import Output, parse_asr_params
-from parakeet_api.formats.request_params import (
-    Granularity,
-    Include,
-    ResponseFormat,
-    Task,
-    parse_params,
-)
+from parakeet_api.formats.request_params import Granularity, Include, Task, parse_params
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.http.routes import create_app
 from parakeet_api.http.services import Services
 from parakeet_api.openapi.document import Facts, describe
