@@ -22,6 +22,7 @@ from parakeet_api.model.keyword_trees import read_keywords_file
 from parakeet_api.pipeline import Pipeline, Progress
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
+from parakeet_api.transcript import ChannelChoice, SpeakerRequest
 
 _EXTENSIONS: Mapping[ResponseFormat, str] = {
     "json": ".json",
@@ -29,6 +30,7 @@ _EXTENSIONS: Mapping[ResponseFormat, str] = {
     "text": ".txt",
     "srt": ".srt",
     "vtt": ".vtt",
+    "diarized_json": ".json",
 }
 
 
@@ -54,6 +56,7 @@ class TranscribeCommand:
         Raises what `CheckpointStore.checkpoint` raises.
         """
         model = models.first
+        models.check_diarizer(self.params.speakers)
         model.checkpoints.wait_until_decided()
         model.checkpoints.checkpoint()
         failed = transcribe_files(
@@ -76,6 +79,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> TranscribeCommand | None
         return None
     try:
         keywords = _keywords(options.keyword, options.keywords_file)
+        speakers = _speakers(options)
     except (InvalidRequestError, SettingsError) as error:
         parser.error(str(error))
     return TranscribeCommand(
@@ -86,6 +90,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> TranscribeCommand | None
             audio_track=options.audio_track,
             allow_partial=options.allow_partial,
             keywords=keywords,
+            speakers=speakers,
         ),
         model=options.model,
     )
@@ -125,7 +130,36 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--keywords-file", type=Path, metavar="FILE", help="more of them, one a line"
     )
+    files.add_argument(
+        "--diarize",
+        action="store_true",
+        help="tell voices apart; --format diarized_json does so too",
+    )
+    files.add_argument(
+        "--channels",
+        choices=get_args(ChannelChoice),
+        default="mix",
+        help="separate: transcribe each channel apart, as a speaker of its own; auto: do so if they"
+        " hold different speech",
+    )
+    files.add_argument(
+        "--max-speakers", type=int, metavar="N", help="how many voices --diarize gives words to"
+    )
     return parser
+
+
+def _speakers(options: argparse.Namespace) -> SpeakerRequest:
+    """Return what the arguments ask about speakers. Raises `InvalidRequestError`."""
+    by_format = options.format == "diarized_json" and options.channels != "separate"
+    if options.diarize and options.format == "json":
+        raise InvalidRequestError("--diarize: json has no speakers; diarized_json has")
+    if options.max_speakers is not None and options.max_speakers < 1:
+        raise InvalidRequestError(f"--max-speakers={options.max_speakers} is less than 1")
+    return SpeakerRequest(
+        channels=options.channels,
+        diarize=options.diarize or by_format,
+        max_speakers=options.max_speakers,
+    )
 
 
 def _keywords(phrases: Sequence[str], file: Path | None) -> tuple[Keyword, ...]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Self
 
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.errors import ModelNotFoundError
+from parakeet_api.errors import DiarizationOffError, ModelNotFoundError
 from parakeet_api.keywords import Keyword
 from parakeet_api.languages import languages_of
 from parakeet_api.metrics import Metrics
@@ -31,6 +31,8 @@ from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings, model_basename
 from parakeet_api.speech.chunking import ChunkPolicy
+from parakeet_api.speech.diarization import Diarizer
+from parakeet_api.transcript import SpeakerRequest
 
 ALIASES = frozenset(
     {
@@ -38,6 +40,7 @@ ALIASES = frozenset(
         "gpt-transcribe",
         "gpt-4o-transcribe",
         "gpt-4o-mini-transcribe",
+        "gpt-4o-transcribe-diarize",
     }
 )
 """Names of OpenAI's models; each stands for the first model of this server."""
@@ -98,6 +101,8 @@ class ServedModels:
     """Whether requests select a model by name (`MODELS`); if not, every name means the first."""
     detector: SileroDetector
     """Voice activity detector, shared by all of them."""
+    diarizer: Diarizer | None = None
+    """What tells voices apart, shared by all of them; `None` = nothing does."""
 
     @classmethod
     def from_settings(
@@ -108,6 +113,7 @@ class ServedModels:
         decoder: FfmpegDecoder,
         bundled: BundledModels,
         metrics: Metrics,
+        diarizer: Diarizer | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> Self:
         """Set up the models of `MODELS`, or the single model that the other settings name.
@@ -162,6 +168,7 @@ class ServedModels:
                 metrics=metrics,
                 detector=detector,
                 keywords=keywords,
+                diarizer=diarizer,
             )
             return ServedModel(
                 slot=slot,
@@ -178,6 +185,7 @@ class ServedModels:
             pool=pool,
             selectable=bool(settings.models),
             detector=detector,
+            diarizer=diarizer,
         )
         models._export(metrics, with_gpu=gpu is not None)
         return models
@@ -210,6 +218,11 @@ class ServedModels:
         model = self.named(name)
         model.checkpoints.checkpoint()
         return model.pipeline
+
+    def check_diarizer(self, speakers: SpeakerRequest) -> None:
+        """Raise `DiarizationOffError` if a request wants what only a diarizer can tell."""
+        if speakers.diarize and self.diarizer is None:
+            raise DiarizationOffError
 
     def described(self, name: str) -> ServedModel:
         """Return the model of exactly this name or alias. Raises `ModelNotFoundError`."""

@@ -82,7 +82,7 @@ class Assembly:
         if chunk.channel is not None:
             return ChannelSegments(chunk.channels, language_of=self._language_of, names=names)
         hearing = self._hearing
-        if hearing is None:
+        if hearing is None or hearing.activity is None:
             return None
         return VoiceSegments(
             hearing.activity,
@@ -93,9 +93,10 @@ class Assembly:
 
     def _too_many(self) -> list[Caveat]:
         """Warn where a diarizer has used all the speakers that it can tell apart."""
-        if not isinstance(self._segments, VoiceSegments) or self._hearing is None:
+        activity = self._hearing.activity if self._hearing else None
+        if not isinstance(self._segments, VoiceSegments) or activity is None:
             return []
-        most = self._hearing.activity.speakers
+        most = activity.speakers
         is_full = self._segments.speakers == most and self._speakers.max_speakers != most
         if not is_full and (self._speakers.min_speakers or 0) <= most:
             return []

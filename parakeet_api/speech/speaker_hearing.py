@@ -33,14 +33,14 @@ class SpeakerHearing:
         self._diarizer = diarizer
         self._known = known
         self._stream: DiarizationStream | None = None
-        self._frame = round(diarizer.frame_seconds * SAMPLE_RATE)
+        self._frame = 1
+        """Samples in one of its frames."""
         self._references: list[FloatArray] = []
         """The frames of the references, before the first one of the recording."""
         self._lead = 0
         """Frames of references that are still to come."""
-        self.activity = SpeakerActivity(
-            frame_s=diarizer.frame_seconds, speakers=diarizer.max_speakers
-        )
+        self.activity: SpeakerActivity | None = None
+        """Who is active when; `None` before the first block, or if it hears nothing."""
         self.names: Mapping[int, str] = {}
         """By the diarizer's number, the names of the known speakers who were recognised."""
         self.caveats: list[Caveat] = []
@@ -63,14 +63,19 @@ class SpeakerHearing:
 
     def _heard(self, blocks: Iterable[Pcm]) -> Generator[Pcm]:
         self._stream = self._diarizer.start()
+        # Known once the model is chosen.
+        self._frame = round(self._diarizer.frame_seconds * SAMPLE_RATE)
+        activity = self.activity = SpeakerActivity(
+            frame_s=self._diarizer.frame_seconds, speakers=self._diarizer.max_speakers
+        )
         references = self._reference_samples()
         self._lead = len(references) // self._frame
         if self._lead:
-            self._take(self._stream.add(references.astype(np.float32) / _FULL_SCALE))
+            self._take(activity, self._stream.add(references.astype(np.float32) / _FULL_SCALE))
         for block in blocks:
-            self._take(self._stream.add(block.astype(np.float32) / _FULL_SCALE))
+            self._take(activity, self._stream.add(block.astype(np.float32) / _FULL_SCALE))
             yield block
-        self._take(self._stream.finish())
+        self._take(activity, self._stream.finish())
 
     def close(self) -> None:
         """Free what the diarizer holds."""
@@ -89,14 +94,14 @@ class SpeakerHearing:
         with_pause = samples + round(_PAUSE_S * SAMPLE_RATE)
         return math.ceil(with_pause / self._frame) * self._frame
 
-    def _take(self, frames: FloatArray) -> None:
+    def _take(self, activity: SpeakerActivity, frames: FloatArray) -> None:
         """Add frames to what is known; the first ones belong to the references."""
         if self._lead:
             self._references.append(frames[: self._lead])
             frames, self._lead = frames[self._lead :], max(0, self._lead - len(frames))
             if not self._lead:
                 self._recognise(np.concatenate(self._references))
-        self.activity.add(frames)
+        activity.add(frames)
 
     def _recognise(self, heard: FloatArray) -> None:
         """Find the number of each known speaker: who was most active in the reference."""

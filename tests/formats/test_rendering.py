@@ -70,7 +70,7 @@ def with_logprobs(*logprobs: float | None) -> Word:
 def text_in(rendered: str, response_format: ResponseFormat) -> str:
     """Extract the text of a response body as a client does."""
     match response_format:
-        case "json" | "verbose_json":
+        case "json" | "verbose_json" | "diarized_json":
             return str(json.loads(rendered)["text"])
         case "text":
             return rendered
