@@ -21,12 +21,15 @@ from parakeet_api.model.batching import Batcher, UrgentRecognizer
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, known_device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
+from parakeet_api.model.diarizer import SortformerDiarizer
+from parakeet_api.model.diarizer_checkpoints import DiarizerStore
 from parakeet_api.model.keyword_trees import KeywordTrees, read_keywords_file
 from parakeet_api.model.memory import has_room
 from parakeet_api.model.pool import ModelPool
-from parakeet_api.model.recognizer import load_recognizer
+from parakeet_api.model.recognizer import Recognizer, load_recognizer
 from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.slot import ModelSlot, Unloading
+from parakeet_api.model.sortformer import Sortformer, load_sortformer
 from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings, model_basename
@@ -55,7 +58,7 @@ _MAX_ECHOED_CHARS = 60
 class ServedModel:
     """A model with the objects that belong to it alone: a batch never mixes two models."""
 
-    slot: ModelSlot
+    slot: ModelSlot[Recognizer]
     plan: InferencePlan
     """How much of it is recognised at once, by its size and the device."""
     batcher: Batcher
@@ -91,6 +94,40 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _SpeakerModel:
+    """The diarizer's checkpoint and slot."""
+
+    store: DiarizerStore
+    slot: ModelSlot[Sortformer]
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, *, gpu: Gpu | None, bundled: BundledModels, metrics: Metrics
+    ) -> Self | None:
+        """Choose the checkpoint; `None` with `DIARIZATION=off`. Raises `CheckpointError`."""
+        if not settings.diarization:
+            return None
+        store = DiarizerStore(settings, bundled=bundled.speakers)
+        store.start()
+        slot = ModelSlot(
+            store,
+            partial(load_sortformer, settings=settings, gpu=gpu),
+            idle_timeout_s=settings.idle_timeout_minutes * 60,
+            name="diarizer",
+            prepare=import_libraries,
+            metrics=metrics,
+        )
+        slot.unload_when_idle()
+        return cls(store=store, slot=slot)
+
+    def diarizer(self, pool: ModelPool, on_device_lost: Callable[[], None]) -> SortformerDiarizer:
+        """Build the diarizer, whose steps share memory and permits with the other models."""
+        return SortformerDiarizer(
+            partial(pool.lease, self.slot), store=self.store, on_device_lost=on_device_lost
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModels:
     """All models of this server; the first one is the default."""
 
@@ -102,7 +139,9 @@ class ServedModels:
     detector: SileroDetector
     """Voice activity detector, shared by all of them."""
     diarizer: Diarizer | None = None
-    """What tells voices apart, shared by all of them; `None` = nothing does."""
+    """Tells speakers apart, for all of them; `None` with `DIARIZATION=off`."""
+    speaker_slot: ModelSlot[Sortformer] | None = None
+    """The diarizer's model."""
 
     @classmethod
     def from_settings(
@@ -113,7 +152,6 @@ class ServedModels:
         decoder: FfmpegDecoder,
         bundled: BundledModels,
         metrics: Metrics,
-        diarizer: Diarizer | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> Self:
         """Set up the models of `MODELS`, or the single model that the other settings name.
@@ -122,12 +160,14 @@ class ServedModels:
         GPU fails for the rest of the process. Raises `SettingsError` for a KEYWORDS_FILE that
         cannot be used.
         """
-        slots: list[ModelSlot] = []
-        plans: dict[ModelSlot, InferencePlan] = {}
+        slots: list[ModelSlot[Recognizer]] = []
+        plans: dict[ModelSlot[Recognizer], InferencePlan] = {}
+        speakers = _SpeakerModel.from_settings(settings, gpu=gpu, bundled=bundled, metrics=metrics)
+        speakers_mb = speakers.store.memory_mb if speakers else 0.0
         for name in settings.models or (None,):
             store = CheckpointStore(settings, bundled=bundled, only=name)
             store.start()
-            plan = plan_inference(settings, gpu, store.architecture)
+            plan = plan_inference(settings, gpu, store.architecture, beside_mb=speakers_mb)
             slot = ModelSlot(
                 store,
                 partial(load_recognizer, settings=settings, gpu=gpu, plan=plan),
@@ -140,17 +180,18 @@ class ServedModels:
             slots.append(slot)
             plans[slot] = plan
         pool = ModelPool(
-            slots,
+            slots if speakers is None else [*slots, speakers.slot],
             permits=settings.max_concurrent_inferences,
             has_room=partial(has_room, settings=settings),
         )
+        diarizer = speakers.diarizer(pool, on_device_lost) if speakers else None
 
         detector = SileroDetector()
 
         file = settings.keywords_file
         always = read_keywords_file(file, name="KEYWORDS_FILE") if file else ()
 
-        def serve(slot: ModelSlot) -> ServedModel:
+        def serve(slot: ModelSlot[Recognizer]) -> ServedModel:
             plan = plans[slot]
             batcher = Batcher(
                 partial(pool.lease, slot),
@@ -186,6 +227,7 @@ class ServedModels:
             selectable=bool(settings.models),
             detector=detector,
             diarizer=diarizer,
+            speaker_slot=speakers.slot if speakers else None,
         )
         models._export(metrics, with_gpu=gpu is not None)
         return models
@@ -258,6 +300,8 @@ class ServedModels:
             model.live.close()
             model.batcher.close(timeout_s=max(0.0, deadline - time.monotonic()))
             model.slot.close()
+        if self.speaker_slot is not None:
+            self.speaker_slot.close()
 
     def _export(self, metrics: Metrics, *, with_gpu: bool) -> None:
         """Set up the gauges that are read when metrics are collected."""
