@@ -221,8 +221,8 @@ class ServedModels:
             pool=pool,
             selectable=bool(settings.models),
             detector=detector,
-            diarizer=speakers and speakers.diarizer(pool, on_device_lost),
-            speaker_slot=speakers and speakers.slot,
+            diarizer=speakers.diarizer(pool, on_device_lost) if speakers else None,
+            speaker_slot=speakers.slot if speakers else None,
         )
         models._export(metrics, with_gpu=gpu is not None)
         return models
