@@ -24,7 +24,6 @@ from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE
 
 _SETTING = "DIARIZER_PATH"
-_NONE = Path("/nonexistent")
 _SERVED = "needed is a Sortformer that was trained for streaming"
 _UNANSWERED_S = 15.0
 """How long the first request waits for a choice: without a network, the bundled model is chosen
@@ -78,15 +77,17 @@ class DiarizerStore(CheckpointStore):
     _remedy = "Put a streaming Sortformer .nemo file into {folder}, or set DIARIZER_PATH."
 
     def __init__(self, settings: Settings, *, bundled: Path | None) -> None:
-        """`DEMO_MODEL` decides about the bundled model as it does for the recognizer's."""
+        """`DEMO_MODEL` decides about the bundled model, if there is one, as for recognizers."""
+        is_there = bundled is not None and bundled.is_file()
         super().__init__(
             dataclasses.replace(
                 settings,
                 models=(),
                 model_id=settings.diarizer_id,
                 model_path=settings.diarizer_path,
+                demo_model=settings.demo_model if is_there else "never",
             ),
-            bundled=BundledModels(english=bundled or _NONE, grammar=bundled or _NONE),
+            bundled=BundledModels(english=bundled or Path(), grammar=bundled or Path()),
         )
         self.output = EXPECTED_OUTPUT
         """Of the chosen checkpoint, once there is one."""

@@ -84,7 +84,8 @@ def sound(seconds: float, seed: int = 0) -> FloatArray:
 
 
 def run(stream: SortformerStream, samples: FloatArray, sizes: list[int]) -> FloatArray:
-    found, start = [], 0
+    found: list[FloatArray] = []
+    start = 0
     while start < len(samples):
         size = sizes[len(found) % len(sizes)]
         found.append(stream.add(samples[start : start + size]))
