@@ -32,7 +32,7 @@ from parakeet_api.openapi.json_schema import (
 )
 from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_response, operation
 from parakeet_api.openapi.schemas import body_schemas, error_details
-from parakeet_api.openapi.speaker_fields import diarization_fields, speaker_fields
+from parakeet_api.openapi.speaker_fields import speaker_fields
 from parakeet_api.settings import Settings, model_basename
 
 _BAD_SESSION = (errors.InvalidRequestError, errors.UnsupportedLanguageError)
@@ -395,7 +395,7 @@ def _asr_paths(facts: Facts) -> Json:
             default="transcribe",
         ),
         "word_timestamps": flag("List the words in `json`.", default=False),
-        **diarization_fields(),
+        **speaker_fields(),
         "hotwords[]": _keywords(),
     }
     return {

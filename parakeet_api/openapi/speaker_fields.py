@@ -9,8 +9,8 @@ from parakeet_api.openapi.json_schema import Json, array, flag, text
 from parakeet_api.transcript import ChannelChoice
 
 
-def diarization_fields() -> Json:
-    """Describe the fields that whisper-asr-webservice has too."""
+def speaker_fields() -> Json:
+    """Describe the fields by name."""
     return {
         "diarize": flag(
             "Tell voices apart: words and segments get a `speaker`, subtitles its name. The model"
@@ -25,13 +25,6 @@ def diarization_fields() -> Json:
             enum=list(get_args(ChannelChoice)),
             default="mix",
         ),
-    }
-
-
-def speaker_fields() -> Json:
-    """Describe all fields."""
-    return {
-        **diarization_fields(),
         "known_speaker_names[]": array(
             {"type": "string", "maxLength": MAX_NAME_CHARS},
             f"Names of at most {MAX_KNOWN_SPEAKERS} speakers, one for each reference. With"
