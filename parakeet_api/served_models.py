@@ -147,6 +147,7 @@ class ServedModels:
         )
 
         detector = SileroDetector()
+        diarizer = speakers.diarizer(pool, on_device_lost) if speakers else None
 
         file = settings.keywords_file
         always = read_keywords_file(file, name="KEYWORDS_FILE") if file else ()
@@ -186,7 +187,7 @@ class ServedModels:
             selectable=bool(settings.models),
             detector=detector,
             speakers=speakers,
-            diarizer=speakers.diarizer(pool, on_device_lost) if speakers else None,
+            diarizer=diarizer,
         )
         models._export(metrics, with_gpu=gpu is not None)
         return models

@@ -195,6 +195,15 @@ def whiten(model, voices_folder: Path) -> None:
         model.encoder.pre_encode.proj_out.bias.copy_(torch.from_numpy((-weight @ mean).copy()))
 
 
+def attend_to_likeness(model) -> None:
+    """Begin with attention of the head to frames that are alike: queries equal keys."""
+    with torch.no_grad():
+        for layer in model.transformer_encoder.layers:
+            attention = layer.first_sub_layer
+            attention.query_net.weight.normal_(0, WIDTH**-0.5)
+            attention.key_net.weight.copy_(attention.query_net.weight)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("manifest", type=Path)
@@ -220,6 +229,7 @@ def main() -> None:
         while not list(arguments.shards.glob("???.npz")):
             time.sleep(5)
         whiten(model, arguments.shards)
+        attend_to_likeness(model)
     average.load_state_dict(model.state_dict())
     for module in (model, helpers, average):
         module.share_memory()
