@@ -228,8 +228,10 @@ class ServedModels:
             raise self._not_found(name)
         return known
 
-    def unload(self, model: ServedModel) -> Unloading:
+    def unload(self, model: ServedModel | SpeakerModel) -> Unloading:
         """Unload a model unless it is in use or being loaded; do not wait for either."""
+        if isinstance(model, SpeakerModel):
+            return self.pool.unload(model.slot)
         in_use = model.pipeline.recordings or model.live.recordings
         return "in_use" if in_use else self.pool.unload(model.slot)
 

@@ -21,7 +21,8 @@ from parakeet_api.http.services import Services, services
 from parakeet_api.http.start_report import report_start
 from parakeet_api.metrics import MEDIA_TYPE
 from parakeet_api.model.cuda import known_device_memory
-from parakeet_api.served_models import ServedModel, SpeakerModel
+from parakeet_api.model.diarizer import SpeakerModel
+from parakeet_api.served_models import ServedModel
 
 pages = Blueprint("pages", __name__)
 

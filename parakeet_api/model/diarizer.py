@@ -166,6 +166,10 @@ class SpeakerModel:
     store: DiarizerStore
     slot: ModelSlot[Sortformer]
 
+    @property
+    def name(self) -> str:
+        return self.store.name
+
     @classmethod
     def from_settings(
         cls, settings: Settings, *, gpu: Gpu | None, bundled: BundledModels, metrics: Metrics

@@ -211,12 +211,13 @@ def test_a_recognizer_that_needs_the_memory_gets_it_in_the_middle_of_a_recording
     )
     stream = SortformerStream(partial(pool.lease, speakers), speakers=loaded.speakers)
     samples = sound(4)
-    found = []
+    found, states = [], []
     for start in range(0, 4 * RATE, RATE):
         found.append(stream.add(samples[start : start + RATE]))
-        assert speakers.state == "ready"
+        states.append(speakers.state)
         with pool.lease(words):
-            assert speakers.state == "unloaded"
+            states.append(speakers.state)
+    assert states == 4 * ["ready", "unloaded"]
     found.append(stream.finish())
     np.testing.assert_array_equal(np.concatenate(found), run(loaded.stream(), samples, [RATE]))
     assert models.loads >= 4
