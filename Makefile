@@ -11,6 +11,7 @@
 # make fuzz-api  2,000 generated requests and more; check the responses against /openapi.json
 # make fidelity  compare every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 # make accuracy  word error rates on recordings of people, by source: in one pass and in chunks
+# make diarization  who spoke: error rates on simulated conversations
 # make keywords  names and terms recognised with and without keywords[], and what a list costs
 # make screenshots  take the screenshots of docs/screenshots again
 # make audit  check the packages of constraints.txt for known vulnerabilities, at pypi.org
@@ -33,7 +34,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
 
-.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy keywords screenshots audit licences sbom clean
+.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy diarization keywords screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -73,6 +74,9 @@ fidelity: $(VENV)/.development
 
 accuracy: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.accuracy
+
+diarization: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.diarization
 
 keywords: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.keywords

@@ -21,15 +21,13 @@ from parakeet_api.model.batching import Batcher, UrgentRecognizer
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, known_device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
-from parakeet_api.model.diarizer import SortformerDiarizer
-from parakeet_api.model.diarizer_checkpoints import DiarizerStore
+from parakeet_api.model.diarizer import SpeakerModel
 from parakeet_api.model.keyword_trees import KeywordTrees, read_keywords_file
 from parakeet_api.model.memory import has_room
 from parakeet_api.model.pool import ModelPool
 from parakeet_api.model.recognizer import Recognizer, load_recognizer
 from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.slot import ModelSlot, Unloading
-from parakeet_api.model.sortformer import Sortformer, load_sortformer
 from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings, model_basename
@@ -94,40 +92,6 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _SpeakerModel:
-    """The diarizer's checkpoint and slot."""
-
-    store: DiarizerStore
-    slot: ModelSlot[Sortformer]
-
-    @classmethod
-    def from_settings(
-        cls, settings: Settings, *, gpu: Gpu | None, bundled: BundledModels, metrics: Metrics
-    ) -> Self | None:
-        """Choose the checkpoint; `None` with `DIARIZATION=off`. Raises `CheckpointError`."""
-        if not settings.diarization:
-            return None
-        store = DiarizerStore(settings, bundled=bundled.speakers)
-        store.start()
-        slot = ModelSlot(
-            store,
-            partial(load_sortformer, settings=settings, gpu=gpu),
-            idle_timeout_s=settings.idle_timeout_minutes * 60,
-            name="diarizer",
-            prepare=import_libraries,
-            metrics=metrics,
-        )
-        slot.unload_when_idle()
-        return cls(store=store, slot=slot)
-
-    def diarizer(self, pool: ModelPool, on_device_lost: Callable[[], None]) -> SortformerDiarizer:
-        """Build the diarizer, whose steps share memory and permits with the other models."""
-        return SortformerDiarizer(
-            partial(pool.lease, self.slot), store=self.store, on_device_lost=on_device_lost
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModels:
     """All models of this server; the first one is the default."""
 
@@ -138,10 +102,10 @@ class ServedModels:
     """Whether requests select a model by name (`MODELS`); if not, every name means the first."""
     detector: SileroDetector
     """Voice activity detector, shared by all of them."""
+    speakers: SpeakerModel | None = None
+    """The model that tells speakers apart, for all of them; `None` with `DIARIZATION=off`."""
     diarizer: Diarizer | None = None
-    """Tells speakers apart, for all of them; `None` with `DIARIZATION=off`."""
-    speaker_slot: ModelSlot[Sortformer] | None = None
-    """The diarizer's model."""
+    """Runs it; `None` with `DIARIZATION=off`."""
 
     @classmethod
     def from_settings(
@@ -162,7 +126,7 @@ class ServedModels:
         """
         slots: list[ModelSlot[Recognizer]] = []
         plans: dict[ModelSlot[Recognizer], InferencePlan] = {}
-        speakers = _SpeakerModel.from_settings(settings, gpu=gpu, bundled=bundled, metrics=metrics)
+        speakers = SpeakerModel.from_settings(settings, gpu=gpu, bundled=bundled, metrics=metrics)
         speakers_mb = speakers.store.memory_mb if speakers else 0.0
         for name in settings.models or (None,):
             store = CheckpointStore(settings, bundled=bundled, only=name)
@@ -184,9 +148,9 @@ class ServedModels:
             permits=settings.max_concurrent_inferences,
             has_room=partial(has_room, settings=settings),
         )
-        diarizer = speakers.diarizer(pool, on_device_lost) if speakers else None
 
         detector = SileroDetector()
+        diarizer = speakers.diarizer(pool, on_device_lost) if speakers else None
 
         file = settings.keywords_file
         always = read_keywords_file(file, name="KEYWORDS_FILE") if file else ()
@@ -226,8 +190,8 @@ class ServedModels:
             pool=pool,
             selectable=bool(settings.models),
             detector=detector,
+            speakers=speakers,
             diarizer=diarizer,
-            speaker_slot=speakers.slot if speakers else None,
         )
         models._export(metrics, with_gpu=gpu is not None)
         return models
@@ -273,8 +237,10 @@ class ServedModels:
             raise self._not_found(name)
         return known
 
-    def unload(self, model: ServedModel) -> Unloading:
+    def unload(self, model: ServedModel | SpeakerModel) -> Unloading:
         """Unload a model unless it is in use or being loaded; do not wait for either."""
+        if isinstance(model, SpeakerModel):
+            return self.pool.unload(model.slot)
         in_use = model.pipeline.recordings or model.live.recordings
         return "in_use" if in_use else self.pool.unload(model.slot)
 
@@ -300,8 +266,8 @@ class ServedModels:
             model.live.close()
             model.batcher.close(timeout_s=max(0.0, deadline - time.monotonic()))
             model.slot.close()
-        if self.speaker_slot is not None:
-            self.speaker_slot.close()
+        if self.speakers is not None:
+            self.speakers.slot.close()
 
     def _export(self, metrics: Metrics, *, with_gpu: bool) -> None:
         """Set up the gauges that are read when metrics are collected."""

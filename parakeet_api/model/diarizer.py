@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import numpy as np
 
 from parakeet_api.errors import DeviceLostError
+from parakeet_api.metrics import Metrics
+from parakeet_api.model.checkpoints import BundledModels
+from parakeet_api.model.devices import Gpu
 from parakeet_api.model.diarizer_checkpoints import DiarizerStore
-from parakeet_api.model.sortformer import Sortformer, SpeakerState
+from parakeet_api.model.pool import ModelPool
+from parakeet_api.model.restore import import_libraries
+from parakeet_api.model.slot import ModelSlot
+from parakeet_api.model.sortformer import Sortformer, SpeakerState, load_sortformer
+from parakeet_api.settings import Settings
 from parakeet_api.speech.diarization import FloatArray
 
 Lease = Callable[[], AbstractContextManager[Sortformer]]
@@ -147,3 +157,41 @@ class SortformerStream:
         """Drop the samples before a position that no later chunk needs."""
         self._samples = self._samples[before - self._first :]
         self._first = before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakerModel:
+    """The diarizer's checkpoint and slot."""
+
+    store: DiarizerStore
+    slot: ModelSlot[Sortformer]
+
+    @property
+    def name(self) -> str:
+        return self.store.name
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, *, gpu: Gpu | None, bundled: BundledModels, metrics: Metrics
+    ) -> Self | None:
+        """Choose the checkpoint; `None` with `DIARIZATION=off`. Raises `CheckpointError`."""
+        if not settings.diarization:
+            return None
+        store = DiarizerStore(settings, bundled=bundled.speakers)
+        store.start()
+        slot = ModelSlot(
+            store,
+            partial(load_sortformer, settings=settings, gpu=gpu),
+            idle_timeout_s=settings.idle_timeout_minutes * 60,
+            name="diarizer",
+            prepare=import_libraries,
+            metrics=metrics,
+        )
+        slot.unload_when_idle()
+        return cls(store=store, slot=slot)
+
+    def diarizer(self, pool: ModelPool, on_device_lost: Callable[[], None]) -> SortformerDiarizer:
+        """Build the diarizer, whose steps share memory and permits with the other models."""
+        return SortformerDiarizer(
+            partial(pool.lease, self.slot), store=self.store, on_device_lost=on_device_lost
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _SERVED = "needed is a Sortformer that was trained for streaming"
 _UNANSWERED_S = 15.0
 """How long the first request waits for a choice: without a network, the bundled model is chosen
 within this time."""
+_POLL_S = 0.05
 _EXPECTED_MB = 500.0
 """The file of nvidia/diar_streaming_sortformer_4spk-v2, 123 M parameters in fp32."""
 
@@ -109,8 +111,10 @@ class DiarizerStore(CheckpointStore):
             if self.status.state == "choosing" and not self._is_wanted:
                 self._is_wanted = True
                 self._begin_download()
-        if self.status.state == "choosing":
-            self.wait_until_decided(_UNANSWERED_S)
+        deadline = time.monotonic() + _UNANSWERED_S
+        # Not for the download itself, which takes minutes.
+        while self.status.state == "choosing" and time.monotonic() < deadline:
+            self.wait_until_decided(_POLL_S)
         return super().checkpoint()
 
     @property

@@ -28,7 +28,7 @@ _MAX_POLL_S = 60.0
 
 
 class LoadedNetwork(Protocol):
-    """What a slot needs of a loaded model: a network's or a diarizer's."""
+    """What a slot needs of a loaded model: a recognizer's or a diarizer's."""
 
     info: ModelInfo
 

@@ -41,6 +41,7 @@ BODIES: Mapping[str, type] = {
     "ModelList": status.ModelList,
     "Health": status.Health,
     "ModelStatus": status.ModelStatus,
+    "DiarizerStatus": status.DiarizerStatus,
     "StartReport": status.StartReportJson,
     "AdminReport": status.AdminReport,
     "Readiness": status.Readiness,

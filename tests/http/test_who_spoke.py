@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openai
 import pytest
 import webvtt
-from conftest import ROOT, Clip, decode, encode, wait_until
+from conftest import ROOT, Clip, encode, wait_until
+from conversations import make_call, make_talk, turns_of
 from diarizers import Scripted
 from http_helpers import error_of, request, transcribe
 from in_process import Served, served
@@ -30,15 +30,12 @@ from openai.types.audio import (
     TranscriptionTextSegmentEvent,
 )
 
-from parakeet_api import served_models
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.audio.ffmpeg import find_ffmpeg
-from parakeet_api.transcript import SAMPLE_RATE
+from parakeet_api.model.diarizer import SpeakerModel
 
 pytestmark = pytest.mark.integration
 
 NODE = ROOT / "tests" / "node"
-_PAUSE_S = 1.0
 
 
 def _words(text: str) -> list[str]:
@@ -50,33 +47,20 @@ def talk(
     clips: list[Clip], decoder: FfmpegDecoder, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Three clips one after the other; the first and the last are the same person's."""
-    pause = np.zeros(round(_PAUSE_S * SAMPLE_RATE), np.int16)
-    parts = [part for clip in clips[:3] for part in (decode(decoder, clip.path), pause)]
-    folder = tmp_path_factory.mktemp("talk")
-    (folder / "talk.raw").write_bytes(np.concatenate(parts).tobytes())
-    raw = ("-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1")
-    return encode(folder / "talk.raw", folder / "talk.flac", before=raw)
+    return make_talk(clips[:3], decoder, tmp_path_factory.mktemp("talk"))
 
 
 @pytest.fixture(scope="module")
 def turns(clips: list[Clip]) -> list[tuple[float, float, int]]:
-    ends = np.cumsum([clip.duration_s + _PAUSE_S for clip in clips[:3]]).tolist()
-    return list(zip([0.0, *ends[:-1]], ends, [2, 0, 2], strict=True))
+    return turns_of(clips[:3], [2, 0, 2])
 
 
 @pytest.fixture(scope="module")
 def call(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A telephone call whose sides talk at the same time."""
     target = tmp_path_factory.mktemp("call") / "call.wav"
-    first, second = (str(clip.path) for clip in clips[:2])
-    command = [find_ffmpeg(), "-v", "error", "-i", first, "-i", second]
-    command += [
-        "-filter_complex",
-        "[0]apad[a];[1]apad[b];[a][b]join=inputs=2:channel_layout=stereo",
-    ]
-    command += ["-ar", "8000", "-c:a", "pcm_mulaw", "-t", "10", str(target)]
-    subprocess.run(command, check=True, timeout=60)
-    return target
+    telephone = ("-ar", "8000", "-c:a", "pcm_mulaw", "-t", "10")
+    return make_call([clip.path for clip in clips[:2]], target, *telephone)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +69,7 @@ def running(
 ) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         diarizer = Scripted(turns)
-        monkeypatch.setattr(served_models._SpeakerModel, "diarizer", lambda *_: diarizer)
+        monkeypatch.setattr(SpeakerModel, "diarizer", lambda *_: diarizer)
         with served(tmp_path_factory.mktemp("served"), DEMO_MODEL="grammar") as started:
             yield started
 

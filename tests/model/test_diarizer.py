@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from model_helpers import Models, files
 
 from benchmarks.sortformer_files import SortformerShape, write_sortformer
-from parakeet_api.errors import CheckpointError
+from parakeet_api.errors import CheckpointError, DeviceLostError, ServiceUnavailableError
 from parakeet_api.model.diarizer import SortformerDiarizer, SortformerStream
 from parakeet_api.model.diarizer_checkpoints import DiarizerStore
+from parakeet_api.model.pool import ModelPool
+from parakeet_api.model.slot import ModelSlot
 from parakeet_api.model.sortformer import Sortformer, load_sortformer
 from parakeet_api.settings import Settings
 from parakeet_api.speech.diarization import Diarizer, FloatArray
@@ -187,3 +191,84 @@ def test_a_recognizer_is_no_diarizer() -> None:
     path = ROOT / "tests" / "grammar-model" / "parakeet-tdt-demo-en.nemo"
     with pytest.raises(CheckpointError, match=r"EncDecRNNTBPEModel.*DIARIZER_PATH"):
         DiarizerStore(Settings(diarizer_path=path), bundled=None).start()
+
+
+def test_a_recognizer_that_needs_the_memory_gets_it_in_the_middle_of_a_recording(
+    loaded: Loaded,
+) -> None:
+    """The recognizer is a fake, and so is how much memory there is: room for one model."""
+    store = DiarizerStore(Settings(diarizer_path=loaded.path), bundled=None)
+    store.start()
+    speakers = ModelSlot(
+        store, partial(load_sortformer, settings=Settings(), gpu=None), idle_timeout_s=0
+    )
+    models = Models()
+    words = ModelSlot(files(), models.load, idle_timeout_s=0)
+    pool = ModelPool(
+        [speakers, words],
+        permits=1,
+        has_room=lambda *_: "ready" not in (speakers.state, words.state),
+    )
+    stream = SortformerStream(partial(pool.lease, speakers), speakers=loaded.speakers)
+    samples = sound(4)
+    found, states = [], []
+    for start in range(0, 4 * RATE, RATE):
+        found.append(stream.add(samples[start : start + RATE]))
+        states.append(speakers.state)
+        with pool.lease(words):
+            states.append(speakers.state)
+    assert states == 4 * ["ready", "unloaded"]
+    found.append(stream.finish())
+    np.testing.assert_array_equal(np.concatenate(found), run(loaded.stream(), samples, [RATE]))
+    assert models.loads >= 4
+    pool.unload(speakers)
+    assert speakers.unload_unused() == "not_loaded"
+
+
+def test_the_gpus_loss_is_reported(loaded: Loaded) -> None:
+    """The failing device is a fake."""
+    reported: list[bool] = []
+
+    @contextlib.contextmanager
+    def lease() -> Iterator[Sortformer]:
+        raise DeviceLostError
+        yield loaded.sortformer
+
+    stream = SortformerStream(
+        lease, speakers=loaded.speakers, on_device_lost=lambda: reported.append(True)
+    )
+    with pytest.raises(DeviceLostError):
+        stream.add(sound(1))
+    assert reported == [True]
+
+
+def test_a_step_without_memory_is_tried_again_from_the_same_state(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shortage is a fake: there is no GPU."""
+    samples = sound(3)
+    stream = loaded.stream()
+    expected = run(loaded.stream(), samples, [RATE])
+    step, calls = loaded.sortformer._step, []
+
+    def fail_every_other_time(*arguments: Any) -> FloatArray:
+        calls.append(arguments)
+        if len(calls) % 2:
+            raise RuntimeError("CUDA out of memory")
+        return step(*arguments)
+
+    monkeypatch.setattr(loaded.sortformer, "_step", fail_every_other_time)
+    np.testing.assert_array_equal(run(stream, samples, [RATE]), expected)
+
+
+def test_a_step_that_never_has_memory_is_a_503(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shortage is a fake: there is no GPU."""
+
+    def fail(*_: Any) -> FloatArray:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(loaded.sortformer, "_step", fail)
+    with pytest.raises(ServiceUnavailableError, match="not enough free memory"):
+        loaded.stream().add(sound(3))

@@ -110,7 +110,11 @@ def test_a_speaker_model_in_the_folder_is_not_taken_for_a_recognizer(
 
 def test_a_download_begins_with_the_first_request(models: Path, hub: Hub) -> None:
     release = threading.Event()
-    hub.before_block = lambda _: release.wait(20) and None
+
+    def wait(_: int) -> None:
+        release.wait(20)
+
+    hub.before_block = wait
     store = started(settings_for(models, hub, DEMO_MODEL="never"))
     assert not hub.requests
     with pytest.raises(ModelNotReadyError, match=MODEL_ID):

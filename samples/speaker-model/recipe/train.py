@@ -4,7 +4,7 @@
 
 Each worker simulates its own conversations and updates shared weights without a lock (Hogwild).
 The sequences are what streaming inference sees: a speaker cache, chosen by NeMo's own code from
-the true speakers, and the next 15 seconds. Two losses that help beside Sortformer's own (sorted
+the true speakers, and the next 7 seconds. Two losses that help beside Sortformer's own (sorted
 by arrival, and in the best order): which of the training's speakers it is, and whether two frames
 are of one speaker. Their layers are not part of the result.
 """
@@ -25,10 +25,10 @@ from simulate import SPEAKERS, SPEEDS, SUBSAMPLING, Voices, conversation
 from torch import nn
 from torch.nn import functional
 
-CACHE, CHUNK = 188, 190
-PEAK_RATE = 1.5e-3
-WARM_UP_STEPS = 100
-AVERAGE = 0.995
+CACHE, CHUNK = 96, 96
+PEAK_RATE = 2e-3
+WARM_UP_STEPS = 60
+AVERAGE = 0.99
 """Decay of the average of the weights, which is what is kept."""
 PERMUTATIONS = torch.tensor(list(itertools.permutations(range(SPEAKERS))))
 
@@ -45,11 +45,9 @@ class Helpers(nn.Module):
 
 def stage(frames: float) -> tuple[int, int, int, float, bool]:
     """Return frames and rows of a batch, most people, longest median turn, and whether cached."""
-    if frames < 0.8e6:
-        return 125, 12, 3, 200, False
-    if frames < 2.0e6:
-        return 250, 8, 4, 300, False
-    return CACHE + CHUNK, 8, 4, 450, True
+    if frames < 0.3e6:
+        return CHUNK, 20, 3, 200, False
+    return CACHE + CHUNK, 12, 4, 300, True
 
 
 def draw(rng, voices: Voices, frames: int, rows: int, most: int, longest: float):
@@ -103,7 +101,7 @@ def losses(helpers: Helpers, rng, encoded, probabilities, targets, classes):
     best_loss = orders.mean(2).min(1).values.mean()
     alone = targets.sum(2) == 1
     person = targets.argmax(2)
-    picked = torch.from_numpy(rng.choice(encoded.shape[1], 96, replace=False))
+    picked = torch.from_numpy(rng.choice(encoded.shape[1], 80, replace=False))
     alone, person, some = alone[:, picked], person[:, picked], encoded[:, picked]
     identity = functional.normalize(helpers.identity(some), dim=2)
     likeness = helpers.scale[0] * identity @ identity.transpose(1, 2) + helpers.scale[1]
@@ -137,8 +135,8 @@ def run(worker: int, model, helpers, average, shared, arguments) -> None:
         for group in optimizer.param_groups:
             group["lr"] = arguments.rate * warm * late
         frames, rows, most, longest, cached = stage(float(shared[0]) + arguments.frames)
-        if cached and rng.random() < 0.7:
-            history = int(rng.integers(CACHE + 12, 500))
+        if cached and rng.random() < 0.6:
+            history = int(rng.integers(CACHE + 12, 300))
             mels, speech, classes = draw(rng, voices, history + CHUNK, rows, most, longest)
             sequence, targets, classes = with_cache(model, mels, speech, classes)
         else:
@@ -148,7 +146,7 @@ def run(worker: int, model, helpers, average, shared, arguments) -> None:
         encoded, lengths = model.frontend_encoder(sequence, lengths, bypass_pre_encode=True)
         probabilities = model.forward_infer(encoded, lengths)
         parts = losses(helpers, rng, encoded, probabilities, targets, classes)
-        loss = 0.8 * parts[0] + 0.2 * parts[1] + 0.3 * parts[2] + 0.05 * parts[3]
+        loss = 0.7 * parts[0] + 0.3 * parts[1] + 0.4 * parts[2] + 0.03 * parts[3]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -197,6 +195,15 @@ def whiten(model, voices_folder: Path) -> None:
         model.encoder.pre_encode.proj_out.bias.copy_(torch.from_numpy((-weight @ mean).copy()))
 
 
+def attend_to_likeness(model) -> None:
+    """Begin with attention of the head to frames that are alike: queries equal keys."""
+    with torch.no_grad():
+        for layer in model.transformer_encoder.layers:
+            attention = layer.first_sub_layer
+            attention.query_net.weight.normal_(0, WIDTH**-0.5)
+            attention.key_net.weight.copy_(attention.query_net.weight)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("manifest", type=Path)
@@ -222,6 +229,7 @@ def main() -> None:
         while not list(arguments.shards.glob("???.npz")):
             time.sleep(5)
         whiten(model, arguments.shards)
+        attend_to_likeness(model)
     average.load_state_dict(model.state_dict())
     for module in (model, helpers, average):
         module.share_memory()
