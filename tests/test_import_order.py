@@ -71,7 +71,7 @@ OWNERS = {
         "model.whisper_encoder",
         "model.restore",
         "model.loading",
-        "model.keyword_boosting",
+        "model.fusion",
     ),
     "sentencepiece": ("model.keyword_trees",),
     "onnx": ("model.voice_activity",),
