@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from settings_tables import ALL_NAMES, FIELDS, OF_THE_IMAGE, READMES, readme_rows
+from settings_tables import ALL_NAMES, FIELDS, OF_THE_IMAGE, TABLES, table_rows
 
 from parakeet_api.errors import SettingsError
 from parakeet_api.settings import Settings, without_passwords
@@ -195,21 +195,21 @@ def test_unknown_variables_are_ignored() -> None:
     assert Settings.from_env({"PATH": "/bin", "CHUNK": "x"}) == Settings.from_env({})
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_every_variable_is_a_row_of_the_readme_and_every_row_is_one(readme: str) -> None:
-    assert set(readme_rows(readme)) == set(FIELDS) | OF_THE_IMAGE
+@pytest.mark.parametrize("page", TABLES)
+def test_every_variable_is_a_row_and_every_row_is_a_variable(page: str) -> None:
+    assert set(table_rows(page)) == set(FIELDS) | OF_THE_IMAGE
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_readme_gives_the_right_defaults(readme: str) -> None:
-    rows = readme_rows(readme).items()
+@pytest.mark.parametrize("page", TABLES)
+def test_the_tables_give_the_right_defaults(page: str) -> None:
+    rows = table_rows(page).items()
     defaults = {name: text.replace("`", "") for name, text in rows if name in FIELDS}
 
     assert {name: text for name, text in defaults.items() if not is_default(name, text)} == {}
 
 
 def is_default(variable: str, cell: str) -> bool:
-    """Tell whether a cell of the README means a variable's default."""
+    """Tell whether a cell of the table means a variable's default."""
     default = value_of(DEFAULTS, variable)
     if default in (None, ()):
         return cell in ("empty", "detected", "空", "自动检测")
