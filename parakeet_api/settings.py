@@ -336,6 +336,10 @@ class Settings:
     allow_webhooks: tuple[str, ...] = _setting("ALLOW_WEBHOOKS", (), _hosts)
     """Hosts that webhooks may call when a job has ended, `host` or `host:port`; empty = none."""
 
+    allow_urls: tuple[str, ...] = _setting("ALLOW_URLS", (), _hosts)
+    """Hosts from which recordings are fetched if a request has a `url` instead of a file, `host` or
+    `host:port`; empty = none."""
+
     preset: Preset = _setting(
         "PRESET", "balanced", _choice(*get_args(Preset), aliases={"simple": "balanced"})
     )

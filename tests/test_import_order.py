@@ -14,7 +14,16 @@ from conftest import ROOT
 import parakeet_api
 
 ORDER = (
-    *("errors", "languages", "settings", "logs", "metrics", "keywords", "transcript"),
+    *(
+        "errors",
+        "languages",
+        "allowed_hosts",
+        "settings",
+        "logs",
+        "metrics",
+        "keywords",
+        "transcript",
+    ),
     *("audio", "speech", "model", "pipeline", "served_models", "formats", "command_line"),
     *("jobs", "realtime", "openapi", "http"),
 )
@@ -84,7 +93,7 @@ OWNERS = {
     "py3langid": ("speech.language_detection",),
     "sqlite3": ("jobs.store",),
     "pydantic": ("openapi.schemas",),
-    "httpx": ("jobs.webhooks",),
+    "httpx": ("allowed_hosts", "jobs.webhooks", "http.recording_url"),
     "flask": ("http",),
     "flask_limiter": ("http.rate_limits",),
     "werkzeug": ("http",),

@@ -33,6 +33,7 @@ PROMISE: dict[str, object] = {
     "DATA_DIR": None,
     "MAX_QUEUED_JOBS": 100,
     "JOB_RETENTION_HOURS": 168,
+    "ALLOW_URLS": (),
     "ALLOW_WEBHOOKS": (),
     "MAX_UPLOAD_MB": 2000,
     "MAX_AUDIO_HOURS": 12,
@@ -284,6 +285,7 @@ def test_booleans_have_several_spellings(variable: str, texts: list[str], value:
             "A.example, 10.0.0.5:80 ,,[::1]:9",
             ("a.example", "10.0.0.5:80", "[::1]:9"),
         ),
+        ("ALLOW_URLS", "Media.example:8080", ("media.example:8080",)),
         ("ALLOW_WEBHOOKS", "localhost,my_host", ("localhost", "my_host")),
     ],
 )

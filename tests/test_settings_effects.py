@@ -341,6 +341,7 @@ EFFECTS = {
         "test_job_routes.py::TestRefusals::test_one_job_too_many_is_503_and_leaves_nothing"
     ),
     "JOB_RETENTION_HOURS": "test_job_routes.py::test_results_are_removed_after_their_time",
+    "ALLOW_URLS": "test_recording_url.py::test_a_recording_is_fetched",
     "ALLOW_WEBHOOKS": "test_job_routes.py::TestWebhooks::test_it_is_sent_the_job_as_it_is_answered",
     "PRESET": "test_devices.py::test_the_plan_suits_the_gpu",
     "GPU_VRAM_GB": "test_settings.py::test_a_preset_sets_what_is_not_configured",

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from parakeet_api.allowed_hosts import webhook_hosts
 from parakeet_api.errors import JobsUnavailableError, NotFoundError
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, JobCounts, job_object
 from parakeet_api.jobs.live import LiveJobs
 from parakeet_api.jobs.runner import JobRunner
 from parakeet_api.jobs.store import JobStore
-from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
+from parakeet_api.jobs.webhooks import WebhookSender
 from parakeet_api.metrics import Metrics
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
@@ -78,7 +79,7 @@ class Jobs:
         """The words of running jobs."""
         self._pipeline_of = pipeline_of
         self._workers = workers
-        self._hosts = AllowedHosts(settings.allow_webhooks)
+        self._hosts = webhook_hosts(settings.allow_webhooks)
         self._closing = threading.Event()
         self._maintenance = threading.Thread(
             target=self._maintain, name="job-maintenance", daemon=True
