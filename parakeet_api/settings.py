@@ -668,7 +668,6 @@ process long chunks: `devices.main_permits`."""
 def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
     """Derive the settings of a preset, for a GPU of `vram_gb` GB; `None` = no GPU."""
     small = vram_gb is not None and vram_gb <= _SMALL_GPU_GB
-    below_medium = vram_gb is not None and vram_gb < _MEDIUM_GPU_GB
     tier = _tier(vram_gb)
     by_preset: dict[Preset, dict[str, Any]] = {
         "speed": {"transcribe_batch_size": min(2 * tier.batch_size, _MAX_BATCH)},
@@ -676,7 +675,8 @@ def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
         "quality": {
             "transcribe_batch_size": tier.batch_size // 2,
             "decoding_strategy": "beam",
-            "beam_size": 2 if below_medium else 4,
+            # 4 recognises no more words than 2: benchmarks/README.md, "Beam search".
+            "beam_size": 2,
         },
     }
     return {

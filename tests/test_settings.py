@@ -614,11 +614,11 @@ def test_jobs_are_stored_in_the_uploads_folder_by_default() -> None:
         ("balanced", 6.0, (3, 4, 0.90, "greedy", 4)),
         ("balanced", 8.36, (10, 8, 0.95, "greedy", 4)),  # sold as 8 GB
         ("balanced", 12.6, (10, 8, 0.95, "greedy", 4)),
-        ("quality", None, (10, 4, 0.95, "beam", 4)),
+        ("quality", None, (10, 4, 0.95, "beam", 2)),
         ("quality", 6.2, (3, 2, 0.90, "beam", 2)),
         ("quality", 7.5, (10, 4, 0.95, "beam", 2)),
-        ("quality", 8.36, (10, 4, 0.95, "beam", 4)),
-        ("quality", 25.4, (10, 32, 0.95, "beam", 4)),
+        ("quality", 8.36, (10, 4, 0.95, "beam", 2)),
+        ("quality", 25.4, (10, 32, 0.95, "beam", 2)),
         ("balanced", 16.9, (10, 32, 0.95, "greedy", 4)),
         ("balanced", 22.5, (10, 64, 0.95, "greedy", 4)),
         ("balanced", 42.4, (10, 128, 0.95, "greedy", 4)),
@@ -768,7 +768,7 @@ def test_a_preset_sets_what_is_not_configured(preset: str, vram_gb: float) -> No
         "DECODING_STRATEGY": decoding,
     }
     if preset == "quality":
-        decided["RNNT_BEAM_SIZE"] = 2 if vram_gb < 8 else 4
+        decided["RNNT_BEAM_SIZE"] = 2
     environ = {"PRESET": preset, "GPU_VRAM_GB": str(vram_gb)}
 
     for given_too in GIVEN:
@@ -805,7 +805,7 @@ def test_every_value_has_its_origin() -> None:
     assert set(described) == set(FIELDS)
     assert described["PORT"] == ("80", "environment")
     assert described["HOST"] == ("0.0.0.0", "default")
-    assert described["RNNT_BEAM_SIZE"] == ("4", "preset")
+    assert described["RNNT_BEAM_SIZE"] == ("2", "preset")
     assert described["MODEL_PATH"] == ("", "default")
     assert set(settings.origins) == {field.name for field in FIELDS.values()}
 
