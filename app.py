@@ -43,6 +43,7 @@ from parakeet_api.model.devices import (
     find_gpu,
 )
 from parakeet_api.realtime.places import Places
+from parakeet_api.scale.cluster import require_ray
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
 
@@ -83,6 +84,7 @@ def build_services(
         gpu=gpu,
         decoder=decoder,
         bundled=BUNDLED_MODELS,
+        root=ROOT,
         metrics=metrics,
         on_device_lost=on_device_lost,
     )
@@ -158,12 +160,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported: by default its OpenMP threads busy-wait for each other, and a clip
     # takes 20 times as long if another process uses the cores as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Ray would send statistics of its use to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         settings = Settings.from_env(os.environ)
         set_up_logging(
             level="warning" if command else settings.log_level, log_format=settings.log_format
         )
-        gpu = find_gpu(settings.device)
+        if settings.ray_address is not None:
+            require_ray()
+        # With RAY_ADDRESS the models are elsewhere, and so are the GPUs.
+        gpu = find_gpu(settings.device) if settings.ray_address is None else None
         # Read again, as presets depend on the GPU.
         settings = Settings.from_env(
             os.environ,

@@ -15,7 +15,7 @@ import parakeet_api
 
 ORDER = (
     *("errors", "languages", "settings", "logs", "metrics", "keywords", "transcript"),
-    *("audio", "speech", "model", "pipeline", "served_models", "formats", "command_line"),
+    *("audio", "speech", "model", "scale", "pipeline", "served_models", "formats", "command_line"),
     *("jobs", "realtime", "openapi", "http"),
 )
 """Packages and modules of `parakeet_api`: each imports only from those before it."""
@@ -82,6 +82,7 @@ OWNERS = {
     "soundfile": ("audio.sound_files",),
     "soxr": ("audio.sound_files", "realtime.audio_input"),
     "py3langid": ("speech.language_detection",),
+    "ray": ("scale",),
     "sqlite3": ("jobs.store",),
     "pydantic": ("openapi.schemas",),
     "httpx": ("jobs.webhooks",),
@@ -96,7 +97,7 @@ OWNERS = {
 HEAVY = frozenset(
     {
         *("torch", "nemo", "omegaconf", "onnx", "cuda"),
-        *("huggingface_hub", "yaml", "py3langid", "pydantic"),
+        *("huggingface_hub", "yaml", "py3langid", "pydantic", "ray"),
     }
 )
 """Imported inside functions: they take seconds, or may be absent."""
