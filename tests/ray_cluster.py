@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 
 ray: Any = pytest.importorskip("ray", reason="Ray is not installed: requirements-ray.txt")
 serve: Any = pytest.importorskip("ray.serve", reason="Ray is not installed: requirements-ray.txt")
@@ -17,6 +18,8 @@ serve: Any = pytest.importorskip("ray.serve", reason="Ray is not installed: requ
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
+os.environ["RAY_raylet_start_wait_time_s"] = str(PATIENCE_S)  # noqa: SIM112 - Ray's spelling
 # Otherwise Ray warns that its next version will do this.
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 

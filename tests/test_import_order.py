@@ -83,7 +83,9 @@ OWNERS = {
     "soxr": ("audio.sound_files", "realtime.audio_input"),
     "py3langid": ("speech.language_detection",),
     "ray": ("scale",),
-    "sqlite3": ("jobs.store",),
+    "sqlite3": ("jobs.sqlite_store",),
+    "psycopg": ("jobs.postgres_store",),
+    "fsspec": ("jobs.recordings",),
     "pydantic": ("openapi.schemas",),
     "httpx": ("jobs.webhooks",),
     "flask": ("http",),
@@ -97,7 +99,7 @@ OWNERS = {
 HEAVY = frozenset(
     {
         *("torch", "nemo", "omegaconf", "onnx", "cuda"),
-        *("huggingface_hub", "yaml", "py3langid", "pydantic", "ray"),
+        *("huggingface_hub", "yaml", "py3langid", "pydantic", "ray", "psycopg", "fsspec"),
     }
 )
 """Imported inside functions: they take seconds, or may be absent."""
