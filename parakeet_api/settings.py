@@ -205,7 +205,7 @@ def _rate_storage(text: str) -> str:
 
 
 def _ray_address(text: str) -> str:
-    if text != "auto" and not (re.fullmatch(_HOST, text) and re.search(r":[0-9]+$", text)):
+    if text != "auto" and not (_is_host(text) and re.search(r":[0-9]+$", text)):
         raise ValueError("auto or the address of a Ray cluster's head, host:6379")
     return text
 
@@ -267,13 +267,15 @@ def _device(text: str) -> str:
     return text.lower()
 
 
-_SECRETS = frozenset({"API_KEY", "DATABASE_URL"})
+_SECRETS = frozenset({"API_KEY"})
 """Variables whose values appear in no log and no message."""
+_WITH_PASSWORD = frozenset({"DATABASE_URL"})
+"""Variables whose passwords appear in none."""
 
 
 def _setting(name: str, default: Any, parse: Callable[[str], Any], *aliases: str) -> Any:
     metadata = {"names": (name, *aliases), "parse": parse}
-    return field(default=default, metadata=metadata, repr=name not in _SECRETS)
+    return field(default=default, metadata=metadata, repr=name not in _SECRETS | _WITH_PASSWORD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -568,7 +570,14 @@ class Settings:
     def for_model(self, name: str) -> Settings:
         """Return a copy for this model only. Raises `SettingsError`."""
         models = _parse("--model", name, _models)
-        return dataclasses.replace(self, models=models, model_path=None, demo_model="never")
+        origins: dict[str, Origin] = {
+            **self.origins,
+            "models": "environment",
+            "demo_model": "environment",
+        }
+        return dataclasses.replace(
+            self, models=models, model_path=None, demo_model="never", origins=origins
+        )
 
     def with_absolute_paths(self) -> Settings:
         """Return a copy with absolute paths.
@@ -635,13 +644,13 @@ def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
 
 
 _ABSENT = object()
-_PASSWORD = re.compile(r"//[^/\s]+@")
-"""The part before the host in `https://user:secret@mirror`."""
+_PASSWORD = re.compile(r"//[^/\s]+@|(?<=[?&]password=)[^&\s]+")
+"""The part before the host in `https://user:secret@mirror`, and PostgreSQL's parameter."""
 
 
 def without_passwords(text: str) -> str:
     """Remove user names and passwords from URLs, for logs and messages."""
-    return _PASSWORD.sub("//***@", text)
+    return _PASSWORD.sub(lambda found: "//***@" if found[0].startswith("//") else "***", text)
 
 
 def variable_name(setting: dataclasses.Field[Any]) -> str:
@@ -679,8 +688,7 @@ def _parse(name: str, text: str, parse: Callable[[str], Any]) -> Any:
 
 def _shown(name: str, value: Any) -> str:
     if name in _SECRETS:
-        number = 1 if isinstance(value, str) else len(value or ())
-        return f"{number} set" if number else "none"
+        return f"{len(value)} set" if value else "none"
     if isinstance(value, tuple):
         return ",".join(value)
     return "" if value is None else without_passwords(str(value))

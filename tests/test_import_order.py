@@ -15,7 +15,17 @@ import parakeet_api
 
 ORDER = (
     *("errors", "languages", "settings", "logs", "metrics", "keywords", "transcript"),
-    *("audio", "speech", "model", "scale", "pipeline", "served_models", "formats", "command_line"),
+    *(
+        "audio",
+        "speech",
+        "model",
+        "scale",
+        "pipeline",
+        "served_models",
+        "formats",
+        "archive",
+        "command_line",
+    ),
     *("jobs", "realtime", "openapi", "http"),
 )
 """Packages and modules of `parakeet_api`: each imports only from those before it."""
@@ -82,10 +92,10 @@ OWNERS = {
     "soundfile": ("audio.sound_files",),
     "soxr": ("audio.sound_files", "realtime.audio_input"),
     "py3langid": ("speech.language_detection",),
-    "ray": ("scale",),
+    "ray": ("scale", "archive.run"),
     "sqlite3": ("jobs.sqlite_store",),
     "psycopg": ("jobs.postgres_store",),
-    "fsspec": ("jobs.recordings",),
+    "fsspec": ("jobs.recordings", "archive.files"),
     "pydantic": ("openapi.schemas",),
     "httpx": ("jobs.webhooks",),
     "flask": ("http",),

@@ -58,20 +58,12 @@ def connect(address: str) -> None:
         logger.info("connected to the Ray cluster at %s", ray.get_runtime_context().gcs_address)
 
 
-def disconnect() -> None:
-    """Leave the cluster; its replicas go on."""
-    import ray
-
-    with _connecting:
-        ray.shutdown()
-
-
-def has_gpus() -> bool:
-    """Tell whether any node of the cluster has a GPU."""
+def gpu_count() -> int:
+    """Count the GPUs of the cluster."""
     import ray
 
     resources: dict[str, Any] = ray.cluster_resources()
-    return bool(resources.get("GPU"))
+    return int(resources.get("GPU", 0))
 
 
 def _first_line(error: Exception) -> str:

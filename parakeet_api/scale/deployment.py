@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parakeet_api.model.checkpoints import BundledModels
-from parakeet_api.scale.cluster import has_gpus
+from parakeet_api.scale.cluster import gpu_count
 from parakeet_api.scale.replica import RecognizerReplica
 from parakeet_api.settings import Settings, model_basename
 
@@ -107,7 +107,7 @@ def _described(replicated: ReplicatedModel) -> Any:
         graceful_shutdown_timeout_s=_STOP_GRACE_S,
         ray_actor_options={
             "num_cpus": settings.ray_replica_cpus,
-            "num_gpus": (1 if has_gpus() else 0) if gpus is None else gpus,
+            "num_gpus": min(1, gpu_count()) if gpus is None else gpus,
             "runtime_env": {"env_vars": worker_environment(replicated.root)},
         },
         **number,

@@ -14,12 +14,15 @@ from parakeet_api.errors import (
     ModelLoadError,
     QueueFullError,
     ServiceUnavailableError,
+    SettingsError,
     StoppingError,
 )
+from parakeet_api.model.checkpoints import BundledModels
 from parakeet_api.model.loading import ModelInfo
-from parakeet_api.scale.cluster import ClusterUnavailableError, connect
+from parakeet_api.scale.cluster import ClusterUnavailableError, connect, require_ray
 from parakeet_api.scale.deployment import ReplicatedModel, deploy, is_deployed
 from parakeet_api.scale.replica import Served
+from parakeet_api.settings import Settings
 from parakeet_api.transcript import Chunk, Word
 
 logger = logging.getLogger(__name__)
@@ -64,6 +67,21 @@ def connect_recognizer(
             " the same settings and model files, then run `python app.py deploy`."
         )
     return recognizer
+
+
+def deploy_models(settings: Settings, *, bundled: BundledModels, root: Path) -> None:
+    """Start the replicas of all models, or replace those that run, and wait until some are ready.
+
+    Raises `SettingsError` without a `RAY_ADDRESS`, and otherwise as `connect_recognizer` does.
+    """
+    if settings.ray_address is None:
+        raise SettingsError("app.py deploy needs RAY_ADDRESS")
+    require_ray()
+    connect(settings.ray_address)
+    for name in settings.models or (None,):
+        replicated = ReplicatedModel(settings, model=name, bundled=bundled, root=root)
+        deploy(replicated)
+        Replicas(replicated.application).wait_until_running(_START_PATIENCE_S)
 
 
 def _address(replicated: ReplicatedModel) -> str:
