@@ -164,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Ray would send statistics of its use to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # In a cluster that `archive` starts, Ray's workers would give way to all other processes.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         settings = Settings.from_env(os.environ)
         set_up_logging(

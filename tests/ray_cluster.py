@@ -20,6 +20,8 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
 os.environ["RAY_raylet_start_wait_time_s"] = str(PATIENCE_S)  # noqa: SIM112 - Ray's spelling
+# Ray's processes would give way to all others, and take minutes on a busy machine.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's spelling
 # Otherwise Ray warns that its next version will do this.
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
