@@ -98,8 +98,8 @@ class Replicas:
 
         self._application = application
         self._status = serve.status
-        self._seen = time.monotonic()
-        """When a replica was last known to run."""
+        self._missing_since: float | None = None
+        """When it was first asked in vain whether a replica runs; `None` = one does."""
         self._problem = ""
         self._asking = threading.Lock()
 
@@ -120,13 +120,16 @@ class Replicas:
 
     def note_answer(self) -> None:
         """Note that a replica has answered."""
-        self._seen = time.monotonic()
+        self._missing_since = None
 
     def check(self) -> None:
         """Raise `ClusterUnavailableError` if none has run for a while; does not wait for Ray."""
+        now = time.monotonic()
         if self._asking.acquire(blocking=False):
+            self._missing_since = now if self._missing_since is None else self._missing_since
             threading.Thread(target=self._ask_and_release, name="replicas", daemon=True).start()
-        if time.monotonic() - self._seen > _PATIENCE_S:
+        missing_since = self._missing_since
+        if missing_since is not None and now - missing_since > _PATIENCE_S:
             raise self._unavailable(_PATIENCE_S)
 
     def _ask_and_release(self) -> None:
@@ -149,7 +152,7 @@ class Replicas:
         for deployment in found.deployments.values():
             self._problem = deployment.message or "its replicas are starting"
             if deployment.replica_states.get("RUNNING", 0):
-                self._seen = time.monotonic()
+                self._missing_since = None
                 return True
         return False
 
