@@ -31,7 +31,7 @@ AUDIT := $(AUDIT_VENV)/bin
 # Excluded: a test tool whose metadata names no licence; its file LICENSE is MIT's.
 UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
-ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
+ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;LGPL-3.0;NVIDIA
 
 .PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy keywords screenshots audit licences sbom clean
 
@@ -120,8 +120,8 @@ $(VENV)/.runtime: $(VENV)/.python requirements.txt constraints.txt
 	@$(PIP) --requirement requirements.txt
 	@touch $@
 
-$(VENV)/.development: $(VENV)/.runtime requirements-dev.txt
-	@$(PIP) --requirement requirements-dev.txt
+$(VENV)/.development: $(VENV)/.runtime requirements-dev.txt requirements-ray.txt
+	@$(PIP) --requirement requirements-dev.txt --requirement requirements-ray.txt
 	@touch $@
 
 # Without Node, or if npm reaches no registry, the tests of OpenAI's Node package are skipped.

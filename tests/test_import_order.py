@@ -24,7 +24,17 @@ ORDER = (
         "keywords",
         "transcript",
     ),
-    *("audio", "speech", "model", "pipeline", "served_models", "formats", "command_line"),
+    *(
+        "audio",
+        "speech",
+        "model",
+        "scale",
+        "pipeline",
+        "served_models",
+        "formats",
+        "archive",
+        "command_line",
+    ),
     *("jobs", "realtime", "openapi", "http"),
 )
 """Packages and modules of `parakeet_api`: each imports only from those before it."""
@@ -91,7 +101,10 @@ OWNERS = {
     "soundfile": ("audio.sound_files",),
     "soxr": ("audio.sound_files", "realtime.audio_input"),
     "py3langid": ("speech.language_detection",),
-    "sqlite3": ("jobs.store",),
+    "ray": ("scale", "archive.run"),
+    "sqlite3": ("jobs.sqlite_store",),
+    "psycopg": ("jobs.postgres_store",),
+    "fsspec": ("jobs.recordings", "archive.files"),
     "pydantic": ("openapi.schemas",),
     "httpx": ("allowed_hosts", "jobs.webhooks", "http.recording_url"),
     "flask": ("http",),
@@ -105,7 +118,7 @@ OWNERS = {
 HEAVY = frozenset(
     {
         *("torch", "nemo", "omegaconf", "onnx", "cuda"),
-        *("huggingface_hub", "yaml", "py3langid", "pydantic"),
+        *("huggingface_hub", "yaml", "py3langid", "pydantic", "ray", "psycopg", "fsspec"),
     }
 )
 """Imported inside functions: they take seconds, or may be absent."""

@@ -35,6 +35,12 @@ PROMISE: dict[str, object] = {
     "JOB_RETENTION_HOURS": 168,
     "ALLOW_URLS": (),
     "ALLOW_WEBHOOKS": (),
+    "DATABASE_URL": None,
+    "JOBS_STORAGE": None,
+    "RAY_ADDRESS": None,
+    "RAY_REPLICAS": "1",
+    "RAY_REPLICA_CPUS": 1.0,
+    "RAY_REPLICA_GPUS": None,
     "MAX_UPLOAD_MB": 2000,
     "MAX_AUDIO_HOURS": 12,
     "MAX_QUEUED_REQUESTS": 64,
@@ -280,6 +286,12 @@ def test_booleans_have_several_spellings(variable: str, texts: list[str], value:
         ),
         ("CORS_ORIGINS", "*", ("*",)),
         ("DATA_DIR", "/data", Path("/data")),
+        ("DATABASE_URL", "postgresql://me:secret@db:5432/x", "postgresql://me:secret@db:5432/x"),
+        ("JOBS_STORAGE", "s3://bucket/folder/", "s3://bucket/folder"),
+        ("RAY_ADDRESS", "auto", "auto"),
+        ("RAY_ADDRESS", "head.example:6379", "head.example:6379"),
+        ("RAY_REPLICAS", "0-8", "0-8"),
+        ("RAY_REPLICA_GPUS", "0.5", 0.5),
         (
             "ALLOW_WEBHOOKS",
             "A.example, 10.0.0.5:80 ,,[::1]:9",
@@ -330,6 +342,19 @@ def test_a_home_folder_is_found() -> None:
         ("SILENCE_THRESHOLD_DB", "-38 decibels", "a level in dB, -120 to 0"),
         ("SILENCE_THRESHOLD_DB", "\u221238dB", "a level in dB, -120 to 0"),
         ("PRESET", "fast", "one of speed, balanced, quality"),
+        *(
+            ("RAY_REPLICAS", text, "a number of replicas, such as 2, or a range, such as 1-8")
+            for text in ("0", "8-1", "0-0", "1-", "many", "1-2-3")
+        ),
+        *(
+            (
+                "RAY_ADDRESS",
+                text,
+                "auto or the address of a Ray cluster's head, host:6379",
+            )
+            for text in ("local", "head", "ray://head:10001", "head:99999")
+        ),
+        ("JOBS_STORAGE", "/folder", "an address of shared storage, such as s3://bucket/folder"),
         ("DEMO_MODEL", "yes", "one of auto, always, grammar, never"),
         ("PRECISION", "fp8", "one of auto, fp16, bf16, int8, fp32"),
         ("DECODING_STRATEGY", "greedy_batch", "one of greedy, beam"),

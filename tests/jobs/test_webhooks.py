@@ -15,6 +15,7 @@ from parakeet_api.errors import InvalidRequestError
 from parakeet_api.formats.rendering import Rendered
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, Webhook
+from parakeet_api.jobs.sqlite_store import SqliteJobStore
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.jobs.webhooks import WebhookSender
 from parakeet_api.settings import Settings
@@ -31,7 +32,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[JobStore]:
-    opened = JobStore(tmp_path / "data")
+    opened = SqliteJobStore(tmp_path / "data")
     yield opened
     opened.close()
 
