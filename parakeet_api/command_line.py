@@ -209,9 +209,10 @@ def _add_archive(commands: Any) -> None:
 
 
 def _formats(text: str) -> tuple[ResponseFormat, ...]:
-    known = get_args(ResponseFormat)
-    formats = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    if not all(name in known for name in formats):
+    known: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
+    names = dict.fromkeys(name.strip() for name in text.split(","))
+    formats = tuple(name for name in known if name in names)
+    if len(formats) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(known)}")
     if len({EXTENSIONS[name] for name in formats}) < len(formats):
         raise argparse.ArgumentTypeError(f"{text!r}: json and verbose_json make the same file")

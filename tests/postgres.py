@@ -47,7 +47,7 @@ def new_database(address: str) -> str:
 
     name = f"t{uuid.uuid4().hex}"
     with psycopg.connect(address, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")  # type: ignore[call-overload]
+        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
     return address.replace("/postgres?", f"/{name}?")
 
 

@@ -128,7 +128,13 @@ TEXTS_FOR_SOME_VARIABLE = [
     *("yes", "off", "0", "1", "2", "5", "7.5", ".5", "1e1", "64", "300", "-20dB"),
     *("speed", "quality", "always", "never", "cuda:1", "bf16", "int8", "beam", "medium"),
     *("debug", "json", "/data", "data/x y", "en,de", "a.example", "10.0.0.0/8", "*", "6/minute"),
-    *("redis://host:1/0", "http://mirror:80", "https://a.example", "acme/model"),
+    *(
+        "redis://host:1/0",
+        "postgresql://host/jobs",
+        "http://mirror:80",
+        "https://a.example",
+        "acme/model",
+    ),
 ]
 
 A_HOST_LIST = "a comma-separated list of hosts"

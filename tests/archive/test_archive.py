@@ -77,13 +77,18 @@ def archive(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> Arch
 
 def run_and_kill(source: Path, target: Path) -> dict[str, Entry]:
     """Kill a worker after some files, and the command after some more; give the manifest then."""
-    process = subprocess.Popen(
-        command(source, target), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
-    )
-    children: list[psutil.Process] = []
+    log = target.parent / "first.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command(source, target),
+            cwd=ROOT,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
 
     def is_at(count: int) -> bool:
-        assert process.poll() is None, "it ended before it was killed"
+        assert process.poll() is None, log.read_text()[-5000:]
         return len(read_manifest(Files(str(target)))) >= count
 
     wait_until(lambda: is_at(3), what="the first files")

@@ -33,7 +33,8 @@ def _environment(pod: dict[str, Any]) -> dict[str, str]:
 
 def _requirement(package: str) -> str:
     text = (ROOT / "requirements-ray.txt").read_text(encoding="utf-8")
-    return re.findall(rf"^{package}(?:\[\S+\])?==(\S+)$", text, re.MULTILINE)[0]
+    version: str = re.findall(rf"^{package}(?:\[\S+\])?==(\S+)$", text, re.MULTILINE)[0]
+    return version
 
 
 def test_every_machine_runs_the_version_of_ray_that_is_installed() -> None:

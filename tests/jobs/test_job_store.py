@@ -502,7 +502,7 @@ def test_jobs_of_several_servers_live_as_those_of_one(database_server: str) -> N
         def made_place(self) -> Place:
             return SharedPlace(self.folder, new_database(database_server))
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         SharedLife,
         settings=settings(
             max_examples=8,

@@ -435,6 +435,7 @@ def test_an_outcome_is_stored_once_the_disk_works_again(
         job = submit(started, folder, "a")
         wait_until(lambda: status(started, job) == "running")
         assert started._open is not None
+        assert isinstance(started._open.store, SqliteJobStore)
         database = started._open.store._db
         database.execute("PRAGMA query_only = ON")
         work.gates["a"].set()
@@ -455,6 +456,7 @@ def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
     with jobs_of(folder, Scripted()) as started:
         assert started._open is not None
         store = started._open.store
+        assert isinstance(store, SqliteJobStore)
         job = store.add(
             recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, max_unfinished=9
         )

@@ -184,16 +184,16 @@ def test_a_cluster_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_replica_that_comes_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = [status_of("STARTING")]
+    state = ["STARTING"]
 
     def status() -> Any:
-        return states[0]()
+        return status_of(state[0])()
 
     recognizer, _ = recognizer_of(TimeoutError, status=status)
     monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 0.05)
     with pytest.raises(ClusterUnavailableError):
         recognizer.recognize([CHUNK])
-    states[0] = status_of("RUNNING")
+    state[0] = "RUNNING"
 
     def is_back() -> bool:
         try:
