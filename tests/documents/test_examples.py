@@ -5,6 +5,7 @@ What needs Docker, systemd, Kubernetes or the network is checked by its form onl
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -116,7 +117,7 @@ class TestRun:
 
         answer = _curl(english, clip)
         assert _fits(accepted.replace("6f3c...", "..."), answer)
-        job = re.findall(r'"id": "([^"]+)"', answer)[0]
+        job = json.loads(answer)["id"]
         assert _keys(running) <= _keys(_curl(english, follow.replace("6f3c...", job)))
         target = tmp_path / "long-pauses.srt"
         fetch = fetch.replace("6f3c...", job).replace("long-pauses.srt", str(target))
@@ -186,8 +187,13 @@ def _curl(server: Server, command: str) -> str:
 
 def _fits(shown: str, printed: str) -> bool:
     """Tell whether a text is what a page shows; `...` stands for anything."""
-    pattern = ".*".join(re.escape(part) for part in shown.strip().split("..."))
-    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+    pattern = ".*".join(re.escape(part) for part in _compact(shown).split("..."))
+    return re.fullmatch(pattern, _compact(printed), re.DOTALL) is not None
+
+
+def _compact(text: str) -> str:
+    """Leave out the spaces that JSON may have."""
+    return re.sub(r"(?<=[:,])\s+", "", text.strip())
 
 
 def _keys(text: str) -> set[str]:
