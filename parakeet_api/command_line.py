@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
+from parakeet_api import __version__
 from parakeet_api.archive.run import run_archive
 from parakeet_api.archive.worker import EXTENSIONS, ArchiveTask
 from parakeet_api.errors import ApiError, InvalidRequestError, SettingsError
@@ -150,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="app.py", description="Speech-to-text server around NVIDIA's Parakeet-TDT."
     )
+    parser.add_argument("--version", action="version", version=f"parakeet-api {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve the HTTP API and the page (the default)")
     files = commands.add_parser("transcribe", help="transcribe files without a server")
