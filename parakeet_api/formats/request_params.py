@@ -20,6 +20,8 @@ Include = Literal["logprobs", "progress", "peaks"]
 """Additional parts of a response; `progress` and `peaks` are this server's own."""
 Task = Literal["transcribe", "translate"]
 
+URL_FIELD = "url"
+"""Field with the address of a recording, instead of a file; Groq's API has the same."""
 _UNSET = frozenset({"null", "undefined", "none"})
 """Texts that JavaScript's FormData and Python's str() make of an unset value."""
 
