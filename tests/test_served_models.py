@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import BUNDLED_MODELS
+from conftest import BUNDLED_MODELS, ROOT
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import ModelNotFoundError
@@ -139,6 +139,7 @@ def test_speakers_are_told_apart_unless_that_is_off(tmp_path: Path, wanted: str)
         decoder=cast(FfmpegDecoder, None),
         bundled=BUNDLED_MODELS,
         metrics=Metrics(),
+        root=ROOT,
     )
     assert (models.diarizer is not None) == (wanted == "on")
     models.close(last_pass_s=1)
