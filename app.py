@@ -37,7 +37,12 @@ from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
-from parakeet_api.model.checkpoints import ENGLISH_MODEL, GRAMMAR_MODEL, BundledModels
+from parakeet_api.model.checkpoints import (
+    ENGLISH_MODEL,
+    GRAMMAR_MODEL,
+    SPEAKER_MODEL,
+    BundledModels,
+)
 from parakeet_api.model.devices import (
     Gpu,
     available_cores,
@@ -63,6 +68,7 @@ EXIT_DEVICE_LOST = 70
 BUNDLED_MODELS = BundledModels(
     english=ROOT / "samples" / "english-model" / ENGLISH_MODEL,
     grammar=ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL,
+    speakers=ROOT / "samples" / "speaker-model" / SPEAKER_MODEL,
 )
 
 

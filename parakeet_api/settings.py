@@ -335,6 +335,14 @@ class Settings:
     """Where checkpoints are looked for and downloaded to."""
     model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
     """Languages that the model supports, ISO 639-1 codes; empty = what the checkpoint states."""
+    diarization: bool = _setting("DIARIZATION", True, parse_boolean)
+    """Whether requests may ask who spoke; `off` = no speaker model is downloaded or loaded."""
+    diarizer_id: str = _setting(
+        "DIARIZER_ID", "nvidia/diar_streaming_sortformer_4spk-v2", _model_id
+    )
+    """Speaker model to download at the first request that needs it, unless it is in MODELS_DIR."""
+    diarizer_path: Path | None = _setting("DIARIZER_PATH", None, _path)
+    """A `.nemo` file of a speaker model to use, and no other."""
     keywords_file: Path | None = _setting("KEYWORDS_FILE", None, _path)
     """Names and terms that recordings may contain, one per line; for all requests."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
