@@ -4,6 +4,7 @@
     ├── InvalidRequestError          400  the request itself is wrong
     │   ├── UnsupportedLanguageError 400  the model does not speak that language
     │   ├── RecordingUrlError        400  the recording's host does not send it
+    │   ├── DiarizationOffError      400  the server tells no voices apart
     │   └── AudioDecodeError         400  the upload cannot be decoded
     │       ├── NoAudioTrackError    400  a video without sound
     │       ├── TruncatedAudioError  400  the file is cut short
@@ -94,6 +95,20 @@ class InvalidRequestError(ApiError):
 
 class UnsupportedLanguageError(InvalidRequestError):
     code = "unsupported_language"
+
+
+class DiarizationOffError(InvalidRequestError):
+    code = "diarization_off"
+
+    def __init__(
+        self,
+        message: str = "This server tells no voices apart: its operator has set DIARIZATION=off."
+        " Leave out diarize and diarized_json, or use channels=separate for a recording with one"
+        " speaker a channel.",
+        *,
+        param: str | None = "diarize",
+    ) -> None:
+        super().__init__(message, param=param)
 
 
 class AudioDecodeError(InvalidRequestError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.errors import ModelNotFoundError
+from parakeet_api.errors import DiarizationOffError, ModelNotFoundError
 from parakeet_api.keywords import Keyword
 from parakeet_api.languages import languages_of
 from parakeet_api.metrics import Metrics
@@ -22,7 +22,7 @@ from parakeet_api.model.batching import Batcher, UrgentRecognizer
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, known_device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
-from parakeet_api.model.diarizer import SortformerDiarizer, SpeakerModel
+from parakeet_api.model.diarizer import SpeakerModel
 from parakeet_api.model.keyword_trees import KeywordTrees, read_keywords_file
 from parakeet_api.model.memory import has_room
 from parakeet_api.model.pool import ModelPool
@@ -35,6 +35,8 @@ from parakeet_api.scale.deployment import ReplicatedModel
 from parakeet_api.scale.remote_recognizer import CALL_S, CALLS, connect_recognizer
 from parakeet_api.settings import Settings, model_basename
 from parakeet_api.speech.chunking import ChunkPolicy
+from parakeet_api.speech.diarization import Diarizer
+from parakeet_api.transcript import SpeakerRequest
 
 ALIASES = frozenset(
     {
@@ -42,6 +44,7 @@ ALIASES = frozenset(
         "gpt-transcribe",
         "gpt-4o-transcribe",
         "gpt-4o-mini-transcribe",
+        "gpt-4o-transcribe-diarize",
     }
 )
 """Names of OpenAI's models; each stands for the first model of this server."""
@@ -104,7 +107,7 @@ class ServedModels:
     """Voice activity detector, shared by all of them."""
     speakers: SpeakerModel | None = None
     """The model that tells speakers apart, for all of them; `None` with `DIARIZATION=off`."""
-    diarizer: SortformerDiarizer | None = None
+    diarizer: Diarizer | None = None
     """Runs it; `None` with `DIARIZATION=off`."""
 
     @classmethod
@@ -128,10 +131,10 @@ class ServedModels:
         """
         slots: list[ModelSlot[Recognizer]] = []
         plans: dict[ModelSlot[Recognizer], InferencePlan] = {}
-        remote = settings.ray_address is not None
-        permits = CALLS if remote else settings.max_concurrent_inferences
         speakers = SpeakerModel.from_settings(settings, gpu=gpu, bundled=bundled, metrics=metrics)
         speakers_mb = speakers.store.memory_mb if speakers else 0.0
+        remote = settings.ray_address is not None
+        permits = CALLS if remote else settings.max_concurrent_inferences
         for name in settings.models or (None,):
             store = CheckpointStore(settings, bundled=bundled, only=name)
             store.start()
@@ -182,6 +185,7 @@ class ServedModels:
                 metrics=metrics,
                 detector=detector,
                 keywords=keywords,
+                diarizer=diarizer,
             )
             return ServedModel(
                 slot=slot,
@@ -232,6 +236,11 @@ class ServedModels:
         model = self.named(name)
         model.checkpoints.checkpoint()
         return model.pipeline
+
+    def check_diarizer(self, speakers: SpeakerRequest) -> None:
+        """Raise `DiarizationOffError` if a request wants what only a diarizer can tell."""
+        if speakers.diarize and self.diarizer is None:
+            raise DiarizationOffError
 
     def described(self, name: str) -> ServedModel:
         """Return the model of exactly this name or alias. Raises `ModelNotFoundError`."""

@@ -138,8 +138,8 @@ def test_speakers_are_told_apart_unless_that_is_off(tmp_path: Path, wanted: str)
         gpu=None,
         decoder=cast(FfmpegDecoder, None),
         bundled=BUNDLED_MODELS,
-        metrics=Metrics(),
         root=ROOT,
+        metrics=Metrics(),
     )
     assert (models.diarizer is not None) == (wanted == "on")
     models.close(last_pass_s=1)

@@ -13,7 +13,7 @@ from parakeet_api.errors import (
     ModelNotReadyError,
     StoppingError,
 )
-from parakeet_api.formats.request_params import read_field
+from parakeet_api.formats.form_fields import read_field
 from parakeet_api.formats.status import AdminReport
 from parakeet_api.http.auth import require_operator
 from parakeet_api.http.received_form import received_fields

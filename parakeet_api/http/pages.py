@@ -7,7 +7,7 @@ from flask import Blueprint, Response, render_template, request
 from parakeet_api import __version__
 from parakeet_api.audio.decoder import FILE_EXTENSIONS
 from parakeet_api.errors import ApiError, ModelLoadError
-from parakeet_api.formats.request_params import read_boolean
+from parakeet_api.formats.form_fields import read_boolean
 from parakeet_api.formats.status import (
     DeviceMemoryJson,
     DiarizerStatus,

@@ -12,12 +12,20 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from parakeet_api.allowed_hosts import recording_hosts
-from parakeet_api.errors import InvalidRequestError
-from parakeet_api.formats.request_params import URL_FIELD, read_field
+from parakeet_api.errors import InvalidRequestError, UploadTooLargeError
+from parakeet_api.formats.form_fields import read_field
+from parakeet_api.formats.request_params import URL_FIELD
 from parakeet_api.http.recording_url import fetch_recording
 from parakeet_api.http.request_log import record
 from parakeet_api.http.services import client_gone, services
-from parakeet_api.http.upload_form import MULTIPART, ParsedForm, TextTooLongError, UploadForm
+from parakeet_api.http.upload_form import (
+    MAX_REFERENCE_BYTES,
+    MULTIPART,
+    REFERENCES,
+    ParsedForm,
+    TextTooLongError,
+    UploadForm,
+)
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that fields and boundaries add to a file of exactly `MAX_UPLOAD_MB`."""
@@ -53,6 +61,12 @@ def received_form(file_field: str = "file") -> ReceivedForm:
             f"The multipart body is malformed or cut short ({error}).", param=file_field
         ) from error
     except TextTooLongError as error:
+        if (error.field or "").startswith(REFERENCES):
+            raise UploadTooLargeError(
+                f"{REFERENCES}[]: the references have more than {MAX_REFERENCE_BYTES} bytes"
+                " together. Send them as mp3, opus or flac.",
+                param=f"{REFERENCES}[]",
+            ) from error
         if error.field != file_field:
             raise
         raise _no_file(file_field, _TEXT_NOT_FILE) from error

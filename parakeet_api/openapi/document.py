@@ -19,10 +19,10 @@ from parakeet_api.formats.request_params import (
     URL_FIELD,
     Granularity,
     Include,
-    ResponseFormat,
     Task,
     TranscriptionParams,
 )
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.jobs.job import DEFAULT_LISTED, MAX_LISTED
 from parakeet_api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS
 from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream
@@ -38,9 +38,11 @@ from parakeet_api.openapi.json_schema import (
 )
 from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_response, operation
 from parakeet_api.openapi.schemas import body_schemas, error_details
+from parakeet_api.openapi.speaker_fields import speaker_fields
 from parakeet_api.settings import Settings, model_basename
 
-_BAD_REQUEST = (errors.InvalidRequestError, errors.UnsupportedLanguageError)
+_BAD_SESSION = (errors.InvalidRequestError, errors.UnsupportedLanguageError)
+_BAD_REQUEST = (*_BAD_SESSION, errors.DiarizationOffError)
 _BAD_AUDIO = (
     errors.AudioDecodeError,
     errors.NoAudioTrackError,
@@ -232,7 +234,7 @@ def _realtime_paths(facts: Facts) -> Json:
                 responses={200: json_response(ref("ClientSecret"))},
                 refusals=_guarded(
                     facts,
-                    *_BAD_REQUEST,
+                    *_BAD_SESSION,
                     *_choice(facts),
                     errors.UploadTooLargeError,
                     errors.RateLimitError,
@@ -400,6 +402,7 @@ def _asr_paths(facts: Facts) -> Json:
             default="transcribe",
         ),
         "word_timestamps": flag("List the words in `json`.", default=False),
+        **speaker_fields(),
         "hotwords[]": _keywords(),
     }
     return {
@@ -651,6 +654,7 @@ def _transcription_form(facts: Facts) -> Json:
                 "Accepted, but has no effect: this kind of model takes no prompt.", default=""
             ),
             "keywords[]": _keywords(),
+            **speaker_fields(),
             "chunking_strategy": text(
                 "Checked, but has no effect: recordings are always cut at silences. `auto`, or an"
                 " object with the `type` `auto` or `server_vad` as JSON; also as"
@@ -749,12 +753,15 @@ def _transcripts(settings: Settings) -> Json:
     verbose = TranscriptionParams(
         response_format="verbose_json", granularities=frozenset(get_args(Granularity))
     )
+    diarized = TranscriptionParams(response_format="diarized_json")
+    kinds = ("Transcription", "VerboseTranscription", "DiarizedTranscription")
     return {
         "application/json": {
-            "schema": {"anyOf": [ref("Transcription"), ref("VerboseTranscription")]},
+            "schema": {"anyOf": [ref(kind) for kind in kinds]},
             "examples": {
                 "json": {"value": example_of(TranscriptionParams(), settings)},
                 "verbose_json": {"value": example_of(verbose, settings)},
+                "diarized_json": {"value": example_of(diarized, settings)},
             },
         },
         "text/plain": _text("text", "The text and a line feed.", settings),

@@ -78,7 +78,7 @@ def test_a_tag_builds_both_images_of_the_compose_files() -> None:
 def test_a_release_with_a_wrong_tag_or_name_is_refused(
     tag: str, repository: str, wrong: str
 ) -> None:
-    command = [sys.executable, ROOT / ".github" / "check_release.py", tag, repository]
+    command = [sys.executable, str(ROOT / ".github" / "check_release.py"), tag, repository]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert (done.returncode == 0) == (wrong == "")
