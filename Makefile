@@ -13,7 +13,8 @@
 # make accuracy  word error rates on recordings of people, by source: in one pass and in chunks
 # make diarization  who spoke: error rates on simulated conversations
 # make keywords  names and terms recognised with and without keywords[], and what a list costs
-# make screenshots  take the screenshots of docs/screenshots again
+# make clients  run the recipes of docs/clients.md with the clients' packages, 1.2 GB; needs Python 3.12
+# make screenshots  take the pictures of docs/screenshots again
 # make audit  check the packages of constraints.txt for known vulnerabilities, at pypi.org
 # make licences  check that the licence of every installed package allows use and redistribution
 # make sbom   list every installed package in sbom.json, as CycloneDX
@@ -23,6 +24,9 @@ PYTHON ?= python3
 WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
+# The packages of the clients that docs/clients.md describes, in an environment of their own.
+CLIENTS_VENV := .venv-clients
+CLIENTS_PYTHON ?= python3.12
 NODE_CLIENT := tests/node/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -32,9 +36,9 @@ AUDIT := $(AUDIT_VENV)/bin
 # Excluded: a test tool whose metadata names no licence; its file LICENSE is MIT's.
 UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
-ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
+ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;LGPL-3.0;NVIDIA
 
-.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy diarization keywords screenshots audit licences sbom clean
+.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy diarization keywords clients screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -62,6 +66,10 @@ gpu: $(VENV)/.development
 
 screenshots: $(VENV)/.development
 	@$(BIN)/python -m pytest tests/page/test_page_journey.py --screenshots
+	@PYTHONPATH=. $(BIN)/python tests/animation.py
+
+clients: $(VENV)/.development $(CLIENTS_VENV)/.installed $(NODE_CLIENT)
+	@$(BIN)/python -m pytest tests/clients
 
 fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 150
 fuzz-api: export SCHEMATHESIS_MIN ?= 2000
@@ -111,6 +119,11 @@ $(AUDIT_VENV)/.installed: requirements-audit.txt
 	@$(AUDIT)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-audit.txt
 	@touch $@
 
+$(CLIENTS_VENV)/.installed: tests/clients/requirements.txt
+	@$(CLIENTS_PYTHON) -m venv $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	@touch $@
+
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
@@ -124,8 +137,8 @@ $(VENV)/.runtime: $(VENV)/.python requirements.txt constraints.txt
 	@$(PIP) --requirement requirements.txt
 	@touch $@
 
-$(VENV)/.development: $(VENV)/.runtime requirements-dev.txt
-	@$(PIP) --requirement requirements-dev.txt
+$(VENV)/.development: $(VENV)/.runtime requirements-dev.txt requirements-ray.txt
+	@$(PIP) --requirement requirements-dev.txt --requirement requirements-ray.txt
 	@touch $@
 
 # Without Node, or if npm reaches no registry, the tests of OpenAI's Node package are skipped.

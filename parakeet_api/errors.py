@@ -3,6 +3,7 @@
     ApiError
     ├── InvalidRequestError          400  the request itself is wrong
     │   ├── UnsupportedLanguageError 400  the model does not speak that language
+    │   ├── RecordingUrlError        400  the recording's host does not send it
     │   ├── DiarizationOffError      400  the server tells no voices apart
     │   └── AudioDecodeError         400  the upload cannot be decoded
     │       ├── NoAudioTrackError    400  a video without sound
@@ -123,6 +124,15 @@ class NoAudioTrackError(AudioDecodeError):
 
 class TruncatedAudioError(AudioDecodeError):
     code = "truncated_audio"
+
+
+class RecordingUrlError(InvalidRequestError):
+    code = "recording_url_failed"
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(
+            f"The recording could not be fetched from {echo(host)}: {reason[:200]}.", param="url"
+        )
 
 
 class AudioTooLongError(AudioDecodeError):

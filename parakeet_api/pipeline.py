@@ -255,6 +255,7 @@ class Pipeline:
         samples: Pcm,
         *,
         languages: frozenset[str] = ENGLISH,
+        keywords: Sequence[Keyword] = (),
         cancelled: Callable[[], bool] = lambda: False,
     ) -> list[Word]:
         """Recognise audio that is in memory, as `stream` does a file; raises what that raises."""
@@ -262,7 +263,7 @@ class Pipeline:
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
         words: list[Word] = []
-        chunks = self._with_hints(plan_chunks([samples], self._policy), languages)
+        chunks = self._with_hints(plan_chunks([samples], self._policy), languages, keywords)
         with (
             self.counted(),
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -278,13 +279,14 @@ class Pipeline:
         chunk: Chunk,
         *,
         languages: frozenset[str] = ENGLISH,
+        keywords: Sequence[Keyword] = (),
         cancelled: Callable[[], bool] = lambda: False,
     ) -> list[Word]:
         """Recognise a window of a turn that is still growing.
 
         Speech without words is not decoded again: the next window may have them.
         """
-        chunks = self._with_hints([chunk], languages)
+        chunks = self._with_hints([chunk], languages, keywords)
         with (
             self.counted(),
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 from parakeet_api.audio.decoder import FfmpegDecoder
@@ -30,6 +31,8 @@ from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.slot import ModelSlot, Unloading
 from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.pipeline import Pipeline
+from parakeet_api.scale.deployment import ReplicatedModel
+from parakeet_api.scale.remote_recognizer import CALL_S, CALLS, connect_recognizer
 from parakeet_api.settings import Settings, model_basename
 from parakeet_api.speech.chunking import ChunkPolicy
 from parakeet_api.speech.diarization import Diarizer
@@ -115,29 +118,38 @@ class ServedModels:
         gpu: Gpu | None,
         decoder: FfmpegDecoder,
         bundled: BundledModels,
+        root: Path,
         metrics: Metrics,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> Self:
         """Set up the models of `MODELS`, or the single model that the other settings name.
 
-        Starts downloads of missing checkpoints; loads no model. `on_device_lost` is called if the
-        GPU fails for the rest of the process. Raises `SettingsError` for a KEYWORDS_FILE that
+        Starts downloads of missing checkpoints; loads no model. With `RAY_ADDRESS`, the models are
+        in replicas, whose program is in the folder `root`. `on_device_lost` is called if the GPU
+        fails for the rest of the process. Raises `SettingsError` for a KEYWORDS_FILE that
         cannot be used.
         """
         slots: list[ModelSlot[Recognizer]] = []
         plans: dict[ModelSlot[Recognizer], InferencePlan] = {}
         speakers = SpeakerModel.from_settings(settings, gpu=gpu, bundled=bundled, metrics=metrics)
         speakers_mb = speakers.store.memory_mb if speakers else 0.0
+        remote = settings.ray_address is not None
+        permits = CALLS if remote else settings.max_concurrent_inferences
         for name in settings.models or (None,):
             store = CheckpointStore(settings, bundled=bundled, only=name)
             store.start()
             plan = plan_inference(settings, gpu, store.architecture, beside_mb=speakers_mb)
+            if remote:
+                plan = dataclasses.replace(plan, batch_s=CALL_S)
+            replicated = ReplicatedModel(settings, model=name, bundled=bundled, root=root)
             slot = ModelSlot(
                 store,
-                partial(load_recognizer, settings=settings, gpu=gpu, plan=plan),
+                partial(connect_recognizer, replicated=replicated)
+                if remote
+                else partial(load_recognizer, settings=settings, gpu=gpu, plan=plan),
                 idle_timeout_s=settings.idle_timeout_minutes * 60,
                 name=model_basename(name) if name else "",
-                prepare=import_libraries,
+                prepare=_no_preparation if remote else import_libraries,
                 metrics=metrics,
             )
             slot.unload_when_idle()
@@ -145,8 +157,8 @@ class ServedModels:
             plans[slot] = plan
         pool = ModelPool(
             slots if speakers is None else [*slots, speakers.slot],
-            permits=settings.max_concurrent_inferences,
-            has_room=partial(has_room, settings=settings),
+            permits=permits,
+            has_room=_has_room_elsewhere if remote else partial(has_room, settings=settings),
         )
 
         detector = SileroDetector()
@@ -160,7 +172,7 @@ class ServedModels:
             batcher = Batcher(
                 partial(pool.lease, slot),
                 plan=plan,
-                permits=settings.max_concurrent_inferences,
+                permits=permits,
                 metrics=metrics,
                 on_device_lost=on_device_lost,
             )
@@ -293,3 +305,13 @@ class ServedModels:
             f"The model {name[:_MAX_ECHOED_CHARS]!r} does not exist;"
             f" this server has {listed}.{hint}"
         )
+
+
+def _no_preparation() -> None:
+    """Prepare nothing: a server without a model of its own needs no torch."""
+
+
+def _has_room_elsewhere(checkpoint: Path, device: str) -> bool:
+    """Tell that a model has room: Ray finds the machine that has."""
+    del checkpoint, device
+    return True

@@ -14,8 +14,27 @@ from conftest import ROOT
 import parakeet_api
 
 ORDER = (
-    *("errors", "languages", "settings", "logs", "metrics", "keywords", "transcript"),
-    *("audio", "speech", "model", "pipeline", "served_models", "formats", "command_line"),
+    *(
+        "errors",
+        "languages",
+        "allowed_hosts",
+        "settings",
+        "logs",
+        "metrics",
+        "keywords",
+        "transcript",
+    ),
+    *(
+        "audio",
+        "speech",
+        "model",
+        "scale",
+        "pipeline",
+        "served_models",
+        "formats",
+        "archive",
+        "command_line",
+    ),
     *("jobs", "realtime", "openapi", "http"),
 )
 """Packages and modules of `parakeet_api`: each imports only from those before it."""
@@ -80,7 +99,7 @@ OWNERS = {
         "model.whisper_encoder",
         "model.restore",
         "model.loading",
-        "model.keyword_boosting",
+        "model.fusion",
     ),
     "sentencepiece": ("model.keyword_trees",),
     "onnx": ("model.voice_activity",),
@@ -91,9 +110,12 @@ OWNERS = {
     "soundfile": ("audio.sound_files",),
     "soxr": ("audio.sound_files", "realtime.audio_input"),
     "py3langid": ("speech.language_detection",),
-    "sqlite3": ("jobs.store",),
+    "ray": ("scale", "archive.run"),
+    "sqlite3": ("jobs.sqlite_store",),
+    "psycopg": ("jobs.postgres_store",),
+    "fsspec": ("jobs.recordings", "archive.files"),
     "pydantic": ("openapi.schemas",),
-    "httpx": ("jobs.webhooks",),
+    "httpx": ("allowed_hosts", "jobs.webhooks", "http.recording_url"),
     "flask": ("http",),
     "flask_limiter": ("http.rate_limits",),
     "werkzeug": ("http",),
@@ -105,7 +127,7 @@ OWNERS = {
 HEAVY = frozenset(
     {
         *("torch", "nemo", "omegaconf", "onnx", "cuda"),
-        *("huggingface_hub", "yaml", "py3langid", "pydantic"),
+        *("huggingface_hub", "yaml", "py3langid", "pydantic", "ray", "psycopg", "fsspec"),
     }
 )
 """Imported inside functions: they take seconds, or may be absent."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import BUNDLED_MODELS
+from conftest import BUNDLED_MODELS, ROOT
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import ModelNotFoundError
@@ -138,6 +138,7 @@ def test_speakers_are_told_apart_unless_that_is_off(tmp_path: Path, wanted: str)
         gpu=None,
         decoder=cast(FfmpegDecoder, None),
         bundled=BUNDLED_MODELS,
+        root=ROOT,
         metrics=Metrics(),
     )
     assert (models.diarizer is not None) == (wanted == "on")

@@ -34,6 +34,9 @@ Include = Literal["logprobs", "progress", "peaks"]
 """Additional parts of a response; `progress` and `peaks` are this server's own."""
 Task = Literal["transcribe", "translate"]
 
+URL_FIELD = "url"
+"""Field with the address of a recording, instead of a file; Groq's API has the same."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscriptionParams:

@@ -11,9 +11,13 @@ from flask import g, request
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from parakeet_api.allowed_hosts import recording_hosts
 from parakeet_api.errors import InvalidRequestError, UploadTooLargeError
+from parakeet_api.formats.form_fields import read_field
+from parakeet_api.formats.request_params import URL_FIELD
+from parakeet_api.http.recording_url import fetch_recording
 from parakeet_api.http.request_log import record
-from parakeet_api.http.services import services
+from parakeet_api.http.services import client_gone, services
 from parakeet_api.http.upload_form import (
     MAX_REFERENCE_BYTES,
     MULTIPART,
@@ -42,9 +46,10 @@ class ReceivedForm:
 def received_form(file_field: str = "file") -> ReceivedForm:
     """Receive the form of the current request.
 
-    Call it after all checks that do not need the body. Raises `InvalidRequestError` if the body is
-    malformed or has no such file, `UploadTooLargeError` and werkzeug's `RequestEntityTooLarge`,
-    `OSError` if the file cannot be written, and `RequestCancelled` if the client disconnects.
+    A recording that the form gives by its `url` is fetched. Call it after all checks that do not
+    need the body. Raises `InvalidRequestError` if the body is malformed or has no such file,
+    `RecordingUrlError`, `UploadTooLargeError` and werkzeug's `RequestEntityTooLarge`, `OSError` if
+    the file cannot be written, and `RequestCancelled` if the client disconnects.
     """
     if request.mimetype != MULTIPART:
         # A form of another type would be read into memory, however long.
@@ -66,12 +71,34 @@ def received_form(file_field: str = "file") -> ReceivedForm:
             raise
         raise _no_file(file_field, _TEXT_NOT_FILE) from error
     upload = form.files.get(file_field)
+    url = read_field(form.fields, URL_FIELD)
+    if upload is not None and url:
+        raise InvalidRequestError(
+            f"{URL_FIELD} and {file_field}: send one of them.", param=URL_FIELD
+        )
+    if url:
+        upload = _fetch(url, file_field)
     if upload is None:
         is_text = file_field in form.fields
         raise _no_file(file_field, _TEXT_NOT_FILE if is_text else "the form has no such field")
     if upload.stat().st_size == 0:
         raise InvalidRequestError("The file is empty.", param=file_field)
     return ReceivedForm(upload, form.fields)
+
+
+def _fetch(url: str, file_field: str) -> Path:
+    """Fetch the recording that a form names instead of containing it."""
+    form: UploadForm = g.upload_form
+    upload = form.new_file(file_field)
+    fetch_recording(
+        url,
+        upload,
+        hosts=recording_hosts(services().settings.allow_urls),
+        limit=request.max_content_length,
+        cancelled=client_gone(),
+    )
+    upload.flush()
+    return Path(upload.name)
 
 
 def received_fields() -> MultiDict[str, str]:

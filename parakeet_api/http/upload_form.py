@@ -109,6 +109,13 @@ class UploadForm:
         self._decode(None)
         return ParsedForm(self._fields, self._files)
 
+    def new_file(self, name: str) -> IO[bytes]:
+        """Add a file that is not in the body; the caller writes and flushes it."""
+        upload = create_upload(self._folder)
+        self._uploads.append(upload)
+        self._files[name] = Path(upload.name)
+        return upload
+
     def take_over(self, path: Path) -> IO[bytes]:
         """Transfer a file to the caller, who must delete it and close the result."""
         self._taken_over = path

@@ -15,7 +15,13 @@ from parakeet_api import errors
 from parakeet_api.audio.ffmpeg import SUPPORTED_FORMATS
 from parakeet_api.errors import ApiError
 from parakeet_api.formats.asr_api import AsrParams, Output, render_asr
-from parakeet_api.formats.request_params import Granularity, Include, Task, TranscriptionParams
+from parakeet_api.formats.request_params import (
+    URL_FIELD,
+    Granularity,
+    Include,
+    Task,
+    TranscriptionParams,
+)
 from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.jobs.job import DEFAULT_LISTED, MAX_LISTED
 from parakeet_api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS
@@ -42,6 +48,7 @@ _BAD_AUDIO = (
     errors.NoAudioTrackError,
     errors.TruncatedAudioError,
     errors.AudioTooLongError,
+    errors.RecordingUrlError,
 )
 _NO_MODEL = (
     errors.ServiceUnavailableError,
@@ -657,7 +664,15 @@ def _transcription_form(facts: Facts) -> Json:
             ),
         },
     )
-    return form | {"required": ["file"]}
+    if not facts.settings.allow_urls:
+        return form | {"required": ["file"]}
+    form["properties"][URL_FIELD] = text(
+        "Address of the recording instead of `file`: http or https, on one of these hosts: "
+        + ", ".join(facts.settings.allow_urls)
+        + ".",
+        format="uri",
+    )
+    return form | {"anyOf": [{"required": ["file"]}, {"required": [URL_FIELD]}]}
 
 
 def _model(facts: Facts) -> Json:
@@ -784,10 +799,14 @@ def _text(response_format: ResponseFormat, description: str, settings: Settings)
 
 
 def _guarded(facts: Facts, *refusals: type[ApiError]) -> tuple[type[ApiError], ...]:
-    """Add the error of a missing key, if keys are set; drop that of the rate without a limit."""
-    if facts.settings.rate_limit is None:
-        refusals = tuple(kind for kind in refusals if kind is not errors.RateLimitError)
-    return (errors.AuthenticationError, *refusals) if facts.settings.api_keys else refusals
+    """Add the error of a missing key, if keys are set; drop those that settings rule out."""
+    settings = facts.settings
+    possible = {
+        errors.RateLimitError: settings.rate_limit is not None,
+        errors.RecordingUrlError: bool(settings.allow_urls),
+    }
+    refusals = tuple(kind for kind in refusals if possible.get(kind, True))
+    return (errors.AuthenticationError, *refusals) if settings.api_keys else refusals
 
 
 def _choice(facts: Facts) -> tuple[type[ApiError], ...]:
