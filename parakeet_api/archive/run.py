@@ -19,7 +19,7 @@ from tqdm import tqdm
 from parakeet_api.archive.files import Files
 from parakeet_api.archive.manifest import FOLDER, Entry, ManifestWriter, read_manifest
 from parakeet_api.archive.worker import EXTENSIONS, ArchiveTask, ArchiveWorker
-from parakeet_api.errors import SettingsError
+from parakeet_api.errors import ServerError, SettingsError
 from parakeet_api.model.devices import available_cores
 from parakeet_api.scale.cluster import connect, gpu_count, require_ray
 from parakeet_api.scale.deployment import worker_environment
@@ -77,15 +77,17 @@ def _persistent(names: Sequence[str], task: ArchiveTask, workers: int | None) ->
     left = dict.fromkeys(names)
     while left:
         before = len(left)
+        failure: Exception = ServerError("Ray gave no file back.")
         try:
             for entry in _transcribed([*left], task, workers):
                 del left[entry.file]
                 yield entry
         # Ray Data raises errors of many kinds, and those of a worker as they are.
-        except Exception:
-            if len(left) == before:
-                raise
-            logger.exception("the rest of the archive is handed out again")
+        except Exception as error:
+            failure = error
+            logger.warning("the archive was given up and goes on", exc_info=error)
+        if len(left) == before:
+            raise failure
 
 
 def _recordings(source: Files, target: Files) -> list[str]:
