@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -174,7 +175,9 @@ class RemoteRecognizer:
         self._handle = replicas.handle
         self._closed = threading.Event()
         served: Served = self._tried(self._handle.describe)
-        self.info, self.checkpoint = served.info, served.checkpoint
+        # Not a device of this machine, whose memory could be asked for.
+        self.info = dataclasses.replace(served.info, device=f"ray:{served.info.device}")
+        self.checkpoint = served.checkpoint
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         """Return each chunk's words, in order, with times in the recording.
