@@ -27,9 +27,8 @@ from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.command_line import ArchiveCommand, DeployCommand, parse_arguments
 from parakeet_api.errors import (
     CheckpointError,
-    ClusterUnavailableError,
     DeviceLostError,
-    ModelLoadError,
+    ServiceUnavailableError,
     SettingsError,
 )
 from parakeet_api.http.admission import Admission
@@ -61,11 +60,6 @@ kernels and releases the GIL at each: with four busy threads it takes 255 ms at 
 5 ms, and 23 ms at this value. 0.2 ms is no faster."""
 EXIT_DEVICE_LOST = 70
 """Exit status after the GPU failed for the rest of the process; EX_SOFTWARE of sysexits.h."""
-_START_ERRORS = (
-    *(SettingsError, CheckpointError),
-    *(ModelLoadError, ClusterUnavailableError, DeviceLostError),
-)
-"""What ends a command with one line instead of a stack trace."""
 BUNDLED_MODELS = BundledModels.of_checkout(ROOT)
 
 
@@ -158,6 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported: by default its OpenMP threads busy-wait for each other, and a clip
     # takes 20 times as long if another process uses the cores as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Ray would send statistics of its use, and its workers would give way to all other processes.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         settings = Settings.from_env(os.environ)
         set_up_logging(
@@ -182,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outputs = command.plan_outputs()
         with build_services(settings, gpu) as services:
             return command.run(outputs, models=services.models, settings=settings)
-    except _START_ERRORS as error:
+    except (SettingsError, CheckpointError, ServiceUnavailableError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return EXIT_DEVICE_LOST if isinstance(error, DeviceLostError) else 2
     except KeyboardInterrupt:

@@ -130,8 +130,10 @@ class TruncatedAudioError(AudioDecodeError):
 class RecordingUrlError(InvalidRequestError):
     code = "recording_url_failed"
 
-    def __init__(self, host: str, reason: str) -> None:
-        super().__init__(
+    @classmethod
+    def from_host(cls, host: str, reason: str) -> RecordingUrlError:
+        """State the host and what went wrong."""
+        return cls(
             f"The recording could not be fetched from {echo(host)}: {reason[:200]}.", param="url"
         )
 

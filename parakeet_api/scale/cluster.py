@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from typing import Any
 
@@ -19,11 +18,7 @@ _connecting = threading.Lock()
 
 
 def require_ray() -> None:
-    """Configure Ray, before its first import. Raises `SettingsError` where it is not installed."""
-    # It would send statistics of its use to its makers.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # In a cluster that `archive` starts, its workers would give way to all other processes.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    """Raise `SettingsError` where Ray is not installed."""
     try:
         import ray  # noqa: F401
     except ImportError as error:
