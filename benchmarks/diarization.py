@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import tempfile
 import time
 import warnings
@@ -28,6 +29,7 @@ from benchmarks.sortformer_files import FULL_SORTFORMER, write_sortformer
 from parakeet_api.model.checkpoints import SPEAKER_MODEL
 from parakeet_api.model.diarizer import SortformerStream
 from parakeet_api.model.diarizer_checkpoints import DiarizerStore
+from parakeet_api.model.heap import trim_heap
 from parakeet_api.model.sortformer import Sortformer, load_sortformer
 from parakeet_api.settings import Settings
 from parakeet_api.speech.diarization import FloatArray
@@ -128,10 +130,13 @@ def full_size(minutes: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "full.nemo"
         write_sortformer(path, FULL_SORTFORMER)
+        gc.collect()
+        trim_heap()
         before = process.memory_info().rss
         started = time.perf_counter()
         sortformer = load_sortformer(path, lambda _: None, settings=Settings(), gpu=None)
         loaded_s = time.perf_counter() - started
+        trim_heap()
         loaded = process.memory_info().rss
         count = round(60 * minutes * SAMPLE_RATE)
         noise = np.random.default_rng(0).normal(0, 0.05, count).astype(np.float32)
@@ -142,6 +147,7 @@ def full_size(minutes: float) -> None:
         parameters = sortformer.info.parameters
         sortformer.close()
         del sortformer
+        trim_heap()
         print(f"parameters {parameters / 1e6:.0f} M, file {path.stat().st_size / 1e6:.0f} MB")
         print(f"load {loaded_s:.1f} s, memory +{(loaded - before) / 1e6:.0f} MB")
         faster = 60 * minutes / cpu_s

@@ -11,6 +11,8 @@ from typing import Any
 from benchmarks.full_size import FULL, Shape
 from benchmarks.gpu import Bench, Extent, correctness, over_http, speed
 from benchmarks.gpu.report import Report
+from benchmarks.gpu.speakers import SMALL_SORTFORMER, speakers
+from benchmarks.sortformer_files import FULL_SORTFORMER, SortformerShape
 
 SMALL = Shape(
     layers=2,
@@ -75,6 +77,7 @@ def sections(*, dry_run: bool) -> tuple[Section, ...]:
     return (
         *_token_sections(),
         *_checks(FROM_SOURCE if not dry_run else {}),
+        _speakers(SMALL_SORTFORMER if dry_run else FULL_SORTFORMER),
         *_checkpoint_sections(SMALL if dry_run else FULL),
         *_MEASUREMENTS,
     )
@@ -150,6 +153,17 @@ def _checks(from_source: Mapping[str, str]) -> list[Section]:
             is_check=True,
         ),
     ]
+
+
+def _speakers(shape: SortformerShape) -> Section:
+    return Section(
+        name="speakers",
+        title="The speaker model, beside the CPU",
+        run=partial(speakers, shape=shape),
+        limit_s=120,
+        beside="loads",
+        is_check=True,
+    )
 
 
 def _checkpoint_sections(shape: Shape) -> list[Section]:

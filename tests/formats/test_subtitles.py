@@ -530,3 +530,62 @@ def _cpu_s_of_subtitles(count: int, words_per_segment: int) -> float:
     took_s = time.process_time() - began
     assert [text.count("word") for text in written] == [count, count]
     return took_s
+
+
+def said_by(speaker: str, *segments: Segment) -> list[Segment]:
+    return [
+        Segment(tuple(replace(word, speaker=speaker) for word in segment.words))
+        for segment in segments
+    ]
+
+
+class TestSpeakers:
+    @given(ordinary_recordings, ordinary_recordings, configurations)
+    def test_a_cue_has_one_speaker_whose_own_cues_never_overlap(
+        self, left: list[Segment], right: list[Segment], settings: Settings
+    ) -> None:
+        both = [*said_by("A", *left), *said_by("B", *right)]
+        both.sort(key=lambda segment: segment.start)
+        cues = make_cues(both, settings=settings)
+
+        assert all(cue.start < cue.end for cue in cues)
+        assert [cue.start for cue in cues] == sorted(cue.start for cue in cues)
+        for speaker, segments in (("A", left), ("B", right)):
+            own = [cue for cue in cues if cue.speaker == speaker]
+            assert [word for cue in own for word in text_of(cue).split()] == words_of(segments)
+            assert all(before.end <= after.start for before, after in pairwise(own))
+
+    def test_who_is_interrupted_stays_on_screen_to_the_end_of_the_sentence(self) -> None:
+        long = steady("I would rather not say anything about it today.", word_s=0.5)
+        cues = make_cues(
+            [*said_by("A", long), *said_by("B", segment(("Why?", 2.0, 2.4)))], settings=DEFAULTS
+        )
+
+        assert [(cue.speaker, cue.start, cue.end) for cue in cues] == [
+            ("A", 0.0, 4.5),
+            ("B", 2.0, 3.5),
+        ]
+
+    def test_short_pieces_of_two_speakers_are_not_merged(self) -> None:
+        cues = make_cues(
+            [*said_by("A", steady("Yes.")), *said_by("B", steady("No.", start=0.3))],
+            settings=DEFAULTS,
+        )
+
+        assert texts_of(cues) == ["Yes.", "No."]
+        assert cues[0].end <= cues[1].start
+
+    def test_the_formats_name_the_speaker(self) -> None:
+        cues = [
+            Cue(0.0, 1.0, ("Yes.",), "Ann & Co"),
+            Cue(1.0, 2.0, ("Indeed.",), "Ann & Co"),
+            Cue(2.0, 3.0, ("No.",), "B"),
+        ]
+
+        captions = webvtt.from_buffer(StringIO(to_vtt(cues))).captions
+        assert [html.unescape(str(caption.voice)) for caption in captions] == [
+            *("Ann & Co", "Ann & Co", "B")
+        ]
+        assert [caption.content for caption in srt.parse(to_srt(cues))] == [
+            *("Ann & Co: Yes.", "Indeed.", "B: No.")
+        ]

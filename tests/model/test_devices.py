@@ -148,6 +148,17 @@ def test_a_small_share_of_the_gpu_bounds_the_batch() -> None:
     assert plan.memory_limit == "GPU_MEMORY_FRACTION of the GPU, less the model"
 
 
+def test_memory_for_the_speaker_model_is_left_free() -> None:
+    settings = Settings.from_env({"GPU_MEMORY_FRACTION": "0.3"}, detected_vram_gb=12)
+
+    alone, beside = (
+        plan_inference(settings, Gpu("a GPU", 12), beside_mb=megabytes) for megabytes in (0, 500)
+    )
+
+    assert alone.memory_mb is not None
+    assert beside.memory_mb == pytest.approx(alone.memory_mb - 500)
+
+
 def test_passes_follow_each_other_and_so_do_not_share_what_is_free() -> None:
     _, alone = planned(5)
     _, beside = planned(5, MAX_CONCURRENT_INFERENCES="2")

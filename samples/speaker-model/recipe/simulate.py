@@ -196,13 +196,13 @@ def conversation(rng: np.random.Generator, voices: Voices, frames: int, people: 
     mix += noise * curve(rng, 10) * 10 ** (-rng.uniform(8, 50) / 10)
     if rng.random() < 0.15:
         mix[:, (HERTZ < 300) | (HERTZ > 3_400)] *= 1e-5
-    mix *= 10 ** (rng.uniform(-25, 10) / 10) * LEVEL
+    mix *= 10 ** (rng.uniform(-28, 8) / 10) * LEVEL
     return np.log(mix + FLOOR), *in_order_of_arrival(
         speech, [voices.number[name] * len(SPEEDS) + variant for name, variant in chosen]
     )
 
 
-LEVEL = 0.3
+LEVEL = 0.004
 """Mean power of a band in speech whose peak is at -6 dB."""
 
 

@@ -4,7 +4,7 @@
 
 Each worker simulates its own conversations and updates shared weights without a lock (Hogwild).
 The sequences are what streaming inference sees: a speaker cache, chosen by NeMo's own code from
-the true speakers, and the next 7 seconds. Two losses that help beside Sortformer's own (sorted
+the true speakers, and the next 13 seconds. Two losses that help beside Sortformer's own (sorted
 by arrival, and in the best order): which of the training's speakers it is, and whether two frames
 are of one speaker. Their layers are not part of the result.
 """
@@ -25,7 +25,7 @@ from simulate import SPEAKERS, SPEEDS, SUBSAMPLING, Voices, conversation
 from torch import nn
 from torch.nn import functional
 
-CACHE, CHUNK = 96, 96
+CACHE, CHUNK = 96, 160
 PEAK_RATE = 2e-3
 WARM_UP_STEPS = 60
 AVERAGE = 0.99
@@ -46,8 +46,8 @@ class Helpers(nn.Module):
 def stage(frames: float) -> tuple[int, int, int, float, bool]:
     """Return frames and rows of a batch, most people, longest median turn, and whether cached."""
     if frames < 0.3e6:
-        return CHUNK, 20, 3, 200, False
-    return CACHE + CHUNK, 12, 4, 300, True
+        return CACHE, 20, 3, 200, False
+    return CACHE + CHUNK, 9, 4, 300, True
 
 
 def draw(rng, voices: Voices, frames: int, rows: int, most: int, longest: float):
