@@ -25,7 +25,13 @@ from pathlib import Path
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.command_line import ArchiveCommand, DeployCommand, parse_arguments
-from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
+from parakeet_api.errors import (
+    CheckpointError,
+    ClusterUnavailableError,
+    DeviceLostError,
+    ModelLoadError,
+    SettingsError,
+)
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.client_secrets import ClientSecrets
 from parakeet_api.http.routes import create_app
@@ -50,7 +56,7 @@ from parakeet_api.model.devices import (
     find_gpu,
 )
 from parakeet_api.realtime.places import Places
-from parakeet_api.scale.cluster import ClusterUnavailableError, require_ray
+from parakeet_api.scale.cluster import require_ray
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parakeet_api.errors import (
+    ClusterUnavailableError,
     DeviceLostError,
     ModelLoadError,
     QueueFullError,
@@ -19,7 +21,7 @@ from parakeet_api.errors import (
 )
 from parakeet_api.model.checkpoints import BundledModels
 from parakeet_api.model.loading import ModelInfo
-from parakeet_api.scale.cluster import ClusterUnavailableError, connect, require_ray
+from parakeet_api.scale.cluster import connect, require_ray
 from parakeet_api.scale.deployment import ReplicatedModel, deploy, is_deployed
 from parakeet_api.scale.replica import Served
 from parakeet_api.settings import Settings
@@ -174,7 +176,9 @@ class RemoteRecognizer:
         self._handle = replicas.handle
         self._closed = threading.Event()
         served: Served = self._tried(self._handle.describe)
-        self.info, self.checkpoint = served.info, served.checkpoint
+        # Not a device of this machine, whose memory could be asked for.
+        self.info = dataclasses.replace(served.info, device=f"ray:{served.info.device}")
+        self.checkpoint = served.checkpoint
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         """Return each chunk's words, in order, with times in the recording.

@@ -14,14 +14,15 @@ from model_helpers import INFO
 from ray_cluster import ray
 
 from parakeet_api.errors import (
+    ClusterUnavailableError,
     DeviceLostError,
     ModelLoadError,
     QueueFullError,
     ServiceUnavailableError,
     StoppingError,
 )
+from parakeet_api.model.cuda import known_device_memory
 from parakeet_api.scale import remote_recognizer
-from parakeet_api.scale.cluster import ClusterUnavailableError
 from parakeet_api.scale.remote_recognizer import RemoteRecognizer, Replicas
 from parakeet_api.scale.replica import Served
 from parakeet_api.transcript import Word
@@ -104,6 +105,13 @@ def raised(cause: Exception) -> Exception:
     """Return an exception of a replica as a call raises it."""
     error = ray.exceptions.RayTaskError("recognize", "", cause)
     return cast(Exception, error.as_instanceof_cause())
+
+
+def test_the_device_is_not_one_of_this_machine() -> None:
+    recognizer, _ = recognizer_of(WORDS)
+
+    assert recognizer.info.device == "ray:cpu"
+    assert known_device_memory("ray:cuda:0") is None
 
 
 @pytest.mark.parametrize("loss", [died(), raised(DeviceLostError()), raised(StoppingError())])
