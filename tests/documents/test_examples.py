@@ -23,7 +23,7 @@ ADDRESS = "http://localhost:5092"
 DOCUMENTS = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")]
 NOT_RUN = {
     *("docker", "git", "pip", "kubectl", "systemctl", "journalctl", "apt-get", "cp", "install"),
-    *("echo", "python", "python3", "uv"),
+    *("cosign", "echo", "python", "python3", "uv"),
 }
 """Programs that need the network or an installation; their arguments are checked where possible."""
 
