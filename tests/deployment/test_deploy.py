@@ -36,7 +36,7 @@ OVERLAYS = ("base", "cpu", "scaled")
 
 OF_OTHERS = {
     *("HF_HOME", "NUMBA_CACHE_DIR", "TMPDIR", "HOME"),
-    *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"),
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PARAKEET_VERSION"),
 }
 """Variables that are not read by `settings`."""
 

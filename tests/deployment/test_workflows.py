@@ -64,7 +64,7 @@ def test_a_tag_builds_both_images_of_the_compose_files() -> None:
     tags = {"cuda": compose, "cpu": override}
     for torch, text in tags.items():
         (image,) = re.findall(r"image: (\S+)", text)
-        assert image == f"ghcr.io/{REPOSITORY}:${{VERSION:-{version}}}{built[torch]['suffix']}"
+        assert image == f"ghcr.io/{REPOSITORY}:${{PARAKEET_VERSION:-{version}}}{built[torch]['suffix']}"
 
 
 @pytest.mark.parametrize(
