@@ -26,7 +26,7 @@ async def transcribe(port: int, path: str) -> str:
         await client.write_event(AudioStop().event())
         while event := await client.read_event():
             if Transcript.is_type(event.type):
-                return Transcript.from_event(event).text
+                return str(Transcript.from_event(event).text)
     raise RuntimeError("the connection was closed before a transcript came")
 
 

@@ -64,7 +64,8 @@ def test_a_tag_builds_both_images_of_the_compose_files() -> None:
     tags = {"cuda": compose, "cpu": override}
     for torch, text in tags.items():
         (image,) = re.findall(r"image: (\S+)", text)
-        assert image == f"ghcr.io/{REPOSITORY}:${{PARAKEET_VERSION:-{version}}}{built[torch]['suffix']}"
+        tag = f"${{PARAKEET_VERSION:-{version}}}{built[torch]['suffix']}"
+        assert image == f"ghcr.io/{REPOSITORY}:{tag}"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_tag_builds_both_images_of_the_compose_files() -> None:
 def test_a_release_with_a_wrong_tag_or_name_is_refused(
     tag: str, repository: str, wrong: str
 ) -> None:
-    command = [sys.executable, ROOT / ".github" / "check_release.py", tag, repository]
+    command = [sys.executable, str(ROOT / ".github" / "check_release.py"), tag, repository]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert (done.returncode == 0) == (wrong == "")
