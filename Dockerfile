@@ -1,5 +1,6 @@
 # docker build -t parakeet-api .                         with CUDA, 6.4 GB on top of Python's image
 # docker build -t parakeet-api --build-arg TORCH=cpu .   2.4 GB, for machines without a GPU
+# docker build -t parakeet-api-ray --build-arg RAY=yes . with Ray, for several machines: 0.3 GB more
 #
 # A package mirror: --secret id=pip,src=pip.conf configures pip, and is not stored in the image.
 # Another index for torch's CPU wheels: --build-arg TORCH_CPU_INDEX=https://...
@@ -9,9 +10,10 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS packages
 ARG TORCH=cuda
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+ARG RAY=
 WORKDIR /build
 # Only the lists of packages, so that a change of the code does not invalidate this layer.
-COPY requirements.txt constraints.txt ./
+COPY requirements.txt requirements-ray.txt constraints.txt ./
 # PyPI's torch depends on the CUDA libraries. The server detects the GPU with cuda-python.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/var/cache/pip \
     set -eu; \
@@ -28,7 +30,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/v
             sed -i '/^cuda-python==/d' requirements.txt ;; \
         *) echo "TORCH='$TORCH' is not cuda or cpu" >&2; exit 1 ;; \
     esac; \
-    install -r requirements.txt -c constraints.txt
+    install -r requirements.txt ${RAY:+-r requirements-ray.txt} -c constraints.txt
 
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="Parakeet API" \

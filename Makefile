@@ -11,6 +11,7 @@
 # make fuzz-api  2,000 generated requests and more; check the responses against /openapi.json
 # make fidelity  compare every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 # make accuracy  word error rates on recordings of people, by source: in one pass and in chunks
+# make diarization  who spoke: error rates on simulated conversations
 # make keywords  names and terms recognised with and without keywords[], and what a list costs
 # make clients  run the recipes of docs/clients.md with the clients' packages, 1.2 GB; needs Python 3.12
 # make screenshots  take the pictures of docs/screenshots again
@@ -35,9 +36,9 @@ AUDIT := $(AUDIT_VENV)/bin
 # Excluded: a test tool whose metadata names no licence; its file LICENSE is MIT's.
 UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
-ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;NVIDIA
+ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;LGPL-3.0;NVIDIA
 
-.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy keywords clients screenshots audit licences sbom clean
+.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy diarization keywords clients screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -81,6 +82,9 @@ fidelity: $(VENV)/.development
 
 accuracy: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.accuracy
+
+diarization: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.diarization
 
 keywords: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.keywords
@@ -133,8 +137,8 @@ $(VENV)/.runtime: $(VENV)/.python requirements.txt constraints.txt
 	@$(PIP) --requirement requirements.txt
 	@touch $@
 
-$(VENV)/.development: $(VENV)/.runtime requirements-dev.txt
-	@$(PIP) --requirement requirements-dev.txt
+$(VENV)/.development: $(VENV)/.runtime requirements-dev.txt requirements-ray.txt
+	@$(PIP) --requirement requirements-dev.txt --requirement requirements-ray.txt
 	@touch $@
 
 # Without Node, or if npm reaches no registry, the tests of OpenAI's Node package are skipped.

@@ -2,6 +2,8 @@
 
 python app.py                                          serve on HOST:PORT
 python app.py transcribe FILE... --format srt          write FILE.srt, without a server
+python app.py archive INPUT OUTPUT --format srt,json   transcribe an archive, on Ray
+python app.py deploy                                   start or update the replicas on RAY_ADDRESS
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.command_line import parse_arguments
+from parakeet_api.command_line import ArchiveCommand, DeployCommand, parse_arguments
 from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.client_secrets import ClientSecrets
@@ -35,7 +37,12 @@ from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
-from parakeet_api.model.checkpoints import ENGLISH_MODEL, GRAMMAR_MODEL, BundledModels
+from parakeet_api.model.checkpoints import (
+    ENGLISH_MODEL,
+    GRAMMAR_MODEL,
+    SPEAKER_MODEL,
+    BundledModels,
+)
 from parakeet_api.model.devices import (
     Gpu,
     available_cores,
@@ -43,6 +50,7 @@ from parakeet_api.model.devices import (
     find_gpu,
 )
 from parakeet_api.realtime.places import Places
+from parakeet_api.scale.cluster import ClusterUnavailableError, require_ray
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
 
@@ -60,6 +68,7 @@ EXIT_DEVICE_LOST = 70
 BUNDLED_MODELS = BundledModels(
     english=ROOT / "samples" / "english-model" / ENGLISH_MODEL,
     grammar=ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL,
+    speakers=ROOT / "samples" / "speaker-model" / SPEAKER_MODEL,
 )
 
 
@@ -83,6 +92,7 @@ def build_services(
         gpu=gpu,
         decoder=decoder,
         bundled=BUNDLED_MODELS,
+        root=ROOT,
         metrics=metrics,
         on_device_lost=on_device_lost,
     )
@@ -158,12 +168,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported: by default its OpenMP threads busy-wait for each other, and a clip
     # takes 20 times as long if another process uses the cores as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Ray would send statistics of its use to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # In a cluster that `archive` starts, Ray's workers would give way to all other processes.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         settings = Settings.from_env(os.environ)
         set_up_logging(
             level="warning" if command else settings.log_level, log_format=settings.log_format
         )
-        gpu = find_gpu(settings.device)
+        if settings.ray_address is not None:
+            require_ray()
+        on_ray = isinstance(command, ArchiveCommand | DeployCommand)
+        # With RAY_ADDRESS the models are elsewhere, and so are the GPUs.
+        is_remote = on_ray or settings.ray_address is not None
+        gpu = None if is_remote else find_gpu(settings.device)
         # Read again, as presets depend on the GPU.
         settings = Settings.from_env(
             os.environ,
@@ -174,10 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve(settings, gpu)
         if command.model is not None:
             settings = settings.for_model(command.model)
+        if isinstance(command, ArchiveCommand | DeployCommand):
+            return command.run(settings, bundled=BUNDLED_MODELS, root=ROOT)
         outputs = command.plan_outputs()
         with build_services(settings, gpu) as services:
             return command.run(outputs, models=services.models, settings=settings)
-    except (SettingsError, CheckpointError, ModelLoadError) as error:
+    except (SettingsError, CheckpointError, ModelLoadError, ClusterUnavailableError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2
     except DeviceLostError as error:

@@ -1,4 +1,7 @@
-"""The command line: parse its arguments; transcribe files without a server."""
+"""The command line: parse its arguments; transcribe files without a server.
+
+`app.py archive` and `app.py deploy` need Ray.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tqdm import tqdm
 
 from parakeet_api import __version__
+from parakeet_api.archive.run import run_archive
+from parakeet_api.archive.worker import EXTENSIONS, ArchiveTask
 from parakeet_api.errors import ApiError, InvalidRequestError, SettingsError
 from parakeet_api.formats.rendering import render
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_track
+from parakeet_api.formats.request_params import TranscriptionParams, parse_track
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.keywords import Keyword, parse_keywords
+from parakeet_api.model.checkpoints import BundledModels
 from parakeet_api.model.keyword_trees import read_keywords_file
 from parakeet_api.pipeline import Pipeline, Progress
+from parakeet_api.scale.remote_recognizer import deploy_models
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
-
-_EXTENSIONS: Mapping[ResponseFormat, str] = {
-    "json": ".json",
-    "verbose_json": ".json",
-    "text": ".txt",
-    "srt": ".srt",
-    "vtt": ".vtt",
-}
+from parakeet_api.transcript import ChannelChoice, SpeakerRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class TranscribeCommand:
         Raises what `CheckpointStore.checkpoint` raises.
         """
         model = models.first
+        models.check_diarizer(self.params.speakers)
         model.checkpoints.wait_until_decided()
         model.checkpoints.checkpoint()
         failed = transcribe_files(
@@ -65,17 +67,75 @@ class TranscribeCommand:
         return 1 if failed else 0
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> TranscribeCommand | None:
+@dataclass(frozen=True, slots=True)
+class ArchiveCommand:
+    """The arguments of `app.py archive`; paths are absolute."""
+
+    source: str
+    target: str
+    formats: tuple[ResponseFormat, ...]
+    workers: int | None
+    retry_failed: bool
+    model: str | None
+
+    def run(self, settings: Settings, *, bundled: BundledModels, root: Path) -> int:
+        """Transcribe the archive; return the exit status of the process.
+
+        Raises what `run_archive` raises.
+        """
+        task = ArchiveTask(
+            source=self.source,
+            target=self.target,
+            formats=self.formats,
+            params=TranscriptionParams(),
+            settings=settings,
+            bundled=bundled,
+            root=root,
+        )
+        return run_archive(task, workers=self.workers, retry_failed=self.retry_failed)
+
+
+@dataclass(frozen=True, slots=True)
+class DeployCommand:
+    """`app.py deploy`, which has no arguments."""
+
+    model: None = None
+
+    def run(self, settings: Settings, *, bundled: BundledModels, root: Path) -> int:
+        """Start or update the replicas of all models; return the exit status of the process.
+
+        Raises what `deploy_models` raises.
+        """
+        deploy_models(settings, bundled=bundled, root=root)
+        return 0
+
+
+Command = TranscribeCommand | ArchiveCommand | DeployCommand
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> Command | None:
     """Parse the command line, `sys.argv` by default; `None` = serve.
 
     Exits with a message if the arguments are invalid.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.command == "deploy":
+        return DeployCommand()
+    if options.command == "archive":
+        return ArchiveCommand(
+            source=_absolute(options.source),
+            target=_absolute(options.target),
+            formats=options.format,
+            workers=options.workers,
+            retry_failed=options.retry_failed,
+            model=options.model,
+        )
     if options.command != "transcribe":
         return None
     try:
         keywords = _keywords(options.keyword, options.keywords_file)
+        speakers = _speakers(options)
     except (InvalidRequestError, SettingsError) as error:
         parser.error(str(error))
     return TranscribeCommand(
@@ -86,6 +146,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> TranscribeCommand | None
             audio_track=options.audio_track,
             allow_partial=options.allow_partial,
             keywords=keywords,
+            speakers=speakers,
         ),
         model=options.model,
     )
@@ -126,7 +187,86 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--keywords-file", type=Path, metavar="FILE", help="more of them, one a line"
     )
+    files.add_argument(
+        "--diarize",
+        action="store_true",
+        help="tell voices apart; --format diarized_json does so too",
+    )
+    files.add_argument(
+        "--channels",
+        choices=get_args(ChannelChoice),
+        default="mix",
+        help="separate: transcribe each channel apart, as a speaker of its own; auto: do so if they"
+        " hold different speech",
+    )
+    files.add_argument(
+        "--max-speakers", type=int, metavar="N", help="how many voices --diarize gives words to"
+    )
+    _add_archive(commands)
+    commands.add_parser(
+        "deploy", help="start the replicas on the cluster of RAY_ADDRESS, or update them"
+    )
     return parser
+
+
+def _add_archive(commands: Any) -> None:
+    archive = commands.add_parser(
+        "archive", help="transcribe all files of a folder or an fsspec address, on Ray"
+    )
+    archive.add_argument("source", metavar="INPUT")
+    archive.add_argument("target", metavar="OUTPUT")
+    archive.add_argument(
+        "--format", type=_formats, default=("json",), metavar="F,F", help="such as srt,json"
+    )
+    archive.add_argument("--model", metavar="NAME", help="as in MODELS")
+    archive.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="processes with a model each; the default is one for each GPU, or one",
+    )
+    archive.add_argument(
+        "--retry-failed", action="store_true", help="try files again that failed in an earlier run"
+    )
+
+
+def _formats(text: str) -> tuple[ResponseFormat, ...]:
+    # The workers of an archive load no speaker model.
+    known: tuple[ResponseFormat, ...] = tuple(
+        name for name in get_args(ResponseFormat) if name != "diarized_json"
+    )
+    names = dict.fromkeys(name.strip() for name in text.split(","))
+    formats = tuple(name for name in known if name in names)
+    if len(formats) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(known)}")
+    if len({EXTENSIONS[name] for name in formats}) < len(formats):
+        raise argparse.ArgumentTypeError(f"{text!r}: json and verbose_json make the same file")
+    return formats
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers")
+    return int(text)
+
+
+def _absolute(address: str) -> str:
+    """Return a path as an absolute one, and another address as it is."""
+    return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
+def _speakers(options: argparse.Namespace) -> SpeakerRequest:
+    """Return what the arguments ask about speakers. Raises `InvalidRequestError`."""
+    by_format = options.format == "diarized_json" and options.channels != "separate"
+    if options.diarize and options.format == "json":
+        raise InvalidRequestError("--diarize: json has no speakers; diarized_json has")
+    if options.max_speakers is not None and options.max_speakers < 1:
+        raise InvalidRequestError(f"--max-speakers={options.max_speakers} is less than 1")
+    return SpeakerRequest(
+        channels=options.channels,
+        diarize=options.diarize or by_format,
+        max_speakers=options.max_speakers,
+    )
 
 
 def _keywords(phrases: Sequence[str], file: Path | None) -> tuple[Keyword, ...]:
@@ -150,7 +290,7 @@ def plan_outputs(
     Raises `SettingsError` if a transcript would overwrite another file, or if the folder cannot be
     created.
     """
-    extension = _EXTENSIONS[response_format]
+    extension = EXTENSIONS[response_format]
     outputs = {file: folder / f"{file.stem}{extension}" for file in files}
     recordings = {file.resolve() for file in files}
     file_of_output: dict[Path, Path] = {}

@@ -204,6 +204,31 @@ def _rate_storage(text: str) -> str:
     return text
 
 
+def _ray_address(text: str) -> str:
+    if text != "auto" and not (_is_host(text) and re.search(r":[0-9]+$", text)):
+        raise ValueError("auto or the address of a Ray cluster's head, host:6379")
+    return text
+
+
+def _database(text: str) -> str:
+    if not re.fullmatch(r"postgres(ql)?://\S+", text):
+        raise ValueError("the address of a PostgreSQL database, postgresql://user@host/name")
+    return text
+
+
+def _storage(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]+://\S+", text):
+        raise ValueError("an address of shared storage, such as s3://bucket/folder")
+    return text.rstrip("/")
+
+
+def _replicas(text: str) -> str:
+    match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
+    if match is None or not int(match[1]) <= int(match[2] or match[1]) >= 1:
+        raise ValueError("a number of replicas, such as 2, or a range, such as 1-8")
+    return text
+
+
 def _proxies(text: str) -> tuple[str, ...]:
     try:
         return tuple(
@@ -244,11 +269,13 @@ def _device(text: str) -> str:
 
 _SECRETS = frozenset({"API_KEY"})
 """Variables whose values appear in no log and no message."""
+_WITH_PASSWORD = frozenset({"DATABASE_URL"})
+"""Variables whose passwords appear in none."""
 
 
 def _setting(name: str, default: Any, parse: Callable[[str], Any], *aliases: str) -> Any:
     metadata = {"names": (name, *aliases), "parse": parse}
-    return field(default=default, metadata=metadata, repr=name not in _SECRETS)
+    return field(default=default, metadata=metadata, repr=name not in _SECRETS | _WITH_PASSWORD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +335,14 @@ class Settings:
     """Where checkpoints are looked for and downloaded to."""
     model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
     """Languages that the model supports, ISO 639-1 codes; empty = what the checkpoint states."""
+    diarization: bool = _setting("DIARIZATION", True, parse_boolean)
+    """Whether requests may ask who spoke; `off` = no speaker model is downloaded or loaded."""
+    diarizer_id: str = _setting(
+        "DIARIZER_ID", "nvidia/diar_streaming_sortformer_4spk-v2", _model_id
+    )
+    """Speaker model to download at the first request that needs it, unless it is in MODELS_DIR."""
+    diarizer_path: Path | None = _setting("DIARIZER_PATH", None, _path)
+    """A `.nemo` file of a speaker model to use, and no other."""
     keywords_file: Path | None = _setting("KEYWORDS_FILE", None, _path)
     """Names and terms that recordings may contain, one per line; for all requests."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
@@ -333,8 +368,30 @@ class Settings:
     """Unfinished jobs at a time; further ones get a 503. 0 = no jobs are accepted."""
     job_retention_hours: float = _setting("JOB_RETENTION_HOURS", 168.0, _number("hours", low=0))
     """Finished jobs are removed after so long; 0 = never."""
+    database_url: str | None = _setting("DATABASE_URL", None, _database)
+    """A PostgreSQL database that holds the jobs of several servers; not set = this server's own
+    jobs, in SQLite."""
+    jobs_storage: str | None = _setting("JOBS_STORAGE", None, _storage)
+    """Where the recordings of jobs are kept, as an fsspec address such as `s3://bucket/folder`; not
+    set = in `DATA_DIR`."""
     allow_webhooks: tuple[str, ...] = _setting("ALLOW_WEBHOOKS", (), _hosts)
     """Hosts that webhooks may call when a job has ended, `host` or `host:port`; empty = none."""
+
+    allow_urls: tuple[str, ...] = _setting("ALLOW_URLS", (), _hosts)
+    """Hosts from which recordings are fetched if a request has a `url` instead of a file, `host` or
+    `host:port`; empty = none."""
+
+    ray_address: str | None = _setting("RAY_ADDRESS", None, _ray_address)
+    """A Ray cluster whose replicas recognise: `auto` = the one that this machine belongs to, or
+    `host:6379`; not set = this process recognises."""
+    ray_replicas: str = _setting("RAY_REPLICAS", "1", _replicas)
+    """Replicas of each model: a number, or a range such as `1-8` that is scaled by what waits."""
+    ray_replica_cpus: float = _setting("RAY_REPLICA_CPUS", 1.0, _number("cores", low=0, high=1024))
+    """Cores that a replica reserves."""
+    ray_replica_gpus: float | None = _setting(
+        "RAY_REPLICA_GPUS", None, _number("GPUs", low=0, high=16)
+    )
+    """GPUs that a replica reserves; not set = one where the cluster has any."""
 
     preset: Preset = _setting(
         "PRESET", "balanced", _choice(*get_args(Preset), aliases={"simple": "balanced"})
@@ -492,11 +549,26 @@ class Settings:
             if (value := _read(setting, environ)) is not _ABSENT
         }
         _refuse_contradictions(explicit)
+        return cls._derived_from(explicit, detected_vram_gb=detected_vram_gb, cores=cores)
+
+    def for_device(self, *, detected_vram_gb: float | None, cores: int) -> Settings:
+        """Return a copy for another machine: presets derive from its GPU and cores instead."""
+        explicit = {
+            name: getattr(self, name)
+            for name, origin in self.origins.items()
+            if origin == "environment" or isinstance(getattr(self, name), Path)
+        }
+        return self._derived_from(explicit, detected_vram_gb=detected_vram_gb, cores=cores)
+
+    @classmethod
+    def _derived_from(
+        cls, explicit: Mapping[str, Any], *, detected_vram_gb: float | None, cores: int
+    ) -> Settings:
         preset = explicit.get("preset", cls.preset)
         vram_gb = explicit.get("gpu_vram_gb", detected_vram_gb)
         derived = _derive(preset, vram_gb)
         if vram_gb is not None:
-            derived |= _derive_http(derived | explicit, vram_gb=vram_gb, cores=cores)
+            derived |= _derive_http({**derived, **explicit}, vram_gb=vram_gb, cores=cores)
         origins: dict[str, Origin] = {
             setting.name: "environment"
             if setting.name in explicit
@@ -505,12 +577,19 @@ class Settings:
             else "default"
             for setting in _fields()
         }
-        return cls(**(derived | explicit), origins=origins)
+        return cls(**{**derived, **explicit}, origins=origins)
 
     def for_model(self, name: str) -> Settings:
         """Return a copy for this model only. Raises `SettingsError`."""
         models = _parse("--model", name, _models)
-        return dataclasses.replace(self, models=models, model_path=None, demo_model="never")
+        origins: dict[str, Origin] = {
+            **self.origins,
+            "models": "environment",
+            "demo_model": "environment",
+        }
+        return dataclasses.replace(
+            self, models=models, model_path=None, demo_model="never", origins=origins
+        )
 
     def with_absolute_paths(self) -> Settings:
         """Return a copy with absolute paths.
@@ -527,6 +606,12 @@ class Settings:
     @property
     def max_upload_bytes(self) -> int:
         return int(self.max_upload_mb * 1024 * 1024)
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """Return the fewest and the most replicas of a model."""
+        low, _, high = self.ray_replicas.partition("-")
+        return int(low), int(high or low)
 
     @property
     def jobs_dir(self) -> Path:
@@ -571,13 +656,13 @@ def _refuse_contradictions(explicit: Mapping[str, Any]) -> None:
 
 
 _ABSENT = object()
-_PASSWORD = re.compile(r"//[^/\s]+@")
-"""The part before the host in `https://user:secret@mirror`."""
+_PASSWORD = re.compile(r"//[^/\s]+@|(?<=[?&]password=)[^&\s]+")
+"""The part before the host in `https://user:secret@mirror`, and PostgreSQL's parameter."""
 
 
 def without_passwords(text: str) -> str:
     """Remove user names and passwords from URLs, for logs and messages."""
-    return _PASSWORD.sub("//***@", text)
+    return _PASSWORD.sub(lambda found: "//***@" if found[0].startswith("//") else "***", text)
 
 
 def variable_name(setting: dataclasses.Field[Any]) -> str:
@@ -664,7 +749,6 @@ process long chunks: `devices.main_permits`."""
 def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
     """Derive the settings of a preset, for a GPU of `vram_gb` GB; `None` = no GPU."""
     small = vram_gb is not None and vram_gb <= _SMALL_GPU_GB
-    below_medium = vram_gb is not None and vram_gb < _MEDIUM_GPU_GB
     tier = _tier(vram_gb)
     by_preset: dict[Preset, dict[str, Any]] = {
         "speed": {"transcribe_batch_size": min(2 * tier.batch_size, _MAX_BATCH)},
@@ -672,7 +756,8 @@ def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
         "quality": {
             "transcribe_batch_size": tier.batch_size // 2,
             "decoding_strategy": "beam",
-            "beam_size": 2 if below_medium else 4,
+            # 4 recognises no more words than 2: benchmarks/README.md, "Beam search".
+            "beam_size": 2,
         },
     }
     return {

@@ -26,6 +26,9 @@ PROMISE: dict[str, object] = {
     "MODELS_DIR": Path("models"),
     "STOP_GRACE_SECONDS": 20.0,
     "MODEL_LANGUAGES": (),
+    "DIARIZATION": True,
+    "DIARIZER_ID": "nvidia/diar_streaming_sortformer_4spk-v2",
+    "DIARIZER_PATH": None,
     "KEYWORDS_FILE": None,
     "DEMO_MODEL": "auto",
     "HF_ENDPOINT": "https://huggingface.co",
@@ -33,7 +36,14 @@ PROMISE: dict[str, object] = {
     "DATA_DIR": None,
     "MAX_QUEUED_JOBS": 100,
     "JOB_RETENTION_HOURS": 168,
+    "ALLOW_URLS": (),
     "ALLOW_WEBHOOKS": (),
+    "DATABASE_URL": None,
+    "JOBS_STORAGE": None,
+    "RAY_ADDRESS": None,
+    "RAY_REPLICAS": "1",
+    "RAY_REPLICA_CPUS": 1.0,
+    "RAY_REPLICA_GPUS": None,
     "MAX_UPLOAD_MB": 2000,
     "MAX_AUDIO_HOURS": 12,
     "MAX_QUEUED_REQUESTS": 64,
@@ -121,7 +131,13 @@ TEXTS_FOR_SOME_VARIABLE = [
     *("yes", "off", "0", "1", "2", "5", "7.5", ".5", "1e1", "64", "300", "-20dB"),
     *("speed", "quality", "always", "never", "cuda:1", "bf16", "int8", "beam", "medium"),
     *("debug", "json", "/data", "data/x y", "en,de", "a.example", "10.0.0.0/8", "*", "6/minute"),
-    *("redis://host:1/0", "http://mirror:80", "https://a.example", "acme/model"),
+    *(
+        "redis://host:1/0",
+        "postgresql://host/jobs",
+        "http://mirror:80",
+        "https://a.example",
+        "acme/model",
+    ),
 ]
 
 A_HOST_LIST = "a comma-separated list of hosts"
@@ -279,11 +295,18 @@ def test_booleans_have_several_spellings(variable: str, texts: list[str], value:
         ),
         ("CORS_ORIGINS", "*", ("*",)),
         ("DATA_DIR", "/data", Path("/data")),
+        ("DATABASE_URL", "postgresql://me:secret@db:5432/x", "postgresql://me:secret@db:5432/x"),
+        ("JOBS_STORAGE", "s3://bucket/folder/", "s3://bucket/folder"),
+        ("RAY_ADDRESS", "auto", "auto"),
+        ("RAY_ADDRESS", "head.example:6379", "head.example:6379"),
+        ("RAY_REPLICAS", "0-8", "0-8"),
+        ("RAY_REPLICA_GPUS", "0.5", 0.5),
         (
             "ALLOW_WEBHOOKS",
             "A.example, 10.0.0.5:80 ,,[::1]:9",
             ("a.example", "10.0.0.5:80", "[::1]:9"),
         ),
+        ("ALLOW_URLS", "Media.example:8080", ("media.example:8080",)),
         ("ALLOW_WEBHOOKS", "localhost,my_host", ("localhost", "my_host")),
     ],
 )
@@ -328,6 +351,19 @@ def test_a_home_folder_is_found() -> None:
         ("SILENCE_THRESHOLD_DB", "-38 decibels", "a level in dB, -120 to 0"),
         ("SILENCE_THRESHOLD_DB", "\u221238dB", "a level in dB, -120 to 0"),
         ("PRESET", "fast", "one of speed, balanced, quality"),
+        *(
+            ("RAY_REPLICAS", text, "a number of replicas, such as 2, or a range, such as 1-8")
+            for text in ("0", "8-1", "0-0", "1-", "many", "1-2-3")
+        ),
+        *(
+            (
+                "RAY_ADDRESS",
+                text,
+                "auto or the address of a Ray cluster's head, host:6379",
+            )
+            for text in ("local", "head", "ray://head:10001", "head:99999")
+        ),
+        ("JOBS_STORAGE", "/folder", "an address of shared storage, such as s3://bucket/folder"),
         ("DEMO_MODEL", "yes", "one of auto, always, grammar, never"),
         ("PRECISION", "fp8", "one of auto, fp16, bf16, int8, fp32"),
         ("DECODING_STRATEGY", "greedy_batch", "one of greedy, beam"),
@@ -612,11 +648,11 @@ def test_jobs_are_stored_in_the_uploads_folder_by_default() -> None:
         ("balanced", 6.0, (3, 4, 0.90, "greedy", 4)),
         ("balanced", 8.36, (10, 8, 0.95, "greedy", 4)),  # sold as 8 GB
         ("balanced", 12.6, (10, 8, 0.95, "greedy", 4)),
-        ("quality", None, (10, 4, 0.95, "beam", 4)),
+        ("quality", None, (10, 4, 0.95, "beam", 2)),
         ("quality", 6.2, (3, 2, 0.90, "beam", 2)),
         ("quality", 7.5, (10, 4, 0.95, "beam", 2)),
-        ("quality", 8.36, (10, 4, 0.95, "beam", 4)),
-        ("quality", 25.4, (10, 32, 0.95, "beam", 4)),
+        ("quality", 8.36, (10, 4, 0.95, "beam", 2)),
+        ("quality", 25.4, (10, 32, 0.95, "beam", 2)),
         ("balanced", 16.9, (10, 32, 0.95, "greedy", 4)),
         ("balanced", 22.5, (10, 64, 0.95, "greedy", 4)),
         ("balanced", 42.4, (10, 128, 0.95, "greedy", 4)),
@@ -766,7 +802,7 @@ def test_a_preset_sets_what_is_not_configured(preset: str, vram_gb: float) -> No
         "DECODING_STRATEGY": decoding,
     }
     if preset == "quality":
-        decided["RNNT_BEAM_SIZE"] = 2 if vram_gb < 8 else 4
+        decided["RNNT_BEAM_SIZE"] = 2
     environ = {"PRESET": preset, "GPU_VRAM_GB": str(vram_gb)}
 
     for given_too in GIVEN:
@@ -803,7 +839,7 @@ def test_every_value_has_its_origin() -> None:
     assert set(described) == set(FIELDS)
     assert described["PORT"] == ("80", "environment")
     assert described["HOST"] == ("0.0.0.0", "default")
-    assert described["RNNT_BEAM_SIZE"] == ("4", "preset")
+    assert described["RNNT_BEAM_SIZE"] == ("2", "preset")
     assert described["MODEL_PATH"] == ("", "default")
     assert set(settings.origins) == {field.name for field in FIELDS.values()}
 

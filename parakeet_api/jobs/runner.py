@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -33,6 +34,8 @@ _POLL_S = 1.0
 _MAX_PAUSE_S = 300.0
 """Between two attempts at a job."""
 _DISK_RETRY_S = 5.0
+_RENEWAL_S = 2.0
+"""How often a server tells the others that its jobs go on, and learns which were cancelled."""
 _MAX_UNEXPECTED = 3
 """A job fails after this many unexpected errors. A single one is often temporary: a GPU error, or a
 lack of memory."""
@@ -100,6 +103,10 @@ class JobRunner:
             threading.Thread(target=self._work, name=f"job-{n}", daemon=True)
             for n in range(workers)
         ]
+        if store.shared:
+            self._threads.append(
+                threading.Thread(target=self._renew, name="job-renewal", daemon=True)
+            )
         for thread in self._threads:
             thread.start()
 
@@ -109,11 +116,11 @@ class JobRunner:
             self._changed.notify_all()
 
     def latest(self, job: Job) -> Job:
-        """Add the progress of a running job, which is in memory only."""
+        """Add the progress of a job that runs here, which is in memory only."""
         if job.status != "running":
             return job
         run = self._runs.get(job.id)
-        # Without a run, the job has ended since it was read.
+        # Without a run, the job has ended since it was read, or another server works on it.
         return run.job if run is not None else self._store.get(job.id) or job
 
     def cancel(self, job: Job) -> bool:
@@ -145,6 +152,21 @@ class JobRunner:
                 logger.exception("jobs cannot be processed")
                 self._closing.wait(_DISK_RETRY_S)
 
+    def _renew(self) -> None:
+        """Renew this server's jobs, and stop those that another one has cancelled or taken over."""
+        while not self._closing.wait(_RENEWAL_S):
+            runs = [*self._runs.values()]
+            try:
+                mine = self._store.renew([run.job for run in runs])
+            except JobsUnavailableError as error:
+                logger.warning("jobs cannot be renewed for now: %s", error)
+                continue
+            for run in runs:
+                if run.job.id not in mine:
+                    run.cancelled.set()
+            # Webhooks of a server that ended.
+            self._on_end()
+
     def _take_next(self) -> _Run | None:
         """Wait for a job and start it; `None` once closed."""
         with self._changed:
@@ -157,7 +179,8 @@ class JobRunner:
                     if started is not None:
                         run = self._runs[started.id] = _Run(started)
                         return run
-                self._changed.wait(_POLL_S if queued else None)
+                # Other servers queue jobs without a notification.
+                self._changed.wait(_POLL_S if queued or self._store.shared else None)
         return None
 
     def _is_due(self, job: Job) -> bool:
@@ -215,16 +238,19 @@ class JobRunner:
         return partial(self._store.succeed, run.job, result)
 
     def _transcribe(self, run: _Run) -> Rendered:
-        recording, params = self._store.recording(run.job), run.job.params
-        if not recording.is_file():
-            raise ServerError("The job's recording is gone from DATA_DIR.")
-        transcript = transcribe_recording(
-            self._pipeline_of(params.model),
-            recording,
-            params,
-            on_progress=self._live.follow(run.job, run.record),
-            cancelled=lambda: run.cancelled.is_set() or self._closing.is_set(),
-        )
+        params = run.job.params
+        with contextlib.ExitStack() as stack:
+            try:
+                recording = stack.enter_context(self._store.recording(run.job))
+            except FileNotFoundError as error:
+                raise ServerError("The job's recording is gone from DATA_DIR.") from error
+            transcript = transcribe_recording(
+                self._pipeline_of(params.model),
+                recording,
+                params,
+                on_progress=self._live.follow(run.job, run.record),
+                cancelled=lambda: run.cancelled.is_set() or self._closing.is_set(),
+            )
         return render(transcript, params, settings=self._settings)
 
     def _postpone(

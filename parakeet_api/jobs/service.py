@@ -12,13 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from parakeet_api.allowed_hosts import webhook_hosts
 from parakeet_api.errors import JobsUnavailableError, NotFoundError
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, JobCounts, job_object
 from parakeet_api.jobs.live import LiveJobs
+from parakeet_api.jobs.postgres_store import PostgresJobStore
+from parakeet_api.jobs.recordings import FolderRecordings, StoredRecordings
 from parakeet_api.jobs.runner import JobRunner
+from parakeet_api.jobs.sqlite_store import SqliteJobStore
 from parakeet_api.jobs.store import JobStore
-from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
+from parakeet_api.jobs.webhooks import WebhookSender
 from parakeet_api.metrics import Metrics
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
@@ -78,7 +82,7 @@ class Jobs:
         """The words of running jobs."""
         self._pipeline_of = pipeline_of
         self._workers = workers
-        self._hosts = AllowedHosts(settings.allow_webhooks)
+        self._hosts = webhook_hosts(settings.allow_webhooks)
         self._closing = threading.Event()
         self._maintenance = threading.Thread(
             target=self._maintain, name="job-maintenance", daemon=True
@@ -201,14 +205,15 @@ class Jobs:
 
     def _try_to_open(self) -> None:
         try:
-            store = JobStore(self._settings.jobs_dir)
+            store = open_store(self._settings)
         except JobsUnavailableError as error:
             if self.fault is None or self.fault.message != error.message:
                 logger.error("jobs are not accepted for now: %s", error)
             self.fault = error
             return
         counts = store.counts
-        logger.info("jobs in %s: %d unfinished", self._settings.jobs_dir, counts.queued)
+        place = "DATABASE_URL" if store.shared else self._settings.jobs_dir
+        logger.info("jobs in %s: %d unfinished", place, counts.queued + counts.running)
         sender = WebhookSender(
             store,
             hosts=self._hosts,
@@ -223,3 +228,24 @@ class Jobs:
             workers=self._workers,
         )
         self._open, self.fault = _OpenStore(store, runner, sender), None
+
+
+def open_store(settings: Settings) -> JobStore:
+    """Open the store of this server's jobs, or of several servers'.
+
+    Raises `JobsUnavailableError` if the database or the storage cannot be used.
+    """
+    folder = settings.jobs_dir
+    try:
+        recordings = (
+            StoredRecordings(settings.jobs_storage)
+            if settings.jobs_storage
+            else FolderRecordings(folder / "recordings")
+            if settings.database_url
+            else None
+        )
+    except OSError as error:
+        raise JobsUnavailableError(f"Recordings of jobs cannot be stored: {error}.") from error
+    if settings.database_url is None or recordings is None:
+        return SqliteJobStore(folder, recordings)
+    return PostgresJobStore(settings.database_url, recordings)

@@ -1,24 +1,21 @@
-"""Jobs on disk: state and results in SQLite, recordings as files beside the database.
+"""Stored jobs: what all databases share. `sqlite_store` and `postgres_store` are the databases.
 
-Every change is one transaction, so a crash leaves each job as it was before or after a change. The
-database is locked while it is open, so a second server cannot process the same jobs.
+Every change is one transaction, so a crash leaves each job as it was before or after a change.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
-import os
-import shutil
-import sqlite3
-import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-from parakeet_api.errors import JobsUnavailableError, QueueFullError, ServerError
+from parakeet_api.errors import QueueFullError, ServerError
 from parakeet_api.formats.rendering import Rendered
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import (
@@ -32,94 +29,66 @@ from parakeet_api.jobs.job import (
     params_from_json,
     params_to_json,
 )
+from parakeet_api.jobs.recordings import Recordings
 
 _MAX_INTERRUPTIONS = 3
 """A job fails once the process has ended this often while it ran."""
-_VERSION = 1
-"""Version of the tables, in SQLite's `user_version`."""
 
-_TABLES = f"""
-BEGIN;
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT,
-    status TEXT NOT NULL,
-    params TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    started_at REAL,
-    finished_at REAL,
-    done_s REAL NOT NULL DEFAULT 0,
-    total_s REAL,
-    interruptions INTEGER NOT NULL DEFAULT 0,
-    error_status INTEGER,
-    error_body TEXT,
-    webhook_url TEXT,
-    webhook_attempts INTEGER NOT NULL DEFAULT 0,
-    webhook_delivered INTEGER NOT NULL DEFAULT 0,
-    webhook_error TEXT
-);
-CREATE INDEX jobs_by_status ON jobs (status);
-CREATE INDEX jobs_by_end ON jobs (finished_at);
-CREATE INDEX jobs_to_tell ON jobs (finished_at) WHERE webhook_url IS NOT NULL;
-CREATE TABLE results (
-    job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
-    media_type TEXT NOT NULL,
-    body TEXT NOT NULL,
-    caveats TEXT NOT NULL DEFAULT '[]'
-);
-PRAGMA user_version = {_VERSION};
-COMMIT;
-"""
-
-_ADD_CAVEATS = "ALTER TABLE results ADD COLUMN caveats TEXT NOT NULL DEFAULT '[]'"
-"""Upgrades tables of earlier versions, which can still read and write the result."""
-
-_PRAGMAS = (
-    # Locks the database until it is closed, and WAL then needs no shared memory, which network
-    # drives lack.
-    "PRAGMA locking_mode = EXCLUSIVE",
-    # Removed results free disk space.
-    "PRAGMA auto_vacuum = FULL",
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA journal_size_limit = 1000000",
-    # An accepted job survives a power failure.
-    "PRAGMA synchronous = FULL",
-    "PRAGMA foreign_keys = ON",
-)
+Row = Mapping[str, Any]
 
 
-class JobStore:
-    """Store jobs in a folder; safe to use from many threads.
+class Database(Protocol):
+    """A connection within a transaction."""
 
-    Every method raises `JobsUnavailableError` for disk errors, and then changes nothing.
+    def execute(self, statement: str, values: Sequence[object] = (), /) -> Any:
+        """Run a statement with `?` for its values; give a cursor whose rows are mappings."""
+        ...
+
+
+class JobStore(abc.ABC):
+    """Store jobs; safe to use from many threads.
+
+    Every method raises `JobsUnavailableError` for errors of the database or the disk, and then
+    changes nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open or create the store; queue jobs again that ran when the last process ended.
+    shared: ClassVar[bool]
+    """Whether other servers use it as well: they add, take and cancel jobs at any time."""
 
-        Raises `JobsUnavailableError` where the folder is unusable or in use by another process.
-        """
-        self._folder = folder
-        self._lock = threading.Lock()
-        self._recordings = folder / "recordings"
+    def __init__(self, recordings: Recordings, *, mine: str = "1 = 1") -> None:
+        """Store recordings in `recordings`; `mine` holds for jobs that this server has started."""
+        self._recordings = recordings
+        self._mine = mine
         self.counts = JobCounts(queued=0, running=0)
         """Replaced after each change, so it can be read without locking."""
-        with self._disk_errors():
-            # Recordings and hashes of API keys are private.
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._recordings.mkdir(mode=0o700, exist_ok=True)
-            self._db = _connect(folder / "jobs.sqlite3")
-            try:
-                self._recover()
-            except BaseException:
-                self._db.close()
-                raise
 
+    @abc.abstractmethod
     def close(self) -> None:
-        """Close the database, so that another process can use the folder."""
-        with self._lock:
-            self._db.close()
+        """Close the database."""
+
+    @abc.abstractmethod
+    def start(self, job: Job) -> Job | None:
+        """Mark a queued job as running and give it; `None` where it is no longer queued."""
+
+    @abc.abstractmethod
+    def pending_webhooks(self, *, max_attempts: int) -> list[Job]:
+        """List the finished jobs whose webhook this server must still call, oldest first."""
+
+    @abc.abstractmethod
+    def renew(self, running: Sequence[Job]) -> set[str]:
+        """Store the progress of jobs that this server works on; give the ids of those still its.
+
+        Where other servers use the store, this server's jobs are taken over by them if it does not
+        renew them for a while, as it takes over theirs here.
+        """
+
+    @abc.abstractmethod
+    def _transaction(self) -> AbstractContextManager[Database]:
+        """Run the block as one transaction; raise `JobsUnavailableError`."""
+
+    @abc.abstractmethod
+    def _translated_errors(self) -> AbstractContextManager[None]:
+        """Translate errors of the database and the disk into `JobsUnavailableError`."""
 
     def add(
         self,
@@ -135,11 +104,10 @@ class JobStore:
         Raises `QueueFullError` where `max_unfinished` jobs are unfinished already.
         """
         job_id = uuid.uuid4().hex
-        recording = self._recordings / job_id
         # Checked before as well: storing the recording may mean copying it.
         self.check_capacity(max_unfinished)
-        with self._disk_errors():
-            _link_or_copy(upload, recording)
+        with self._translated_errors():
+            self._recordings.add(upload, job_id)
         try:
             with self._changing() as db:
                 _check_capacity(db, max_unfinished)
@@ -149,7 +117,7 @@ class JobStore:
                     (job_id, owner, params_to_json(params), time.time(), webhook_url),
                 )
         except BaseException:
-            recording.unlink(missing_ok=True)
+            self._delete_recording(job_id)
             raise
         job = self.get(job_id)
         assert job is not None
@@ -157,12 +125,12 @@ class JobStore:
 
     def check_capacity(self, max_unfinished: int) -> None:
         """Raise `QueueFullError` where `add` would."""
-        with self._reading() as db:
+        with self._transaction() as db:
             _check_capacity(db, max_unfinished)
 
     def get(self, job_id: str) -> Job | None:
         """Return a job with its result, read together: only one that succeeded has a result."""
-        with self._reading() as db:
+        with self._transaction() as db:
             row = db.execute(
                 "SELECT jobs.*, media_type, body, caveats"
                 " FROM jobs LEFT JOIN results ON results.job = jobs.id WHERE id = ?",
@@ -170,7 +138,7 @@ class JobStore:
             ).fetchone()
         if row is None:
             return None
-        return dataclasses.replace(_job_from(row), result=_result_from(row))
+        return dataclasses.replace(job_from(row), result=_result_from(row))
 
     def newest(self, owner: str | None, *, limit: int, after: str | None = None) -> list[Job]:
         """List an owner's jobs, newest first, without results.
@@ -178,8 +146,10 @@ class JobStore:
         `after` is the id of the last job on the previous page.
         """
         return self._select(
-            "WHERE owner IS ? AND (? IS NULL OR number < (SELECT number FROM jobs WHERE id = ?))"
+            "WHERE (owner = ? OR (owner IS NULL AND CAST(? AS TEXT) IS NULL))"
+            " AND (CAST(? AS TEXT) IS NULL OR number < (SELECT number FROM jobs WHERE id = ?))"
             " ORDER BY number DESC LIMIT ?",
+            owner,
             owner,
             after,
             after,
@@ -190,38 +160,34 @@ class JobStore:
         """List the queued jobs, oldest first."""
         return self._select("WHERE status = 'queued' ORDER BY number")
 
-    def recording(self, job: Job) -> Path:
-        """Return the path of an unfinished job's recording."""
-        return self._recordings / job.id
-
-    def start(self, job: Job) -> Job | None:
-        """Mark a queued job as running and give it; `None` where it is no longer queued."""
-        with self._changing() as db:
-            started = db.execute(
-                "UPDATE jobs SET status = 'running', started_at = ?"
-                " WHERE id = ? AND status = 'queued'",
-                (time.time(), job.id),
-            )
-            row = db.execute("SELECT * FROM jobs WHERE id = ?", (job.id,)).fetchone()
-        return _job_from(row) if started.rowcount else None
+    @contextmanager
+    def recording(self, job: Job) -> Iterator[Path]:
+        """Give an unfinished job's recording as a file. Raises `FileNotFoundError`."""
+        with self._recordings.local(job.id) as path:
+            yield path
 
     def requeue(self, job: Job) -> None:
         """Queue a running job again, at its old position."""
         with self._changing() as db:
             db.execute(
                 "UPDATE jobs SET status = 'queued', started_at = NULL"
-                " WHERE id = ? AND status = 'running'",
+                f" WHERE id = ? AND status = 'running' AND {self._mine}",
                 (job.id,),
             )
 
     def succeed(self, job: Job, result: Rendered) -> None:
         """Store a running job's result, unless it was cancelled in the meantime."""
         with self._changing() as db:
-            ended = _end(db, job, "succeeded")
+            ended = self._end(db, job, "succeeded")
             if ended:
                 db.execute(
                     "INSERT INTO results (job, media_type, body, caveats) VALUES (?, ?, ?, ?)",
-                    (job.id, result.media_type, result.body, caveats_to_json(result.caveats)),
+                    (
+                        job.id,
+                        result.media_type,
+                        self._stored_body(result.body),
+                        caveats_to_json(result.caveats),
+                    ),
                 )
         if ended:
             self._delete_recording(job.id)
@@ -229,7 +195,7 @@ class JobStore:
     def fail(self, job: Job, failure: Failure) -> None:
         """Store a running job's error, unless it was cancelled in the meantime."""
         with self._changing() as db:
-            ended = _end(db, job, "failed")
+            ended = self._end(db, job, "failed")
             if ended:
                 db.execute(
                     "UPDATE jobs SET error_status = ?, error_body = ? WHERE id = ?",
@@ -241,7 +207,7 @@ class JobStore:
     def cancel(self, job: Job) -> bool:
         """Cancel an unfinished job; tell whether it was unfinished."""
         with self._changing() as db:
-            cancelled = _end(db, job, "cancelled", also_from="queued")
+            cancelled = _store_end(db, job, "cancelled", "status IN ('queued', 'running')")
         if cancelled:
             self._delete_recording(job.id)
         return cancelled
@@ -254,16 +220,8 @@ class JobStore:
     def remove_finished_before(self, moment: float) -> int:
         """Delete the jobs that ended before a Unix time in seconds; give their number."""
         with self._changing() as db:
-            removed = db.execute("DELETE FROM jobs WHERE finished_at < ?", (moment,))
-        return removed.rowcount
-
-    def pending_webhooks(self, *, max_attempts: int) -> list[Job]:
-        """List the finished jobs whose webhook must still be called, oldest first."""
-        return self._select(
-            "WHERE webhook_url IS NOT NULL AND finished_at IS NOT NULL"
-            " AND NOT webhook_delivered AND webhook_attempts < ? ORDER BY finished_at",
-            max_attempts,
-        )
+            removed: int = db.execute("DELETE FROM jobs WHERE finished_at < ?", (moment,)).rowcount
+        return removed
 
     def record_attempt(self, job: Job, *, error: str | None) -> None:
         """Store the outcome of a webhook call; without an error it is delivered."""
@@ -271,138 +229,72 @@ class JobStore:
             db.execute(
                 "UPDATE jobs SET webhook_attempts = webhook_attempts + 1, webhook_delivered = ?,"
                 " webhook_error = ? WHERE id = ?",
-                (error is None, error, job.id),
+                (int(error is None), error, job.id),
             )
 
-    def _recover(self) -> None:
-        """Repair the state that a crash of the last process left behind."""
-        failure = Failure.of(
-            ServerError(
-                f"The server ended {_MAX_INTERRUPTIONS} times while it worked on this recording,"
-                " so it is not tried again."
-            )
-        )
-        with self._changing() as db:
-            db.execute(
-                "UPDATE jobs SET status = 'queued', started_at = NULL,"
-                " interruptions = interruptions + 1 WHERE status = 'running'"
-            )
-            db.execute(
-                "UPDATE jobs SET status = 'failed', finished_at = ?, error_status = ?,"
-                " error_body = ? WHERE status = 'queued' AND interruptions >= ?",
-                (time.time(), failure.status, failure.body, _MAX_INTERRUPTIONS),
-            )
-        queued = {job.id for job in self.queued()}
-        for file in self._recordings.iterdir():
-            if file.name not in queued:
-                file.unlink()
+    def _stored_body(self, body: str) -> object:
+        """Return a result's text as the database keeps it."""
+        return body
+
+    def _end(self, db: Database, job: Job, status: JobStatus) -> bool:
+        """Store a running job's final status and progress; tell whether it was running here."""
+        return _store_end(db, job, status, f"status = 'running' AND {self._mine}")
 
     def _delete_recording(self, job_id: str) -> None:
-        # If this fails, `_recover` deletes the file at the next start.
+        # A file that is left behind is deleted at a later start.
         with contextlib.suppress(OSError):
-            (self._recordings / job_id).unlink(missing_ok=True)
+            self._recordings.delete(job_id)
 
     def _select(self, clause: str, *values: object) -> list[Job]:
-        with self._reading() as db:
-            # Clauses are constants of this module, never input.
-            rows = db.execute(f"SELECT * FROM jobs {clause}", values).fetchall()  # noqa: S608
-        return [_job_from(row) for row in rows]
+        with self._transaction() as db:
+            # Clauses are constants of this package, never input.
+            rows = db.execute(f"SELECT * FROM jobs {clause}", values).fetchall()
+        return [job_from(row) for row in rows]
+
+    @contextmanager
+    def _changing(self) -> Iterator[Database]:
+        """Run the block as one transaction, then count the unfinished jobs."""
+        with self._transaction() as db:
+            yield db
+        # The change is committed: callers must not take a failed count for a failed change.
+        with contextlib.suppress(Exception):
+            self.counts = self._count()
 
     def _count(self) -> JobCounts:
-        counts = dict(self._db.execute("SELECT status, count(*) FROM jobs GROUP BY status"))
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT status, count(*) AS number FROM jobs WHERE finished_at IS NULL"
+                " GROUP BY status"
+            ).fetchall()
+        counts = {row["status"]: row["number"] for row in rows}
         return JobCounts(queued=counts.get("queued", 0), running=counts.get("running", 0))
 
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._disk_errors(), self._lock:
-            yield self._db
 
-    @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
-        """Run the block as one transaction."""
-        with self._disk_errors(), self._lock:
-            with self._db:
-                yield self._db
-            # The change is committed: callers must not take a failed count for a failed change.
-            with contextlib.suppress(sqlite3.Error):
-                self.counts = self._count()
+def requeue_interrupted(db: Database, interrupted: str) -> list[str]:
+    """Queue jobs again whose process has ended, and fail those that ended it too often.
 
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        """Translate disk errors into `JobsUnavailableError`."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-            reason = "another server uses it" if busy else str(error)
-            raise JobsUnavailableError(
-                f"DATA_DIR={str(self._folder)!r} cannot be used for jobs: {reason}."
-            ) from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open and lock the database; create or upgrade its tables."""
-    # The store's lock serializes threads. `timeout=0`: another process holds the database for as
-    # long as it runs, so waiting for it is useless.
-    db = sqlite3.connect(path, timeout=0, check_same_thread=False)
-    try:
-        db.row_factory = sqlite3.Row
-        for pragma in _PRAGMAS:
-            db.execute(pragma)
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            db.executescript(_TABLES)
-        elif version != _VERSION:
-            raise sqlite3.DatabaseError(f"{path.name} was written by another version")
-        if "caveats" not in {row["name"] for row in db.execute("PRAGMA table_info(results)")}:
-            db.execute(_ADD_CAVEATS)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _link_or_copy(upload: Path, target: Path) -> None:
-    """Make a hard link to the upload, or copy it; flush it to disk."""
-    try:
-        target.hardlink_to(upload)
-    except OSError:
-        # Another file system, or one without hard links.
-        try:
-            shutil.copyfile(upload, target)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
-    for path in (target, target.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _check_capacity(db: sqlite3.Connection, max_unfinished: int) -> None:
-    (unfinished,) = db.execute("SELECT count(*) FROM jobs WHERE finished_at IS NULL").fetchone()
-    if unfinished >= max_unfinished:
-        raise QueueFullError(
-            f"{unfinished} jobs are unfinished, the most this server keeps (MAX_QUEUED_JOBS)."
-            " Try again when some are done."
+    `interrupted` is the condition that holds for them. Give the ids of those that failed.
+    """
+    failure = Failure.of(
+        ServerError(
+            f"The server ended {_MAX_INTERRUPTIONS} times while it worked on this recording,"
+            " so it is not tried again."
         )
-
-
-def _end(
-    db: sqlite3.Connection, job: Job, status: JobStatus, *, also_from: JobStatus = "running"
-) -> bool:
-    """Store a running job's final status and progress; tell whether it was running."""
-    ended = db.execute(
-        "UPDATE jobs SET status = ?, finished_at = ?, done_s = ?, total_s = ?"
-        " WHERE id = ? AND status IN ('running', ?)",
-        (status, time.time(), job.done_s, job.total_s, job.id, also_from),
     )
-    return ended.rowcount == 1
+    db.execute(
+        "UPDATE jobs SET status = 'queued', started_at = NULL, interruptions = interruptions + 1"
+        f" WHERE status = 'running' AND {interrupted}"
+    )
+    failed = db.execute(
+        "UPDATE jobs SET status = 'failed', finished_at = ?, error_status = ?, error_body = ?"
+        " WHERE status = 'queued' AND interruptions >= ? RETURNING id",
+        (time.time(), failure.status, failure.body, _MAX_INTERRUPTIONS),
+    ).fetchall()
+    return [row["id"] for row in failed]
 
 
-def _job_from(row: sqlite3.Row) -> Job:
+def job_from(row: Row) -> Job:
+    """Build a job, without its result, from a row of the table `jobs`."""
     failed, has_webhook = row["error_body"] is not None, row["webhook_url"] is not None
     return Job(
         id=row["id"],
@@ -427,7 +319,34 @@ def _job_from(row: sqlite3.Row) -> Job:
     )
 
 
-def _result_from(row: sqlite3.Row) -> Rendered | None:
-    if row["body"] is None:
+PENDING_WEBHOOKS = (
+    "webhook_url IS NOT NULL AND finished_at IS NOT NULL AND webhook_delivered = 0"
+    " AND webhook_attempts < ?"
+)
+"""The condition for jobs whose webhook must still be called, with the most attempts."""
+
+
+def _check_capacity(db: Database, max_unfinished: int) -> None:
+    row = db.execute("SELECT count(*) AS number FROM jobs WHERE finished_at IS NULL").fetchone()
+    if row["number"] >= max_unfinished:
+        raise QueueFullError(
+            f"{row['number']} jobs are unfinished, the most this server keeps (MAX_QUEUED_JOBS)."
+            " Try again when some are done."
+        )
+
+
+def _store_end(db: Database, job: Job, status: JobStatus, condition: str) -> bool:
+    ended: int = db.execute(
+        "UPDATE jobs SET status = ?, finished_at = ?, done_s = ?, total_s = ?"
+        f" WHERE id = ? AND {condition}",
+        (status, time.time(), job.done_s, job.total_s, job.id),
+    ).rowcount
+    return ended == 1
+
+
+def _result_from(row: Row) -> Rendered | None:
+    body = row["body"]
+    if body is None:
         return None
-    return Rendered(row["body"], row["media_type"], caveats_from_json(row["caveats"]))
+    text = body if isinstance(body, str) else bytes(body).decode()
+    return Rendered(text, row["media_type"], caveats_from_json(row["caveats"]))

@@ -13,6 +13,8 @@ from parakeet_api.openapi.schemas import error_body, error_details
 MEANINGS: Mapping[type[ApiError], str] = {
     errors.InvalidRequestError: "the request is wrong: `message` says how, `param` where",
     errors.UnsupportedLanguageError: "the model does not support that language",
+    errors.RecordingUrlError: "the recording could not be fetched from its `url`",
+    errors.DiarizationOffError: "the server tells no voices apart (`DIARIZATION=off`)",
     errors.AudioDecodeError: "the upload is not audio that can be used",
     errors.NoAudioTrackError: "a video without sound",
     errors.TruncatedAudioError: "the file is truncated; `allow_partial=true` accepts it",

@@ -121,7 +121,7 @@ def test_the_image_is_labelled_with_the_version() -> None:
 def test_a_change_of_the_code_reinstalls_no_package() -> None:
     packages, final = re.split(r"^FROM .*\n", DOCKERFILE, flags=re.MULTILINE)[1:]
     assert re.findall(r"^COPY (.*)", packages, re.MULTILINE) == [
-        "requirements.txt constraints.txt ./"
+        "requirements.txt requirements-ray.txt constraints.txt ./"
     ]
     assert final.index("COPY --from=packages") < final.index("COPY . .")
 

@@ -37,6 +37,8 @@ OVERLAYS = ("base", "cpu", "scaled")
 OF_OTHERS = {
     *("HF_HOME", "NUMBA_CACHE_DIR", "TMPDIR", "HOME"),
     *("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PARAKEET_VERSION"),
+    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"),
+    *("POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"),
 }
 """Variables that are not read by `settings`."""
 

@@ -17,12 +17,17 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
+from postgres import needs_postgres, new_database, postgres
 
 from parakeet_api.errors import AudioDecodeError, JobsUnavailableError, QueueFullError
 from parakeet_api.formats.rendering import Rendered
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Failure, Job
+from parakeet_api.jobs.postgres_store import PostgresJobStore
+from parakeet_api.jobs.recordings import FolderRecordings
+from parakeet_api.jobs.sqlite_store import SqliteJobStore
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.transcript import Caveat
 
@@ -45,9 +50,71 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "nested" / "data"
 
 
+@pytest.fixture(scope="module")
+def database_server() -> Iterator[str]:
+    with postgres() as address:
+        yield address
+
+
+class Place:
+    """Where a server's jobs are, in SQLite."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.opened: list[JobStore] = []
+
+    def open(self) -> JobStore:
+        """Open the store as the next process does, after the end of the last one."""
+        self.opened.append(SqliteJobStore(self.folder))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        for store in self.opened:
+            store.close()
+
+
+class SharedPlace(Place):
+    """Where several servers' jobs are, in PostgreSQL."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        super().__init__(folder)
+        self.address = address
+
+    def open(self) -> JobStore:
+        store = self.join()
+        # The leases of the servers that have ended expire.
+        with store._transaction() as db:
+            db.execute("UPDATE jobs SET leased_until = 0")
+        store.renew(())
+        return store
+
+    def join(self) -> PostgresJobStore:
+        """Open the store as one more server."""
+        recordings = FolderRecordings(self.folder / "recordings")
+        store = PostgresJobStore(self.address, recordings)
+        self.opened.append(store)
+        return store
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=needs_postgres)])
+def place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    made = (
+        Place(folder)
+        if request.param == "sqlite"
+        else SharedPlace(folder, new_database(request.getfixturevalue("database_server")))
+    )
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def store(folder: Path) -> Iterator[JobStore]:
-    opened = JobStore(folder)
+def store(place: Place) -> JobStore:
+    return place.open()
+
+
+@pytest.fixture
+def sqlite_store(folder: Path) -> Iterator[SqliteJobStore]:
+    opened = SqliteJobStore(folder)
     yield opened
     opened.close()
 
@@ -68,6 +135,11 @@ def read(store: JobStore, job: Job) -> Job:
     return found
 
 
+def sound(store: JobStore, job: Job) -> bytes:
+    with store.recording(job) as path:
+        return path.read_bytes()
+
+
 def recordings(folder: Path) -> set[str]:
     return {file.name for file in (folder / "recordings").iterdir()}
 
@@ -79,7 +151,7 @@ def test_a_job_has_the_requested_parameters(store: JobStore, upload: Path) -> No
     assert (job.status, job.params, job.owner) == ("queued", PARAMS, "hash")
     assert job.webhook is not None
     assert job.webhook.url == "https://example.org/x"
-    assert store.recording(job).read_bytes() == b"sound"
+    assert sound(store, job) == b"sound"
 
 
 def test_the_caller_owns_the_upload_and_the_store_the_recording(
@@ -88,7 +160,7 @@ def test_the_caller_owns_the_upload_and_the_store_the_recording(
     job = add(store, upload)
     upload.unlink()
 
-    assert store.recording(job).read_bytes() == b"sound"
+    assert sound(store, job) == b"sound"
 
 
 def test_a_recording_is_copied_from_another_file_system(store: JobStore, upload: Path) -> None:
@@ -97,11 +169,11 @@ def test_a_recording_is_copied_from_another_file_system(store: JobStore, upload:
         elsewhere.flush()
         job = add(store, Path(elsewhere.name))
 
-    assert store.recording(job).read_bytes() == b"from memory"
+    assert sound(store, job) == b"from memory"
 
 
 def test_a_missing_upload_leaves_nothing(store: JobStore, folder: Path) -> None:
-    with pytest.raises(JobsUnavailableError, match="DATA_DIR="):
+    with pytest.raises(JobsUnavailableError, match="cannot be used for jobs"):
         add(store, folder / "nowhere")
 
     assert recordings(folder) == set()
@@ -186,11 +258,9 @@ def test_pages_of_a_list_have_each_job_once_newest_first(store: JobStore, upload
     assert store.newest("mine", limit=3, after="no such job") == []
 
 
-def test_removing_keeps_unfinished_jobs_and_frees_the_space(
-    store: JobStore, folder: Path, upload: Path
-) -> None:
+def test_removing_keeps_unfinished_jobs(store: JobStore, place: Place, upload: Path) -> None:
     waiting, done = add(store, upload), start(store, add(store, upload))
-    store.succeed(done, Rendered("x" * 3_000_000, "text/plain"))
+    store.succeed(done, RESULT)
     ended = read(store, done).finished_at
     assert ended is not None
 
@@ -199,73 +269,79 @@ def test_removing_keeps_unfinished_jobs_and_frees_the_space(
     store.remove(waiting)
     store.close()
 
-    assert [job.id for job in reopened(folder).newest(None, limit=9)] == [waiting.id]
+    assert [job.id for job in place.open().newest(None, limit=9)] == [waiting.id]
+
+
+def test_removing_frees_the_space(sqlite_store: SqliteJobStore, folder: Path, upload: Path) -> None:
+    done = start(sqlite_store, add(sqlite_store, upload))
+    sqlite_store.succeed(done, Rendered("x" * 3_000_000, "text/plain"))
+
+    sqlite_store.remove(done)
+    sqlite_store.close()
+
     assert (folder / "jobs.sqlite3").stat().st_size < 200_000
 
 
-def reopened(folder: Path) -> JobStore:
-    """Open the folder as the next process does."""
-    return JobStore(folder)
-
-
 def test_a_job_that_ran_when_the_process_crashed_is_queued_again_at_its_position(
-    store: JobStore, folder: Path, upload: Path
+    store: JobStore, place: Place, upload: Path
 ) -> None:
     first, second = add(store, upload), add(store, upload)
     start(store, first)
     store.close()
 
-    queued = reopened(folder).queued()
+    queued = place.open().queued()
 
     assert [job.id for job in queued] == [first.id, second.id]
     assert [job.interruptions for job in queued] == [1, 0]
 
 
 def test_a_job_that_ends_the_process_three_times_fails(
-    store: JobStore, folder: Path, upload: Path
+    store: JobStore, place: Place, upload: Path
 ) -> None:
     job = add(store, upload)
     for _ in range(3):
         assert start(store, job).status == "running"
         store.close()
-        store = reopened(folder)
+        store = place.open()
 
     failed = read(store, job)
     assert failed.status == "failed"
     assert failed.failure is not None
     assert failed.failure.status == 500
     assert "ended 3 times" in failed.failure.body
-    assert recordings(folder) == set()
+    assert recordings(place.folder) == set()
 
 
 def test_a_requeued_job_does_not_count_as_interrupted(
-    store: JobStore, folder: Path, upload: Path
+    store: JobStore, place: Place, upload: Path
 ) -> None:
     job = start(store, add(store, upload))
     store.requeue(job)
     store.close()
 
-    assert reopened(folder).queued()[0].interruptions == 0
+    assert place.open().queued()[0].interruptions == 0
 
 
 def test_files_that_belong_to_no_unfinished_job_are_swept(
-    store: JobStore, folder: Path, upload: Path
+    sqlite_store: SqliteJobStore, folder: Path, upload: Path
 ) -> None:
-    unfinished = add(store, upload)
+    unfinished = add(sqlite_store, upload)
     (folder / "recordings" / "half-copied").write_bytes(b"x")
-    store.close()
+    sqlite_store.close()
 
-    reopened(folder)
+    SqliteJobStore(folder)
 
     assert recordings(folder) == {unfinished.id}
 
 
-def test_a_folder_in_use_is_refused_until_it_is_free(store: JobStore, folder: Path) -> None:
+def test_a_folder_in_use_is_refused_until_it_is_free(
+    sqlite_store: SqliteJobStore, folder: Path
+) -> None:
     with pytest.raises(JobsUnavailableError, match="another server uses it"):
-        reopened(folder)
-    store.close()
+        SqliteJobStore(folder)
+    sqlite_store.close()
 
-    reopened(folder).close()
+    SqliteJobStore(folder).close()
 
 
 @pytest.mark.parametrize("content", [b"not a database, but a text of some length " * 100])
@@ -274,49 +350,51 @@ def test_a_file_that_is_no_database_is_refused_by_name(folder: Path, content: by
     (folder / "jobs.sqlite3").write_bytes(content)
 
     with pytest.raises(JobsUnavailableError, match=r"DATA_DIR=.*not a database"):
-        JobStore(folder)
+        SqliteJobStore(folder)
 
     assert (folder / "jobs.sqlite3").read_bytes() == content
 
 
-def test_a_database_of_a_later_version_is_left_alone(store: JobStore, folder: Path) -> None:
-    store.close()
+def test_a_database_of_a_later_version_is_left_alone(
+    sqlite_store: SqliteJobStore, folder: Path
+) -> None:
+    sqlite_store.close()
     with sqlite3.connect(folder / "jobs.sqlite3") as database:
         database.execute("PRAGMA user_version = 2")
     database.close()
 
     with pytest.raises(JobsUnavailableError, match="another version"):
-        reopened(folder)
+        SqliteJobStore(folder)
 
 
 def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(JobsUnavailableError, match="DATA_DIR="):
-        JobStore(tmp_path / "file" / "data")
+        SqliteJobStore(tmp_path / "file" / "data")
 
 
 def test_a_full_disk_changes_nothing_and_the_same_change_works_later(
-    store: JobStore, upload: Path
+    sqlite_store: SqliteJobStore, upload: Path
 ) -> None:
-    job = start(store, add(store, upload))
+    job = start(sqlite_store, add(sqlite_store, upload))
     large = Rendered("x" * 5_000_000, "text/plain")
-    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
-    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    (pages,) = sqlite_store._db.execute("PRAGMA page_count").fetchone()
+    sqlite_store._db.execute(f"PRAGMA max_page_count = {pages}")
 
     with pytest.raises(JobsUnavailableError, match="full"):
-        store.succeed(job, large)
-    assert read(store, job).status == "running"
-    assert store.recording(job).is_file()
+        sqlite_store.succeed(job, large)
+    assert read(sqlite_store, job).status == "running"
+    assert sound(sqlite_store, job) == b"sound"
 
-    store._db.execute("PRAGMA max_page_count = 100000")
-    store.succeed(job, large)
-    assert read(store, job).result == large
+    sqlite_store._db.execute("PRAGMA max_page_count = 100000")
+    sqlite_store.succeed(job, large)
+    assert read(sqlite_store, job).result == large
 
 
 def test_parameters_of_an_older_version_have_their_defaults(store: JobStore, upload: Path) -> None:
     job = add(store, upload)
-    with store._db as database:
+    with store._transaction() as database:
         database.execute("UPDATE jobs SET params = ?", ('{"response_format": "srt"}',))
 
     assert read(store, job).params == TranscriptionParams(response_format="srt")
@@ -333,12 +411,16 @@ class Life(RuleBasedStateMachine):
         self.folder = Path(self.temporary.name) / "data"
         self.upload = Path(self.temporary.name) / "upload"
         self.upload.write_bytes(b"sound")
-        self.store = JobStore(self.folder)
+        self.place = self.made_place()
+        self.store = self.place.open()
         self.status: dict[str, str] = {}
         self.interruptions: dict[str, int] = {}
 
+    def made_place(self) -> Place:
+        return Place(self.folder)
+
     def teardown(self) -> None:
-        self.store.close()
+        self.place.close()
         self.temporary.cleanup()
 
     @rule(target=jobs)
@@ -382,7 +464,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def die_and_start_again(self) -> None:
         self.store.close()
-        self.store = JobStore(self.folder)
+        self.store = self.place.open()
         for job_id, status in self.status.items():
             if status == "running":
                 self.interruptions[job_id] += 1
@@ -414,6 +496,23 @@ TestLife.settings = settings(
 )
 
 
+@needs_postgres
+def test_jobs_of_several_servers_live_as_those_of_one(database_server: str) -> None:
+    class SharedLife(Life):
+        def made_place(self) -> Place:
+            return SharedPlace(self.folder, new_database(database_server))
+
+    run_state_machine_as_test(
+        SharedLife,
+        settings=settings(
+            max_examples=8,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
+
+
 def test_a_results_warnings_are_kept(store: JobStore, upload: Path) -> None:
     caveats = (Caveat("truncated_audio", "The file is cut short.", 3.5), Caveat("other", "Else."))
     job = start(store, add(store, upload))
@@ -424,7 +523,7 @@ def test_a_results_warnings_are_kept(store: JobStore, upload: Path) -> None:
 
 
 def test_tables_without_warnings_are_read_and_written(folder: Path, upload: Path) -> None:
-    before = JobStore(folder)
+    before = SqliteJobStore(folder)
     done = start(before, add(before, upload))
     before.succeed(done, RESULT)
     before.close()
@@ -433,10 +532,129 @@ def test_tables_without_warnings_are_read_and_written(folder: Path, upload: Path
         db.execute("ALTER TABLE results DROP COLUMN caveats")
     db.close()
 
-    store = JobStore(folder)
+    store = SqliteJobStore(folder)
     upload.write_bytes(b"sound")
     job = start(store, add(store, upload))
     store.succeed(job, RESULT)
 
     assert read(store, done).result == read(store, job).result == RESULT
     store.close()
+
+
+@pytest.fixture
+def shared(database_server: str, folder: Path) -> Iterator[SharedPlace]:
+    made = SharedPlace(folder, new_database(database_server))
+    yield made
+    made.close()
+
+
+@needs_postgres
+class TestSeveralServers:
+    """What holds for servers that use one database."""
+
+    def test_a_job_is_seen_and_cancelled_by_another_server(
+        self, shared: SharedPlace, upload: Path
+    ) -> None:
+        here, there = shared.join(), shared.join()
+        job = start(here, add(here, upload))
+
+        assert read(there, job).status == "running"
+        assert there.cancel(read(there, job))
+
+        assert here.renew([job]) == set()
+        here.succeed(job, RESULT)
+        assert read(there, job).status == "cancelled"
+
+    def test_progress_is_seen_by_another_server(self, shared: SharedPlace, upload: Path) -> None:
+        here, there = shared.join(), shared.join()
+        job = start(here, add(here, upload))
+
+        assert here.renew([replace(job, done_s=12.5, total_s=60.0)]) == {job.id}
+
+        assert (read(there, job).done_s, read(there, job).total_s) == (12.5, 60.0)
+
+    def test_each_job_is_started_by_one_of_many_servers(
+        self, shared: SharedPlace, upload: Path
+    ) -> None:
+        stores = [shared.join() for _ in range(4)]
+        jobs = [add(stores[0], upload) for _ in range(12)]
+        started: list[str] = []
+
+        def work(store: JobStore) -> None:
+            started.extend(job.id for job in jobs if store.start(job) is not None)
+
+        threads = [threading.Thread(target=work, args=(store,)) for store in stores]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert sorted(started) == sorted(job.id for job in jobs)
+
+    def test_a_job_whose_server_ended_is_taken_over_and_no_longer_its_own(
+        self, shared: SharedPlace, upload: Path
+    ) -> None:
+        dead = shared.join()
+        job = start(dead, add(dead, upload))
+
+        other = shared.open()
+        taken = start(other, job)
+        dead.succeed(job, RESULT)
+        dead.fail(job, FAILURE)
+        dead.requeue(job)
+
+        assert taken.interruptions == 1
+        assert read(other, job).status == "running"
+        assert dead.renew([job]) == set()
+        other.succeed(taken, RESULT)
+        assert read(other, job).result == RESULT
+
+    def test_a_job_of_a_living_server_is_not_taken_over(
+        self, shared: SharedPlace, upload: Path
+    ) -> None:
+        here, there = shared.join(), shared.join()
+        job = start(here, add(here, upload))
+
+        there.renew(())
+
+        assert there.start(job) is None
+        assert here.renew([job]) == {job.id}
+
+    def test_a_webhook_is_called_by_one_server_and_by_another_after_its_end(
+        self, shared: SharedPlace, upload: Path
+    ) -> None:
+        here, there = shared.join(), shared.join()
+        job = start(here, add(here, upload, webhook="http://example.org/"))
+        here.succeed(job, RESULT)
+
+        assert [each.id for each in here.pending_webhooks(max_attempts=6)] == [job.id]
+        assert there.pending_webhooks(max_attempts=6) == []
+        with there._transaction() as db:
+            db.execute("UPDATE jobs SET webhook_leased_until = 0")
+        assert [each.id for each in there.pending_webhooks(max_attempts=6)] == [job.id]
+
+    def test_a_lost_connection_is_reported_and_made_again(
+        self, shared: SharedPlace, upload: Path
+    ) -> None:
+        store = shared.join()
+        job = add(store, upload)
+        store._connection.close()
+        assert read(store, job) == job
+        with shared.join()._transaction() as db:
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+        with pytest.raises(JobsUnavailableError, match="DATABASE_URL"):
+            store.get(job.id)
+
+        assert read(store, job) == job
+
+    def test_a_database_that_is_away_is_reported_without_its_password(self, folder: Path) -> None:
+        address = "postgresql://someone:secret@127.0.0.1:9/jobs"
+
+        with pytest.raises(JobsUnavailableError, match="DATABASE_URL") as caught:
+            PostgresJobStore(address, FolderRecordings(folder / "recordings"))
+
+        assert "secret" not in str(caught.value)

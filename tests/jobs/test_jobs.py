@@ -30,13 +30,21 @@ from parakeet_api.jobs import runner as job_runner
 from parakeet_api.jobs import service as jobs
 from parakeet_api.jobs.job import Job, job_object
 from parakeet_api.jobs.service import Jobs, workers_for
+from parakeet_api.jobs.sqlite_store import SqliteJobStore
 from parakeet_api.jobs.store import JobStore
 from parakeet_api.keywords import Keyword
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.pipeline import Pipeline, Progress
 from parakeet_api.settings import Settings
-from parakeet_api.transcript import Chunk, Segment, Transcript, Word
+from parakeet_api.transcript import (
+    NO_SPEAKERS,
+    Chunk,
+    Segment,
+    SpeakerRequest,
+    Transcript,
+    Word,
+)
 
 TEXT = TranscriptionParams(response_format="text")
 
@@ -94,6 +102,7 @@ class Scripted(Pipeline):
         track: TrackChoice = None,
         allow_partial: bool = False,
         keywords: Sequence[Keyword] = (),
+        speakers: SpeakerRequest = NO_SPEAKERS,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:
@@ -386,7 +395,7 @@ def test_the_pauses_between_attempts_grow_unless_a_job_waits_for_the_model(
 
 
 def test_jobs_that_may_have_crashed_the_process_run_alone(folder: Path) -> None:
-    store = JobStore(folder)
+    store = SqliteJobStore(folder)
     for name in "abc":
         job = store.add(
             recording_of(folder, name), TEXT, owner=None, webhook_url=None, max_unfinished=9
@@ -408,9 +417,9 @@ def test_jobs_that_may_have_crashed_the_process_run_alone(folder: Path) -> None:
 
 
 def test_a_missing_recording_fails_its_job(folder: Path) -> None:
-    store = JobStore(folder)
+    store = SqliteJobStore(folder)
     job = store.add(recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, max_unfinished=9)
-    store.recording(job).unlink()
+    (folder / "recordings" / job.id).unlink()
     store.close()
 
     with jobs_of(folder, Scripted()) as started:
@@ -434,6 +443,7 @@ def test_an_outcome_is_stored_once_the_disk_works_again(
         job = submit(started, folder, "a")
         wait_until(lambda: status(started, job) == "running")
         assert started._open is not None
+        assert isinstance(started._open.store, SqliteJobStore)
         database = started._open.store._db
         database.execute("PRAGMA query_only = ON")
         work.gates["a"].set()
@@ -454,6 +464,7 @@ def test_a_disk_that_refuses_to_start_a_job_does_not_end_the_workers(
     with jobs_of(folder, Scripted()) as started:
         assert started._open is not None
         store = started._open.store
+        assert isinstance(store, SqliteJobStore)
         job = store.add(
             recording_of(folder, "a"), TEXT, owner=None, webhook_url=None, max_unfinished=9
         )

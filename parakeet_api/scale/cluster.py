@@ -1,0 +1,70 @@
+"""The connection of this process to a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from parakeet_api.errors import ServiceUnavailableError, SettingsError
+
+logger = logging.getLogger(__name__)
+
+_NAMESPACE = "parakeet-api"
+
+
+class ClusterUnavailableError(ServiceUnavailableError):
+    """The cluster cannot be reached, or none of a model's replicas runs."""
+
+    retry_after_s = 10
+
+
+_connecting = threading.Lock()
+"""Ray keeps one connection in a process."""
+
+
+def require_ray() -> None:
+    """Raise `SettingsError` where Ray is not installed."""
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            "RAY_ADDRESS needs Ray: pip install -r requirements-ray.txt -c constraints.txt"
+        ) from error
+
+
+def connect(address: str) -> None:
+    """Connect this process to the cluster, unless it is connected.
+
+    Raises `ClusterUnavailableError` if there is none at `address`.
+    """
+    import ray
+
+    with _connecting:
+        if ray.is_initialized():
+            return
+        try:
+            ray.init(
+                address=address,
+                namespace=_NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        # Ray raises many kinds, among them bare ones of its own and of gRPC.
+        except Exception as error:
+            raise ClusterUnavailableError(
+                f"There is no Ray cluster at RAY_ADDRESS={address!r}: {_first_line(error)}"
+            ) from error
+        logger.info("connected to the Ray cluster at %s", ray.get_runtime_context().gcs_address)
+
+
+def gpu_count() -> int:
+    """Count the GPUs of the cluster."""
+    import ray
+
+    resources: dict[str, Any] = ray.cluster_resources()
+    return int(resources.get("GPU", 0))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().partition("\n")[0]
