@@ -20,6 +20,7 @@ OF_OTHERS = {
     *("AUDIO_STT_ENGINE", "AUDIO_STT_OPENAI_API_BASE_URL", "AUDIO_STT_OPENAI_API_KEY"),
     *("AUDIO_STT_MODEL", "OPENAI_API_KEY", "OPENAI_PROXY_URL"),
     *("COMPOSE_FILE", "PARAKEET_VERSION", "BASE_IMAGE", "DRY_RUN", "PIP_INDEX_URL"),
+    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"),
 }
 """Variables of the compose files, the Makefile, and other programs."""
 
