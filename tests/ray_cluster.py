@@ -49,8 +49,16 @@ def replica_processes() -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if "ServeReplica" in "".join(process.cmdline())
+        if "ServeReplica" in _command(process)
     ]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline())
+    except psutil.Error:
+        # It has just ended.
+        return ""
 
 
 def _is_alive(process: psutil.Process) -> bool:
