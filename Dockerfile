@@ -35,7 +35,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/v
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="Parakeet API" \
       org.opencontainers.image.description="Speech-to-text server around NVIDIA's Parakeet-TDT, with OpenAI's API" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="1.0.0" \
       org.opencontainers.image.licenses="MIT"
 
 # ffmpeg is the one inside imageio-ffmpeg, 173 MB: Debian's depends on 192 packages of 472 MB.

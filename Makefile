@@ -11,8 +11,10 @@
 # make fuzz-api  2,000 generated requests and more; check the responses against /openapi.json
 # make fidelity  compare every word of the 12-minute recordings, over chunk lengths, overlaps and formats
 # make accuracy  word error rates on recordings of people, by source: in one pass and in chunks
+# make diarization  who spoke: error rates on simulated conversations
 # make keywords  names and terms recognised with and without keywords[], and what a list costs
-# make screenshots  take the screenshots of docs/screenshots again
+# make clients  run the recipes of docs/clients.md with the clients' packages, 1.2 GB; needs Python 3.12
+# make screenshots  take the pictures of docs/screenshots again
 # make audit  check the packages of constraints.txt for known vulnerabilities, at pypi.org
 # make licences  check that the licence of every installed package allows use and redistribution
 # make sbom   list every installed package in sbom.json, as CycloneDX
@@ -22,6 +24,9 @@ PYTHON ?= python3
 WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
+# The packages of the clients that docs/clients.md describes, in an environment of their own.
+CLIENTS_VENV := .venv-clients
+CLIENTS_PYTHON ?= python3.12
 NODE_CLIENT := tests/node/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -33,7 +38,7 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;LGPL-3.0;NVIDIA
 
-.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy keywords screenshots audit licences sbom clean
+.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy diarization keywords clients screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
@@ -61,6 +66,10 @@ gpu: $(VENV)/.development
 
 screenshots: $(VENV)/.development
 	@$(BIN)/python -m pytest tests/page/test_page_journey.py --screenshots
+	@PYTHONPATH=. $(BIN)/python tests/animation.py
+
+clients: $(VENV)/.development $(CLIENTS_VENV)/.installed $(NODE_CLIENT)
+	@$(BIN)/python -m pytest tests/clients
 
 fuzz-api: export SCHEMATHESIS_EXAMPLES ?= 150
 fuzz-api: export SCHEMATHESIS_MIN ?= 2000
@@ -73,6 +82,9 @@ fidelity: $(VENV)/.development
 
 accuracy: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.accuracy
+
+diarization: $(VENV)/.development
+	@$(BIN)/python -m benchmarks.diarization
 
 keywords: $(VENV)/.development
 	@$(BIN)/python -m benchmarks.keywords
@@ -105,6 +117,11 @@ sbom: $(AUDIT_VENV)/.installed $(VENV)/.runtime
 $(AUDIT_VENV)/.installed: requirements-audit.txt
 	@$(PYTHON) -m venv $(AUDIT_VENV)
 	@$(AUDIT)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-audit.txt
+	@touch $@
+
+$(CLIENTS_VENV)/.installed: tests/clients/requirements.txt
+	@$(CLIENTS_PYTHON) -m venv $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch $@
 
 $(VENV)/.python:

@@ -25,7 +25,13 @@ from pathlib import Path
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.command_line import ArchiveCommand, DeployCommand, parse_arguments
-from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
+from parakeet_api.errors import (
+    CheckpointError,
+    ClusterUnavailableError,
+    DeviceLostError,
+    ModelLoadError,
+    SettingsError,
+)
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.client_secrets import ClientSecrets
 from parakeet_api.http.routes import create_app
@@ -37,7 +43,12 @@ from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
-from parakeet_api.model.checkpoints import ENGLISH_MODEL, GRAMMAR_MODEL, BundledModels
+from parakeet_api.model.checkpoints import (
+    ENGLISH_MODEL,
+    GRAMMAR_MODEL,
+    SPEAKER_MODEL,
+    BundledModels,
+)
 from parakeet_api.model.devices import (
     Gpu,
     available_cores,
@@ -45,7 +56,7 @@ from parakeet_api.model.devices import (
     find_gpu,
 )
 from parakeet_api.realtime.places import Places
-from parakeet_api.scale.cluster import ClusterUnavailableError, require_ray
+from parakeet_api.scale.cluster import require_ray
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
 
@@ -63,6 +74,7 @@ EXIT_DEVICE_LOST = 70
 BUNDLED_MODELS = BundledModels(
     english=ROOT / "samples" / "english-model" / ENGLISH_MODEL,
     grammar=ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL,
+    speakers=ROOT / "samples" / "speaker-model" / SPEAKER_MODEL,
 )
 
 

@@ -1,3 +1,3 @@
 """Speech-to-text server around NVIDIA's Parakeet-TDT, with OpenAI's API."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

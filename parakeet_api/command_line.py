@@ -15,11 +15,13 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
+from parakeet_api import __version__
 from parakeet_api.archive.run import run_archive
 from parakeet_api.archive.worker import EXTENSIONS, ArchiveTask
 from parakeet_api.errors import ApiError, InvalidRequestError, SettingsError
 from parakeet_api.formats.rendering import render
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_track
+from parakeet_api.formats.request_params import TranscriptionParams, parse_track
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.keywords import Keyword, parse_keywords
 from parakeet_api.model.checkpoints import BundledModels
@@ -28,6 +30,7 @@ from parakeet_api.pipeline import Pipeline, Progress
 from parakeet_api.scale.remote_recognizer import deploy_models
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
+from parakeet_api.transcript import ChannelChoice, SpeakerRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class TranscribeCommand:
         Raises what `CheckpointStore.checkpoint` raises.
         """
         model = models.first
+        models.check_diarizer(self.params.speakers)
         model.checkpoints.wait_until_decided()
         model.checkpoints.checkpoint()
         failed = transcribe_files(
@@ -131,6 +135,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Command | None:
         return None
     try:
         keywords = _keywords(options.keyword, options.keywords_file)
+        speakers = _speakers(options)
     except (InvalidRequestError, SettingsError) as error:
         parser.error(str(error))
     return TranscribeCommand(
@@ -141,6 +146,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Command | None:
             audio_track=options.audio_track,
             allow_partial=options.allow_partial,
             keywords=keywords,
+            speakers=speakers,
         ),
         model=options.model,
     )
@@ -150,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="app.py", description="Speech-to-text server around NVIDIA's Parakeet-TDT."
     )
+    parser.add_argument("--version", action="version", version=f"parakeet-api {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve the HTTP API and the page (the default)")
     files = commands.add_parser("transcribe", help="transcribe files without a server")
@@ -180,6 +187,21 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--keywords-file", type=Path, metavar="FILE", help="more of them, one a line"
     )
+    files.add_argument(
+        "--diarize",
+        action="store_true",
+        help="tell voices apart; --format diarized_json does so too",
+    )
+    files.add_argument(
+        "--channels",
+        choices=get_args(ChannelChoice),
+        default="mix",
+        help="separate: transcribe each channel apart, as a speaker of its own; auto: do so if they"
+        " hold different speech",
+    )
+    files.add_argument(
+        "--max-speakers", type=int, metavar="N", help="how many voices --diarize gives words to"
+    )
     _add_archive(commands)
     commands.add_parser(
         "deploy", help="start the replicas on the cluster of RAY_ADDRESS, or update them"
@@ -209,7 +231,10 @@ def _add_archive(commands: Any) -> None:
 
 
 def _formats(text: str) -> tuple[ResponseFormat, ...]:
-    known: tuple[ResponseFormat, ...] = get_args(ResponseFormat)
+    # The workers of an archive load no speaker model.
+    known: tuple[ResponseFormat, ...] = tuple(
+        name for name in get_args(ResponseFormat) if name != "diarized_json"
+    )
     names = dict.fromkeys(name.strip() for name in text.split(","))
     formats = tuple(name for name in known if name in names)
     if len(formats) < len(names):
@@ -228,6 +253,20 @@ def _workers(text: str) -> int:
 def _absolute(address: str) -> str:
     """Return a path as an absolute one, and another address as it is."""
     return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
+def _speakers(options: argparse.Namespace) -> SpeakerRequest:
+    """Return what the arguments ask about speakers. Raises `InvalidRequestError`."""
+    by_format = options.format == "diarized_json" and options.channels != "separate"
+    if options.diarize and options.format == "json":
+        raise InvalidRequestError("--diarize: json has no speakers; diarized_json has")
+    if options.max_speakers is not None and options.max_speakers < 1:
+        raise InvalidRequestError(f"--max-speakers={options.max_speakers} is less than 1")
+    return SpeakerRequest(
+        channels=options.channels,
+        diarize=options.diarize or by_format,
+        max_speakers=options.max_speakers,
+    )
 
 
 def _keywords(phrases: Sequence[str], file: Path | None) -> tuple[Keyword, ...]:

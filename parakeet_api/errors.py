@@ -3,6 +3,8 @@
     ApiError
     ├── InvalidRequestError          400  the request itself is wrong
     │   ├── UnsupportedLanguageError 400  the model does not speak that language
+    │   ├── RecordingUrlError        400  the recording's host does not send it
+    │   ├── DiarizationOffError      400  the server tells no voices apart
     │   └── AudioDecodeError         400  the upload cannot be decoded
     │       ├── NoAudioTrackError    400  a video without sound
     │       ├── TruncatedAudioError  400  the file is cut short
@@ -23,6 +25,7 @@
     │   ├── StoppingError            503  the server is about to stop
     │   ├── ModelLoadError           503  the checkpoint cannot be loaded
     │   ├── DeviceLostError          503  the GPU failed; the process will exit
+    │   ├── ClusterUnavailableError  503  no replica of the model runs on the Ray cluster
     │   └── JobsUnavailableError     503  DATA_DIR cannot be used
     └── ServerError                  500  a bug in the server
 
@@ -95,6 +98,20 @@ class UnsupportedLanguageError(InvalidRequestError):
     code = "unsupported_language"
 
 
+class DiarizationOffError(InvalidRequestError):
+    code = "diarization_off"
+
+    def __init__(
+        self,
+        message: str = "This server tells no voices apart: its operator has set DIARIZATION=off."
+        " Leave out diarize and diarized_json, or use channels=separate for a recording with one"
+        " speaker a channel.",
+        *,
+        param: str | None = "diarize",
+    ) -> None:
+        super().__init__(message, param=param)
+
+
 class AudioDecodeError(InvalidRequestError):
     code = "invalid_audio"
 
@@ -108,6 +125,15 @@ class NoAudioTrackError(AudioDecodeError):
 
 class TruncatedAudioError(AudioDecodeError):
     code = "truncated_audio"
+
+
+class RecordingUrlError(InvalidRequestError):
+    code = "recording_url_failed"
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(
+            f"The recording could not be fetched from {echo(host)}: {reason[:200]}.", param="url"
+        )
 
 
 class AudioTooLongError(AudioDecodeError):
@@ -238,6 +264,11 @@ class DeviceLostError(ServiceUnavailableError):
         param: str | None = None,
     ) -> None:
         super().__init__(message, param=param)
+
+
+class ClusterUnavailableError(ServiceUnavailableError):
+    code = "cluster_unavailable"
+    retry_after_s = 10
 
 
 class JobsUnavailableError(ServiceUnavailableError):

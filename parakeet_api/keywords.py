@@ -46,6 +46,10 @@ class Keyword:
     weight: float = 1.0
     """Factor of the bonuses of its pieces."""
 
+    def as_text(self) -> str:
+        """Return what `parse_keyword` parses to the same."""
+        return self.phrase if self.weight == 1 else f"{self.phrase}:{self.weight:g}"
+
 
 def parse_keyword(text: str, *, param: str) -> Keyword:
     """Parse `phrase` or `phrase:weight`. Raises `InvalidRequestError` naming phrase and `param`."""

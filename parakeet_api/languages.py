@@ -66,6 +66,8 @@ _MORE_NAMES: dict[str, tuple[str, ...]] = {
 """Of other models in the family: English name as OpenAI writes it, and the language's own."""
 
 _ALL_NAMES = _NAMES | _MORE_NAMES
+KNOWN_LANGUAGES = frozenset(_ALL_NAMES)
+"""ISO 639-1 codes of the languages of NVIDIA's models."""
 _CODE = 2
 """Letters of an ISO 639-1 code."""
 

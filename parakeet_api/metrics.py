@@ -115,7 +115,7 @@ class Metrics:
         )
         self.model_state = Enum(
             "parakeet_model_state",
-            "State of a model; `model` is empty if there is only one.",
+            "State of a model; `model` is empty if there is only one, and `diarizer` for speakers.",
             ["model"],
             states=["unloaded", "loading", "ready", "failed"],
             registry=self.registry,

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -15,22 +15,29 @@ from typing import Protocol
 import numpy as np
 
 from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
+from parakeet_api.errors import DiarizationOffError
 from parakeet_api.keywords import Keyword, KeywordTree
 from parakeet_api.metrics import Metrics
 from parakeet_api.settings import Settings
 from parakeet_api.speech.activity import SpeechActivity, SpeechDetector
-from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks
-from parakeet_api.speech.holes import Completed, Span, SpeechWithoutWords, complete_words
+from parakeet_api.speech.assembly import Assembly
+from parakeet_api.speech.chunking import ChunkPolicy, plan_chunks, split_channels
+from parakeet_api.speech.diarization import Diarizer
+from parakeet_api.speech.holes import Completed, Span, complete_words
 from parakeet_api.speech.language_detection import spoken_language
 from parakeet_api.speech.segmentation import split_into_segments
+from parakeet_api.speech.speaker_hearing import SpeakerHearing
 from parakeet_api.speech.speech_gate import drop_hallucinations
 from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import (
+    NO_SPEAKERS,
     SAMPLE_RATE,
     Caveat,
     Chunk,
     Pcm,
+    Segment,
     SoundTrack,
+    SpeakerRequest,
     Transcript,
     Word,
 )
@@ -57,6 +64,8 @@ class Progress:
     caveats: tuple[Caveat, ...] = ()
     """Warnings about the audio; complete in the last `Progress`."""
     tracks: tuple[SoundTrack, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    """The words by speaker, where a request asks for that."""
 
 
 class ChunkRecognizer(Protocol):
@@ -90,12 +99,15 @@ class Pipeline:
         metrics: Metrics | None = None,
         detector: SpeechDetector | None = None,
         keywords: Keywords | None = None,
+        diarizer: Diarizer | None = None,
     ) -> None:
         """Without a `detector`, speech without words is not searched for.
 
-        Without `keywords`, those of recordings have no effect.
+        Without `keywords`, those of recordings have no effect. Without a `diarizer`, no voices are
+        told apart.
         """
         self._keywords = keywords
+        self._diarizer = diarizer
         self._metrics = metrics or Metrics()
         self._detector = detector
         self._decoder = decoder
@@ -120,6 +132,7 @@ class Pipeline:
         track: TrackChoice = None,
         allow_partial: bool = False,
         keywords: Sequence[Keyword] = (),
+        speakers: SpeakerRequest = NO_SPEAKERS,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:
@@ -128,14 +141,17 @@ class Pipeline:
         A single language is passed to a model that takes prompts.
 
         `track` selects an audio track; with `allow_partial`, a truncated file is transcribed as
-        far as it goes, with a caveat. `keywords` are phrases that may be spoken.
+        far as it goes, with a caveat. `keywords` are phrases that may be spoken, `speakers` asks
+        who spoke.
 
         Raises `AudioDecodeError` or a subclass for a file that cannot be decoded,
         `InvalidRequestError` for a keyword that the model cannot spell,
-        `RequestCancelled` once `cancelled` returns true, and what the model's lease raises.
+        `RequestCancelled` once `cancelled` returns true, and what the model's lease and the
+        diarizer raise.
         """
         started = time.monotonic()
         words: list[Word] = []
+        segments: list[Segment] = []
         progress = Progress((), _NO_SAMPLES, 0.0, None)
         for progress in self.stream(
             path,
@@ -144,9 +160,11 @@ class Pipeline:
             track=track,
             allow_partial=allow_partial,
             keywords=keywords,
+            speakers=speakers,
             cancelled=cancelled,
         ):
             words.extend(progress.words)
+            segments.extend(progress.segments)
             on_progress(progress)
         duration_s = progress.done_s
         elapsed_s = time.monotonic() - started
@@ -159,7 +177,7 @@ class Pipeline:
         )
         language = spoken_language(words, candidates=languages)
         return Transcript(
-            segments=tuple(split_into_segments(words, language=language or "en")),
+            segments=tuple(segments or split_into_segments(words, language=language or "en")),
             duration=duration_s,
             language=language,
             caveats=progress.caveats,
@@ -175,6 +193,7 @@ class Pipeline:
         track: TrackChoice = None,
         allow_partial: bool = False,
         keywords: Sequence[Keyword] = (),
+        speakers: SpeakerRequest = NO_SPEAKERS,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generator[Progress]:
         """Yield words in order, each once no later audio can change it.
@@ -182,41 +201,61 @@ class Pipeline:
         Decoding, recognition and stitching overlap; memory does not grow with the file's length.
         Closing the generator stops ffmpeg and removes waiting chunks from the queue.
         """
-        stitcher = Stitcher(
-            sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
+        hearing = self._hearing(speakers)
+        assembly = Assembly(
+            sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s,
+            speakers=speakers,
+            hearing=hearing,
+            language_of=lambda words: spoken_language(words, candidates=languages) or "en",
         )
-        without_words = SpeechWithoutWords()
         done_s = decoding_s = 0.0
         with (
             self.counted(),
             closing(
                 self._decoder.stream(
-                    path, raw_pcm=raw_pcm, track=track, allow_partial=allow_partial
+                    path,
+                    raw_pcm=raw_pcm,
+                    track=track,
+                    allow_partial=allow_partial,
+                    channels=speakers.channels,
                 )
             ) as audio,
-            closing(self._prefetched(plan_chunks(audio, self._policy))) as planned,
+            _closing(hearing),
+            closing(self._prefetched(self._planned(audio, hearing))) as planned,
             closing(self._with_hints(planned, languages, keywords)) as chunks,
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
         ):
+            heard: list[Pcm] = []
             for chunk, words in recognized:
                 completed = self.complete(chunk, words, cancelled=cancelled)
-                final = tuple(stitcher.add(chunk, completed.words))
-                without_words.add(completed.without_words)
-                without_words.remove_covered(final)
-                self._metrics.audio_seconds.inc(len(chunk.owned_samples) / SAMPLE_RATE)
+                heard.append(chunk.owned_samples)
+                final = assembly.add(chunk, completed)
+                if final is None:
+                    continue
+                samples = _mixed(heard)
+                heard.clear()
+                self._metrics.audio_seconds.inc(len(samples) / SAMPLE_RATE)
                 self._metrics.decode_seconds.inc(audio.spent_s - decoding_s)
                 done_s, decoding_s = chunk.owned_end / SAMPLE_RATE, audio.spent_s
-                yield Progress(final, chunk.owned_samples, done_s, audio.expected_s)
-        final = tuple(stitcher.finish())
-        without_words.remove_covered(final)
-        caveats = (*audio.caveats, *speech_without_words_caveats(without_words.spans()))
-        yield Progress(final, _NO_SAMPLES, done_s, done_s, caveats, audio.tracks)
+                yield Progress(
+                    final.words, samples, done_s, audio.expected_s, segments=final.segments
+                )
+        final = assembly.finish()
+        caveats = (
+            *audio.caveats,
+            *speech_without_words_caveats(assembly.without_words()),
+            *assembly.caveats(),
+        )
+        yield Progress(
+            final.words, _NO_SAMPLES, done_s, done_s, caveats, audio.tracks, final.segments
+        )
 
     def words_of(
         self,
         samples: Pcm,
         *,
         languages: frozenset[str] = ENGLISH,
+        keywords: Sequence[Keyword] = (),
         cancelled: Callable[[], bool] = lambda: False,
     ) -> list[Word]:
         """Recognise audio that is in memory, as `stream` does a file; raises what that raises."""
@@ -224,7 +263,7 @@ class Pipeline:
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
         words: list[Word] = []
-        chunks = self._with_hints(plan_chunks([samples], self._policy), languages)
+        chunks = self._with_hints(plan_chunks([samples], self._policy), languages, keywords)
         with (
             self.counted(),
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -240,13 +279,14 @@ class Pipeline:
         chunk: Chunk,
         *,
         languages: frozenset[str] = ENGLISH,
+        keywords: Sequence[Keyword] = (),
         cancelled: Callable[[], bool] = lambda: False,
     ) -> list[Word]:
         """Recognise a window of a turn that is still growing.
 
         Speech without words is not decoded again: the next window may have them.
         """
-        chunks = self._with_hints([chunk], languages)
+        chunks = self._with_hints([chunk], languages, keywords)
         with (
             self.counted(),
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -290,6 +330,19 @@ class Pipeline:
         if self._preparers is not None:
             self._preparers.shutdown()
 
+    def _hearing(self, speakers: SpeakerRequest) -> SpeakerHearing | None:
+        """Prepare a diarizer for a recording. Raises `DiarizationOffError` if there is none."""
+        if not speakers.diarize:
+            return None
+        if self._diarizer is None:
+            raise DiarizationOffError
+        return SpeakerHearing(self._diarizer, speakers.known)
+
+    def _planned(self, audio: Iterable[Pcm], hearing: SpeakerHearing | None) -> Generator[Chunk]:
+        """Cut a recording into chunks, one for each channel that is apart."""
+        blocks = audio if hearing is None else hearing.through(audio)
+        return split_channels(plan_chunks(blocks, self._policy))
+
     def _with_hints(
         self,
         chunks: Iterable[Chunk],
@@ -316,6 +369,17 @@ def speech_without_words_caveats(spans: Sequence[Span]) -> list[Caveat]:
         )
         for span in spans[:_MAX_SPEECH_CAVEATS]
     ]
+
+
+def _mixed(channels: Sequence[Pcm]) -> Pcm:
+    """Mix the samples of channels, of equal length; shape `(samples,)`."""
+    if len(channels) == 1:
+        return channels[0]
+    return np.asarray(np.mean(channels, axis=0, dtype=np.float32), np.int16)
+
+
+def _closing(hearing: SpeakerHearing | None) -> AbstractContextManager[object]:
+    return nullcontext() if hearing is None else closing(hearing)
 
 
 def _one_ahead(chunks: Generator[Chunk], executor: Executor) -> Generator[Chunk]:

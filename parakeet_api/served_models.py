@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.errors import ModelNotFoundError
+from parakeet_api.errors import DiarizationOffError, ModelNotFoundError
 from parakeet_api.keywords import Keyword
 from parakeet_api.languages import languages_of
 from parakeet_api.metrics import Metrics
@@ -22,10 +22,11 @@ from parakeet_api.model.batching import Batcher, UrgentRecognizer
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.cuda import DeviceMemory, known_device_memory
 from parakeet_api.model.devices import Gpu, InferencePlan, plan_inference
+from parakeet_api.model.diarizer import SpeakerModel
 from parakeet_api.model.keyword_trees import KeywordTrees, read_keywords_file
 from parakeet_api.model.memory import has_room
 from parakeet_api.model.pool import ModelPool
-from parakeet_api.model.recognizer import load_recognizer
+from parakeet_api.model.recognizer import Recognizer, load_recognizer
 from parakeet_api.model.restore import import_libraries
 from parakeet_api.model.slot import ModelSlot, Unloading
 from parakeet_api.model.voice_activity import SileroDetector
@@ -34,6 +35,8 @@ from parakeet_api.scale.deployment import ReplicatedModel
 from parakeet_api.scale.remote_recognizer import CALL_S, CALLS, connect_recognizer
 from parakeet_api.settings import Settings, model_basename
 from parakeet_api.speech.chunking import ChunkPolicy
+from parakeet_api.speech.diarization import Diarizer
+from parakeet_api.transcript import SpeakerRequest
 
 ALIASES = frozenset(
     {
@@ -41,6 +44,7 @@ ALIASES = frozenset(
         "gpt-transcribe",
         "gpt-4o-transcribe",
         "gpt-4o-mini-transcribe",
+        "gpt-4o-transcribe-diarize",
     }
 )
 """Names of OpenAI's models; each stands for the first model of this server."""
@@ -55,7 +59,7 @@ _MAX_ECHOED_CHARS = 60
 class ServedModel:
     """A model with the objects that belong to it alone: a batch never mixes two models."""
 
-    slot: ModelSlot
+    slot: ModelSlot[Recognizer]
     plan: InferencePlan
     """How much of it is recognised at once, by its size and the device."""
     batcher: Batcher
@@ -101,6 +105,10 @@ class ServedModels:
     """Whether requests select a model by name (`MODELS`); if not, every name means the first."""
     detector: SileroDetector
     """Voice activity detector, shared by all of them."""
+    speakers: SpeakerModel | None = None
+    """The model that tells speakers apart, for all of them; `None` with `DIARIZATION=off`."""
+    diarizer: Diarizer | None = None
+    """Runs it; `None` with `DIARIZATION=off`."""
 
     @classmethod
     def from_settings(
@@ -121,14 +129,16 @@ class ServedModels:
         fails for the rest of the process. Raises `SettingsError` for a KEYWORDS_FILE that
         cannot be used.
         """
-        slots: list[ModelSlot] = []
-        plans: dict[ModelSlot, InferencePlan] = {}
+        slots: list[ModelSlot[Recognizer]] = []
+        plans: dict[ModelSlot[Recognizer], InferencePlan] = {}
+        speakers = SpeakerModel.from_settings(settings, gpu=gpu, bundled=bundled, metrics=metrics)
+        speakers_mb = speakers.store.memory_mb if speakers else 0.0
         remote = settings.ray_address is not None
         permits = CALLS if remote else settings.max_concurrent_inferences
         for name in settings.models or (None,):
             store = CheckpointStore(settings, bundled=bundled, only=name)
             store.start()
-            plan = plan_inference(settings, gpu, store.architecture)
+            plan = plan_inference(settings, gpu, store.architecture, beside_mb=speakers_mb)
             if remote:
                 plan = dataclasses.replace(plan, batch_s=CALL_S)
             replicated = ReplicatedModel(settings, model=name, bundled=bundled, root=root)
@@ -146,17 +156,18 @@ class ServedModels:
             slots.append(slot)
             plans[slot] = plan
         pool = ModelPool(
-            slots,
+            slots if speakers is None else [*slots, speakers.slot],
             permits=permits,
             has_room=_has_room_elsewhere if remote else partial(has_room, settings=settings),
         )
 
         detector = SileroDetector()
+        diarizer = speakers.diarizer(pool, on_device_lost) if speakers else None
 
         file = settings.keywords_file
         always = read_keywords_file(file, name="KEYWORDS_FILE") if file else ()
 
-        def serve(slot: ModelSlot) -> ServedModel:
+        def serve(slot: ModelSlot[Recognizer]) -> ServedModel:
             plan = plans[slot]
             batcher = Batcher(
                 partial(pool.lease, slot),
@@ -174,6 +185,7 @@ class ServedModels:
                 metrics=metrics,
                 detector=detector,
                 keywords=keywords,
+                diarizer=diarizer,
             )
             return ServedModel(
                 slot=slot,
@@ -190,6 +202,8 @@ class ServedModels:
             pool=pool,
             selectable=bool(settings.models),
             detector=detector,
+            speakers=speakers,
+            diarizer=diarizer,
         )
         models._export(metrics, with_gpu=gpu is not None)
         return models
@@ -223,6 +237,11 @@ class ServedModels:
         model.checkpoints.checkpoint()
         return model.pipeline
 
+    def check_diarizer(self, speakers: SpeakerRequest) -> None:
+        """Raise `DiarizationOffError` if a request wants what only a diarizer can tell."""
+        if speakers.diarize and self.diarizer is None:
+            raise DiarizationOffError
+
     def described(self, name: str) -> ServedModel:
         """Return the model of exactly this name or alias. Raises `ModelNotFoundError`."""
         known = self.first if name in ALIASES else self._known(name)
@@ -230,8 +249,10 @@ class ServedModels:
             raise self._not_found(name)
         return known
 
-    def unload(self, model: ServedModel) -> Unloading:
+    def unload(self, model: ServedModel | SpeakerModel) -> Unloading:
         """Unload a model unless it is in use or being loaded; do not wait for either."""
+        if isinstance(model, SpeakerModel):
+            return self.pool.unload(model.slot)
         in_use = model.pipeline.recordings or model.live.recordings
         return "in_use" if in_use else self.pool.unload(model.slot)
 
@@ -257,6 +278,8 @@ class ServedModels:
             model.live.close()
             model.batcher.close(timeout_s=max(0.0, deadline - time.monotonic()))
             model.slot.close()
+        if self.speakers is not None:
+            self.speakers.slot.close()
 
     def _export(self, metrics: Metrics, *, with_gpu: bool) -> None:
         """Set up the gauges that are read when metrics are collected."""

@@ -335,6 +335,14 @@ class Settings:
     """Where checkpoints are looked for and downloaded to."""
     model_languages: tuple[str, ...] = _setting("MODEL_LANGUAGES", (), _languages)
     """Languages that the model supports, ISO 639-1 codes; empty = what the checkpoint states."""
+    diarization: bool = _setting("DIARIZATION", True, parse_boolean)
+    """Whether requests may ask who spoke; `off` = no speaker model is downloaded or loaded."""
+    diarizer_id: str = _setting(
+        "DIARIZER_ID", "nvidia/diar_streaming_sortformer_4spk-v2", _model_id
+    )
+    """Speaker model to download at the first request that needs it, unless it is in MODELS_DIR."""
+    diarizer_path: Path | None = _setting("DIARIZER_PATH", None, _path)
+    """A `.nemo` file of a speaker model to use, and no other."""
     keywords_file: Path | None = _setting("KEYWORDS_FILE", None, _path)
     """Names and terms that recordings may contain, one per line; for all requests."""
     demo_model: DemoModel = _setting("DEMO_MODEL", "auto", _choice(*get_args(DemoModel)))
@@ -368,6 +376,10 @@ class Settings:
     set = in `DATA_DIR`."""
     allow_webhooks: tuple[str, ...] = _setting("ALLOW_WEBHOOKS", (), _hosts)
     """Hosts that webhooks may call when a job has ended, `host` or `host:port`; empty = none."""
+
+    allow_urls: tuple[str, ...] = _setting("ALLOW_URLS", (), _hosts)
+    """Hosts from which recordings are fetched if a request has a `url` instead of a file, `host` or
+    `host:port`; empty = none."""
 
     ray_address: str | None = _setting("RAY_ADDRESS", None, _ray_address)
     """A Ray cluster whose replicas recognise: `auto` = the one that this machine belongs to, or
@@ -737,7 +749,6 @@ process long chunks: `devices.main_permits`."""
 def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
     """Derive the settings of a preset, for a GPU of `vram_gb` GB; `None` = no GPU."""
     small = vram_gb is not None and vram_gb <= _SMALL_GPU_GB
-    below_medium = vram_gb is not None and vram_gb < _MEDIUM_GPU_GB
     tier = _tier(vram_gb)
     by_preset: dict[Preset, dict[str, Any]] = {
         "speed": {"transcribe_batch_size": min(2 * tier.batch_size, _MAX_BATCH)},
@@ -745,7 +756,8 @@ def _derive(preset: Preset, vram_gb: float | None) -> dict[str, Any]:
         "quality": {
             "transcribe_batch_size": tier.batch_size // 2,
             "decoding_strategy": "beam",
-            "beam_size": 2 if below_medium else 4,
+            # 4 recognises no more words than 2: benchmarks/README.md, "Beam search".
+            "beam_size": 2,
         },
     }
     return {

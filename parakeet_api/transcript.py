@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,49 @@ FRAME = 1280
 """Samples in one encoder frame, 80 ms: the resolution of the model's times."""
 
 Pcm = NDArray[np.int16]
-"""Mono signed 16-bit samples at `SAMPLE_RATE`, shape `(samples,)`."""
+"""Signed 16-bit samples at `SAMPLE_RATE`: mono, shape `(samples,)`; where channels are kept apart,
+`(samples, channels)`."""
+
+
+ChannelChoice = Literal["mix", "separate", "auto"]
+"""What becomes of a recording's channels: mixed, each transcribed apart, or apart if they hold
+different speech."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSpeaker:
+    """A speaker whose voice the request has sent."""
+
+    name: str
+    sound: bytes = b""
+    """A few seconds of the voice: little-endian 16-bit samples at `SAMPLE_RATE`, mono. Empty = the
+    name belongs to a channel."""
+
+    @property
+    def samples(self) -> Pcm:
+        """Return the sound, shape `(samples,)`."""
+        return np.frombuffer(self.sound, "<i2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakerRequest:
+    """What a request wants to know about speakers."""
+
+    channels: ChannelChoice = "mix"
+    diarize: bool = False
+    """Tell voices apart, where no channels are apart."""
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+    known: tuple[KnownSpeaker, ...] = ()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether words get a speaker, at least in some recordings."""
+        return self.diarize or self.channels != "mix"
+
+
+NO_SPEAKERS = SpeakerRequest()
+"""Nobody asked who spoke."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +82,10 @@ class Chunk:
     """ISO 639-1 code that the request states; `None` = it does not."""
     keywords: KeywordTree | None = None
     """Phrases that may be spoken in it."""
+    channel: int | None = None
+    """Number of the only channel that it holds, from 1; `None` = the mix of all."""
+    channels: int = 1
+    """Channels of the recording that have a chunk of their own for this span."""
 
     def part(self, begin: int, end: int) -> Chunk:
         """Cut out the samples from `begin` to `end`, which the part owns; the hints stay."""
@@ -89,6 +136,10 @@ class Word:
     """ISO 639-1 code, where the model itself tags languages."""
     from_keyword: bool = False
     """Whether a keyword replaced what the model recognises without any."""
+    speaker: str | None = None
+    """Who said it: a name, or a letter in the order of speaking; `None` = not asked for."""
+    channel: int | None = None
+    """Number of the channel that it was said on, from 1; `None` = the mix of all."""
 
     @property
     def middle(self) -> float:
@@ -104,10 +155,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A sentence, or the words between two long pauses."""
+    """A sentence, or the words between two long pauses or changes of speaker."""
 
     words: tuple[Word, ...]
-    """At least one."""
+    """At least one; all of one speaker."""
 
     @property
     def text(self) -> str:
@@ -122,6 +173,16 @@ class Segment:
     def end(self) -> float:
         """Seconds."""
         return self.words[-1].end
+
+    @property
+    def speaker(self) -> str | None:
+        """Return who said it; `None` = not asked for."""
+        return self.words[0].speaker
+
+    @property
+    def channel(self) -> int | None:
+        """Return the channel that it was said on, from 1; `None` = the mix of all."""
+        return self.words[0].channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +220,7 @@ class Transcript:
     """What was said in a whole recording."""
 
     segments: tuple[Segment, ...]
+    """In order of their start; those of two speakers may overlap in time."""
     duration: float
     """Seconds of audio that were decoded."""
     language: str | None

@@ -34,7 +34,7 @@ export class LiveWords {
     this.#box.hidden = true;
   }
 
-  async #open(context, source, { apiKey, model, spokenLanguage }) {
+  async #open(context, source, { apiKey, model, spokenLanguage, keywords }) {
     const address = new URL("v1/realtime?intent=transcription", document.baseURI);
     address.protocol = address.protocol.replace("http", "ws");
     if (model) address.searchParams.set("model", model);
@@ -49,7 +49,7 @@ export class LiveWords {
           audio: {
             input: {
               format: { type: "audio/pcm", rate: context.sampleRate },
-              transcription: spokenLanguage ? { language: spokenLanguage } : {},
+              transcription: { ...(spokenLanguage ? { language: spokenLanguage } : {}), keywords },
             },
           },
         },

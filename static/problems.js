@@ -3,6 +3,7 @@
 /** `error.code` values with their own text on this page; others are mapped by HTTP status. */
 const EXPLAINED_CODES = new Set([
   "audio_too_long",
+  "diarization_off",
   "invalid_audio",
   "job_cancelled",
   "jobs_unavailable",
@@ -21,6 +22,7 @@ const EXPLAINED_CODES = new Set([
 /** Problems for which a retry, perhaps with another key, may succeed. */
 const RETRYABLE_KINDS = new Set([
   "bad_request",
+  "diarization_off",
   "gateway",
   "key_missing",
   "key_refused",

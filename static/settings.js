@@ -29,6 +29,7 @@ export class Settings {
       apiKey: byId("api-key").value.trim(),
       track: byId("track").value,
       allowsPartial: byId("allow-partial").checked,
+      speakers: byId("speakers").value,
       keywords: byId("keywords").value.split("\n").map((line) => line.trim()).filter(Boolean),
     };
   }
@@ -124,6 +125,7 @@ export class Settings {
     byId("theme").value = readStored("theme", "");
     this.#showTheme();
     byId("allow-partial").checked = readStored("allow-partial", false);
+    byId("speakers").value = readStored("speakers", "");
     byId("keywords").value = readStored("keywords", "");
     const key = readStored("api-key", "");
     byId("api-key").value = key;
@@ -148,6 +150,7 @@ export class Settings {
     this.#showTheme();
     // The track is not stored, as the next recording may have only one.
     store("allow-partial", byId("allow-partial").checked);
+    store("speakers", byId("speakers").value);
     store("spoken", byId("spoken").value);
     this.#keepKeywords();
     if (this.#models.length > 1) store("model", byId("model").value);

@@ -28,7 +28,8 @@ export function makeCues(transcript, options) {
     .map((sentence) => readableWords(transcript.wordsOf(sentence), sentence.speaker))
     .filter((piece) => piece.length > 0)
     .flatMap((piece) => split(piece, limits));
-  const merged = mergeShort(pieces, limits);
+  // Pieces of two speakers who talk at once overlap.
+  const merged = mergeShort(pieces, limits).sort((left, right) => left[0].start - right[0].start);
   const times = timesOf(merged, limits);
   return merged.map((piece, index) => ({ ...times[index], speaker: piece[0].speaker, lines: breakLines(piece, limits) }));
 }
@@ -161,17 +162,34 @@ function duration(piece) {
   return piece.at(-1).end - piece[0].start;
 }
 
-/** Return each cue's start and end: in order, never overlapping, with a gap between. */
+/** Return each cue's start and end, with a gap between: only cues of two speakers overlap. */
 function timesOf(pieces, limits) {
   const starts = [];
   for (const piece of pieces) starts.push(Math.max(piece[0].start, (starts.at(-1) ?? -1) + 1));
+  const ownFollowing = ownFollowingStarts(pieces, starts);
   return pieces.map((piece, index) => {
-    const start = starts[index];
-    const end = Math.max(piece.at(-1).end, start + limits.shortest);
-    if (index + 1 === pieces.length) return { start, end };
-    const following = starts[index + 1];
-    return { start, end: Math.min(end, following - Math.min(limits.gap, Math.floor((following - start) / 2))) };
+    const [start, last] = [starts[index], piece.at(-1).end];
+    const before = (following) => following - Math.min(limits.gap, Math.floor((following - start) / 2));
+    let end = Math.max(last, start + limits.shortest);
+    if (index + 1 < pieces.length) {
+      const following = starts[index + 1];
+      const isInterrupted = ownFollowing[index] !== following && last > following;
+      end = isInterrupted ? last : Math.min(end, before(following));
+    }
+    return { start, end: ownFollowing[index] === null ? end : Math.min(end, before(ownFollowing[index])) };
   });
+}
+
+/** Return the start of the same speaker's next cue, for each cue; `null` for the last. */
+function ownFollowingStarts(pieces, starts) {
+  const upcoming = new Map();
+  const found = [];
+  for (let index = pieces.length - 1; index >= 0; index -= 1) {
+    const { speaker } = pieces[index][0];
+    found[index] = upcoming.get(speaker) ?? null;
+    upcoming.set(speaker, starts[index]);
+  }
+  return found;
 }
 
 /** Break text into as few lines as the length allows, as even as possible. */

@@ -20,6 +20,8 @@ const NEAR = "800px 0px";
 const REST_MS = 80;
 /** How long the target of a jump stays marked. */
 const TARGET_MS = 2_000;
+/** Colours of speakers in the style sheet; further speakers share them. */
+const VOICES = 8;
 
 export class TranscriptView {
   #list = byId("sentences");
@@ -212,6 +214,7 @@ export class TranscriptView {
     const before = this.#transcript.sentences[group[0] - 1]?.speaker ?? null;
     const items = group.map((index) => this.#items[index]);
     const paragraph = element("li", { className: "paragraph", dir: "auto" }, ...items);
+    if (speaker) paragraph.dataset.voice = this.#transcript.speakers.indexOf(speaker) % VOICES;
     if (!speaker || speaker === before) return paragraph;
     const label = element("button", { type: "button", className: "speaker", textContent: speaker });
     label.setAttribute("aria-label", text("speaker.rename", { name: speaker }));

@@ -30,6 +30,7 @@ export class Transcript {
   #done = [];
   #undone = [];
   #lastKey = "";
+  #ordered = { words: null, order: [] };
 
   /** Build from a `verbose_json` response, and apply `events` to it. */
   constructor(answer, events = []) {
@@ -87,7 +88,19 @@ export class Transcript {
 
   /** Find the word at a time, or the last one before; -1 before the first. */
   wordAt(seconds) {
-    return lastWhere(this.words, (word) => word.start <= seconds);
+    const order = this.#byStart();
+    const place = lastWhere(order, (index) => this.words[index].start <= seconds);
+    return place < 0 ? -1 : order[place];
+  }
+
+  /** The indices of the words by their start: sentences of two speakers may overlap. */
+  #byStart() {
+    if (this.#ordered.words !== this.words) {
+      const order = this.words.map((_, index) => index);
+      order.sort((left, right) => this.words[left].start - this.words[right].start);
+      this.#ordered = { words: this.words, order };
+    }
+    return this.#ordered.order;
   }
 
   /** Return the next uncertain word after `index`, from the start again after the last; else -1. */
@@ -132,13 +145,16 @@ export class Transcript {
     return {
       ...this.#answer,
       text: joined(this.words),
-      words: this.words.map((word) => ({
-        ...(word.source === null ? {} : this.#answer.words[word.source]),
-        word: word.text,
-        start: word.start,
-        end: word.end,
-        ...(word.edited && { edited: true }),
-      })),
+      words: this.sentences.flatMap((sentence) =>
+        this.wordsOf(sentence).map((word) => ({
+          ...(word.source === null ? {} : this.#answer.words[word.source]),
+          word: word.text,
+          start: word.start,
+          end: word.end,
+          ...(sentence.speaker && { speaker: sentence.speaker }),
+          ...(word.edited && { edited: true }),
+        })),
+      ),
       segments: this.sentences.map((sentence, index) => ({
         ...this.#answer.segments[sentence.source],
         id: index,
@@ -455,12 +471,16 @@ function matches(words, tokens) {
 /** Assign the words to the segments; both are in order, and a segment holds whole words. */
 function sentencesOf(segments, words) {
   let next = 0;
-  return segments.map(({ start, end, speaker }, index) => {
+  return segments.map(({ start, end, text, speaker }, index) => {
     const first = next;
     const following = segments[index + 1]?.start ?? Infinity;
-    // At least one, as two sentences may start at the same time.
-    do next += 1;
-    while (next < words.length && words[next].start < following);
+    let length = -1;
+    // At least one, as two sentences may start at the same time. Those of two speakers may overlap:
+    // then their texts tell the words.
+    do {
+      length += 1 + words[next]?.text.length;
+      next += 1;
+    } while (next < words.length && (speaker ? length < text.trim().length : words[next].start < following));
     next = Math.min(next, words.length);
     return { uid: String(index), first, end: next, startS: start, endS: end, speaker: speaker ?? null, source: index };
   });

@@ -42,6 +42,8 @@ class Kind:
     """NeMo copies it many times: 8,192 pieces take it half a minute."""
     encoder: dict[str, Any] = field(default_factory=dict)
     normalize: str = "per_feature"
+    words: tuple[str, ...] = ("piece",)
+    """What the pieces beyond the demo model's own begin with, in turns."""
     marks: tuple[str, ...] = ()
     """The vocabulary's last pieces."""
 
@@ -55,7 +57,7 @@ _STREAMING = {
 }
 FAMILY = {
     "parakeet-tdt-0.6b-v2": Kind(),
-    "parakeet-tdt-0.6b-v3": Kind(vocabulary=600),
+    "parakeet-tdt-0.6b-v3": Kind(vocabulary=1000, words=("piece", "слово", "λέξη")),
     "parakeet-tdt-1.1b": Kind(mels=80, encoder=_BIASED),
     "parakeet-tdt_ctc-110m": Kind(_HYBRID, mels=80),
     "parakeet-tdt_ctc-1.1b": Kind(
@@ -135,7 +137,8 @@ def _write_tokenizer(folder: Path, kind: Kind) -> list[str]:
     words = kind.vocabulary - len(kind.marks)
     del tokenizer.pieces[words:]
     for number in range(len(tokenizer.pieces), words):
-        tokenizer.pieces.add(piece=f"\u2581piece{number}", score=-float(number))
+        word = kind.words[number % len(kind.words)]
+        tokenizer.pieces.add(piece=f"\u2581{word}{number}", score=-float(number))
     for mark in kind.marks:
         tokenizer.pieces.add(piece=mark, score=0.0, type=4)
     tokenizer.trainer_spec.vocab_size = kind.vocabulary

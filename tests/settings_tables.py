@@ -1,4 +1,4 @@
-"""The settings, by their names in the environment and in the READMEs."""
+"""The settings, by their names in the environment and in their tables."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FIELDS = {variable_name(f): f for f in dataclasses.fields(Settings) if f.metadat
 ALL_NAMES = [name for f in FIELDS.values() for name in f.metadata["names"]]
 
 
-READMES = ("README.md", "README.zh-CN.md")
+TABLES = ("docs/settings.md", "docs/settings.zh-CN.md")
 
 
-def readme_rows(readme: str) -> dict[str, str]:
-    """Read a README's table: variable -> default, as written."""
+def table_rows(page: str) -> dict[str, str]:
+    """Read the tables of a page: variable -> default, as written."""
     rows: dict[str, str] = {}
-    for line in (ROOT / readme).read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
         names = re.fullmatch(r"`[A-Z_]+`(, `[A-Z_]+`)*", cells[0]) if len(cells) > 1 else None
         if names is None:

@@ -15,6 +15,8 @@ import pytest
 import srt  # type: ignore[import-untyped]
 from conftest import ROOT, SPEECH, Clip
 
+from parakeet_api import __version__
+
 
 def _command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "app.py", *map(str, arguments)]
@@ -34,6 +36,10 @@ def _run(folder: Path, *arguments: str | Path, **settings: str) -> subprocess.Co
         timeout=120,
         check=False,
     )
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    assert _run(tmp_path, "--version").stdout == f"parakeet-api {__version__}\n"
 
 
 def test_each_file_becomes_a_transcript_in_the_folder(tmp_path: Path, clips: list[Clip]) -> None:

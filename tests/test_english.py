@@ -117,5 +117,6 @@ def test_a_sentence_is_recorded_and_transcribed(offline: Server, tmp_path: Path)
         expect(page.locator("#record-time")).to_have_text(re.compile(r"0:(1[5-9]|[2-5]\d)"))
         page.get_by_role("button", name="Stop and transcribe").click()
 
-        # Its beginning and its end may be cut off where the microphone starts and stops.
-        assert "cultivated in England being principally confined" in transcript_of(page)
+        # Its beginning and its end may be cut off where the microphone starts and stops, and its
+        # first words are within a letter of another spelling: they vary with where it starts.
+        assert "in England being principally confined to the" in transcript_of(page)

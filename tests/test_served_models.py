@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import BUNDLED_MODELS
+from conftest import BUNDLED_MODELS, ROOT
 
+from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import ModelNotFoundError
+from parakeet_api.metrics import Metrics
 from parakeet_api.model.checkpoints import CheckpointStore
 from parakeet_api.model.devices import plan_inference
 from parakeet_api.model.pool import ModelPool
@@ -124,3 +126,20 @@ def test_a_model_is_described_under_its_names_and_the_first_under_openais(tmp_pa
     for name in ("whisper-large-v3", "", "c"):
         with pytest.raises(ModelNotFoundError):
             models.described(name)
+
+
+@pytest.mark.parametrize("wanted", ["on", "off"])
+def test_speakers_are_told_apart_unless_that_is_off(tmp_path: Path, wanted: str) -> None:
+    settings = Settings.from_env(
+        {"MODELS_DIR": str(tmp_path), "DEMO_MODEL": "grammar", "DIARIZATION": wanted}
+    )
+    models = ServedModels.from_settings(
+        settings,
+        gpu=None,
+        decoder=cast(FfmpegDecoder, None),
+        bundled=BUNDLED_MODELS,
+        root=ROOT,
+        metrics=Metrics(),
+    )
+    assert (models.diarizer is not None) == (wanted == "on")
+    models.close(last_pass_s=1)

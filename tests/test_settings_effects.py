@@ -311,6 +311,9 @@ EFFECTS = {
     "MODEL_ID": "test_checkpoints.py::test_models_on_disk_have_an_order",
     "MODEL_PATH": "test_checkpoints.py::test_model_path_is_used_and_nothing_else",
     "MODELS_DIR": "test_checkpoints.py::test_models_on_disk_have_an_order",
+    "DIARIZATION": "test_served_models.py::test_speakers_are_told_apart_unless_that_is_off",
+    "DIARIZER_ID": ("test_diarizer_checkpoints.py::test_the_file_named_like_diarizer_id_is_used"),
+    "DIARIZER_PATH": "test_diarizer_checkpoints.py::test_diarizer_path_is_used_and_nothing_else",
     "KEYWORDS_FILE": "test_keyword_routes.py::test_a_keywords_file_applies_to_all_requests",
     "MODEL_LANGUAGES": (
         "test_http.py::TestParameters::test_the_languages_of_a_model_can_be_configured"
@@ -341,6 +344,7 @@ EFFECTS = {
         "test_job_routes.py::TestRefusals::test_one_job_too_many_is_503_and_leaves_nothing"
     ),
     "JOB_RETENTION_HOURS": "test_job_routes.py::test_results_are_removed_after_their_time",
+    "ALLOW_URLS": "test_recording_url.py::test_a_recording_is_fetched",
     "ALLOW_WEBHOOKS": "test_job_routes.py::TestWebhooks::test_it_is_sent_the_job_as_it_is_answered",
     "DATABASE_URL": "test_shared_jobs.py::test_a_job_is_seen_and_cancelled_by_the_other_server",
     "JOBS_STORAGE": "test_shared_jobs.py::test_recordings_are_in_the_shared_storage",

@@ -16,7 +16,8 @@ from parakeet_api.archive.manifest import Entry
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import ApiError, DeviceLostError
 from parakeet_api.formats.rendering import render
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.checkpoints import BundledModels
@@ -32,6 +33,7 @@ EXTENSIONS: Mapping[ResponseFormat, str] = {
     "text": ".txt",
     "srt": ".srt",
     "vtt": ".vtt",
+    "diarized_json": ".json",
 }
 """Of a transcript, by its format."""
 _EXIT_DEVICE_LOST = 70

@@ -2,6 +2,8 @@
 
     file -> parts -> ffmpeg -> frames of all channels -> timeline -> downmix -> level -> PCM
 
+Where a request wants the channels apart, there is no downmix, and blocks have a column for each.
+
 No audio is dropped, and samples stay at their time in the recording. Where ffmpeg would drop or
 mix audio wrongly, this package measures the signal and decides. Audio that cannot be decoded raises
 an error or adds a `Caveat`.
@@ -23,6 +25,7 @@ from typing import Literal, Self
 
 import numpy as np
 
+from parakeet_api.audio.channels import Channels
 from parakeet_api.audio.downmix import Mono, silence
 from parakeet_api.audio.ffmpeg import (
     Executables,
@@ -50,7 +53,7 @@ from parakeet_api.errors import (
     TruncatedAudioError,
 )
 from parakeet_api.settings import Settings
-from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm, SoundTrack
+from parakeet_api.transcript import SAMPLE_RATE, Caveat, ChannelChoice, Pcm, SoundTrack
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ class AudioStream(Iterator[Pcm]):
         """Seconds spent waiting for blocks."""
 
     def __next__(self) -> Pcm:
-        """Return the next block, shape `(samples,)`. Raises `AudioDecodeError`."""
+        """Return the next block, as `FfmpegDecoder.stream` says. Raises `AudioDecodeError`."""
         started = time.monotonic()
         try:
             return next(self._blocks)
@@ -178,8 +181,12 @@ class FfmpegDecoder:
         raw_pcm: bool = False,
         track: TrackChoice = None,
         allow_partial: bool = False,
+        channels: ChannelChoice = "mix",
     ) -> AudioStream:
         """Decode a recording to int16 blocks, shape `(samples,)`, at 16 kHz, mono.
+
+        With `channels="separate"`, the shape is `(samples, channels)`; with `auto` it is, if the
+        channels hold different speech.
 
         Samples follow the track's timestamps: a late start and gaps become silence, so that
         subtitles match the video. A `raw_pcm` file already holds such samples, little-endian,
@@ -191,8 +198,13 @@ class FfmpegDecoder:
         than the file.
         """
         report = DecodeReport()
-        decoding = _Decoding(self, path, report, track=track, allow_partial=allow_partial)
-        return AudioStream(self._bounded(decoding.blocks(raw_pcm=raw_pcm)), report)
+        decoding = _Decoding(
+            self, path, report, track=track, allow_partial=allow_partial, channels=channels
+        )
+        blocks = decoding.blocks(raw_pcm=raw_pcm)
+        if channels == "separate":
+            blocks = _in_columns(blocks)
+        return AudioStream(self._bounded(blocks), report)
 
     def _bounded(self, blocks: Generator[Pcm]) -> Generator[Pcm]:
         limit = round(self.max_seconds * SAMPLE_RATE)
@@ -261,8 +273,11 @@ class _Decoding:
         *,
         track: TrackChoice,
         allow_partial: bool,
+        channels: ChannelChoice,
     ) -> None:
         self.decoder = decoder
+        # Several tracks are mixed, whatever their channels.
+        self.channels = Channels("mix" if track == "all" else channels)
         self._path = path
         self._report = report
         self._choice = track
@@ -280,7 +295,7 @@ class _Decoding:
             return _read_pcm(self._path)
         self._file = inspect(self._path)
         is_plain = self.decoder.audio_filter is None and not self._file.parts
-        sound = open_sound(self._path) if is_plain else None
+        sound = open_sound(self._path, self.channels) if is_plain else None
         return self._decoded() if sound is None else self._read(sound)
 
     def _read(self, sound: Sound) -> Generator[Pcm]:
@@ -320,7 +335,12 @@ class _Decoding:
     def _measure_level(self) -> float:
         """Decode the recording once more, to measure its level."""
         again = _Decoding(
-            self.decoder, self._path, DecodeReport(), track=self._choice, allow_partial=True
+            self.decoder,
+            self._path,
+            DecodeReport(),
+            track=self._choice,
+            allow_partial=True,
+            channels="mix" if self.channels.count is None else "separate",
         )
         again._file = self._file
         with contextlib.closing(again._selected_audio()) as selected:
@@ -329,17 +349,21 @@ class _Decoding:
     def _filtered(self, pcm: Iterable[Pcm]) -> Generator[Pcm]:
         """Run the operator's filter (`DENOISE_FILTER`) in a second ffmpeg."""
         chain = f"{self.decoder.audio_filter},asetnsamples=n={_FRAME_SAMPLES}:p=0"
-        raw = ("-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1")
+        blocks = iter(pcm)
+        first = next(blocks, np.zeros(0, np.int16))
+        apart = first.shape[1:]
+        channels = math.prod(apart)
+        raw = ("-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", str(channels))
         options = ["-loglevel", "repeat+info", "-protocol_whitelist", "file,pipe", "-threads", "1"]
         options += [*raw, "-i", "pipe:0", "-af", chain, *raw, "pipe:1"]
-        sent = (block.tobytes() for block in pcm)
+        sent = (block.tobytes() for block in itertools.chain([first], blocks))
         with self.decoder.running(options, url="pipe:0", stdin_data=lambda: sent) as run:
             rest = b""
             for data in run.blocks():
                 joined = rest + data
-                whole_bytes = len(joined) - len(joined) % 2
+                whole_bytes = len(joined) - len(joined) % (2 * channels)
                 rest = joined[whole_bytes:]
-                yield np.frombuffer(joined[:whole_bytes], dtype="<i2")
+                yield np.frombuffer(joined[:whole_bytes], dtype="<i2").reshape(-1, *apart)
             run.check_end()
 
     def _selected_audio(self) -> Generator[Mono]:
@@ -374,7 +398,7 @@ class _Decoding:
                     continue
                 if opening is not None:
                     self._note_skipped(skipped)
-                    yield from silence(silent)
+                    yield from silence(silent, self.channels.count)
                     yield opening
                     yield from sound
                     return
@@ -389,7 +413,7 @@ class _Decoding:
             )
         self.track = silent_track
         self._note_skipped([c for c in skipped if c.code == "track_undecodable"])
-        yield from silence(silent_samples)
+        yield from silence(silent_samples, self.channels.count)
 
     def _candidates(self) -> Iterator[int | None]:
         """List tracks in order of preference; `None` = the best one, before any is known."""
@@ -526,6 +550,13 @@ class _Decoding:
         if all(caveat.code != TruncatedAudioError.code for caveat in self._report.caveats):
             caveat = Caveat("truncated_audio", message, start=round(decoded_s, 3))
             self._report.caveats.append(caveat)
+
+
+def _in_columns(blocks: Generator[Pcm]) -> Generator[Pcm]:
+    """Give blocks of a recording that has one channel the shape `(samples, 1)`."""
+    with contextlib.closing(blocks):
+        for block in blocks:
+            yield block[:, np.newaxis] if block.ndim == 1 else block
 
 
 def _read_pcm(path: Path) -> Generator[Pcm]:

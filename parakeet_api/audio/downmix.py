@@ -16,7 +16,8 @@ from parakeet_api.audio.timeline import Frames, Gap
 from parakeet_api.transcript import SAMPLE_RATE, Caveat
 
 Mono = NDArray[Any]
-"""Samples at `SAMPLE_RATE`, shape `(samples,)`: int16, or float32 whose full scale is 1."""
+"""Samples at `SAMPLE_RATE`, shape `(samples,)`: int16, or float32 whose full scale is 1. Where
+channels are kept apart, shape `(samples, channels)`."""
 Floats = NDArray[np.float32]
 
 _CANCELLED = 0.25
@@ -56,9 +57,9 @@ class Downmix:
                 self._position += piece.samples
             elif piece.shape[1] == 1:
                 self._position += len(piece)
-                yield _bounded(piece)[:, 0]
+                yield bounded(piece)[:, 0]
             else:
-                self._pending.append(_bounded(piece))
+                self._pending.append(bounded(piece))
                 self._length += len(piece)
                 if self._length >= self._rate:
                     yield from self._whole_windows()
@@ -95,7 +96,7 @@ class Downmix:
             yield self._mix_window(frames)
 
     def _mix_window(self, frames: Frames) -> Mono:
-        channels = _channels(frames)
+        channels = channels_of(frames)
         mix = channels[0] + channels[1] if len(channels) == 2 else channels.sum(axis=0)  # noqa: PLR2004
         mix *= np.float32(1 / len(channels))
         previous, self._channel = self._channel, self._better_channel(channels, mix)
@@ -119,7 +120,7 @@ class Downmix:
         return None if _power(mix, self._rate) > _CANCELLED * unrelated else loudest
 
 
-def _bounded(frames: Frames) -> Frames:
+def bounded(frames: Frames) -> Frames:
     """Bound floats: a file can hold any value, and their squares must be finite."""
     if frames.dtype == np.int16 or (frames.max() <= _MAX_FLOAT and frames.min() >= -_MAX_FLOAT):
         return frames
@@ -128,7 +129,7 @@ def _bounded(frames: Frames) -> Frames:
     return clipped
 
 
-def _channels(frames: Frames) -> Floats:
+def channels_of(frames: Frames) -> Floats:
     """Convert frames to floats, shape `(channels, samples)`."""
     channels = np.ascontiguousarray(frames.T, dtype=np.float32)
     return channels / _FULL_SCALE if frames.dtype == np.int16 else channels
@@ -139,10 +140,16 @@ def _power(sound: Floats, rate: int) -> float:
 
     Rumble and hum may be in phase where the speech is not; lossy codecs make high frequencies so.
     """
+    steps = speech_band(sound, rate)
+    return float(np.dot(steps, steps)) / max(1, len(steps))
+
+
+def speech_band(sound: Floats, rate: int) -> Floats:
+    """Return that band, at about `_BAND_RATE`."""
     group = max(1, rate // _BAND_RATE)
     low = sound[: len(sound) // group * group].reshape(-1, group).mean(axis=1)
-    steps = low[1:] - low[:-1]
-    return float(np.dot(steps, steps)) / max(1, len(steps))
+    band: Floats = low[1:] - low[:-1]
+    return band
 
 
 def _cross_fade(mixed: Floats, before: Floats, length: int) -> None:
@@ -152,7 +159,8 @@ def _cross_fade(mixed: Floats, before: Floats, length: int) -> None:
     mixed[:length] = share * mixed[:length] + (1 - share) * before[:length]
 
 
-def silence(samples: int) -> Iterator[Mono]:
+def silence(samples: int, channels: int | None = None) -> Iterator[Mono]:
     """Yield silence in blocks of a minute; int16 zeros serve as floats too."""
+    apart = () if channels is None else (channels,)
     for start in range(0, samples, 60 * SAMPLE_RATE):
-        yield np.zeros(min(60 * SAMPLE_RATE, samples - start), np.int16)
+        yield np.zeros((min(60 * SAMPLE_RATE, samples - start), *apart), np.int16)

@@ -368,8 +368,9 @@ def running_ffmpeg(
         if hasattr(os, "sched_setscheduler"):
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(process.pid, os.SCHED_BATCH, os.sched_param(0))
-        # A user's pipes may take 64 MB in total; beyond that this one keeps its default size.
-        with contextlib.suppress(OSError):
+        # A user's pipes may take 64 MB in total; beyond that, and on a Mac, this one keeps its
+        # default size.
+        with contextlib.suppress(OSError, AttributeError):
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
         yield FfmpegRun(
             process, executable, url=url, stdin_data=stdin_data or iter(()), cpu_s=cpu_s
@@ -389,8 +390,11 @@ def _limit(pid: int, *, cpu_s: int) -> None:
 
     From outside: `preexec_fn` can deadlock in a process with threads, and a wrapper would be one
     more program to install. RLIMIT_NPROC is not set, as it counts all processes and threads of
-    the user; ffmpeg starts no processes.
+    the user; ffmpeg starts no processes. Only Linux can limit another process: elsewhere, ffmpeg
+    runs without limits (docs/install.md).
     """
+    if not hasattr(resource, "prlimit"):
+        return
     bounds = {
         resource.RLIMIT_CPU: cpu_s,
         resource.RLIMIT_DATA: _MEMORY_BYTES,

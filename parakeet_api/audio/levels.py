@@ -113,7 +113,7 @@ def _scaled(window: Mono, gain: float, previous_gain: float) -> Mono:
     gains = np.full(len(window), gain, np.float32)
     ramp = np.linspace(previous_gain, gain, _RAMP, dtype=np.float32)[: len(window)]
     gains[: len(ramp)] = ramp
-    return window * gains
+    return window * (gains if window.ndim == 1 else gains[:, np.newaxis])
 
 
 def peak(sound: Mono) -> float:
@@ -128,7 +128,9 @@ def is_quiet(sound: Mono) -> bool:
 
 
 def _frame_peaks(sound: Mono) -> NDArray[np.float32]:
-    """Return the largest absolute sample of each 10 ms, shape `(frames,)`."""
+    """Return the largest absolute sample of each 10 ms, in any channel; shape `(frames,)`."""
+    if sound.ndim > 1:
+        sound = np.abs(sound).max(axis=1)
     whole = len(sound) // _FRAME * _FRAME
     framed = np.abs(sound[:whole] if whole else sound).reshape(-1, _FRAME if whole else 1)
     peaks: NDArray[np.float32] = framed.max(axis=1)

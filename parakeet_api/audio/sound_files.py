@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from parakeet_api.audio.channels import Channels
 from parakeet_api.audio.downmix import Downmix, Mono
 from parakeet_api.audio.levels import level_of, round_to_pcm, to_pcm
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, Pcm
@@ -40,7 +41,7 @@ class Sound:
     caveats: tuple[Caveat, ...] = ()
 
 
-def open_sound(path: Path) -> Sound | None:
+def open_sound(path: Path, channels: Channels) -> Sound | None:
     """Open a plain wav or flac file; `None` for a file that ffmpeg should decode.
 
     A wav file of 16-bit samples at 16 kHz, mono, is read as a stream whatever its length. Short
@@ -55,7 +56,7 @@ def open_sound(path: Path) -> Sound | None:
             seconds = file.frames / file.samplerate
             if _needs_no_conversion(file):
                 return Sound(seconds, _read(path))
-            return _converted(file, seconds) if file.frames <= _MAX_FRAMES else None
+            return _converted(file, seconds, channels) if file.frames <= _MAX_FRAMES else None
     except soundfile.SoundFileError:
         return None
 
@@ -93,18 +94,18 @@ def _read(path: Path) -> Generator[Pcm]:
             yield block
 
 
-def _converted(file: soundfile.SoundFile, seconds: float) -> Sound | None:
+def _converted(file: soundfile.SoundFile, seconds: float, channels: Channels) -> Sound | None:
     """Decode, mix and resample a whole file; `None` if it is not as long as its header says."""
     frames = file.read(dtype="float32", always_2d=True)
     if len(frames) != file.frames:
         return None
     downmix = Downmix(file.samplerate)
-    mono: Mono = np.concatenate(list(downmix.mix([frames])))
+    sound: Mono = np.concatenate(list(channels.blocks([frames], downmix, rate=file.samplerate)))
     if file.samplerate != SAMPLE_RATE:
-        mono = soxr.resample(mono, file.samplerate, SAMPLE_RATE)
+        sound = soxr.resample(sound, file.samplerate, SAMPLE_RATE)
     if file.subtype in _OVER_16_BITS:
-        pcm = to_pcm([mono], max_level=lambda: 1.0, measure=lambda: level_of([mono]))
+        pcm = to_pcm([sound], max_level=lambda: 1.0, measure=lambda: level_of([sound]))
     else:
-        pcm = iter([round_to_pcm(mono)])
+        pcm = iter([round_to_pcm(sound)])
     samples = np.concatenate(list(pcm))
     return Sound(seconds, (block for block in (samples,)), tuple(downmix.caveats()))

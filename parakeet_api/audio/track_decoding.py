@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from parakeet_api.audio.channels import Channels
 from parakeet_api.audio.downmix import Downmix, Mono
 from parakeet_api.audio.ffmpeg import (
     CLOCK,
@@ -171,6 +172,11 @@ class Recording(Protocol):
         """The track being decoded, once it is known."""
         ...
 
+    @property
+    def channels(self) -> Channels:
+        """What becomes of its channels."""
+        ...
+
     def select_track(self, info: MediaInfo, number: int | None) -> Track:
         """Record the file's description; return the track to decode."""
 
@@ -282,18 +288,19 @@ class TrackDecoding:
         if info is None or not info.tracks:
             return plan
         track = self._recording.select_track(info, self._number)
-        mix: Mix = (
-            "surround" if track.is_surround else "discrete" if track.is_discrete else "stereo"
-        )
+        is_mixed = track.is_surround and not self._recording.channels.keeps_all
+        is_discrete = track.is_surround or track.is_discrete
+        mix: Mix = "surround" if is_mixed else "discrete" if is_discrete else "stereo"
         as_float = plan.as_float or self._recording.needs_floats(track)
         return dataclasses.replace(plan, track=track.number, mix=mix, as_float=as_float)
 
     def _placed(self, run: FfmpegRun, blocks: Iterable[bytes], plan: _Plan) -> Generator[Mono]:
-        """Place a run's samples in time and mix them to mono."""
+        """Place a run's samples in time, and mix them to mono unless channels are apart."""
         timeline = Timeline(run.info, run.log.readings, marked=plan.marked)
         downmix = Downmix()
         caveats: list[Caveat] = []
-        sound = downmix.mix(self._frames_and_gaps(run, blocks, timeline, plan, caveats))
+        placed = self._frames_and_gaps(run, blocks, timeline, plan, caveats)
+        sound = self._recording.channels.blocks(placed, downmix)
         if (
             not plan.as_float
             and self._recording.track is not None

@@ -13,37 +13,51 @@ from typing import Annotated, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from parakeet_api.formats.form_fields import Form, read_boolean, read_choice
 from parakeet_api.formats.json_types import Keywords, Seconds, Share, SpokenText
 from parakeet_api.formats.rendering import (
+    HasSpeaker,
     HasWarnings,
     Rendered,
     SegmentJson,
     render,
     segments_list,
+    speaker_field,
+    speaker_lines,
     to_json,
     warnings_field,
 )
 from parakeet_api.formats.request_params import (
-    Form,
-    ResponseFormat,
     Task,
     TranscriptionParams,
-    read_boolean,
-    read_choice,
     read_keywords,
     read_languages,
     read_track,
+)
+from parakeet_api.formats.speaker_params import (
+    DecodeReference,
+    ResponseFormat,
+    refuse_reference,
+    speaker_request,
 )
 from parakeet_api.keywords import Keyword
 from parakeet_api.languages import english_name
 from parakeet_api.settings import Settings
 from parakeet_api.speech.language_detection import rank_languages, tagged_languages
-from parakeet_api.transcript import Segment, Transcript, Word, join_words
+from parakeet_api.transcript import (
+    NO_SPEAKERS,
+    ChannelChoice,
+    Segment,
+    SpeakerRequest,
+    Transcript,
+    Word,
+    join_words,
+)
 
 Output = Literal["txt", "vtt", "srt", "tsv", "json"]
 
 
-class AsrWordJson(TypedDict):
+class AsrWordJson(HasSpeaker):
     """A word, its punctuation included."""
 
     word: str
@@ -109,13 +123,23 @@ class AsrParams:
     allow_partial: bool
     keywords: tuple[Keyword, ...] = ()
     """Phrases that may be said: `hotwords`, as other servers of this API call them."""
+    speakers: SpeakerRequest = NO_SPEAKERS
+    """Who spoke, if that is asked."""
 
 
-def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
+def parse_asr_params(
+    form: Form,
+    *,
+    languages: frozenset[str],
+    decode_reference: DecodeReference = refuse_reference,
+) -> AsrParams:
     """Parse the parameters of a request to a model with these languages (ISO 639-1 codes).
 
-    Raises `InvalidRequestError` naming the parameter.
+    `decode_reference` decodes the voices of known speakers. Raises `InvalidRequestError` naming
+    the parameter.
     """
+    channels: ChannelChoice = read_choice(form, "channels", ChannelChoice, default="mix")
+    diarize = read_boolean(form, "diarize", default=False)
     return AsrParams(
         output=read_choice(form, "output", Output, default="txt"),
         task=read_choice(form, "task", Task, default="transcribe"),
@@ -125,6 +149,7 @@ def parse_asr_params(form: Form, *, languages: frozenset[str]) -> AsrParams:
         audio_track=read_track(form),
         allow_partial=read_boolean(form, "allow_partial", default=False),
         keywords=read_keywords(form, "hotwords"),
+        speakers=speaker_request(form, channels, diarize=diarize, decode=decode_reference),
     )
 
 
@@ -171,7 +196,7 @@ def _subtitles(transcript: Transcript, name: ResponseFormat, settings: Settings)
 
 
 def _lines(transcript: Transcript) -> str:
-    return "".join(f"{segment.text}\n" for segment in transcript.segments)
+    return "".join(f"{line}\n" for line in speaker_lines(transcript))
 
 
 def _tsv(transcript: Transcript) -> str:
@@ -206,4 +231,5 @@ def _word(word: Word) -> AsrWordJson:
         "start": round(word.start, 3),
         "end": round(word.end, 3),
         "probability": None if logprob is None else math.exp(logprob),
+        **speaker_field(word),
     }

@@ -7,16 +7,19 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import fmean
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
 from parakeet_api.formats.json_types import Count, Keywords, Logprob, Seconds, SpokenText
-from parakeet_api.formats.request_params import ResponseFormat, Task, TranscriptionParams
+from parakeet_api.formats.request_params import Task, TranscriptionParams
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.formats.subtitles import make_cues, to_srt, to_vtt
 from parakeet_api.languages import english_name
 from parakeet_api.settings import Settings
+from parakeet_api.speech.speakers import letter
 from parakeet_api.transcript import Caveat, Segment, SoundTrack, Transcript, Word
 
 WARNINGS_HEADER = "X-Transcript-Warnings"
@@ -73,7 +76,16 @@ class TokenLogprobJson(TypedDict):
     """The text in UTF-8."""
 
 
-class WordJson(TypedDict):
+class HasSpeaker(TypedDict):
+    """Who said it; where the request asks for that."""
+
+    speaker: NotRequired[Annotated[str, Keywords(examples=["A"])]]
+    """Who says it: a known speaker's name, or a letter in the order of speaking."""
+    channel: NotRequired[Annotated[int, Keywords(minimum=1)]]
+    """The channel that it is said on, from 1; where channels are apart."""
+
+
+class WordJson(HasSpeaker):
     """A word, its punctuation included."""
 
     word: str
@@ -88,7 +100,7 @@ class WordJson(TypedDict):
     """A keyword of the request put it in the place of what the model hears without."""
 
 
-class SegmentJson(TypedDict):
+class SegmentJson(HasSpeaker):
     """A sentence, or the stretch between two long pauses, with Whisper's ten fields."""
 
     id: Count
@@ -113,6 +125,24 @@ class SegmentJson(TypedDict):
     """How repetitive the text is, as Whisper computes it."""
     no_speech_prob: Annotated[float, Keywords(const=0.0)]
     """Always 0: this kind of model has no such output."""
+
+
+class DiarizedSegmentJson(TypedDict):
+    """A sentence, or a part of one, of a single speaker."""
+
+    type: Literal["transcript.text.segment"]
+    id: Annotated[str, Keywords(examples=["seg_001"])]
+    """Unique among the segments."""
+    start: Seconds
+    """Its start, seconds."""
+    end: Seconds
+    """Its end, seconds."""
+    text: str
+    """Its words."""
+    speaker: Annotated[str, Keywords(examples=["A"])]
+    """Who says it: a known speaker's name, or a letter in the order of speaking."""
+    channel: NotRequired[Annotated[int, Keywords(minimum=1)]]
+    """The channel that it is said on, from 1; where channels are apart."""
 
 
 class LanguageJson(TypedDict):
@@ -179,6 +209,19 @@ class VerboseTranscriptionJson(TranscriptLists):
     duration: Seconds
     """Length of the recording, seconds."""
     text: SpokenText
+    usage: DurationUsage
+
+
+class DiarizedTranscriptionJson(HasWarnings):
+    """The response of `response_format=diarized_json`."""
+
+    task: Task
+    """The task of the request."""
+    duration: Seconds
+    """Length of the recording, seconds."""
+    text: SpokenText
+    segments: list[DiarizedSegmentJson]
+    """In order of their start; those of two speakers may overlap."""
     usage: DurationUsage
 
 
@@ -288,6 +331,64 @@ def verbose_json_body(
     }
 
 
+def diarized_json_body(
+    transcript: Transcript, params: TranscriptionParams
+) -> DiarizedTranscriptionJson:
+    """Return the object of `response_format=diarized_json`."""
+    return {
+        "task": params.task,
+        "duration": _seconds(transcript.duration),
+        "text": transcript.text,
+        "segments": [
+            diarized_segment(number, segment)
+            for number, segment in enumerate(transcript.segments, start=1)
+        ],
+        "usage": _usage(transcript),
+        **warnings_field(transcript.caveats),
+    }
+
+
+def diarized_segment(number: int, segment: Segment) -> DiarizedSegmentJson:
+    """Return a segment as OpenAI has it; `number` counts from 1."""
+    entry: DiarizedSegmentJson = {
+        "type": "transcript.text.segment",
+        "id": segment_id(number),
+        "start": _seconds(segment.start),
+        "end": _seconds(segment.end),
+        "text": segment.text,
+        "speaker": segment.speaker or letter(0),
+    }
+    if segment.channel is not None:
+        entry["channel"] = segment.channel
+    return entry
+
+
+def segment_id(number: int) -> str:
+    """Return the id of a diarized segment, counted from 1."""
+    return f"seg_{number:03}"
+
+
+def speaker_lines(transcript: Transcript) -> list[str]:
+    """Return a line for each segment, with the speaker's name at a change."""
+    lines: list[str] = []
+    before: str | None = None
+    for segment in transcript.segments:
+        name = f"{segment.speaker}: " if segment.speaker not in (None, before) else ""
+        lines.append(name + segment.text)
+        before = segment.speaker
+    return lines
+
+
+def speaker_field(said: Word | Segment) -> HasSpeaker:
+    """Return who said words, and on which channel, where that is known."""
+    field: HasSpeaker = {}
+    if said.speaker is not None:
+        field["speaker"] = said.speaker
+    if said.channel is not None:
+        field["channel"] = said.channel
+    return field
+
+
 def _lists(transcript: Transcript, params: TranscriptionParams) -> TranscriptLists:
     lists: TranscriptLists = {}
     if "word" in params.granularities:
@@ -338,7 +439,7 @@ def _word(word: Word, params: TranscriptionParams) -> WordJson:
         entry["logprob"] = _finite(word.logprob)
     if word.from_keyword:
         entry["from_keyword"] = True
-    return entry
+    return {**entry, **speaker_field(word)}
 
 
 def _segment(number: int, segment: Segment) -> SegmentJson:
@@ -356,6 +457,7 @@ def _segment(number: int, segment: Segment) -> SegmentJson:
         "compression_ratio": _compression_ratio(segment.text),
         # A transducer has no such output, and a segment has at least one word.
         "no_speech_prob": 0.0,
+        **speaker_field(segment),
     }
 
 
@@ -394,15 +496,23 @@ class _Format(NamedTuple):
     write: Callable[[Transcript, TranscriptionParams, Settings], str]
 
 
+def _plain_text(transcript: Transcript) -> str:
+    """Write a text on one line; with speakers, on a line for each turn."""
+    if all(segment.speaker is None for segment in transcript.segments):
+        return f"{transcript.text}\n"
+    turns = groupby(transcript.segments, key=lambda segment: segment.speaker)
+    return "".join(
+        f"{speaker}: {' '.join(segment.text for segment in segments)}\n"
+        for speaker, segments in turns
+    )
+
+
 _FORMATS: Mapping[ResponseFormat, _Format] = {
     "json": _Format(
         "application/json",
         lambda transcript, params, _: to_json(json_body(transcript, params)),
     ),
-    "text": _Format(
-        "text/plain; charset=utf-8",
-        lambda transcript, *_: f"{transcript.text}\n",
-    ),
+    "text": _Format("text/plain; charset=utf-8", lambda transcript, *_: _plain_text(transcript)),
     "srt": _Format(
         "application/x-subrip; charset=utf-8",
         lambda transcript, _, settings: to_srt(make_cues(transcript.segments, settings=settings)),
@@ -412,6 +522,10 @@ _FORMATS: Mapping[ResponseFormat, _Format] = {
         lambda transcript, params, _: to_json(
             {**verbose_json_body(transcript, params), **_logprobs(transcript, params)}
         ),
+    ),
+    "diarized_json": _Format(
+        "application/json",
+        lambda transcript, params, _: to_json(diarized_json_body(transcript, params)),
     ),
     "vtt": _Format(
         "text/vtt; charset=utf-8",

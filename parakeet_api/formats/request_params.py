@@ -5,31 +5,37 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError, echo
+from parakeet_api.formats.form_fields import (
+    Form,
+    list_field,
+    one_of,
+    read_boolean,
+    read_choice,
+    read_choices,
+    read_field,
+)
+from parakeet_api.formats.speaker_params import (
+    DecodeReference,
+    ResponseFormat,
+    default_format,
+    read_speakers,
+    refuse_reference,
+)
 from parakeet_api.keywords import Keyword, parse_keywords
 from parakeet_api.languages import language_code, normalize_language
-from parakeet_api.settings import parse_boolean
+from parakeet_api.transcript import NO_SPEAKERS, SpeakerRequest
 
-ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 Granularity = Literal["word", "segment"]
 Include = Literal["logprobs", "progress", "peaks"]
 """Additional parts of a response; `progress` and `peaks` are this server's own."""
 Task = Literal["transcribe", "translate"]
 
-_UNSET = frozenset({"null", "undefined", "none"})
-"""Texts that JavaScript's FormData and Python's str() make of an unset value."""
-
-
-class Form(Protocol):
-    """The text fields of a multipart form."""
-
-    def getlist(self, key: str) -> Sequence[str]: ...
-
-    def keys(self) -> Iterable[str]: ...
+URL_FIELD = "url"
+"""Field with the address of a recording, instead of a file; Groq's API has the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,36 +63,47 @@ class TranscriptionParams:
     """Whether a truncated file is transcribed as far as it goes."""
     keywords: tuple[Keyword, ...] = ()
     """Phrases that may be said."""
+    speakers: SpeakerRequest = NO_SPEAKERS
+    """Who spoke, if that is asked."""
 
 
 def parse_params(
-    form: Form, *, languages: frozenset[str], model: str = "", task: Task = "transcribe"
+    form: Form,
+    *,
+    languages: frozenset[str],
+    model: str = "",
+    task: Task = "transcribe",
+    decode_reference: DecodeReference = refuse_reference,
 ) -> TranscriptionParams:
     """Parse the fields of a request to `model`, which has these languages (ISO 639-1 codes).
 
-    Unknown fields are ignored: clients send fields of other servers. Raises
-    `InvalidRequestError` naming the parameter.
+    Unknown fields are ignored: clients send fields of other servers. `decode_reference` decodes
+    the voices of known speakers. Raises `InvalidRequestError` naming the parameter.
     """
     _check_temperature(read_field(form, "temperature"))
     _check_chunking_strategy(form)
+    response_format: ResponseFormat = read_choice(
+        form, "response_format", ResponseFormat, default=default_format(form)
+    )
     return TranscriptionParams(
         model=model,
-        response_format=read_choice(form, "response_format", ResponseFormat, default="json"),
+        response_format=response_format,
         languages=read_languages(form, languages),
-        granularities=_choices(form, "timestamp_granularities", Granularity)
+        granularities=read_choices(form, "timestamp_granularities", Granularity)
         or frozenset({"segment"}),
-        include=_choices(form, "include", Include),
+        include=read_choices(form, "include", Include),
         stream=read_boolean(form, "stream", default=False),
         task=task,
         audio_track=read_track(form),
         allow_partial=read_boolean(form, "allow_partial", default=False),
         keywords=read_keywords(form, "keywords"),
+        speakers=read_speakers(form, response_format, decode=decode_reference),
     )
 
 
 def read_keywords(form: Form, name: str) -> tuple[Keyword, ...]:
     """Read a list of phrases. Raises `InvalidRequestError` naming the first that is wrong."""
-    return parse_keywords(_list_field(form, name), param=f"{name}[]")
+    return parse_keywords(list_field(form, name), param=f"{name}[]")
 
 
 def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
@@ -94,7 +111,7 @@ def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
     language = normalize_language(read_field(form, "language"), supported=supported)
     if language is not None:
         return frozenset({language})
-    hints = _list_field(form, "languages")
+    hints = list_field(form, "languages")
     known = supported & {language_code(hint) for hint in hints}
     if hints and not known:
         # Hints: one supported language is enough, but without any the transcript would be wrong.
@@ -104,66 +121,6 @@ def read_languages(form: Form, supported: frozenset[str]) -> frozenset[str]:
             param="languages[]",
         )
     return known or supported
-
-
-def read_field(form: Form, name: str) -> str:
-    """Return a field's text, stripped; empty if it was not sent."""
-    values = form.getlist(name)
-    return _strip_unset(values[-1]) if values else ""
-
-
-def _strip_unset(text: str) -> str:
-    """Strip a value; empty if it is one of `_UNSET`."""
-    value = text.strip()
-    return "" if value.lower() in _UNSET else value
-
-
-def _list_field(form: Form, name: str) -> list[str]:
-    """Collect a list: `name[]`, `name[0]`, repeated `name`, with commas, or as a JSON list."""
-    # The key of a part without a name is `None`.
-    numbered = [key for key in filter(None, form.keys()) if _is_numbered(key, name)]
-    texts = [
-        text
-        for key in (f"{name}[]", name, *sorted(numbered, key=_number_in))
-        for text in form.getlist(key)
-    ]
-    return [value for text in map(_strip_unset, texts) for value in _split_list(text) if value]
-
-
-def _is_numbered(key: str, name: str) -> bool:
-    return key.startswith(name) and re.fullmatch(r"\[[0-9]{1,4}\]", key[len(name) :]) is not None
-
-
-def _number_in(key: str) -> int:
-    return int(key.rpartition("[")[2].rstrip("]"))
-
-
-def _split_list(text: str) -> list[str]:
-    if text.lstrip().startswith("["):
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError):
-            return [text]
-        return [value.strip() if isinstance(value, str) else repr(value) for value in values]
-    return [value.strip() for value in text.split(",")]
-
-
-def _choices(form: Form, name: str, choices: Any) -> frozenset[Any]:
-    return frozenset(_one_of(f"{name}[]", value, choices) for value in _list_field(form, name))
-
-
-def read_choice(form: Form, name: str, choices: Any, *, default: str) -> Any:
-    """Read a field that is one of a `Literal`'s values, in any case."""
-    return _one_of(name, read_field(form, name) or default, choices)
-
-
-def read_boolean(form: Form, name: str, *, default: bool) -> bool:
-    """Read a field that is true or false."""
-    text = read_field(form, name).lower() or str(default)
-    try:
-        return parse_boolean(text)
-    except ValueError as error:
-        raise InvalidRequestError(f"{name}={echo(text)} is not {error}.", param=name) from error
 
 
 def read_track(form: Form) -> int | Literal["all"] | None:
@@ -184,15 +141,6 @@ def parse_track(text: str) -> int | Literal["all"]:
     return int(text)
 
 
-def _one_of(name: str, value: str, choices: Any) -> Any:
-    if value.lower() not in get_args(choices):
-        raise InvalidRequestError(
-            f"{name}={echo(value)} is not one of: {', '.join(get_args(choices))}.",
-            param=name,
-        )
-    return value.lower()
-
-
 def _check_chunking_strategy(form: Form) -> None:
     """Accept `auto`, and OpenAI's object as JSON or as `chunking_strategy[type]=...`."""
     name = "chunking_strategy"
@@ -200,7 +148,7 @@ def _check_chunking_strategy(form: Form) -> None:
     # The key of a part without a name is `None`.
     keys = list(filter(None, form.keys()))
     if any(key.startswith(f"{name}[") and read_field(form, key) for key in keys):
-        _one_of(f"{name}[type]", read_field(form, f"{name}[type]"), Literal["server_vad", "auto"])
+        one_of(f"{name}[type]", read_field(form, f"{name}[type]"), Literal["server_vad", "auto"])
     elif text and text.lower() != "auto":
         try:
             strategy = json.loads(text)

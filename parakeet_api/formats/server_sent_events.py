@@ -3,8 +3,9 @@
     data: {"type": "transcript.text.delta", "delta": " of the words"}
     data: {"type": "transcript.text.done", "text": "...", "usage": {...}}
 
-All deltas together are exactly the final text. `transcript.progress` and `transcript.peaks` are
-this server's own; they are sent only if `include[]` lists them.
+All deltas together are exactly the final text. With `response_format=diarized_json`, a
+`transcript.text.segment` follows the delta of each segment. `transcript.progress` and
+`transcript.peaks` are this server's own; they are sent only if `include[]` lists them.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing_extensions import TypedDict
 from parakeet_api.errors import ApiError
 from parakeet_api.formats.json_types import Count, Keywords, Seconds
 from parakeet_api.formats.rendering import (
+    DiarizedSegmentJson,
     HasLogprobs,
     HasWarnings,
     TranscriptText,
     VerboseTranscriptionJson,
+    diarized_segment,
     render,
     to_json,
     token_logprobs,
@@ -34,7 +37,15 @@ from parakeet_api.formats.rendering import (
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.pipeline import Progress
 from parakeet_api.settings import Settings
-from parakeet_api.transcript import FRAME, SAMPLE_RATE, Pcm, Transcript, join_words
+from parakeet_api.transcript import (
+    FRAME,
+    SAMPLE_RATE,
+    Pcm,
+    Segment,
+    Transcript,
+    Word,
+    join_words,
+)
 
 MEDIA_TYPE = "text/event-stream; charset=utf-8"
 KEEP_ALIVE = ": keep-alive\n\n"
@@ -52,6 +63,8 @@ class TextDelta(HasLogprobs):
     type: Literal["transcript.text.delta"]
     delta: str
     """The words; all but the first begin with a space."""
+    segment_id: NotRequired[str]
+    """The segment that they belong to; with `response_format=diarized_json`."""
 
 
 class ProgressEvent(TypedDict):
@@ -66,6 +79,10 @@ class ProgressEvent(TypedDict):
     """Audio recognised so far, seconds."""
     total_s: Seconds | None
     """Length of the recording by its header, often an estimate, seconds."""
+
+
+class TextSegment(DiarizedSegmentJson):
+    """A complete segment of one speaker; with `response_format=diarized_json`."""
 
 
 class PeaksEvent(TypedDict):
@@ -119,6 +136,10 @@ class TextDone(TranscriptText, Renderings, HasWarnings):
     usage: TokenUsage
 
 
+RecognizedEvent = TextDelta | TextSegment | PeaksEvent
+"""What becomes known with a chunk."""
+
+
 class EventWriter:
     """Render one transcription's events; each method returns the text to send, perhaps empty."""
 
@@ -126,6 +147,7 @@ class EventWriter:
         self._params = params
         self._settings = settings
         self._at_start = True
+        self._segments = 0
         self._done_s = 0.0
         self._total_s: float | None = None
         self._queue_position: int | None = None
@@ -144,10 +166,13 @@ class EventWriter:
         """Report the words that became final, and the progress."""
         return "".join(map(_event, self.recognized(progress))) + self._state()
 
-    def recognized(self, progress: Progress) -> list[TextDelta | PeaksEvent]:
+    def recognized(self, progress: Progress) -> list[RecognizedEvent]:
         """Return the events of what became final, in order, as objects instead of text."""
         start_s, self._done_s, self._total_s = self._done_s, progress.done_s, progress.total_s
-        return [*self._peaks(start_s, progress.samples), *self._delta(progress)]
+        if self._params.response_format == "diarized_json":
+            spoken = [event for part in progress.segments for event in self._segment(part)]
+            return [*self._peaks(start_s, progress.samples), *spoken]
+        return [*self._peaks(start_s, progress.samples), *self._delta(progress.words)]
 
     def silence(self, *, model_is_loading: bool) -> str:
         """Keep the connection alive while there is nothing to report."""
@@ -170,8 +195,15 @@ class EventWriter:
         """Report an error that ends the stream, in the format that OpenAI's clients raise."""
         return _event(failure.body())
 
-    def _delta(self, progress: Progress) -> list[TextDelta]:
-        words = progress.words
+    def _segment(self, segment: Segment) -> list[TextDelta | TextSegment]:
+        self._segments += 1
+        whole: TextSegment = {**diarized_segment(self._segments, segment)}
+        deltas = self._delta(segment.words)
+        for delta in deltas:
+            delta["segment_id"] = whole["id"]
+        return [*deltas, whole]
+
+    def _delta(self, words: tuple[Word, ...]) -> list[TextDelta]:
         if not words:
             return []
         lead = "" if self._at_start else " "

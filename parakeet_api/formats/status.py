@@ -70,6 +70,25 @@ class ModelStatus(TypedDict):
     """Its languages."""
 
 
+class DiarizerStatus(TypedDict):
+    """State of the model that tells speakers apart."""
+
+    name: str
+    """Its name, or that of the one to download."""
+    demo: bool
+    """Whether it is the one that comes with the server, for trying things out."""
+    note: str | None
+    """What such a model is, in one sentence."""
+    state: Literal[StoreState, LoadState]
+    """Its state; a missing file is `choosing` until the first request that needs it."""
+    progress: Share | None
+    """Share of the download that is done."""
+    error: str | None
+    """Why the model is unavailable."""
+    max_speakers: Count
+    """How many speakers it tells apart in one recording."""
+
+
 class DeviceMemoryJson(TypedDict):
     """GPU memory, bytes; null on a CPU, and before a model was loaded."""
 
@@ -239,6 +258,8 @@ class Health(TypedDict):
     model: ModelStatus
     models: Annotated[list[ModelStatus], Keywords(minItems=1)]
     """All that requests can name; the first is `model`."""
+    diarizer: DiarizerStatus | None
+    """Null with `DIARIZATION=off`."""
     device: Annotated[str, Keywords(examples=["cpu", "cuda:0"])]
     """Where models run."""
     device_memory: DeviceMemoryJson | None

@@ -49,6 +49,8 @@ class Cue:
     """Seconds, whole milliseconds; always after `start`."""
     lines: tuple[str, ...]
     """At least one; none is blank or holds a line break."""
+    speaker: str | None = None
+    """Who says it, where that is known."""
 
 
 class _Word(NamedTuple):
@@ -58,34 +60,38 @@ class _Word(NamedTuple):
     """Milliseconds."""
     end: int
     """Milliseconds."""
+    speaker: str | None = None
 
 
 _Piece = list[_Word]
-"""The words of one cue; at least one."""
+"""The words of one cue; at least one, all of one speaker."""
 
 
 def make_cues(segments: Iterable[Segment], *, settings: Settings) -> list[Cue]:
     """Convert segments to cues.
 
     Every word appears exactly once and in order, never cut; a word longer than the limits gets its
-    own cue, and a word of white space only is omitted. Cues start in order, never overlap and
-    always end after they start. For the gap of `subtitle_min_gap_s` between them, a cue may end
-    before its last word does, but loses at most half of the time until the next cue.
+    own cue, and a word of white space only is omitted. A cue has one speaker. Cues start in order,
+    overlap only where two speakers talk at once, and always end after they start. For the gap of
+    `subtitle_min_gap_s` between them, a cue may end before its last word does, but loses at most
+    half of the time until the next cue.
     """
     pieces = [piece for segment in segments if (piece := _readable_words(segment))]
     if settings.split_long_subtitles:
         pieces = [part for piece in pieces for part in _split(piece, settings)]
     if settings.merge_short_subtitles:
         pieces = _merge_short(pieces, settings)
+    # Pieces of two speakers who talk at once overlap.
+    pieces.sort(key=lambda piece: piece[0].start)
     return [
-        Cue(start / 1000, end / 1000, _break_lines(piece, settings))
+        Cue(start / 1000, end / 1000, _break_lines(piece, settings), piece[0].speaker)
         for piece, (start, end) in zip(pieces, _times(pieces, settings), strict=True)
     ]
 
 
 def _readable_words(segment: Segment) -> _Piece:
     return [
-        _Word(text, _ms(word.start), _ms(word.end))
+        _Word(text, _ms(word.start), _ms(word.end), word.speaker)
         for word in segment.words
         if (text := " ".join(word.text.split()))
     ]
@@ -159,7 +165,8 @@ def _merge_short(pieces: Iterable[_Piece], settings: Settings) -> list[_Piece]:
 
 def _should_merge(left: _Piece, right: _Piece, settings: Settings) -> bool:
     return (
-        right[0].start - left[-1].end <= _ms(settings.short_subtitle_merge_max_gap_s)
+        left[0].speaker == right[0].speaker
+        and right[0].start - left[-1].end <= _ms(settings.short_subtitle_merge_max_gap_s)
         and (_is_short(left, settings) or _is_short(right, settings))
         and _fits(left + right, settings)
     )
@@ -202,12 +209,29 @@ def _times(pieces: list[_Piece], settings: Settings) -> Iterator[tuple[int, int]
         accumulate((piece[0].start for piece in pieces), lambda last, start: max(start, last + 1))
     )
     next_starts = [*starts, None][1:]
-    for piece, start, next_start in zip(pieces, starts, next_starts, strict=True):
+    own_next_starts = _own_next_starts(pieces, starts)
+    for piece, start, next_start, own_next_start in zip(
+        pieces, starts, next_starts, own_next_starts, strict=True
+    ):
         end = max(piece[-1].end, start + min_duration)
         if next_start is not None:
             # The gap may cut the end of the last word: 60 ms is less than a frame of the model.
-            end = min(end, next_start - min(gap, (next_start - start) // 2))
+            before_next = next_start - min(gap, (next_start - start) // 2)
+            is_interrupted = own_next_start != next_start and piece[-1].end > next_start
+            end = piece[-1].end if is_interrupted else min(end, before_next)
+        if own_next_start is not None:
+            end = min(end, own_next_start - min(gap, (own_next_start - start) // 2))
         yield start, end
+
+
+def _own_next_starts(pieces: list[_Piece], starts: list[int]) -> list[int | None]:
+    """Return the start of the same speaker's next cue, for each cue; `None` = it is the last."""
+    found: list[int | None] = []
+    upcoming: dict[str | None, int] = {}
+    for piece, start in zip(reversed(pieces), reversed(starts), strict=True):
+        found.append(upcoming.get(piece[0].speaker))
+        upcoming[piece[0].speaker] = start
+    return found[::-1]
 
 
 def _break_lines(piece: _Piece, settings: Settings) -> tuple[str, ...]:
@@ -240,22 +264,32 @@ def _lines(texts: list[str], width: int) -> list[str]:
 def to_srt(cues: Iterable[Cue]) -> str:
     """Render cues as SubRip; without cues, an empty file.
 
-    SRT cannot escape its timing arrow: `-->` in a text becomes `→`.
+    A change of speaker is marked by the name and a colon. SRT cannot escape its timing arrow:
+    `-->` in a text becomes `→`.
     """
-    return "".join(
-        f"{number}\n{_timestamp(cue.start, ',')} --> {_timestamp(cue.end, ',')}\n"
-        f"{_SRT_ARROW.sub('→', _joined(cue))}\n\n"
-        for number, cue in enumerate(cues, start=1)
-    )
+    blocks = []
+    before: str | None = None
+    for number, cue in enumerate(cues, start=1):
+        name = f"{cue.speaker}: " if cue.speaker not in (None, before) else ""
+        before = cue.speaker
+        blocks.append(
+            f"{number}\n{_timestamp(cue.start, ',')} --> {_timestamp(cue.end, ',')}\n"
+            f"{_SRT_ARROW.sub('→', name + _joined(cue))}\n\n"
+        )
+    return "".join(blocks)
 
 
 def to_vtt(cues: Iterable[Cue]) -> str:
-    """Render cues as WebVTT; without cues, a header only."""
+    """Render cues as WebVTT; without cues, a header only. Speakers are voice tags."""
     return "WEBVTT\n\n" + "".join(
         f"{_timestamp(cue.start, '.')} --> {_timestamp(cue.end, '.')}\n"
-        f"{html.escape(_joined(cue), quote=False)}\n\n"
+        f"{_voice(cue)}{html.escape(_joined(cue), quote=False)}\n\n"
         for cue in cues
     )
+
+
+def _voice(cue: Cue) -> str:
+    return f"<v {html.escape(cue.speaker, quote=False)}>" if cue.speaker else ""
 
 
 def _joined(cue: Cue) -> str:

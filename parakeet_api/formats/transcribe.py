@@ -30,6 +30,7 @@ def transcribe_recording(
         track=params.audio_track,
         allow_partial=params.allow_partial,
         keywords=params.keywords,
+        speakers=params.speakers,
         on_progress=on_progress,
         cancelled=cancelled,
     )

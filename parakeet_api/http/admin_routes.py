@@ -13,11 +13,12 @@ from parakeet_api.errors import (
     ModelNotReadyError,
     StoppingError,
 )
-from parakeet_api.formats.request_params import read_field
+from parakeet_api.formats.form_fields import read_field
 from parakeet_api.formats.status import AdminReport
 from parakeet_api.http.auth import require_operator
 from parakeet_api.http.received_form import received_fields
 from parakeet_api.http.services import services
+from parakeet_api.model.diarizer import SpeakerModel
 from parakeet_api.served_models import ServedModel
 
 admin_api = Blueprint("admin", __name__)
@@ -31,8 +32,9 @@ _waiters = threading.BoundedSemaphore(2)
 
 @admin_api.post("/admin/unload")
 def unload() -> AdminReport:
-    """Unload the named model, or all, unless they are in use."""
-    outcomes = [(model, services().models.unload(model)) for model in _requested_models()]
+    """Unload the named model, or all with the speaker model, unless they are in use."""
+    models = services().models
+    outcomes = [(model, models.unload(model)) for model in _requested_models()]
     in_use = [model.name for model, outcome in outcomes if outcome == "in_use"]
     if in_use:
         raise ModelInUseError(
@@ -79,9 +81,13 @@ def _wait_for(model: ServedModel) -> None:
         _waiters.release()
 
 
-def _requested_models() -> list[ServedModel]:
+def _requested_models() -> list[ServedModel | SpeakerModel]:
     models, name = services().models, _name()
-    return [models.named(name)] if name else list(models)
+    if name:
+        return [models.named(name)]
+    if models.speakers is not None and models.speakers.slot.state == "ready":
+        return [*models, models.speakers]
+    return list(models)
 
 
 def _name() -> str:

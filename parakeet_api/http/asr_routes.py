@@ -20,6 +20,7 @@ from parakeet_api.http.auth import require_api_key
 from parakeet_api.http.error_answers import answer_error
 from parakeet_api.http.received_form import received_form
 from parakeet_api.http.services import chosen_model, client_gone, services
+from parakeet_api.http.speaker_references import decode_reference
 from parakeet_api.http.transcription import answer, transcribe_upload
 from parakeet_api.served_models import ServedModel
 from parakeet_api.transcript import Word
@@ -82,6 +83,9 @@ def _received() -> tuple[Path, ServedModel, AsrParams]:
     form = received_form(_FILE)
     parameters = CombinedMultiDict([request.args, form.fields])
     model = chosen_model(parameters)
-    params = parse_asr_params(parameters, languages=model.languages)
+    params = parse_asr_params(
+        parameters, languages=model.languages, decode_reference=decode_reference
+    )
     model.check_keywords(params.keywords, param="hotwords[]")
+    services().models.check_diarizer(params.speakers)
     return form.upload, model, params

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.formats.form_fields import read_field
 from parakeet_api.formats.rendering import Rendered, render
-from parakeet_api.formats.request_params import parse_params, read_field
+from parakeet_api.formats.request_params import parse_params
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.http.clip_link import receive, send, unpack_words
 from parakeet_api.http.clip_request import PassOnError, RequestHead
@@ -112,9 +113,19 @@ class ClipTranscriber:
             raise PassOnError
         name = read_field(form.fields, "model")
         model = self._describe(name)
-        params = parse_params(form.fields, languages=model.languages, model=model.name)
-        # Keyword trees are built in the process with the model.
-        if params.stream or params.keywords or path.stat().st_size == 0:
+        params = parse_params(
+            form.fields,
+            languages=model.languages,
+            model=model.name,
+            decode_reference=_pass_on,
+        )
+        # Keyword trees are built in the process with the model, which also has the diarizer.
+        if (
+            params.stream
+            or params.keywords
+            or params.speakers.is_wanted
+            or path.stat().st_size == 0
+        ):
             raise PassOnError
         client = self._client(peer, head.headers)
         recognizer = _Recognizer(
@@ -213,6 +224,10 @@ class _Recognizer:
         completed = self._recognize(only)
         self.without_words = completed.without_words
         yield only, completed.words
+
+
+def _pass_on(_: bytes) -> bytes:
+    raise PassOnError
 
 
 def _await(link: socket.socket, client: socket.socket) -> bool:

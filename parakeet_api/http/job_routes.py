@@ -12,11 +12,13 @@ from parakeet_api.errors import (
     JobNotFinishedError,
     StoppingError,
 )
-from parakeet_api.formats.request_params import parse_params, read_field
+from parakeet_api.formats.form_fields import read_field
+from parakeet_api.formats.request_params import parse_params
 from parakeet_api.http.auth import accepted_key_hash, require_api_key
 from parakeet_api.http.received_form import received_form
 from parakeet_api.http.request_log import record
 from parakeet_api.http.services import chosen_model, services
+from parakeet_api.http.speaker_references import decode_reference
 from parakeet_api.http.transcription import answer
 from parakeet_api.jobs.job import (
     DEFAULT_LISTED,
@@ -40,8 +42,14 @@ def submit() -> tuple[JobJson, int, dict[str, str]]:
     services().jobs.refuse_if_full()
     form = received_form()
     model = chosen_model(form.fields)
-    params = parse_params(form.fields, languages=model.languages, model=model.name)
+    params = parse_params(
+        form.fields,
+        languages=model.languages,
+        model=model.name,
+        decode_reference=decode_reference,
+    )
     model.check_keywords(params.keywords)
+    services().models.check_diarizer(params.speakers)
     if params.stream:
         raise InvalidRequestError(
             "stream: a job has no stream. Ask for its progress, or send the recording to"

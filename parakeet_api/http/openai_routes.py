@@ -12,6 +12,7 @@ from parakeet_api.formats.status import ModelJson, ModelList, StreamingJson
 from parakeet_api.http.auth import require_api_key
 from parakeet_api.http.received_form import received_form
 from parakeet_api.http.services import chosen_model, services
+from parakeet_api.http.speaker_references import decode_reference
 from parakeet_api.http.streamed_transcription import StreamedTranscription
 from parakeet_api.http.transcription import answer, transcribe_upload
 from parakeet_api.model.architecture import StreamingContext
@@ -82,8 +83,15 @@ def _answer(task: Task) -> Response:
     services().admission.refuse_if_full()
     form = received_form()
     model = chosen_model(form.fields)
-    params = parse_params(form.fields, languages=model.languages, model=model.name, task=task)
+    params = parse_params(
+        form.fields,
+        languages=model.languages,
+        model=model.name,
+        task=task,
+        decode_reference=decode_reference,
+    )
     model.check_keywords(params.keywords)
+    services().models.check_diarizer(params.speakers)
     if params.stream:
         return StreamedTranscription(form.upload, params, model=model).response()
     transcript = transcribe_upload(form.upload, params, model=model)

@@ -7,9 +7,10 @@ from flask import Blueprint, Response, render_template, request
 from parakeet_api import __version__
 from parakeet_api.audio.decoder import FILE_EXTENSIONS
 from parakeet_api.errors import ApiError, ModelLoadError
-from parakeet_api.formats.request_params import read_boolean
+from parakeet_api.formats.form_fields import read_boolean
 from parakeet_api.formats.status import (
     DeviceMemoryJson,
+    DiarizerStatus,
     Health,
     JobsStatus,
     ModelStatus,
@@ -20,6 +21,7 @@ from parakeet_api.http.services import Services, services
 from parakeet_api.http.start_report import report_start
 from parakeet_api.metrics import MEDIA_TYPE
 from parakeet_api.model.cuda import known_device_memory
+from parakeet_api.model.diarizer import SpeakerModel
 from parakeet_api.served_models import ServedModel
 
 pages = Blueprint("pages", __name__)
@@ -96,6 +98,7 @@ def _health(wired: Services) -> Health:
         "version": __version__,
         "model": _model_status(models.first),
         "models": [_model_status(model) for model in models],
+        "diarizer": _diarizer_status(models.speakers) if models.speakers else None,
         "device": device or ("cuda" if wired.gpu else "cpu"),
         "device_memory": _memory_of(device),
         "precision": info.precision if info else None,
@@ -131,6 +134,20 @@ def _model_status(model: ServedModel) -> ModelStatus:
         "progress": slot.progress if known else store.progress,
         "error": slot.error if known else store.error,
         "languages": sorted(model.languages),
+    }
+
+
+def _diarizer_status(model: SpeakerModel) -> DiarizerStatus:
+    store, slot = model.store.status, model.slot
+    known = store.checkpoint
+    return {
+        "name": model.store.name,
+        "demo": known.is_demo if known else False,
+        "note": known.note if known else None,
+        "state": slot.state if known else store.state,
+        "progress": slot.progress if known else store.progress,
+        "error": slot.error if known else store.error,
+        "max_speakers": model.store.output.speakers,
     }
 
 

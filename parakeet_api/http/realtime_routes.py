@@ -29,7 +29,7 @@ from parakeet_api.http.waitress_internals import DETACH
 from parakeet_api.http.web_socket import Handshake, SocketClosedError, WebSocket
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.realtime.places import Place
-from parakeet_api.realtime.session import Limits, Session, spoken_languages, with_model
+from parakeet_api.realtime.session import Limits, Session, check_hints, with_model
 from parakeet_api.realtime.session_config import ClientSecretJson, SessionConfig
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def make_client_secret() -> ClientSecretJson:
             param="expires_after.seconds",
         )
     config = SessionConfig().updated(body.get("session") or {})
-    spoken_languages(config, services().models)
+    check_hints(config, services().models)
     session = config.as_json()
     secret = services().client_secrets.make(session, seconds=seconds, key=request_key())
     shown = {"id": f"sess_{uuid.uuid4().hex}", **session}

@@ -11,10 +11,21 @@ from flask import g, request
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from parakeet_api.errors import InvalidRequestError
+from parakeet_api.allowed_hosts import recording_hosts
+from parakeet_api.errors import InvalidRequestError, UploadTooLargeError
+from parakeet_api.formats.form_fields import read_field
+from parakeet_api.formats.request_params import URL_FIELD
+from parakeet_api.http.recording_url import fetch_recording
 from parakeet_api.http.request_log import record
-from parakeet_api.http.services import services
-from parakeet_api.http.upload_form import MULTIPART, ParsedForm, TextTooLongError, UploadForm
+from parakeet_api.http.services import client_gone, services
+from parakeet_api.http.upload_form import (
+    MAX_REFERENCE_BYTES,
+    MULTIPART,
+    REFERENCES,
+    ParsedForm,
+    TextTooLongError,
+    UploadForm,
+)
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that fields and boundaries add to a file of exactly `MAX_UPLOAD_MB`."""
@@ -35,9 +46,10 @@ class ReceivedForm:
 def received_form(file_field: str = "file") -> ReceivedForm:
     """Receive the form of the current request.
 
-    Call it after all checks that do not need the body. Raises `InvalidRequestError` if the body is
-    malformed or has no such file, `UploadTooLargeError` and werkzeug's `RequestEntityTooLarge`,
-    `OSError` if the file cannot be written, and `RequestCancelled` if the client disconnects.
+    A recording that the form gives by its `url` is fetched. Call it after all checks that do not
+    need the body. Raises `InvalidRequestError` if the body is malformed or has no such file,
+    `RecordingUrlError`, `UploadTooLargeError` and werkzeug's `RequestEntityTooLarge`, `OSError` if
+    the file cannot be written, and `RequestCancelled` if the client disconnects.
     """
     if request.mimetype != MULTIPART:
         # A form of another type would be read into memory, however long.
@@ -49,16 +61,44 @@ def received_form(file_field: str = "file") -> ReceivedForm:
             f"The multipart body is malformed or cut short ({error}).", param=file_field
         ) from error
     except TextTooLongError as error:
+        if (error.field or "").startswith(REFERENCES):
+            raise UploadTooLargeError(
+                f"{REFERENCES}[]: the references have more than {MAX_REFERENCE_BYTES} bytes"
+                " together. Send them as mp3, opus or flac.",
+                param=f"{REFERENCES}[]",
+            ) from error
         if error.field != file_field:
             raise
         raise _no_file(file_field, _TEXT_NOT_FILE) from error
     upload = form.files.get(file_field)
+    url = read_field(form.fields, URL_FIELD)
+    if upload is not None and url:
+        raise InvalidRequestError(
+            f"{URL_FIELD} and {file_field}: send one of them.", param=URL_FIELD
+        )
+    if url:
+        upload = _fetch(url, file_field)
     if upload is None:
         is_text = file_field in form.fields
         raise _no_file(file_field, _TEXT_NOT_FILE if is_text else "the form has no such field")
     if upload.stat().st_size == 0:
         raise InvalidRequestError("The file is empty.", param=file_field)
     return ReceivedForm(upload, form.fields)
+
+
+def _fetch(url: str, file_field: str) -> Path:
+    """Fetch the recording that a form names instead of containing it."""
+    form: UploadForm = g.upload_form
+    upload = form.new_file(file_field)
+    fetch_recording(
+        url,
+        upload,
+        hosts=recording_hosts(services().settings.allow_urls),
+        limit=request.max_content_length,
+        cancelled=client_gone(),
+    )
+    upload.flush()
+    return Path(upload.name)
 
 
 def received_fields() -> MultiDict[str, str]:

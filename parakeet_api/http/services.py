@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flask import current_app, g, request
 
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.formats.request_params import Form, read_field
+from parakeet_api.formats.form_fields import Form, read_field
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.client_secrets import ClientSecrets
 from parakeet_api.jobs.service import Jobs

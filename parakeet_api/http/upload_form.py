@@ -32,7 +32,11 @@ _MAX_PARTS = 600
 _MAX_FILES = 4
 """Endpoints accept one; each is an open file."""
 _MAX_TEXT_BYTES = 500_000
-"""Bytes of a text field, and of all: werkzeug's own limit of one."""
+"""Bytes of a text field, and of all but `REFERENCES`: werkzeug's own limit of one."""
+REFERENCES = "known_speaker_references"
+MAX_REFERENCE_BYTES = 12_000_000
+"""Bytes of all references of speakers together: four of ten seconds, stereo at 48 kHz without
+compression, in base64."""
 _PIECE_BYTES = 256 * 1024
 """So much is parsed at once: the decoder takes more than `_MAX_TEXT_BYTES` for a text field that is
 too long."""
@@ -70,7 +74,7 @@ class UploadForm:
         self._taken_over: Path | None = None
         self._fields: MultiDict[str, str] = MultiDict()
         self._files: dict[str, Path] = {}
-        self._text_bytes = 0
+        self._text_bytes = self._reference_bytes = 0
         self._write: Callable[[bytes | memoryview], object] = bytes
         """Consumer of the current part's data, and action at its end."""
         self._finish: Callable[[], None] = lambda: None
@@ -104,6 +108,13 @@ class UploadForm:
         """
         self._decode(None)
         return ParsedForm(self._fields, self._files)
+
+    def new_file(self, name: str) -> IO[bytes]:
+        """Add a file that is not in the body; the caller writes and flushes it."""
+        upload = create_upload(self._folder)
+        self._uploads.append(upload)
+        self._files[name] = Path(upload.name)
+        return upload
 
     def take_over(self, path: Path) -> IO[bytes]:
         """Transfer a file to the caller, who must delete it and close the result."""
@@ -186,10 +197,15 @@ class UploadForm:
     def _begin_text(self, part: Field) -> None:
         self._is_file = False
         text = bytearray()
+        # A part's name can be missing.
+        is_reference = (part.name or "").startswith(REFERENCES)
 
         def write(data: bytes | memoryview) -> None:
-            self._text_bytes += len(data)
-            if self._text_bytes > _MAX_TEXT_BYTES:
+            if is_reference:
+                self._reference_bytes += len(data)
+            else:
+                self._text_bytes += len(data)
+            if self._text_bytes > _MAX_TEXT_BYTES or self._reference_bytes > MAX_REFERENCE_BYTES:
                 raise TextTooLongError(part.name)
             text.extend(data)
 

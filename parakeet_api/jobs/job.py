@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing_extensions import TypedDict
 from parakeet_api.errors import ApiError, ErrorDetails
 from parakeet_api.formats.json_types import Count, Seconds, Share, UnixTime
 from parakeet_api.formats.rendering import (
+    DiarizedTranscriptionJson,
     HasWarnings,
     Rendered,
     TranscriptionJson,
@@ -20,9 +22,10 @@ from parakeet_api.formats.rendering import (
     warnings_field,
     warnings_list,
 )
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams
+from parakeet_api.formats.request_params import TranscriptionParams
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.keywords import Keyword
-from parakeet_api.transcript import Caveat
+from parakeet_api.transcript import Caveat, KnownSpeaker, SpeakerRequest
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -72,7 +75,7 @@ class JobJson(HasWarnings):
     """Its model; null in jobs of older versions."""
     response_format: ResponseFormat
     """Format of the result."""
-    result: TranscriptionJson | VerboseTranscriptionJson | str | None
+    result: TranscriptionJson | VerboseTranscriptionJson | DiarizedTranscriptionJson | str | None
     """The transcript, once there is one: an object of the formats that are JSON, else text.
     Lists leave it out."""
     error: ErrorDetails | None
@@ -212,12 +215,16 @@ def caveats_from_json(text: str) -> tuple[Caveat, ...]:
 
 def params_to_json(params: TranscriptionParams) -> str:
     """Serialize parameters for `params_from_json`."""
-    return json.dumps(
-        {
-            name: sorted(value) if isinstance(value, frozenset) else value
-            for name, value in dataclasses.asdict(params).items()
-        }
-    )
+    return json.dumps(dataclasses.asdict(params), default=_jsonable)
+
+
+def _jsonable(value: object) -> object:
+    match value:
+        case frozenset():
+            return sorted(value)
+        case bytes():
+            return base64.b64encode(value).decode("ascii")
+    raise TypeError(f"{type(value)} is no value of a parameter")
 
 
 def params_from_json(text: str) -> TranscriptionParams:
@@ -225,11 +232,23 @@ def params_from_json(text: str) -> TranscriptionParams:
 
     Unknown parameters are ignored, missing ones have their defaults.
     """
+    stored: dict[str, Any] = json.loads(text)
+    keywords = tuple(Keyword(**entry) for entry in stored.pop("keywords", ()))
+    speakers = _speakers(stored.pop("speakers", {}))
     known = {field.name for field in dataclasses.fields(TranscriptionParams)}
     given: dict[str, Any] = {
         name: frozenset(value) if isinstance(value, list) else value
-        for name, value in json.loads(text).items()
-        if name in known and name != "keywords"
+        for name, value in stored.items()
+        if name in known
     }
-    given["keywords"] = tuple(Keyword(**entry) for entry in json.loads(text).get("keywords", ()))
-    return TranscriptionParams(**given)
+    return TranscriptionParams(**given, keywords=keywords, speakers=speakers)
+
+
+def _speakers(stored: dict[str, Any]) -> SpeakerRequest:
+    known = tuple(
+        KnownSpeaker(entry["name"], base64.b64decode(entry["sound"]))
+        for entry in stored.pop("known", ())
+    )
+    fields = {field.name for field in dataclasses.fields(SpeakerRequest)}
+    given = {name: value for name, value in stored.items() if name in fields}
+    return SpeakerRequest(**given, known=known)

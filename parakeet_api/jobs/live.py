@@ -12,7 +12,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from parakeet_api.formats.json_types import Count
-from parakeet_api.formats.server_sent_events import EventWriter, PeaksEvent, TextDelta
+from parakeet_api.formats.server_sent_events import EventWriter, RecognizedEvent
 from parakeet_api.jobs.job import Job, JobJson
 from parakeet_api.pipeline import Progress
 from parakeet_api.settings import Settings
@@ -33,7 +33,7 @@ class JobEvents(TypedDict):
     """Changes when the job is started anew. Empty = not begun, or forgotten."""
     following: Count
     """What to ask with next, as `after`."""
-    events: list[TextDelta | PeaksEvent]
+    events: list[RecognizedEvent]
     """In order."""
 
 
@@ -43,7 +43,7 @@ class LiveEvents:
 
     run: str
     """Id of the attempt; another one means that the events begin again. "" = not started."""
-    events: tuple[TextDelta | PeaksEvent, ...]
+    events: tuple[RecognizedEvent, ...]
     """`transcript.text.delta` and `transcript.peaks`, as in a stream, in order."""
     following: int
     """Value of `after` for the next request: the number of events of this run so far."""
@@ -54,7 +54,7 @@ class _Run:
     """The events of one attempt at a job."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    events: list[TextDelta | PeaksEvent] = field(default_factory=list)
+    events: list[RecognizedEvent] = field(default_factory=list)
 
 
 class LiveJobs:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from parakeet_api.allowed_hosts import webhook_hosts
 from parakeet_api.errors import JobsUnavailableError, NotFoundError
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, JobCounts, job_object
@@ -21,7 +22,7 @@ from parakeet_api.jobs.recordings import FolderRecordings, StoredRecordings
 from parakeet_api.jobs.runner import JobRunner
 from parakeet_api.jobs.sqlite_store import SqliteJobStore
 from parakeet_api.jobs.store import JobStore
-from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
+from parakeet_api.jobs.webhooks import WebhookSender
 from parakeet_api.metrics import Metrics
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
@@ -81,7 +82,7 @@ class Jobs:
         """The words of running jobs."""
         self._pipeline_of = pipeline_of
         self._workers = workers
-        self._hosts = AllowedHosts(settings.allow_webhooks)
+        self._hosts = webhook_hosts(settings.allow_webhooks)
         self._closing = threading.Event()
         self._maintenance = threading.Thread(
             target=self._maintain, name="job-maintenance", daemon=True

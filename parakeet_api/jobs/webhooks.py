@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import httpx
 
 from parakeet_api import __version__
-from parakeet_api.errors import InvalidRequestError
+from parakeet_api.allowed_hosts import AllowedHosts
 from parakeet_api.jobs.job import Job
 from parakeet_api.jobs.store import JobStore
 
@@ -24,42 +24,8 @@ RETRY_DELAYS_S = (5.0, 15.0, 45.0, 135.0, 405.0)
 """Pauses between attempts: six attempts in ten minutes, enough for a receiver to restart."""
 _TIMEOUT_S = 10.0
 """For connecting, and for the response."""
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_MAX_URL_LENGTH = 2048
 _MAX_REASON_LENGTH = 300
 """Characters of an error message that are stored."""
-
-
-class AllowedHosts:
-    """The hosts that webhooks may use, as `host` (ports 80 and 443) or `host:port`."""
-
-    def __init__(self, hosts: Sequence[str]) -> None:
-        self._allowed = {
-            (listed.raw_host, port)
-            for listed in (httpx.URL(f"//{host}") for host in hosts)
-            for port in ((listed.port,) if listed.port else _DEFAULT_PORTS.values())
-        }
-
-    def check(self, text: str) -> None:
-        """Raise `InvalidRequestError` for a URL that is not allowed."""
-        if not self._allowed:
-            raise _refused("this server calls no webhooks (ALLOW_WEBHOOKS is empty)")
-        try:
-            url = httpx.URL(text)
-        except httpx.InvalidURL as error:
-            raise _refused(f"it is not a URL ({error})") from error
-        if url.scheme not in _DEFAULT_PORTS or not url.host or len(text) > _MAX_URL_LENGTH:
-            raise _refused(
-                "it is not a URL that begins with http:// or https://, of at most"
-                f" {_MAX_URL_LENGTH} characters"
-            )
-        if url.userinfo:
-            raise _refused("it holds a user name or password")
-        # A trailing dot makes a name absolute; it is the same host.
-        host = url.raw_host.removesuffix(b".")
-        port = _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
-        if (host, port) not in self._allowed:
-            raise _refused("its host and port are not among those of ALLOW_WEBHOOKS")
 
 
 class WebhookSender:
@@ -154,7 +120,3 @@ def post(url: str, body: bytes) -> None:
     ):
         if not response.is_success:
             raise httpx.HTTPError(f"answered {response.status_code} {response.reason_phrase}")
-
-
-def _refused(reason: str) -> InvalidRequestError:
-    return InvalidRequestError(f"webhook_url cannot be used: {reason}.", param="webhook_url")

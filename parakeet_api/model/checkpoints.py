@@ -34,11 +34,13 @@ StoreState = Literal["choosing", "downloading", "ready", "failed"]
 
 ENGLISH_MODEL = "whisper-tdt-small-en.nemo"
 GRAMMAR_MODEL = "parakeet-tdt-demo-en.nemo"
+SPEAKER_MODEL = "sortformer-small-4spk.nemo"
 BUNDLED_NOTES = {
     ENGLISH_MODEL: "small English model, for trying things out;"
     " about 17 words in 100 are wrong on clear speech",
     GRAMMAR_MODEL: "model for tests;"
     " it understands a few hundred example sentences and nothing else",
+    SPEAKER_MODEL: "small speaker model, for trying things out; it confuses similar voices",
 }
 """The bundled models, and what a user must know about each."""
 _FIRST_CHOICE = "parakeet-tdt-0.6b-v2.nemo"
@@ -53,7 +55,7 @@ _MAX_CONFIG = 16_000_000
 of this."""
 _MAX_REASON = 400
 """Characters. The hub client's errors end in a paragraph of advice for programmers."""
-_ADVICE = "Download it again, or name another file in MODEL_PATH."
+_ADVICE = "Download it again, or name another file in {setting}."
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -99,6 +101,8 @@ class BundledModels:
     """Recognises general English: the fallback where no other model is available."""
     grammar: Path
     """Recognises only its own sentences: for tests. The container image does not contain it."""
+    speakers: Path | None = None
+    """Tells speakers apart: the fallback where no other speaker model is available."""
 
     def forced(self, demo_model: DemoModel) -> Path | None:
         """Return the model that `DEMO_MODEL` forces; `None` = none."""
@@ -122,6 +126,9 @@ class StoreStatus:
 
 class CheckpointStore:
     """Choose a checkpoint; download one in the background if none is on disk."""
+
+    _remedy = "Put a Parakeet-TDT .nemo file into {folder}, or set MODEL_PATH, for real use."
+    """What to do about a bundled model."""
 
     def __init__(
         self,
@@ -147,11 +154,7 @@ class CheckpointStore:
 
         Raises `CheckpointError` if the chosen file is missing or not a complete checkpoint.
         """
-        local = (
-            find_checkpoint(self._settings, self._bundled)
-            if self._only is None
-            else find_named(self._settings, self._only, self._bundled)
-        )
+        local = self._find()
         if local is not None:
             self._settle(local)
         else:
@@ -196,15 +199,24 @@ class CheckpointStore:
         """Wait for a checkpoint or a failure; return whether either came in time."""
         return self._decided.wait(timeout_s)
 
+    def _find(self) -> Checkpoint | None:
+        """Find a checkpoint on disk. Raises `CheckpointError` if it is incomplete."""
+        if self._only is None:
+            return find_checkpoint(self._settings, self._bundled)
+        return find_named(self._settings, self._only, self._bundled)
+
+    def _check(self, path: Path) -> Checkpoint:
+        """Check a file. Raises `CheckpointError`."""
+        return _checked(path)
+
     def _settle(self, checkpoint: Checkpoint) -> None:
         self.status = StoreStatus("ready", checkpoint=checkpoint)
         if checkpoint.note is not None:
             logger.warning(
-                "BUNDLED MODEL %s in use: %s. Put a Parakeet-TDT .nemo file into %s, or set"
-                " MODEL_PATH, for real use.",
+                "BUNDLED MODEL %s in use: %s. %s",
                 checkpoint.name,
                 checkpoint.note,
-                self._settings.models_dir,
+                self._remedy.format(folder=self._settings.models_dir),
             )
         else:
             logger.info("model: %s", checkpoint.path)
@@ -224,19 +236,28 @@ class CheckpointStore:
         settings = self._settings
         try:
             path = download_checkpoint(settings, report=self._report)
-            architecture = _check_download(path)
+            checkpoint = self._check_download(path)
         # The hub's client raises errors of many libraries; each must be reported.
         except Exception as error:
             self._give_up(f"{self.model_id} could not be downloaded: {_reason(error)}")
             return
-        self._settle(
-            Checkpoint(path, is_demo=False, architecture=architecture, card=read_card(path))
-        )
+        self._settle(checkpoint)
+
+    def _check_download(self, path: Path) -> Checkpoint:
+        """Check a downloaded file; delete a damaged one, which later tries would find again."""
+        try:
+            return self._check(path)
+        except DamagedCheckpointError:
+            # In the hub's cache the path is a link to the file.
+            for file in (path.resolve(), path):
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
+            raise
 
     def _give_up(self, reason: str) -> None:
         if self._settings.demo_model == "auto" and self._bundled.english.is_file():
             logger.warning("%s", reason)
-            self._settle(_checked(self._bundled.english))
+            self._settle(self._check(self._bundled.english))
             return
         logger.error("%s", reason)
         self._failed_at = self._clock()
@@ -270,10 +291,10 @@ def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | 
     forced = bundled.forced(settings.demo_model)
     if forced is not None:
         return _checked(forced)
-    preferred = (_file_name(settings.model_id), _FIRST_CHOICE)
+    preferred = (checkpoint_file(settings.model_id), _FIRST_CHOICE)
     pattern = preferred[0] if "@" in settings.model_id else "*.nemo"
     found = sorted(
-        (path for path in settings.models_dir.glob(pattern) if path.name not in BUNDLED_NOTES),
+        (path for path in settings.models_dir.glob(pattern) if not _is_other(path, settings)),
         key=lambda path: (
             preferred.index(path.name) if path.name in preferred else len(preferred),
             path.name,
@@ -286,12 +307,22 @@ def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | 
     return _checked(found[0])
 
 
+def _is_other(path: Path, settings: Settings) -> bool:
+    """Tell whether a file in the models folder is a bundled model or the diarizer's."""
+    is_diarizer = path == settings.diarizer_path or "sortformer" in path.name
+    return (
+        is_diarizer
+        or path.name == checkpoint_file(settings.diarizer_id)
+        or path.name in BUNDLED_NOTES
+    )
+
+
 def find_named(settings: Settings, name: str, bundled: BundledModels) -> Checkpoint | None:
     """Find one of `MODELS` in the models folder, then among the bundled models.
 
     Raises `CheckpointError` if its file is incomplete.
     """
-    file = _file_name(name)
+    file = checkpoint_file(name)
     path = settings.models_dir / file
     if not path.is_file():
         path = bundled.named(file) or path
@@ -310,7 +341,7 @@ def _checked(path: Path) -> Checkpoint:
     )
 
 
-def _file_name(model_id: str) -> str:
+def checkpoint_file(model_id: str) -> str:
     """Return the name of a model's file in the models folder, with its revision if it has one."""
     _, revision = hub_repository(model_id)
     suffix = f"@{revision.replace('/', '-')}" if revision else ""
@@ -327,21 +358,36 @@ def check_checkpoint(path: Path) -> Architecture:
 
     Return its architecture. Raises `CheckpointError`, naming the file and what to do.
     """
+    config = read_config(path, setting="MODEL_PATH")
+    try:
+        return describe(config)
+    except UnsupportedModelError as error:
+        raise CheckpointError(
+            f"{path} holds {error}. Name another file in MODEL_PATH, or another model in MODEL_ID."
+        ) from error
+
+
+def read_config(path: Path, *, setting: str) -> dict[str, Any]:
+    """Read a checkpoint's configuration; check that the archive is complete.
+
+    Raises `CheckpointError`, naming the file and the setting that names another one.
+    """
+    advice = _ADVICE.format(setting=setting)
     try:
         if not path.is_file():
-            raise CheckpointError(f"{path} does not exist or is no file. {_ADVICE}")
+            raise CheckpointError(f"{path} does not exist or is no file. {advice}")
         with tarfile.open(path, "r:gz" if _is_gzip(path) else "r:") as archive:
             members = {member.name.removeprefix("./"): member for member in archive.getmembers()}
             if not {"model_config.yaml", "model_weights.ckpt"} <= members.keys():
-                raise CheckpointError(f"{path} is an archive, but not of a NeMo model. {_ADVICE}")
+                raise CheckpointError(f"{path} is an archive, but not of a NeMo model. {advice}")
             config = archive.extractfile(members["model_config.yaml"])
             text = config.read(_MAX_CONFIG) if config is not None else b""
     # KeyError: a dangling link in the archive.
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
         raise DamagedCheckpointError(
-            f"{path} is not a readable .nemo file ({error}). {_ADVICE}"
+            f"{path} is not a readable .nemo file ({error}). {advice}"
         ) from error
-    return _check_config(path, text)
+    return _parse_config(path, text, advice)
 
 
 def _is_gzip(path: Path) -> bool:
@@ -350,8 +396,7 @@ def _is_gzip(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _check_config(path: Path, text: bytes) -> Architecture:
-    """Check that a configuration is of a supported model."""
+def _parse_config(path: Path, text: bytes, advice: str) -> dict[str, Any]:
     # A dependency of huggingface_hub. The 25,000 lines of v3's file take half a second.
     import yaml  # type: ignore[import-untyped]
 
@@ -360,26 +405,9 @@ def _check_config(path: Path, text: bytes) -> Architecture:
     # ValueError: a date such as 2026-99-99. RecursionError: deeply nested brackets.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(
-            f"{path} holds a model_config.yaml that cannot be read. {_ADVICE}"
+            f"{path} holds a model_config.yaml that cannot be read. {advice}"
         ) from error
-    try:
-        return describe(config if isinstance(config, dict) else {})
-    except UnsupportedModelError as error:
-        raise CheckpointError(
-            f"{path} holds {error}. Name another file in MODEL_PATH, or another model in MODEL_ID."
-        ) from error
-
-
-def _check_download(path: Path) -> Architecture:
-    """Check a downloaded file; delete a damaged one, which later tries would find again."""
-    try:
-        return check_checkpoint(path)
-    except DamagedCheckpointError:
-        # In the hub's cache the path is a link to the file.
-        for file in (path.resolve(), path):
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
-        raise
+    return config if isinstance(config, dict) else {}
 
 
 def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None], None]) -> Path:
@@ -406,7 +434,7 @@ def download_checkpoint(settings: Settings, *, report: Callable[[int, int | None
     _with_timeout(_PROBE_TIMEOUT_S, lambda: get_hf_file_metadata(url, endpoint=endpoint))
     logger.info("downloading %s from %s", settings.model_id, without_passwords(endpoint))
     report(0, None)
-    target = settings.models_dir / _file_name(settings.model_id)
+    target = settings.models_dir / checkpoint_file(settings.model_id)
     # A revision is downloaded to its own folder: a file of another revision may exist already.
     folder = target.with_suffix(".partial") if revision else settings.models_dir
     to_models_dir = _is_writable(settings.models_dir)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from parakeet_api.model.keyword_boosting import KeywordBoosts
+from parakeet_api.model.fusion import FusionModel
 from parakeet_api.model.token_decoder import TokenDecoder, Tokens
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class CtcDecoder(TokenDecoder):
     """Decode an encoder's output greedily, without CUDA graphs."""
 
-    can_boost = False
+    supports_fusion = False
 
     def __init__(self, network: Any, *, device: str) -> None:
         """Wrap NeMo's network, whose decoder scores every label of every frame."""
@@ -24,9 +25,9 @@ class CtcDecoder(TokenDecoder):
         self._network = network
 
     def _decode(
-        self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
+        self, encoded: Tensor, lengths: Tensor, fusion: Sequence[FusionModel] = ()
     ) -> Tokens:
-        assert boosts is None
+        assert not fusion
         import torch
         from torch.nn.utils.rnn import pad_sequence
 

@@ -260,11 +260,16 @@ def main_permits(permits: int) -> int:
 
 
 def plan_inference(
-    settings: Settings, gpu: Gpu | None, architecture: Architecture = FULL_SIZE
+    settings: Settings,
+    gpu: Gpu | None,
+    architecture: Architecture = FULL_SIZE,
+    *,
+    beside_mb: float = 0.0,
 ) -> InferencePlan:
     """Choose chunk and batch sizes that are fast on the device and fit its memory with a model.
 
-    The default architecture is that of a 0.6 B model.
+    The default architecture is that of a 0.6 B model. `beside_mb` are kept free on the GPU for the
+    speaker model.
     """
     longest_s = settings.chunk_minutes * 60
     if gpu is None:
@@ -273,7 +278,7 @@ def plan_inference(
             batch_size=settings.transcribe_batch_size,
             batch_s=_CPU_BATCH_S,
         )
-    memory_mb, limit = _pass_memory(settings, gpu, architecture)
+    memory_mb, limit = _pass_memory(settings, gpu, architecture, beside_mb)
     scale = _bytes_scale(settings)
     batch_s = memory_mb / (architecture.linear_mb_per_s * scale)
     fits_s = batch_s
@@ -289,9 +294,11 @@ def plan_inference(
     )
 
 
-def _pass_memory(settings: Settings, gpu: Gpu, architecture: Architecture) -> tuple[float, str]:
+def _pass_memory(
+    settings: Settings, gpu: Gpu, architecture: Architecture, beside_mb: float
+) -> tuple[float, str]:
     """Return the MB of GPU memory that one forward pass may use, and which limit determines it."""
-    resident_gb = _resident_gb(settings, gpu, architecture)
+    resident_gb = _resident_gb(settings, gpu, architecture) + beside_mb / 1000
     free_gb = gpu.total_gb if gpu.free_gb is None else gpu.free_gb
     limits_mb = {
         "MAX_CHUNK_MEMORY_MB": settings.max_chunk_memory_mb,

@@ -8,7 +8,6 @@ its list, so beam search, which passes no ids, works as well.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parakeet_api.keywords import KeywordTree
+from parakeet_api.model.fusion import BatchTables
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     Tensor = torch.Tensor
 
 
-class KeywordBoosts:
+class KeywordBoosts(BatchTables):
     """The keyword trees of a batch's rows, used as a fusion model by NeMo.
 
-    Implements the interface of `NGramGPULanguageModel`: NeMo calls the public methods.
+    Implements `FusionModel`.
     """
 
     def __init__(
@@ -80,15 +80,6 @@ class KeywordBoosts:
             bonuses[number, tree.pieces[arcs]] = tree.bonuses[arcs]
         return torch.from_numpy(bonuses).to(device), torch.from_numpy(targets).to(device)
 
-    def to(self, device: object) -> KeywordBoosts:
-        """Do nothing: all tensors are on the device already."""
-        del device
-        return self
-
-    def compatible_with_cuda_graphs(self) -> bool:
-        """Tell NeMo that the tables change from batch to batch."""
-        return False
-
     def get_init_states(self, batch_size: int, bos: bool = True) -> Tensor:
         """Return each row's start state, shape (batch_size,); a beam's rows are adjacent."""
         del bos
@@ -107,27 +98,3 @@ class KeywordBoosts:
         scores.scatter_(1, pieces, self._bonuses[arcs])
         targets.scatter_(1, pieces, self._targets[arcs])
         return scores[:, :-1], targets[:, :-1]
-
-
-def boosted(decoding: Any, boosts: KeywordBoosts) -> Any:
-    """Return a copy of NeMo's decoding object that adds boosts and shares all weights.
-
-    A copy, since other threads use the original. Boosts do not affect whether a frame is blank, so
-    they insert no words into silence and restore no words that were skipped.
-    """
-    from nemo.collections.asr.parts.utils.batched_beam_decoding_utils import (
-        BlankLMScoreMode,
-        PruningMode,
-    )
-
-    computer = copy.copy(decoding.decoding_computer)
-    # The tables are specific to this batch, so a graph cannot be captured.
-    computer.cuda_graphs_mode = None
-    computer.fusion_models = [boosts]
-    computer.fusion_models_alpha = [1.0]
-    # For beams: boost all pieces, not only the most probable ones, and never the blank.
-    computer.pruning_mode = PruningMode.LATE
-    computer.blank_lm_score_mode = BlankLMScoreMode.NO_SCORE
-    boosted_decoding = copy.copy(decoding)
-    boosted_decoding.decoding_computer = computer
-    return boosted_decoding

@@ -8,6 +8,7 @@ imported inside functions.
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import types
 from collections.abc import Iterator
@@ -100,6 +101,29 @@ def extend_positions(encoder: Any, frames: int, dtype: torch.dtype) -> None:
     encoder.pos_enc.extend_pe(frames, parameter.device, dtype)
     # NeMo would size it by mel frames, eight times too many: 1.1 GB for 24 minutes.
     encoder.max_audio_length = 2**40
+
+
+def sortformer_step(
+    model: Any, state: Any, features: Tensor, context: tuple[int, int]
+) -> tuple[Any, Tensor]:
+    """Run one step of NeMo's streaming Sortformer, as its `forward_streaming` does.
+
+    `features` (1, mel, T) are a chunk between `context` mel frames on its left and right. Returns
+    the state after it and the chunk's probabilities (1, frames, speakers). NeMo changes the state
+    it is given, so it gets a copy.
+    """
+    import torch
+
+    left, right = context
+    speakers = model.sortformer_modules.n_spk
+    return model.forward_streaming_step(  # type: ignore[no-any-return]
+        processed_signal=features.transpose(1, 2),
+        processed_signal_length=torch.tensor([features.shape[2]], device=features.device),
+        streaming_state=copy.copy(state),
+        total_preds=features.new_zeros(1, 0, speakers),
+        left_offset=left,
+        right_offset=right,
+    )
 
 
 def float_dtype(module: Any) -> torch.dtype:

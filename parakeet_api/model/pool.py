@@ -16,10 +16,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from parakeet_api.errors import ServiceUnavailableError, StoppingError
-from parakeet_api.model.recognizer import Recognizer
-from parakeet_api.model.slot import ModelSlot, Unloading
+from parakeet_api.model.slot import ModelSlot, NetworkT, Unloading
 
 _MIN_TURN_S = 1.0
 _QUIET_S = 0.25
@@ -56,7 +56,7 @@ class ModelPool:
 
     def __init__(
         self,
-        slots: Sequence[ModelSlot],
+        slots: Sequence[ModelSlot[Any]],
         *,
         permits: int,
         has_room: HasRoom,
@@ -72,17 +72,17 @@ class ModelPool:
         self._closed = False
 
     @contextmanager
-    def lease(self, slot: ModelSlot) -> Iterator[Recognizer]:
+    def lease(self, slot: ModelSlot[NetworkT]) -> Iterator[NetworkT]:
         """Lend a model together with one of the permits, which bound all models' batches.
 
         Raises what its load raises, `ServiceUnavailableError` if the others do not make room, and
         `StoppingError` once the pool is closed.
         """
         # In this order: the holder of a permit waits for nothing else, so a permit comes free.
-        with self._loaded(slot) as recognizer, self._permits.one():
-            yield recognizer
+        with self._loaded(slot) as network, self._permits.one():
+            yield network
 
-    def load(self, slot: ModelSlot) -> Future[None]:
+    def load(self, slot: ModelSlot[Any]) -> Future[None]:
         """Begin to load a model; calls during the load share its outcome."""
         with self._changed:
             turn = self._turns[slot]
@@ -94,7 +94,7 @@ class ModelPool:
                 ).start()
         return preload
 
-    def unload(self, slot: ModelSlot) -> Unloading:
+    def unload(self, slot: ModelSlot[Any]) -> Unloading:
         """Unload a model unless it is lent or being loaded; waits for neither."""
         with self._changed:
             return "in_use" if self._turns[slot].leases else slot.unload_unused()
@@ -106,30 +106,30 @@ class ModelPool:
             self._changed.notify_all()
 
     @contextmanager
-    def _loaded(self, slot: ModelSlot) -> Iterator[Recognizer]:
+    def _loaded(self, slot: ModelSlot[NetworkT]) -> Iterator[NetworkT]:
         loads = self._enter(slot)
         started = self._clock()
         try:
-            with slot.lease() as recognizer:
+            with slot.lease() as network:
                 if loads:
                     self._begin_turn(slot, load_s=self._clock() - started)
-                yield recognizer
+                yield network
         finally:
             self._leave(slot, loads)
 
-    def _enter(self, slot: ModelSlot) -> bool:
+    def _enter(self, slot: ModelSlot[Any]) -> bool:
         """Wait until the model is loaded or has room; tell whether this lease loads it."""
         with self._changed:
             loads = not self._is_open(slot) and self._wait_for_room(slot)
             self._turns[slot].leases += 1
         return loads
 
-    def _is_open(self, slot: ModelSlot) -> bool:
+    def _is_open(self, slot: ModelSlot[Any]) -> bool:
         """Tell whether a lease may be taken without waiting for room."""
         turn = self._turns[slot]
         return (turn.is_loading or slot.state == "ready") and not turn.is_evicting
 
-    def _wait_for_room(self, slot: ModelSlot) -> bool:
+    def _wait_for_room(self, slot: ModelSlot[Any]) -> bool:
         """Wait in the queue; tell whether this lease loads the model. Called with the lock held."""
         ticket, deadline = object(), self._clock() + _MAX_WAIT_S
         self._queue.append(ticket)
@@ -154,7 +154,7 @@ class ModelPool:
             self._queue.remove(ticket)
             self._changed.notify_all()
 
-    def _make_room(self, slot: ModelSlot) -> bool:
+    def _make_room(self, slot: ModelSlot[Any]) -> bool:
         """Evict models as needed and permitted; return whether the model may be loaded now."""
         if any(turn.is_loading for turn in self._turns.values()):
             # The memory that it will use is not known yet.
@@ -172,7 +172,7 @@ class ModelPool:
         # No other model is left to evict: the load itself fails if that was not enough.
         return True
 
-    def _eviction_key(self, slot: ModelSlot) -> tuple[bool, float]:
+    def _eviction_key(self, slot: ModelSlot[Any]) -> tuple[bool, float]:
         """Sort by order of eviction: least recently used, then earliest end of turn."""
         turn = self._turns[slot]
         return (True, turn.ends_at) if turn.leases else (False, turn.used_at)
@@ -182,14 +182,14 @@ class ModelPool:
         is_quiet = not turn.leases and now - turn.used_at >= _QUIET_S
         return is_quiet or now >= turn.ends_at
 
-    def _begin_turn(self, slot: ModelSlot, *, load_s: float) -> None:
+    def _begin_turn(self, slot: ModelSlot[Any], *, load_s: float) -> None:
         with self._changed:
             turn = self._turns[slot]
             turn.is_loading = False
             turn.ends_at = self._clock() + max(_MIN_TURN_S, load_s)
             self._changed.notify_all()
 
-    def _leave(self, slot: ModelSlot, loaded: bool) -> None:
+    def _leave(self, slot: ModelSlot[Any], loaded: bool) -> None:
         with self._changed:
             turn = self._turns[slot]
             turn.leases -= 1
@@ -199,7 +199,7 @@ class ModelPool:
                 turn.is_loading = False
             self._changed.notify_all()
 
-    def _preload(self, slot: ModelSlot, outcome: Future[None]) -> None:
+    def _preload(self, slot: ModelSlot[Any], outcome: Future[None]) -> None:
         try:
             with self._loaded(slot):
                 pass

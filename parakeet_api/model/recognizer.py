@@ -10,9 +10,12 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from parakeet_api.errors import DeviceLostError, ModelLoadError
 from parakeet_api.keywords import KeywordTree
@@ -25,11 +28,13 @@ from parakeet_api.model.cuda import (
 )
 from parakeet_api.model.devices import Gpu, InferencePlan
 from parakeet_api.model.encoder import frame_samples
+from parakeet_api.model.fusion import FusionModel
 from parakeet_api.model.heap import HeapTrimmer
 from parakeet_api.model.keyword_boosting import KeywordBoosts
 from parakeet_api.model.loading import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
 from parakeet_api.model.prompts import LanguagePrompts
 from parakeet_api.model.restore import import_libraries
+from parakeet_api.model.scripts import ScriptPenalties, ScriptRules
 from parakeet_api.model.token_decoder import Tokens
 from parakeet_api.model.vocabulary import Vocabulary
 from parakeet_api.settings import Settings
@@ -110,6 +115,7 @@ class NemoRecognizer:
         self._vocabulary = Vocabulary(
             self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
         )
+        self._scripts = ScriptRules(self._vocabulary.texts)
         has_prompt = getattr(self._model, "concat", False)
         self._prompts = LanguagePrompts(self._model) if has_prompt else None
         self._frame_samples = frame_samples(self._model)
@@ -154,7 +160,7 @@ class NemoRecognizer:
         fails for the rest of the process.
         """
         audible = [chunk for chunk in chunks if chunk.samples.any()]
-        if not self._decoder.can_boost:
+        if not self._decoder.supports_fusion:
             audible = [replace(chunk, keywords=None) for chunk in audible]
         words = iter(self._recognize(audible) if audible else [])
         return [next(words) if chunk.samples.any() else [] for chunk in chunks]
@@ -205,7 +211,7 @@ class NemoRecognizer:
             encoded, lengths = self._encoder.encode(staged)
             if self._prompts is not None:
                 encoded = self._prompts.apply(encoded, [chunk.language for chunk in chunks])
-            emissions = self._decoded(encoded, lengths, [chunk.keywords for chunk in chunks])
+            emissions = self._decoded(encoded, lengths, chunks)
             # So that the memory trimmers can release them.
             del encoded, lengths
             if self._cache is not None:
@@ -236,30 +242,61 @@ class NemoRecognizer:
         return self._encoder.encode(self._encoder.stage([chunk.samples for chunk in chunks]))
 
     def _decoded(
-        self, encoded: Tensor, lengths: Tensor, trees: Sequence[KeywordTree | None]
+        self, encoded: Tensor, lengths: Tensor, chunks: Sequence[Chunk]
     ) -> list[list[_Emission]]:
-        """Decode each row, and the rows with a tree a second time with boosts."""
-        rows = [row for row, tree in enumerate(trees) if tree is not None]
-        if not rows:
-            return self._emissions(encoded, self._decoder.decode(encoded, lengths))
-        with_tree, of_tree = encoded[rows], lengths[rows]
-        if self._decoder.uses_graphs:
-            # Graphs do not support boosts, so only the boosted rows are decoded without graphs.
-            plain = self._emissions(encoded, self._decoder.decode(encoded, lengths))
-            boosts = self._boosts([trees[row] for row in rows])
-            tokens = self._decoder.decode(with_tree, of_tree, boosts)
-            return [*plain, *self._emissions(with_tree, tokens)]
-        import torch
+        """Decode each row, the rows with keywords a second time, and those in a wrong script again.
 
-        # In one call: on a CPU, most of a decoding step's time does not depend on the row count.
-        both = torch.cat([encoded, with_tree])
-        boosts = self._boosts([*[None] * len(trees), *(trees[row] for row in rows)])
-        tokens = self._decoder.decode(both, torch.cat([lengths, of_tree]), boosts)
-        return self._emissions(both, tokens)
+        The last costs nothing where the script is right, and greedy decoding gives the same as with
+        penalties from the start: a penalty lowers only tokens that were not chosen.
+        """
+        plain = [_RowDecoding(row) for row in range(len(chunks))]
+        boosted = [
+            _RowDecoding(row, keywords=chunk.keywords)
+            for row, chunk in enumerate(chunks)
+            if chunk.keywords is not None
+        ]
+        # Graphs do not support boosts, so only the boosted rows are decoded without graphs. Without
+        # graphs in one call: on a CPU, most of a step's time does not depend on the row count.
+        batches = [plain, boosted] if self._decoder.uses_graphs else [plain + boosted]
+        emissions = [
+            emission
+            for batch in batches
+            for emission in self._decoded_rows(encoded, lengths, batch)
+        ]
+        foreign = {
+            place: replace(decoding, penalties=penalties)
+            for place, decoding in enumerate(plain + boosted)
+            if (penalties := self._penalties(chunks[decoding.row])) is not None
+            and any(penalties[emission.token_id] for emission in emissions[place])
+        }
+        again = self._decoded_rows(encoded, lengths, list(foreign.values()))
+        for place, emission in zip(foreign, again, strict=True):
+            emissions[place] = emission
+        return emissions
 
-    def _boosts(self, trees: Sequence[KeywordTree | None]) -> KeywordBoosts:
-        vocabulary = blank_id(self._model)
-        return KeywordBoosts(trees, vocabulary=vocabulary, device=self.info.device)
+    def _decoded_rows(
+        self, encoded: Tensor, lengths: Tensor, decodings: Sequence[_RowDecoding]
+    ) -> list[list[_Emission]]:
+        if not decodings:
+            return []
+        rows = [decoding.row for decoding in decodings]
+        if rows != list(range(len(encoded))):
+            encoded, lengths = encoded[rows], lengths[rows]
+        trees = [decoding.keywords for decoding in decodings]
+        penalties = [decoding.penalties for decoding in decodings]
+        vocabulary, device = blank_id(self._model), self.info.device
+        fusion: list[FusionModel] = []
+        if any(tree is not None for tree in trees):
+            fusion.append(KeywordBoosts(trees, vocabulary=vocabulary, device=device))
+        if any(row is not None for row in penalties):
+            fusion.append(ScriptPenalties(penalties, vocabulary=vocabulary, device=device))
+        return self._emissions(encoded, self._decoder.decode(encoded, lengths, fusion))
+
+    def _penalties(self, chunk: Chunk) -> NDArray[np.float32] | None:
+        """Return the tokens' penalties for a chunk's language; prompts state it otherwise."""
+        if self._prompts is not None or not self._decoder.supports_fusion:
+            return None
+        return self._scripts.penalties(chunk.language)
 
     def _emissions(self, encoded: Tensor, tokens: Tokens) -> list[list[_Emission]]:
         """Return each token the model's own probability and duration, row by row.
@@ -376,6 +413,17 @@ def _time_to_next(frames: Tensor, *, is_last: Tensor) -> Tensor:
     """Return the frames until the next token of a row, `_MAX_TOKEN_FRAMES` at most; shapes (N,)."""
     gaps = frames.roll(-1) - frames
     return gaps.masked_fill(is_last, _MAX_TOKEN_FRAMES).clamp(max=_MAX_TOKEN_FRAMES)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _RowDecoding:
+    """How a row of the encoder's output is decoded."""
+
+    row: int
+    keywords: KeywordTree | None = None
+    """Phrases to boost."""
+    penalties: NDArray[np.float32] | None = None
+    """Subtracted from each token, (V,)."""
 
 
 class _Emission(NamedTuple):

@@ -37,6 +37,19 @@ def restore(path: Path) -> tuple[Any, Architecture]:
     Raises `CheckpointError`, naming the file, if it is not a complete Parakeet checkpoint;
     `OSError` or `MemoryError` if the disk or the memory is full.
     """
+    model = restore_network(path, setting="MODEL_PATH")
+    try:
+        return model, describe(model.cfg)
+    except UnsupportedModelError as error:
+        raise CheckpointError(f"{path} holds {error}.") from error
+
+
+def restore_network(path: Path, *, setting: str) -> Any:
+    """Return the model of any class of NeMo, in fp32 on the CPU.
+
+    Raises `CheckpointError`, naming the file and the setting that names another one, if it is not a
+    complete checkpoint; `OSError` or `MemoryError` if the disk or the memory is full.
+    """
     import_libraries()
     from nemo.collections.asr.models import ASRModel
 
@@ -51,7 +64,7 @@ def restore(path: Path) -> tuple[Any, Architecture]:
             _unpack(path, folder)
             # They concern training options of the checkpoint.
             warnings.simplefilter("ignore")
-            model = ASRModel.restore_from(
+            return ASRModel.restore_from(
                 str(path.absolute()),
                 map_location="cpu",
                 strict=True,
@@ -64,12 +77,8 @@ def restore(path: Path) -> tuple[Any, Architecture]:
         raise CheckpointError(
             f"{path} cannot be loaded as a NeMo checkpoint"
             f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:200] or 'no reason'})."
-            " Download it again, or name another file in MODEL_PATH."
+            f" Download it again, or name another file in {setting}."
         ) from error
-    try:
-        return model, describe(model.cfg)
-    except UnsupportedModelError as error:
-        raise CheckpointError(f"{path} holds {error}.") from error
 
 
 @contextlib.contextmanager

@@ -10,27 +10,39 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 from parakeet_api.errors import ApiError, ModelLoadError, StoppingError
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.checkpoints import CheckpointStore
 from parakeet_api.model.heap import trim_heap
 from parakeet_api.model.loading import ModelInfo
-from parakeet_api.model.recognizer import Recognizer
 
 logger = logging.getLogger(__name__)
 
 LoadState = Literal["unloaded", "loading", "ready", "failed"]
 Unloading = Literal["unloaded", "not_loaded", "in_use"]
 """Outcome of a request to unload a model."""
-Load = Callable[[Path, Callable[[float], None]], Recognizer]
-"""Loads a checkpoint; reports the share of the warm-up that is done."""
 
 _MAX_POLL_S = 60.0
 
 
-class ModelSlot:
+class LoadedNetwork(Protocol):
+    """What a slot needs of a loaded model: a recognizer's or a diarizer's."""
+
+    info: ModelInfo
+
+    def close(self) -> None:
+        """Release the model's memory."""
+        ...
+
+
+NetworkT = TypeVar("NetworkT", bound=LoadedNetwork)
+Load = Callable[[Path, Callable[[float], None]], NetworkT]
+"""Loads a checkpoint; reports the share of the warm-up that is done."""
+
+
+class ModelSlot(Generic[NetworkT]):
     """Own one model, loaded or not.
 
     `state`, `error` and `info` may be read at any time without waiting for a load.
@@ -39,7 +51,7 @@ class ModelSlot:
     def __init__(
         self,
         checkpoints: CheckpointStore,
-        load: Load,
+        load: Load[NetworkT],
         *,
         idle_timeout_s: float,
         name: str = "",
@@ -57,8 +69,8 @@ class ModelSlot:
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._recognizer: Recognizer | None = None
-        self._loading: Future[Recognizer] | None = None
+        self._network: NetworkT | None = None
+        self._loading: Future[NetworkT] | None = None
         self._leases = 0
         self._idle_since = clock()
         self._closed = threading.Event()
@@ -73,7 +85,7 @@ class ModelSlot:
         """Share of the current load's warm-up that is done, once it has begun."""
 
     @contextmanager
-    def lease(self) -> Iterator[Recognizer]:
+    def lease(self) -> Iterator[NetworkT]:
         """Lend the model; load it first if necessary, and never unload it during a lease.
 
         Of concurrent callers one loads the model and the others share the outcome. The next lease
@@ -116,7 +128,7 @@ class ModelSlot:
             return False
         with self._lock:
             idle = self._clock() - self._idle_since >= self._idle_timeout_s
-            if self._recognizer is None or self._leases or not idle:
+            if self._network is None or self._leases or not idle:
                 return False
             self._unload()
         return True
@@ -126,7 +138,7 @@ class ModelSlot:
         with self._lock:
             if self._leases:
                 return "in_use"
-            if self._recognizer is None:
+            if self._network is None:
                 return "not_loaded"
             self._unload()
         return "unloaded"
@@ -143,10 +155,10 @@ class ModelSlot:
             if not self._leases:
                 self._unload()
 
-    def _loaded(self) -> Recognizer:
+    def _loaded(self) -> NetworkT:
         with self._lock:
-            if self._recognizer is not None:
-                return self._recognizer
+            if self._network is not None:
+                return self._network
             mine = self._loading is None
             if self._loading is None:
                 self._loading = Future()
@@ -156,10 +168,10 @@ class ModelSlot:
             self._load_into(loading)
         return loading.result()
 
-    def _load_into(self, loading: Future[Recognizer]) -> None:
+    def _load_into(self, loading: Future[NetworkT]) -> None:
         started = self._clock()
         try:
-            recognizer = self._load(self.checkpoints.checkpoint().path, self._note_progress)
+            network = self._load(self.checkpoints.checkpoint().path, self._note_progress)
         # All waiting requests share the error; the next request tries again.
         except Exception as error:
             failure = error if isinstance(error, ApiError) else _load_error(error)
@@ -169,12 +181,12 @@ class ModelSlot:
             loading.set_exception(failure)
             return
         with self._lock:
-            self._recognizer, self._loading = recognizer, None
-            self.error, self.info = None, recognizer.info
+            self._network, self._loading = network, None
+            self.error, self.info = None, network.info
             self._enter("ready")
         self._metrics.model_load_seconds.observe(self._clock() - started)
-        loading.set_result(recognizer)
-        info = recognizer.info
+        loading.set_result(network)
+        info = network.info
         logger.info(
             "model loaded in %.1f s: %.1f M parameters on %s, encoder in %s (%s), %s decoding",
             self._clock() - started,
@@ -187,12 +199,12 @@ class ModelSlot:
 
     def _unload(self) -> None:
         """Drop the model, if there is one; called with the lock held."""
-        recognizer, self._recognizer = self._recognizer, None
-        if recognizer is None:
+        network, self._network = self._network, None
+        if network is None:
             return
         self._enter("unloaded")
-        recognizer.close()
-        del recognizer
+        network.close()
+        del network
         # Free reference cycles now, not at some later allocation.
         gc.collect()
         trim_heap()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
-from parakeet_api.model.keyword_boosting import KeywordBoosts, boosted
+from parakeet_api.model.fusion import FusionModel, with_fusion
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,8 @@ class TokenDecoder:
     attribute to the capture, so their memory would otherwise be freed when the capture ends.
     """
 
-    can_boost = True
-    """Whether `decode` takes boosts."""
+    supports_fusion = True
+    """Whether `decode` takes fusion models."""
 
     def __init__(
         self,
@@ -98,18 +98,18 @@ class TokenDecoder:
         return self._captured
 
     def decode(
-        self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
+        self, encoded: Tensor, lengths: Tensor, fusion: Sequence[FusionModel] = ()
     ) -> Tokens:
         """Decode fp32 encoder output of shape (B, D, T), lengths (B,), to each row's tokens.
 
-        With `boosts` graphs are not used: the boost tables are specific to the batch.
+        With fusion models graphs are not used: their tables are specific to the batch.
         """
         import torch
 
         with turn_on(self._device), torch.inference_mode():
             self._capture_once()
             try:
-                return self._decode(encoded, lengths, boosts)
+                return self._decode(encoded, lengths, fusion)
             except Exception:
                 # A graph's buffers may be partly written, which would affect the next batch.
                 self._forget()
@@ -126,11 +126,11 @@ class TokenDecoder:
             self._forget()
 
     def _decode(
-        self, encoded: Tensor, lengths: Tensor, boosts: KeywordBoosts | None = None
+        self, encoded: Tensor, lengths: Tensor, fusion: Sequence[FusionModel] = ()
     ) -> Tokens:
         decoding: Any = self.nemo.decoding
-        if boosts is not None:
-            decoding = boosted(decoding, boosts)
+        if fusion:
+            decoding = with_fusion(decoding, fusion)
         with self._graphs_as_captured():
             if self._beam:
                 return _of_beams(*decoding(encoder_output=encoded, encoded_lengths=lengths))

@@ -16,12 +16,13 @@ from parakeet_api.audio.ffmpeg import SUPPORTED_FORMATS
 from parakeet_api.errors import ApiError
 from parakeet_api.formats.asr_api import AsrParams, Output, render_asr
 from parakeet_api.formats.request_params import (
+    URL_FIELD,
     Granularity,
     Include,
-    ResponseFormat,
     Task,
     TranscriptionParams,
 )
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.jobs.job import DEFAULT_LISTED, MAX_LISTED
 from parakeet_api.keywords import MAX_KEYWORD_CHARS, MAX_KEYWORDS
 from parakeet_api.openapi.examples import EXAMPLE, example_of, example_stream
@@ -37,20 +38,24 @@ from parakeet_api.openapi.json_schema import (
 )
 from parakeet_api.openapi.parts import HEADERS, MEANINGS, json_response, operation
 from parakeet_api.openapi.schemas import body_schemas, error_details
+from parakeet_api.openapi.speaker_fields import speaker_fields
 from parakeet_api.settings import Settings, model_basename
 
-_BAD_REQUEST = (errors.InvalidRequestError, errors.UnsupportedLanguageError)
+_BAD_SESSION = (errors.InvalidRequestError, errors.UnsupportedLanguageError)
+_BAD_REQUEST = (*_BAD_SESSION, errors.DiarizationOffError)
 _BAD_AUDIO = (
     errors.AudioDecodeError,
     errors.NoAudioTrackError,
     errors.TruncatedAudioError,
     errors.AudioTooLongError,
+    errors.RecordingUrlError,
 )
 _NO_MODEL = (
     errors.ServiceUnavailableError,
     errors.ModelNotReadyError,
     errors.ModelLoadError,
     errors.DeviceLostError,
+    errors.ClusterUnavailableError,
 )
 _TRANSCRIPTION_ERRORS = (
     *_BAD_REQUEST,
@@ -230,7 +235,7 @@ def _realtime_paths(facts: Facts) -> Json:
                 responses={200: json_response(ref("ClientSecret"))},
                 refusals=_guarded(
                     facts,
-                    *_BAD_REQUEST,
+                    *_BAD_SESSION,
                     *_choice(facts),
                     errors.UploadTooLargeError,
                     errors.RateLimitError,
@@ -398,6 +403,7 @@ def _asr_paths(facts: Facts) -> Json:
             default="transcribe",
         ),
         "word_timestamps": flag("List the words in `json`.", default=False),
+        **speaker_fields(),
         "hotwords[]": _keywords(),
     }
     return {
@@ -649,6 +655,7 @@ def _transcription_form(facts: Facts) -> Json:
                 "Accepted, but has no effect: this kind of model takes no prompt.", default=""
             ),
             "keywords[]": _keywords(),
+            **speaker_fields(),
             "chunking_strategy": text(
                 "Checked, but has no effect: recordings are always cut at silences. `auto`, or an"
                 " object with the `type` `auto` or `server_vad` as JSON; also as"
@@ -658,7 +665,15 @@ def _transcription_form(facts: Facts) -> Json:
             ),
         },
     )
-    return form | {"required": ["file"]}
+    if not facts.settings.allow_urls:
+        return form | {"required": ["file"]}
+    form["properties"][URL_FIELD] = text(
+        "Address of the recording instead of `file`: http or https, on one of these hosts: "
+        + ", ".join(facts.settings.allow_urls)
+        + ".",
+        format="uri",
+    )
+    return form | {"anyOf": [{"required": ["file"]}, {"required": [URL_FIELD]}]}
 
 
 def _model(facts: Facts) -> Json:
@@ -739,12 +754,15 @@ def _transcripts(settings: Settings) -> Json:
     verbose = TranscriptionParams(
         response_format="verbose_json", granularities=frozenset(get_args(Granularity))
     )
+    diarized = TranscriptionParams(response_format="diarized_json")
+    kinds = ("Transcription", "VerboseTranscription", "DiarizedTranscription")
     return {
         "application/json": {
-            "schema": {"anyOf": [ref("Transcription"), ref("VerboseTranscription")]},
+            "schema": {"anyOf": [ref(kind) for kind in kinds]},
             "examples": {
                 "json": {"value": example_of(TranscriptionParams(), settings)},
                 "verbose_json": {"value": example_of(verbose, settings)},
+                "diarized_json": {"value": example_of(diarized, settings)},
             },
         },
         "text/plain": _text("text", "The text and a line feed.", settings),
@@ -782,10 +800,15 @@ def _text(response_format: ResponseFormat, description: str, settings: Settings)
 
 
 def _guarded(facts: Facts, *refusals: type[ApiError]) -> tuple[type[ApiError], ...]:
-    """Add the error of a missing key, if keys are set; drop that of the rate without a limit."""
-    if facts.settings.rate_limit is None:
-        refusals = tuple(kind for kind in refusals if kind is not errors.RateLimitError)
-    return (errors.AuthenticationError, *refusals) if facts.settings.api_keys else refusals
+    """Add the error of a missing key, if keys are set; drop those that settings rule out."""
+    settings = facts.settings
+    possible = {
+        errors.RateLimitError: settings.rate_limit is not None,
+        errors.RecordingUrlError: bool(settings.allow_urls),
+        errors.ClusterUnavailableError: settings.ray_address is not None,
+    }
+    refusals = tuple(kind for kind in refusals if possible.get(kind, True))
+    return (errors.AuthenticationError, *refusals) if settings.api_keys else refusals
 
 
 def _choice(facts: Facts) -> tuple[type[ApiError], ...]:

@@ -13,6 +13,8 @@ from parakeet_api.openapi.schemas import error_body, error_details
 MEANINGS: Mapping[type[ApiError], str] = {
     errors.InvalidRequestError: "the request is wrong: `message` says how, `param` where",
     errors.UnsupportedLanguageError: "the model does not support that language",
+    errors.RecordingUrlError: "the recording could not be fetched from its `url`",
+    errors.DiarizationOffError: "the server tells no voices apart (`DIARIZATION=off`)",
     errors.AudioDecodeError: "the upload is not audio that can be used",
     errors.NoAudioTrackError: "a video without sound",
     errors.TruncatedAudioError: "the file is truncated; `allow_partial=true` accepts it",
@@ -31,6 +33,7 @@ MEANINGS: Mapping[type[ApiError], str] = {
     errors.ModelNotReadyError: "the model is still being downloaded or loaded",
     errors.QueueFullError: "the queue is full",
     errors.StoppingError: "the server is about to stop",
+    errors.ClusterUnavailableError: "the cluster has no replica of the model that could answer",
     errors.JobsUnavailableError: "jobs are not accepted: the server can't use their folder",
     errors.ModelLoadError: "the model can't be downloaded or loaded; `GET /health` says why",
     errors.DeviceLostError: "the server's GPU has failed; the server restarts",

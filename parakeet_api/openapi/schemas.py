@@ -19,6 +19,8 @@ from parakeet_api.realtime import session_config
 BODIES: Mapping[str, type] = {
     "Transcription": rendering.TranscriptionJson,
     "VerboseTranscription": rendering.VerboseTranscriptionJson,
+    "DiarizedTranscription": rendering.DiarizedTranscriptionJson,
+    "DiarizedSegment": rendering.DiarizedSegmentJson,
     "Word": rendering.WordJson,
     "Segment": rendering.SegmentJson,
     "TokenLogprob": rendering.TokenLogprobJson,
@@ -27,6 +29,7 @@ BODIES: Mapping[str, type] = {
     "DurationUsage": rendering.DurationUsage,
     "TokenUsage": server_sent_events.TokenUsage,
     "TextDelta": server_sent_events.TextDelta,
+    "TextSegment": server_sent_events.TextSegment,
     "TextDone": server_sent_events.TextDone,
     "Progress": server_sent_events.ProgressEvent,
     "Peaks": server_sent_events.PeaksEvent,
@@ -38,6 +41,7 @@ BODIES: Mapping[str, type] = {
     "ModelList": status.ModelList,
     "Health": status.Health,
     "ModelStatus": status.ModelStatus,
+    "DiarizerStatus": status.DiarizerStatus,
     "StartReport": status.StartReportJson,
     "AdminReport": status.AdminReport,
     "Readiness": status.Readiness,
@@ -55,7 +59,9 @@ BODIES: Mapping[str, type] = {
 _STREAMED_EVENT: Json = {
     "description": "One event of a streamed transcription. Lines that begin with a colon are"
     " comments, which keep the connection alive.",
-    "anyOf": [ref(name) for name in ("TextDelta", "TextDone", "Progress", "Peaks", "Error")],
+    "anyOf": [
+        ref(name) for name in ("TextDelta", "TextSegment", "TextDone", "Progress", "Peaks", "Error")
+    ],
 }
 
 _READ_FIRST = ("type", "items", "description", "properties", "required")

@@ -15,7 +15,7 @@ from parakeet_api.metrics import Metrics
 from parakeet_api.realtime.audio_buffer import AudioBuffer
 from parakeet_api.realtime.audio_input import AudioInput
 from parakeet_api.realtime.events import ServerEvent, echoed, error_event, parse_event, user_item
-from parakeet_api.realtime.session_config import SessionConfig, TurnDetection
+from parakeet_api.realtime.session_config import TRANSCRIPTION, SessionConfig, TurnDetection
 from parakeet_api.realtime.turn_transcriber import Turn, TurnTranscriber
 from parakeet_api.realtime.turns import SpeechEdges
 from parakeet_api.served_models import ServedModels
@@ -197,7 +197,7 @@ class Session:
 
     def _reconfigure(self, config: SessionConfig) -> None:
         """Apply a configuration from the next turn on. Raises `ApiError`."""
-        spoken_languages(config, self._models)
+        check_hints(config, self._models)
         if config.audio_format != self._config.audio_format:
             self._process(self._input.rest())
             self._input = AudioInput(config.audio_format)
@@ -287,6 +287,7 @@ class Session:
             start=start,
             pipeline=model.live,
             languages=spoken_languages(self._config, self._models),
+            keywords=self._config.transcription.keywords,
             logprobs=self._config.logprobs,
             speech_end=self._edges.speech_end,
         )
@@ -372,6 +373,14 @@ def spoken_languages(config: SessionConfig, models: ServedModels) -> frozenset[s
         return frozenset({language})
     known = supported & {language_code(hint) for hint in transcription.languages}
     return known or supported
+
+
+def check_hints(config: SessionConfig, models: ServedModels) -> None:
+    """Check language and keywords. Raises `ApiError` if the model does not know or write them."""
+    spoken_languages(config, models)
+    models.named(config.transcription.model).check_keywords(
+        config.transcription.keywords, param=f"{TRANSCRIPTION}.keywords"
+    )
 
 
 def with_model(config: SessionConfig, name: str) -> SessionConfig:

@@ -6,7 +6,6 @@ many clients still send.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ from typing_extensions import TypedDict
 
 from parakeet_api.errors import InvalidRequestError
 from parakeet_api.formats.json_types import UnixTime
+from parakeet_api.keywords import MAX_KEYWORDS, Keyword, parse_keywords
 from parakeet_api.realtime.events import echoed
 
 AudioType = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
@@ -22,6 +22,8 @@ TurnType = Literal["server_vad", "semantic_vad"]
 Eagerness = Literal["low", "medium", "high", "auto"]
 NoiseType = Literal["near_field", "far_field"]
 
+TRANSCRIPTION = "session.audio.input.transcription"
+"""The options' place in `session.update`, for error messages."""
 LOGPROBS = "item.input_audio_transcription.logprobs"
 _PCM_RATE = 24_000
 """OpenAI's default sample rate."""
@@ -29,7 +31,7 @@ _G711_RATE = 8_000
 _MIN_RATE, _MAX_RATE = 8_000, 48_000
 _MAX_TEXT = 16 * 1024
 """Characters of a prompt, or of a model's name."""
-_MAX_KEYWORDS = 1000
+_MAX_LANGUAGES = 100
 _MAX_PADDING_MS = 10_000
 _MIN_SILENCE_MS, _MAX_SILENCE_MS = 100, 10_000
 _SILENCE_OF: Mapping[Eagerness, int] = {"low": 1500, "medium": 800, "auto": 800, "high": 400}
@@ -95,8 +97,10 @@ class Transcription:
     """Name of the model; empty = the first."""
     language: str = ""
     languages: tuple[str, ...] = ()
+    keywords: tuple[Keyword, ...] = ()
+    """Phrases that may be spoken."""
     others: Mapping[str, Any] = field(default_factory=dict)
-    """`prompt`, `keywords` and `delay`: accepted, and without effect."""
+    """`prompt` and `delay`: accepted, and without effect."""
 
     def as_json(self) -> dict[str, Any]:
         """Return OpenAI's object."""
@@ -104,6 +108,7 @@ class Transcription:
             "model": self.model or None,
             "language": self.language or None,
             **({"languages": list(self.languages)} if self.languages else {}),
+            **({"keywords": [each.as_text() for each in self.keywords]} if self.keywords else {}),
             **self.others,
         }
 
@@ -243,19 +248,17 @@ def _transcription(config: SessionConfig, given: Any, param: str) -> Transcripti
     for name in ("model", "language", "prompt", "delay"):
         if fields.get(name) is not None:
             _text(fields[name], f"{param}.{name}")
-    for name in ("keywords", "languages"):
-        _texts(fields.get(name) or [], f"{param}.{name}")
-    for keyword in fields.get("keywords") or []:
-        if re.search(r"[<>\r\n]", keyword):
-            raise InvalidRequestError(
-                f"{param}.keywords: {echoed(keyword)} holds one of < > or a line break.",
-                param=f"{param}.keywords",
-            )
-    others = {name: fields[name] for name in ("prompt", "keywords", "delay") if name in fields}
+    languages = _texts(fields, "languages", before.languages, param, most=_MAX_LANGUAGES)
+    keywords = before.keywords
+    if fields.get("keywords") is not None:
+        phrases = _texts(fields, "keywords", (), param, most=MAX_KEYWORDS)
+        keywords = parse_keywords(phrases, param=f"{param}.keywords")
+    others = {name: fields[name] for name in ("prompt", "delay") if name in fields}
     return Transcription(
         model=_given(fields, "model", before.model),
         language=_given(fields, "language", before.language),
-        languages=tuple(_given(fields, "languages", before.languages)),
+        languages=languages,
+        keywords=keywords,
         others={**before.others, **others},
     )
 
@@ -324,13 +327,17 @@ def _text(value: Any, param: str) -> None:
         )
 
 
-def _texts(value: Any, param: str) -> None:
-    if not isinstance(value, list) or len(value) > _MAX_KEYWORDS:
+def _texts(
+    fields: Mapping[str, Any], name: str, otherwise: tuple[str, ...], path: str, *, most: int
+) -> tuple[str, ...]:
+    value, param = _given(fields, name, list(otherwise)), f"{path}.{name}"
+    if not isinstance(value, list) or len(value) > most:
         raise InvalidRequestError(
-            f"{param}={echoed(value)} is not a list of at most {_MAX_KEYWORDS} texts.", param=param
+            f"{param}={echoed(value)} is not a list of at most {most} texts.", param=param
         )
     for text in value:
         _text(text, param)
+    return tuple(value)
 
 
 def _number(value: Any, param: str, *, low: float, high: float, whole: bool) -> float:

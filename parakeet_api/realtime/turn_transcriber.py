@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from parakeet_api.errors import ApiError, ServerError
 from parakeet_api.formats.rendering import token_logprobs
+from parakeet_api.keywords import Keyword
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.pipeline import Pipeline
@@ -55,6 +56,7 @@ class Turn:
     pipeline: Pipeline
     """The pipeline of the selected model."""
     languages: frozenset[str]
+    keywords: tuple[Keyword, ...]
     logprobs: bool
     speech_end: int = 0
     """Position after the last sample of detected speech."""
@@ -172,6 +174,7 @@ class TurnTranscriber:
             words = turn.pipeline.glance(
                 Chunk(0, start, samples, start, end),
                 languages=turn.languages,
+                keywords=turn.keywords,
                 cancelled=self._cancelled,
             )
         except RequestCancelled:
@@ -209,7 +212,10 @@ class TurnTranscriber:
         """Transcribe a whole turn."""
         try:
             words = turn.pipeline.words_of(
-                samples, languages=turn.languages, cancelled=self._cancelled
+                samples,
+                languages=turn.languages,
+                keywords=turn.keywords,
+                cancelled=self._cancelled,
             )
         except RequestCancelled:
             raise

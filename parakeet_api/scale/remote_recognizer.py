@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parakeet_api.errors import (
+    ClusterUnavailableError,
     DeviceLostError,
     ModelLoadError,
     QueueFullError,
@@ -20,7 +21,7 @@ from parakeet_api.errors import (
 )
 from parakeet_api.model.checkpoints import BundledModels
 from parakeet_api.model.loading import ModelInfo
-from parakeet_api.scale.cluster import ClusterUnavailableError, connect, require_ray
+from parakeet_api.scale.cluster import connect, require_ray
 from parakeet_api.scale.deployment import ReplicatedModel, deploy, is_deployed
 from parakeet_api.scale.replica import Served
 from parakeet_api.settings import Settings

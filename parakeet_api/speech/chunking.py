@@ -8,8 +8,9 @@ is longer than `ChunkPolicy.longest` samples; every chunk owns at least one samp
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,8 @@ class ChunkPolicy:
 def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
     """Cut a recording, given as consecutive blocks of int16 samples, into chunks.
 
+    Channels that are apart are cut at the same places, the quietest of them together.
+
     Lazy: buffers the samples of one chunk and of the block it ends in. A recording without samples
     has no chunks.
     """
@@ -104,6 +107,21 @@ def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
         if is_last:
             return
         owned_start = owned_end
+
+
+def split_channels(chunks: Iterable[Chunk]) -> Generator[Chunk]:
+    """Split chunks of several channels into one for each, which share their span.
+
+    A mono chunk, shape `(samples,)`, is unchanged.
+    """
+    for chunk in chunks:
+        if chunk.samples.ndim == 1:
+            yield chunk
+            continue
+        channels = chunk.samples.shape[1]
+        for number in range(1, channels + 1):
+            samples = chunk.samples[:, number - 1].copy()
+            yield replace(chunk, samples=samples, channel=number, channels=channels)
 
 
 def _on_grid(start: int, latest: int) -> int:
@@ -179,9 +197,10 @@ def _find_cut(samples: Pcm, policy: ChunkPolicy) -> _Cut:
 
 
 def _frame_power(samples: Pcm) -> NDArray[np.float32]:
-    """Compute the mean square of each whole 10 ms frame, shape `(frames,)`."""
+    """Compute the mean square of each whole 10 ms frame, over all channels; shape `(frames,)`."""
     frames = len(samples) // _LEVEL_FRAME
-    framed = samples[: frames * _LEVEL_FRAME].reshape(frames, _LEVEL_FRAME).astype(np.float32)
+    width = _LEVEL_FRAME * math.prod(samples.shape[1:])
+    framed = samples[: frames * _LEVEL_FRAME].reshape(frames, width).astype(np.float32)
     return np.asarray(np.mean(framed**2, axis=1))
 
 

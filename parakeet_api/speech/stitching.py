@@ -40,6 +40,8 @@ class Stitcher:
         """Words near and after the previous chunk's end, which the next chunk may change."""
         self._last_end = 0.0
         """End of the last word that was yielded, in seconds."""
+        self.settled_s = 0.0
+        """The middles of the words that are not yielded yet lie after this time, in seconds."""
 
     def add(self, chunk: Chunk, words: Sequence[Word]) -> Iterator[Word]:
         """Add the next chunk of the recording; yield the words that are now final.
@@ -51,7 +53,7 @@ class Stitcher:
             seam = Seam.between(self._previous, chunk, sentence_window_s=self._sentence_window_s)
             joined = join(self._pending, words, seam)
         self._previous = chunk
-        settled = _settled_before(chunk)
+        settled = self.settled_s = _settled_before(chunk)
         final = list(takewhile(lambda word: word.middle < settled, joined))
         self._pending = joined[len(final) :]
         yield from self._in_order(final)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
 import subprocess
 from dataclasses import replace
@@ -149,6 +151,17 @@ def test_ffmpeg_has_resource_limits(decoder: FfmpegDecoder, tone: Path) -> None:
         "FSIZE": (0, 0),
         "CORE": (0, 0),
     }
+
+
+def test_a_system_that_cannot_limit_a_process_decodes_without_limits(
+    decoder: FfmpegDecoder, tone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Mac; simulated, by taking away what only Linux has."""
+    expected = np.concatenate(list(decoder.stream(tone)))
+    monkeypatch.delattr(resource, "prlimit")
+    monkeypatch.delattr(fcntl, "F_SETPIPE_SZ")
+
+    assert np.array_equal(np.concatenate(list(decoder.stream(tone))), expected)
 
 
 def signalled(decoder: FfmpegDecoder, file: Path, number: signal.Signals) -> AudioStream:

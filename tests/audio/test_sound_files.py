@@ -11,6 +11,7 @@ import soundfile
 from conftest import Clip, encode
 from pipeline_helpers import ffmpegs
 
+from parakeet_api.audio.channels import Channels
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.sound_files import open_sound
 from parakeet_api.errors import AudioTooLongError, TruncatedAudioError
@@ -40,7 +41,7 @@ UNUSUAL = {
 
 
 def read(file: Path) -> Pcm:
-    sound = open_sound(file)
+    sound = open_sound(file, Channels("mix"))
     assert sound is not None
     return np.concatenate(list(sound.blocks))
 
@@ -83,7 +84,7 @@ def test_unusual_files_are_left_to_ffmpeg(
     name, *options = UNUSUAL[how]
     file = encode(clips[3].path, tmp_path / name, *options)
 
-    assert open_sound(file) is None
+    assert open_sound(file, Channels("mix")) is None
     assert sum(map(len, decoder.stream(file))) > SAMPLE_RATE
 
 
@@ -111,7 +112,7 @@ def test_a_long_wav_is_read_as_a_stream(decoder: FfmpegDecoder, tmp_path: Path) 
 def test_a_long_flac_is_left_to_ffmpeg(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.flac", np.zeros(61 * 48_000, np.int16), 48_000)
 
-    assert open_sound(tmp_path / "a.flac") is None
+    assert open_sound(tmp_path / "a.flac", Channels("mix")) is None
 
 
 def _cut(data: bytes) -> bytes:

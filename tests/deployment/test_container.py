@@ -19,7 +19,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from check_image import GRACE_PERIOD_S
 from conftest import ROOT, wait_until
-from settings_tables import ALL_NAMES, OF_THE_IMAGE, READMES, readme_rows
+from settings_tables import ALL_NAMES, OF_THE_IMAGE, TABLES, table_rows
 
 from parakeet_api import __version__
 
@@ -65,9 +65,9 @@ def test_compose_sets_no_defaults() -> None:
     assert values == {"PUID": "${PUID:-1000}", "PGID": "${PGID:-1000}"}
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_readme_lists_what_the_image_reads_and_sets(readme: str) -> None:
-    rows = {name: text.replace("`", "") for name, text in readme_rows(readme).items()}
+@pytest.mark.parametrize("page", TABLES)
+def test_the_tables_list_what_the_image_reads_and_sets(page: str) -> None:
+    rows = {name: text.replace("`", "") for name, text in table_rows(page).items()}
 
     for name in ("PUID", "PGID"):
         assert SERVICE["environment"][name] == f"${{{name}:-{rows[name]}}}"

@@ -16,12 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.formats.rendering import Rendered, render
-from parakeet_api.formats.request_params import (
-    Granularity,
-    Include,
-    ResponseFormat,
-    TranscriptionParams,
-)
+from parakeet_api.formats.request_params import Granularity, Include, TranscriptionParams
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Segment, Token, Transcript, Word
 
@@ -74,7 +70,7 @@ def with_logprobs(*logprobs: float | None) -> Word:
 def text_in(rendered: str, response_format: ResponseFormat) -> str:
     """Extract the text of a response body as a client does."""
     match response_format:
-        case "json" | "verbose_json":
+        case "json" | "verbose_json" | "diarized_json":
             return str(json.loads(rendered)["text"])
         case "text":
             return rendered

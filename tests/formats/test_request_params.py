@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.errors import InvalidRequestError, UnsupportedLanguageError
-from parakeet_api.formats.request_params import ResponseFormat, TranscriptionParams, parse_params
+from parakeet_api.formats.request_params import TranscriptionParams, parse_params
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.keywords import Keyword
 
 SEGMENT = frozenset({"segment"})
@@ -88,7 +89,7 @@ def test_response_formats_are_taken_in_any_case(name: str) -> None:
     assert parse(response_format=f" {name.upper()} ").response_format == name
 
 
-@pytest.mark.parametrize("text", ["xml", "json,srt", "srt\x00", "verbose json", "diarized_json"])
+@pytest.mark.parametrize("text", ["xml", "json,srt", "srt\x00", "verbose json", "diarized json"])
 def test_an_unknown_format_is_refused_with_the_known_ones(text: str) -> None:
     error = refusal(response_format=text)
 

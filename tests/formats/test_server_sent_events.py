@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from parakeet_api.errors import AudioDecodeError
 from parakeet_api.formats.rendering import render
-from parakeet_api.formats.request_params import Include, ResponseFormat, TranscriptionParams
+from parakeet_api.formats.request_params import Include, TranscriptionParams
 from parakeet_api.formats.server_sent_events import KEEP_ALIVE, EventWriter, peaks
+from parakeet_api.formats.speaker_params import ResponseFormat
 from parakeet_api.pipeline import Progress
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import Pcm, Segment, Token, Transcript, Word

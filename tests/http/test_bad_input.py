@@ -300,7 +300,7 @@ def test_a_connection_would_have_been_counted(listener: _Listener) -> None:
         ({"temperature": "0,5"}, "temperature", "'0,5'"),
         ({"temperature": "9" * 5000}, "temperature", "..."),
         ({"response_format": "docx"}, "response_format", "verbose_json"),
-        ({"response_format": "diarized_json"}, "response_format", "'diarized_json'"),
+        ({"response_format": "diarised_json"}, "response_format", "'diarised_json'"),
         ({"response_format": "json\0"}, "response_format", "srt"),
         ({"response_format": ["json", "pdf"]}, "response_format", "'pdf'"),
         ({"language": "fr"}, "language", "'fr'"),

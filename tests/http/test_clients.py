@@ -271,7 +271,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "language": ({"language": "fr"}, "language"),
     "languages": ({"languages": ["fr", "de"]}, "languages[]"),
     "keywords": ({"keywords": ["<b>"]}, "keywords[]"),
-    "response_format": ({"response_format": "diarized_json"}, "response_format"),
+    "response_format": ({"response_format": "diarised_json"}, "response_format"),
     "include": ({"include": ["thoughts"]}, "include[]"),
     "chunking_strategy": (
         {"chunking_strategy": {"type": "manual"}},

@@ -14,8 +14,12 @@ import pytest
 from conftest import REAL_SPEECH, ROOT, Server, wait_until
 from http_helpers import ENDPOINT, error_of, events, streamed
 from in_process import served
+from live_client import COMPLETED, live, sound_of
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:connect:DeprecationWarning"),
+]
 
 CLIP = REAL_SPEECH / "librispeech_dev_clean_mp3-0062.ogg"
 """Illustration, rusks."""
@@ -115,6 +119,28 @@ def test_hotwords_are_named_as_they_were_sent(english: Server) -> None:
     error = error_of(send(english, f"/asr?hotwords={FOREIGN}"), 400)
 
     assert error["param"] == "hotwords[]"
+
+
+def test_a_live_session_takes_keywords(english: Server) -> None:
+    with live(english) as session:
+        session.configure(
+            transcription={"keywords": ["Rusks:1.5", "Ambrosch"]}, turn_detection=None
+        )
+        given = session.events[-1].session.audio.input.transcription.model_dump()
+        assert given["keywords"] == ["Rusks:1.5", "Ambrosch"]
+        session.say(sound_of(CLIP))
+        session.connection.input_audio_buffer.commit()
+        assert session.until(COMPLETED).transcript.lower() == MEANT
+
+        session.connection.session.update(
+            session={
+                "type": "transcription",
+                "audio": {"input": {"transcription": {"keywords": [FOREIGN]}}},
+            }
+        )
+        error = session.until("error").error
+    assert error.param == "session.audio.input.transcription.keywords"
+    assert FOREIGN in error.message
 
 
 def test_a_keywords_file_applies_to_all_requests(tmp_path: Path) -> None:

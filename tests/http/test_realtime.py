@@ -18,6 +18,8 @@ from live_client import COMPLETED, DELTA, answer_of, dial, live, silence, sound_
 from openai import OpenAI
 from websockets.exceptions import InvalidStatus
 
+from benchmarks.english import word_errors
+
 # OpenAI's package opens its connections so.
 pytestmark = [
     pytest.mark.integration,
@@ -101,9 +103,8 @@ def test_final_words_of_a_minute_of_dense_speech_never_change(server: Server) ->
         session.connection.input_audio_buffer.commit()
         transcript = session.until(COMPLETED).transcript
 
-    said, whole = session.deltas().split(), transcript.split()
-    assert abs(len(said) - len(whole)) <= 1
-    assert sum(one != other for one, other in zip(said, whole, strict=False)) <= len(whole) / 50
+    # Where windows begin and end depends on the machine's load, and some words on that.
+    assert word_errors([transcript], [session.deltas()]).percent <= 2
 
 
 @pytest.mark.parametrize(

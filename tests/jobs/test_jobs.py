@@ -37,7 +37,14 @@ from parakeet_api.model.batching import RequestCancelled
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.pipeline import Pipeline, Progress
 from parakeet_api.settings import Settings
-from parakeet_api.transcript import Chunk, Segment, Transcript, Word
+from parakeet_api.transcript import (
+    NO_SPEAKERS,
+    Chunk,
+    Segment,
+    SpeakerRequest,
+    Transcript,
+    Word,
+)
 
 TEXT = TranscriptionParams(response_format="text")
 
@@ -95,6 +102,7 @@ class Scripted(Pipeline):
         track: TrackChoice = None,
         allow_partial: bool = False,
         keywords: Sequence[Keyword] = (),
+        speakers: SpeakerRequest = NO_SPEAKERS,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Transcript:

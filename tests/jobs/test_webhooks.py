@@ -10,13 +10,14 @@ import pytest
 from conftest import PATIENCE_S, wait_until
 from webhook_receiver import Receiver
 
+from parakeet_api.allowed_hosts import webhook_hosts
 from parakeet_api.errors import InvalidRequestError
 from parakeet_api.formats.rendering import Rendered
 from parakeet_api.formats.request_params import TranscriptionParams
 from parakeet_api.jobs.job import Job, Webhook
 from parakeet_api.jobs.sqlite_store import SqliteJobStore
 from parakeet_api.jobs.store import JobStore
-from parakeet_api.jobs.webhooks import AllowedHosts, WebhookSender
+from parakeet_api.jobs.webhooks import WebhookSender
 from parakeet_api.settings import Settings
 
 QUICK = (0.05, 0.05, 0.05)
@@ -59,7 +60,7 @@ def sender_of(store: JobStore, *hosts: str) -> Iterator[WebhookSender]:
     def body(job: Job) -> bytes:
         return json.dumps({"id": job.id}).encode()
 
-    sender = WebhookSender(store, hosts=AllowedHosts(hosts), body=body, delays_s=QUICK)
+    sender = WebhookSender(store, hosts=webhook_hosts(hosts), body=body, delays_s=QUICK)
     try:
         yield sender
     finally:
@@ -76,7 +77,7 @@ def webhook_of(store: JobStore, job: Job) -> Webhook:
 # Which addresses
 
 
-HOSTS = AllowedHosts(
+HOSTS = webhook_hosts(
     Settings.from_env({"ALLOW_WEBHOOKS": "Hooks.example, 10.0.0.5:8080, [::1]:90"}).allow_webhooks
 )
 
@@ -148,7 +149,7 @@ def test_other_addresses_are_refused_by_name(url: str) -> None:
 
 def test_without_a_list_no_address_is_allowed() -> None:
     with pytest.raises(InvalidRequestError, match="ALLOW_WEBHOOKS is empty"):
-        AllowedHosts(()).check("http://hooks.example/")
+        webhook_hosts(()).check("http://hooks.example/")
 
 
 # Calls
@@ -229,7 +230,7 @@ def test_pending_webhooks_are_called_by_the_next_process(
     job = finish(receiver.url)
     slow = WebhookSender(
         store,
-        hosts=AllowedHosts([f"127.0.0.1:{receiver.port}"]),
+        hosts=webhook_hosts([f"127.0.0.1:{receiver.port}"]),
         body=lambda job: json.dumps({"id": job.id}).encode(),
         delays_s=(3600,),
     )
@@ -288,7 +289,7 @@ def test_closing_does_not_wait_for_the_next_try(
 ) -> None:
     finish("http://127.0.0.1:1/")
     sender = WebhookSender(
-        store, hosts=AllowedHosts(["127.0.0.1:1"]), body=lambda _: b"{}", delays_s=(3600,)
+        store, hosts=webhook_hosts(["127.0.0.1:1"]), body=lambda _: b"{}", delays_s=(3600,)
     )
 
     sender.close(within_s=PATIENCE_S)

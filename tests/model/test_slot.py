@@ -30,7 +30,7 @@ IDLE_S = 100.0
 
 def new_manager(
     models: Models, *, clock: Callable[[], float] = time.monotonic, idle_s: float = IDLE_S
-) -> ModelSlot:
+) -> ModelSlot[Model]:
     return ModelSlot(files(), models.load, idle_timeout_s=idle_s, clock=clock)
 
 

@@ -32,6 +32,10 @@ const cases = {
   json: () => ask({ include: ["logprobs"], chunking_strategy: "auto" }),
   verbose_json: () =>
     ask({ response_format: "verbose_json", timestamp_granularities: ["word", "segment"] }),
+  diarized_json: () =>
+    ask({ model: "gpt-4o-transcribe-diarize", response_format: "diarized_json", chunking_strategy: "auto" }),
+  stream_diarized_json: async () =>
+    readToEnd(await ask({ model: "gpt-4o-transcribe-diarize", response_format: "diarized_json", stream: true })),
   srt: () => ask({ response_format: "srt" }),
   parameters: () =>
     ask({

@@ -126,6 +126,8 @@ def test_an_invalid_session_is_rejected(session: object, param: str) -> None:
         ({"transcription": {"delay": {}}}, "transcription.delay"),
         ({"transcription": {"keywords": "one"}}, "transcription.keywords"),
         ({"transcription": {"keywords": ["<b>"]}}, "transcription.keywords"),
+        ({"transcription": {"keywords": ["x"] * 501}}, "transcription.keywords"),
+        ({"transcription": {"languages": ["en"] * 101}}, "transcription.languages"),
         ({"transcription": {"languages": [1]}}, "transcription.languages"),
         ({"turn_detection": {"type": "client"}}, "turn_detection.type"),
         ({"turn_detection": {"threshold": 1.5}}, "turn_detection.threshold"),

@@ -14,6 +14,7 @@ from model_helpers import INFO
 from ray_cluster import ray
 
 from parakeet_api.errors import (
+    ClusterUnavailableError,
     DeviceLostError,
     ModelLoadError,
     QueueFullError,
@@ -22,7 +23,6 @@ from parakeet_api.errors import (
 )
 from parakeet_api.model.cuda import known_device_memory
 from parakeet_api.scale import remote_recognizer
-from parakeet_api.scale.cluster import ClusterUnavailableError
 from parakeet_api.scale.remote_recognizer import RemoteRecognizer, Replicas
 from parakeet_api.scale.replica import Served
 from parakeet_api.transcript import Word
