@@ -46,6 +46,7 @@ def cluster(cpus: int) -> Iterator[str]:
     import ray
 
     context: Any = ray.init(
+        address="local",
         num_cpus=cpus,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,

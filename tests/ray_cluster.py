@@ -30,6 +30,7 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 def cluster(cpus: int = 4) -> Iterator[str]:
     """Start a cluster and connect this process to it; give its address."""
     context = ray.init(
+        address="local",
         num_cpus=cpus,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
