@@ -154,7 +154,8 @@ def test_a_full_cluster_is_a_503_with_the_code_of_a_full_queue() -> None:
 
 def test_a_slow_call_is_waited_for_while_a_replica_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer, handle = recognizer_of(TimeoutError)
-    monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 5)
+    monkeypatch.setattr(remote_recognizer, "_START_PATIENCE_S", 0.05)
     response = Response(TimeoutError)
 
     for _ in range(20):
@@ -170,7 +171,7 @@ def test_a_call_is_cancelled_once_no_replica_has_run_for_a_while(
 ) -> None:
     status = status_of("STARTING", message="no GPU is free")
     recognizer, handle = recognizer_of(TimeoutError, status=status)
-    monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(remote_recognizer, "_START_PATIENCE_S", 0.05)
 
     with pytest.raises(ClusterUnavailableError, match="no GPU is free") as caught:
         recognizer.recognize([CHUNK])
@@ -198,7 +199,7 @@ def test_a_replica_that_comes_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         return status_of(state[0])()
 
     recognizer, _ = recognizer_of(TimeoutError, status=status)
-    monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(remote_recognizer, "_START_PATIENCE_S", 0.05)
     with pytest.raises(ClusterUnavailableError):
         recognizer.recognize([CHUNK])
     state[0] = "RUNNING"
