@@ -25,7 +25,12 @@ from pathlib import Path
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.command_line import ArchiveCommand, DeployCommand, parse_arguments
-from parakeet_api.errors import CheckpointError, DeviceLostError, ModelLoadError, SettingsError
+from parakeet_api.errors import (
+    CheckpointError,
+    DeviceLostError,
+    ServiceUnavailableError,
+    SettingsError,
+)
 from parakeet_api.http.admission import Admission
 from parakeet_api.http.client_secrets import ClientSecrets
 from parakeet_api.http.routes import create_app
@@ -37,20 +42,10 @@ from parakeet_api.http.uploads import prepare_uploads, sweep_uploads
 from parakeet_api.jobs.service import Jobs, workers_for
 from parakeet_api.logs import set_up_logging
 from parakeet_api.metrics import Metrics
-from parakeet_api.model.checkpoints import (
-    ENGLISH_MODEL,
-    GRAMMAR_MODEL,
-    SPEAKER_MODEL,
-    BundledModels,
-)
-from parakeet_api.model.devices import (
-    Gpu,
-    available_cores,
-    decoding_workers,
-    find_gpu,
-)
+from parakeet_api.model.checkpoints import BundledModels
+from parakeet_api.model.devices import Gpu, available_cores, decoding_workers, find_gpu
 from parakeet_api.realtime.places import Places
-from parakeet_api.scale.cluster import ClusterUnavailableError, require_ray
+from parakeet_api.scale.cluster import require_ray
 from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
 
@@ -65,11 +60,7 @@ kernels and releases the GIL at each: with four busy threads it takes 255 ms at 
 5 ms, and 23 ms at this value. 0.2 ms is no faster."""
 EXIT_DEVICE_LOST = 70
 """Exit status after the GPU failed for the rest of the process; EX_SOFTWARE of sysexits.h."""
-BUNDLED_MODELS = BundledModels(
-    english=ROOT / "samples" / "english-model" / ENGLISH_MODEL,
-    grammar=ROOT / "tests" / "grammar-model" / GRAMMAR_MODEL,
-    speakers=ROOT / "samples" / "speaker-model" / SPEAKER_MODEL,
-)
+BUNDLED_MODELS = BundledModels.of_checkout(ROOT)
 
 
 @contextmanager
@@ -78,13 +69,11 @@ def build_services(
 ) -> Iterator[Services]:
     """Build the service's objects; close them when the block exits.
 
-    `on_device_lost` is called if the GPU fails for the rest of the process.
-
-    Raises `SettingsError` or `CheckpointError` if the service cannot start.
+    `on_device_lost` is called if the GPU fails for the rest of the process. Raises `SettingsError`
+    or `CheckpointError` if the service cannot start.
     """
-    decoder = FfmpegDecoder.from_settings(
-        settings, workers=decoding_workers(gpu, available_cores())
-    )
+    workers = decoding_workers(gpu, available_cores())
+    decoder = FfmpegDecoder.from_settings(settings, workers=workers)
     prepare_uploads(settings.temp_uploads_dir)
     metrics = Metrics()
     models = ServedModels.from_settings(
@@ -123,10 +112,7 @@ def build_services(
 
 
 def serve(settings: Settings, gpu: Gpu | None) -> int:
-    """Serve until SIGTERM or Ctrl-C; requests under way then have `STOP_GRACE_SECONDS` to finish.
-
-    Return the exit status of the process.
-    """
+    """Serve until SIGTERM or Ctrl-C and `STOP_GRACE_SECONDS` more; return the exit status."""
     device_lost = threading.Event()
 
     def stop() -> None:
@@ -150,9 +136,7 @@ def serve(settings: Settings, gpu: Gpu | None) -> int:
             log_start(settings, models=services.models, gpu=gpu)
             sweep_uploads(settings.temp_uploads_dir)
             if not settings.enable_lazy_load:
-                first = services.models.first
-                first.checkpoints.wait_until_decided()
-                services.models.load(first).result()
+                services.models.load_first()
             services.jobs.start()
             run_server(application, services, listener=listener)
     except KeyboardInterrupt:
@@ -168,9 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is imported: by default its OpenMP threads busy-wait for each other, and a clip
     # takes 20 times as long if another process uses the cores as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Ray would send statistics of its use to its makers.
+    # Ray would send statistics of its use, and its workers would give way to all other processes.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # In a cluster that `archive` starts, Ray's workers would give way to all other processes.
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         settings = Settings.from_env(os.environ)
@@ -184,11 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_remote = on_ray or settings.ray_address is not None
         gpu = None if is_remote else find_gpu(settings.device)
         # Read again, as presets depend on the GPU.
-        settings = Settings.from_env(
-            os.environ,
-            detected_vram_gb=gpu.total_gb if gpu else None,
-            cores=available_cores(),
-        ).with_absolute_paths()
+        vram_gb, cores = gpu.total_gb if gpu else None, available_cores()
+        settings = Settings.from_env(os.environ, detected_vram_gb=vram_gb, cores=cores)
+        settings = settings.with_absolute_paths()
         if command is None:
             return serve(settings, gpu)
         if command.model is not None:
@@ -198,12 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outputs = command.plan_outputs()
         with build_services(settings, gpu) as services:
             return command.run(outputs, models=services.models, settings=settings)
-    except (SettingsError, CheckpointError, ModelLoadError, ClusterUnavailableError) as error:
+    except (SettingsError, CheckpointError, ServiceUnavailableError) as error:
         print(f"app.py: {error}", file=sys.stderr)
-        return 2
-    except DeviceLostError as error:
-        print(f"app.py: {error}", file=sys.stderr)
-        return EXIT_DEVICE_LOST
+        return EXIT_DEVICE_LOST if isinstance(error, DeviceLostError) else 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def cluster(cpus: int) -> Iterator[str]:
     import ray
 
     context: Any = ray.init(
+        address="local",
         num_cpus=cpus,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -57,10 +58,15 @@ def cluster(cpus: int) -> Iterator[str]:
         ray.shutdown()
 
 
-def replicas() -> list[psutil.Process]:
-    """List the processes of Serve's replicas."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "ServeReplica" in "".join(child.cmdline())]
+def processes(of: int, name: str) -> list[psutil.Process]:
+    """List the processes of an actor's class below a process."""
+    found = []
+    for child in psutil.Process(of).children(recursive=True):
+        # It may have just ended.
+        with suppress(psutil.Error):
+            if name in "".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def recording(folder: Path, minutes: int) -> Path:
@@ -148,7 +154,7 @@ def kills(options: argparse.Namespace) -> None:
                 pool.submit(ask, number)
             while time.monotonic() < deadline:
                 time.sleep(_KILL_EVERY_S)
-                for process in replicas()[:1]:
+                for process in processes(os.getpid(), "ServeReplica")[:1]:
                     process.kill()
                     killed += 1
         print(f"{killed} replicas killed in {options.seconds} s; answers: {dict(outcomes)};")
@@ -172,9 +178,7 @@ def archive(options: argparse.Namespace) -> None:
     environ = os.environ | {"DEMO_MODEL": "grammar"}
     first = subprocess.Popen(command, cwd=ROOT, env=environ)
     _wait_for(target, files // 4, first)
-    children = psutil.Process(first.pid).children(recursive=True)
-    workers = [each for each in children if "MapWorker" in "".join(each.cmdline())]
-    workers[0].kill()
+    processes(first.pid, "MapWorker")[0].kill()
     _wait_for(target, files // 2, first)
     first.send_signal(signal.SIGKILL)
     first.wait()

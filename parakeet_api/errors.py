@@ -25,6 +25,7 @@
     │   ├── StoppingError            503  the server is about to stop
     │   ├── ModelLoadError           503  the checkpoint cannot be loaded
     │   ├── DeviceLostError          503  the GPU failed; the process will exit
+    │   ├── ClusterUnavailableError  503  no replica of the model runs on the Ray cluster
     │   └── JobsUnavailableError     503  DATA_DIR cannot be used
     └── ServerError                  500  a bug in the server
 
@@ -129,8 +130,10 @@ class TruncatedAudioError(AudioDecodeError):
 class RecordingUrlError(InvalidRequestError):
     code = "recording_url_failed"
 
-    def __init__(self, host: str, reason: str) -> None:
-        super().__init__(
+    @classmethod
+    def from_host(cls, host: str, reason: str) -> RecordingUrlError:
+        """State the host and what went wrong."""
+        return cls(
             f"The recording could not be fetched from {echo(host)}: {reason[:200]}.", param="url"
         )
 
@@ -263,6 +266,11 @@ class DeviceLostError(ServiceUnavailableError):
         param: str | None = None,
     ) -> None:
         super().__init__(message, param=param)
+
+
+class ClusterUnavailableError(ServiceUnavailableError):
+    code = "cluster_unavailable"
+    retry_after_s = 10
 
 
 class JobsUnavailableError(ServiceUnavailableError):

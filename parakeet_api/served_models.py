@@ -256,6 +256,11 @@ class ServedModels:
         in_use = model.pipeline.recordings or model.live.recordings
         return "in_use" if in_use else self.pool.unload(model.slot)
 
+    def load_first(self) -> None:
+        """Load the first model, once its checkpoint is there; raise what the load raises."""
+        self.first.checkpoints.wait_until_decided()
+        self.load(self.first).result()
+
     def load(self, model: ServedModel) -> Future[None]:
         """Start loading a model. Raises `ServiceUnavailableError` while it is not on disk."""
         model.checkpoints.checkpoint()

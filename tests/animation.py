@@ -2,13 +2,13 @@
 
     PYTHONPATH=. python tests/animation.py [TARGET]
 
-Writes `docs/screenshots/words.gif` by default: real server, real page, the bundled small English
-model; only the page's note about that model is hidden. `make screenshots` runs it.
+Writes `docs/screenshots/words.gif` by default, with a real server and the real page. The model is
+that of the tests, which knows the recording's sentences; the page's note about it is hidden.
+`make screenshots` runs it.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -16,18 +16,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from browser import Look, choose, chromium, visit
-from conftest import PEOPLE, ROOT, encode, running_server
+from browser import Font, Look, choose, chromium, visit
+from conftest import ROOT, SPEECH, running_server
 from playwright.sync_api import Page
 
 from parakeet_api.audio.ffmpeg import find_ffmpeg
 
 TARGET = ROOT / "docs" / "screenshots" / "words.gif"
-SCREEN = Look(width=1120, height=720)
+SCREEN = Look(width=1120, height=720, font=Font("Inter", 0.0))
 SHOWN_WIDTH = 800
 COLOURS = 48
-REPEATS = 8
-"""Times the recording is repeated, so that recognising it takes some seconds."""
+RECORDING = SPEECH / "long-pauses.ogg"
+"""Twelve minutes: long enough to see the words come."""
 MOST_WORKING = 20
 """Pictures of words arriving."""
 
@@ -77,21 +77,11 @@ class Film:
         subprocess.run([*command, str(target)], check=True)
 
 
-def make_recording(folder: Path) -> Path:
-    """Join the recordings of people, several times."""
-    entries = json.loads(PEOPLE.with_suffix(".json").read_text("utf-8"))
-    playlist = folder / "list.txt"
-    playlist.write_text("".join(f"file '{PEOPLE / entry['file']}'\n" for entry in entries))
-    once = encode(playlist, folder / "once.ogg", before=("-f", "concat", "-safe", "0"))
-    again = ("-stream_loop", str(REPEATS - 1))
-    return encode(once, folder / "readings.ogg", "-c", "copy", before=again)
-
-
-def film(page: Page, recording: Path, film: Film) -> None:
+def film(page: Page, film: Film) -> None:
     """Do what a visitor does first."""
     page.locator("#demo-banner").evaluate("(banner) => { banner.style.display = 'none'; }")
     film.shoot(seconds=1.2)
-    choose(page, recording)
+    choose(page, RECORDING)
     film.shoot_until(page.locator("#export-open").is_visible, seconds=0.3, most=MOST_WORKING)
     film.shoot(seconds=1.0)
     page.locator("#sentences .words > *").nth(2).click()
@@ -104,13 +94,12 @@ def main(target: Path) -> None:
     """Run a server, film its page, and write the animation."""
     with (
         tempfile.TemporaryDirectory() as name,
-        running_server(Path(name), DEMO_MODEL="always", ENABLE_LAZY_LOAD="false") as server,
+        running_server(Path(name), ENABLE_LAZY_LOAD="false") as server,
         chromium() as browser,
         visit(browser, server.url, SCREEN) as page,
     ):
-        folder = Path(name)
-        taken = Film(page, folder)
-        film(page, make_recording(folder), taken)
+        taken = Film(page, Path(name))
+        film(page, taken)
         taken.write(target)
 
 

@@ -54,6 +54,12 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     return found
 
 
+def inline_code(page: Path) -> list[str]:
+    """Find the code between single backquotes."""
+    text = _without_code(page.read_text(encoding="utf-8"))
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+
+
 def links(page: Path) -> list[str]:
     """Find the targets of a page's links and pictures; code is not searched."""
     text = re.sub(r"`[^`\n]*`", "", _without_code(page.read_text(encoding="utf-8")))

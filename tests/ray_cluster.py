@@ -30,6 +30,7 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 def cluster(cpus: int = 4) -> Iterator[str]:
     """Start a cluster and connect this process to it; give its address."""
     context = ray.init(
+        address="local",
         num_cpus=cpus,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -49,8 +50,16 @@ def replica_processes() -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if "ServeReplica" in "".join(process.cmdline())
+        if "ServeReplica" in _command(process)
     ]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline())
+    except psutil.Error:
+        # It has just ended.
+        return ""
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -93,9 +93,6 @@ def test_each_side_of_a_call_is_as_right_as_alone(decoder: FfmpegDecoder, tmp_pa
             said = [word.text for word in apart.words if word.channel == channel]
             together = word_errors(reference, [" ".join(said)])
             alone = word_errors(reference, [transcribe(call[:, channel - 1].copy(), "mix").text])
-            print(
-                f"{overlap:.2f} {together.words} words, {together.percent:.2f} {alone.percent:.2f}"
-            )
             assert together.percent <= alone.percent + MOST_POINTS
 
     assert overlap == pytest.approx(OVERLAP, abs=0.08)

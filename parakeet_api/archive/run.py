@@ -19,7 +19,7 @@ from tqdm import tqdm
 from parakeet_api.archive.files import Files
 from parakeet_api.archive.manifest import FOLDER, Entry, ManifestWriter, read_manifest
 from parakeet_api.archive.worker import EXTENSIONS, ArchiveTask, ArchiveWorker
-from parakeet_api.errors import SettingsError
+from parakeet_api.errors import ServerError, SettingsError
 from parakeet_api.model.devices import available_cores
 from parakeet_api.scale.cluster import connect, gpu_count, require_ray
 from parakeet_api.scale.deployment import worker_environment
@@ -48,19 +48,46 @@ def run_archive(task: ArchiveTask, *, workers: int | None, retry_failed: bool) -
     names = _recordings(source, target)
     left = [name for name in names if _is_left(known.get(name), retry_failed)]
     print(f"{len(names)} files, {len(names) - len(left)} of them done before", file=sys.stderr)
-    entries = dict(known)
     started = time.monotonic()
-    if left:
-        writer = ManifestWriter(target)
-        try:
-            with _cluster(task.settings, workers):
-                for entry in _shown(_transcribed(left, task, workers), len(names), len(left)):
-                    writer.add(entry)
-                    entries[entry.file] = entry
-        finally:
-            writer.flush()
+    entries = {**known, **_run(left, target, task, workers=workers, total=len(names))}
     _report([entries[name] for name in names], ran=set(left), elapsed_s=time.monotonic() - started)
     return 1 if any(entries[name].status == "failed" for name in names) else 0
+
+
+def _run(
+    names: Sequence[str], target: Files, task: ArchiveTask, *, workers: int | None, total: int
+) -> dict[str, Entry]:
+    """Transcribe files, and write the manifest meanwhile; give their entries."""
+    if not names:
+        return {}
+    entries: dict[str, Entry] = {}
+    writer = ManifestWriter(target)
+    try:
+        with _cluster(task.settings, workers):
+            for entry in _shown(_persistent(names, task, workers), total, len(names)):
+                writer.add(entry)
+                entries[entry.file] = entry
+    finally:
+        writer.flush()
+    return entries
+
+
+def _persistent(names: Sequence[str], task: ArchiveTask, workers: int | None) -> Iterator[Entry]:
+    """Transcribe files; if Ray gives up after the end of a worker, begin again with the rest."""
+    left = dict.fromkeys(names)
+    while left:
+        before = len(left)
+        failure: Exception = ServerError("Ray gave no file back.")
+        try:
+            for entry in _transcribed([*left], task, workers):
+                del left[entry.file]
+                yield entry
+        # Ray Data raises errors of many kinds, and those of a worker as they are.
+        except Exception as error:
+            failure = error
+            logger.warning("the archive was given up and goes on", exc_info=error)
+        if len(left) == before:
+            raise failure
 
 
 def _recordings(source: Files, target: Files) -> list[str]:

@@ -59,9 +59,9 @@ def fetch_recording(
                     target = str(address.join(response.headers["location"]))
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 reason = str(error).strip() or type(error).__name__
-                raise RecordingUrlError(address.host, reason) from error
+                raise RecordingUrlError.from_host(address.host, reason) from error
             address = hosts.check(target)
-    raise RecordingUrlError(address.host, f"more than {_MAX_REDIRECTS} redirects")
+    raise RecordingUrlError.from_host(address.host, f"more than {_MAX_REDIRECTS} redirects")
 
 
 def _store(
@@ -73,7 +73,7 @@ def _store(
 ) -> None:
     if not response.is_success:
         reason = f"it answered {response.status_code} {response.reason_phrase}".rstrip()
-        raise RecordingUrlError(response.url.host, reason)
+        raise RecordingUrlError.from_host(response.url.host, reason)
     size = 0
     for block in response.iter_bytes(_BLOCK_BYTES):
         size += len(block)
@@ -82,5 +82,5 @@ def _store(
         if cancelled():
             raise RequestCancelled
         if time.monotonic() > deadline:
-            raise RecordingUrlError(response.url.host, "it sends too slowly")
+            raise RecordingUrlError.from_host(response.url.host, "it sends too slowly")
         into.write(block)

@@ -104,6 +104,15 @@ class BundledModels:
     speakers: Path | None = None
     """Tells speakers apart: the fallback where no other speaker model is available."""
 
+    @classmethod
+    def of_checkout(cls, root: Path) -> Self:
+        """Return where they are in a checkout, and in the image but for the tests' own."""
+        return cls(
+            english=root / "samples" / "english-model" / ENGLISH_MODEL,
+            grammar=root / "tests" / "grammar-model" / GRAMMAR_MODEL,
+            speakers=root / "samples" / "speaker-model" / SPEAKER_MODEL,
+        )
+
     def forced(self, demo_model: DemoModel) -> Path | None:
         """Return the model that `DEMO_MODEL` forces; `None` = none."""
         return {"always": self.english, "grammar": self.grammar}.get(demo_model)

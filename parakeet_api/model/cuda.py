@@ -59,10 +59,10 @@ def device_memory(device: str) -> DeviceMemory:
 def known_device_memory(device: str | None) -> DeviceMemory | None:
     """Query the memory of the models' device; `None` if it is unknown.
 
-    It is unknown on a CPU, before the first load (`device` is `None`), before the GPU is opened,
-    and after a GPU has failed, so that reports still work then.
+    It is unknown on a CPU, in a replica elsewhere, before the first load (`device` is `None`),
+    before the GPU is opened, and after a GPU has failed, so that reports still work then.
     """
-    if device is None or device == "cpu":
+    if device is None or not device.startswith("cuda"):
         return None
     try:
         return device_memory(device)

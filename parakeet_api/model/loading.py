@@ -38,7 +38,7 @@ class ModelInfo:
     """Properties of a loaded model, for logs and `/health`."""
 
     device: str
-    """`cpu`, `cuda:0`, ..."""
+    """`cpu`, `cuda:0`, ...; `ray:cuda:0` in a replica of a cluster."""
     precision: EncoderPrecision
     """The encoder's."""
     precision_reason: str

@@ -55,6 +55,7 @@ _NO_MODEL = (
     errors.ModelNotReadyError,
     errors.ModelLoadError,
     errors.DeviceLostError,
+    errors.ClusterUnavailableError,
 )
 _TRANSCRIPTION_ERRORS = (
     *_BAD_REQUEST,
@@ -804,6 +805,7 @@ def _guarded(facts: Facts, *refusals: type[ApiError]) -> tuple[type[ApiError], .
     possible = {
         errors.RateLimitError: settings.rate_limit is not None,
         errors.RecordingUrlError: bool(settings.allow_urls),
+        errors.ClusterUnavailableError: settings.ray_address is not None,
     }
     refusals = tuple(kind for kind in refusals if possible.get(kind, True))
     return (errors.AuthenticationError, *refusals) if settings.api_keys else refusals

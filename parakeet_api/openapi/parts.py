@@ -33,6 +33,7 @@ MEANINGS: Mapping[type[ApiError], str] = {
     errors.ModelNotReadyError: "the model is still being downloaded or loaded",
     errors.QueueFullError: "the queue is full",
     errors.StoppingError: "the server is about to stop",
+    errors.ClusterUnavailableError: "the cluster has no replica of the model that could answer",
     errors.JobsUnavailableError: "jobs are not accepted: the server can't use their folder",
     errors.ModelLoadError: "the model can't be downloaded or loaded; `GET /health` says why",
     errors.DeviceLostError: "the server's GPU has failed; the server restarts",

@@ -6,17 +6,11 @@ import logging
 import threading
 from typing import Any
 
-from parakeet_api.errors import ServiceUnavailableError, SettingsError
+from parakeet_api.errors import ClusterUnavailableError, SettingsError
 
 logger = logging.getLogger(__name__)
 
 _NAMESPACE = "parakeet-api"
-
-
-class ClusterUnavailableError(ServiceUnavailableError):
-    """The cluster cannot be reached, or none of a model's replicas runs."""
-
-    retry_after_s = 10
 
 
 _connecting = threading.Lock()

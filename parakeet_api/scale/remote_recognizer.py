@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parakeet_api.errors import (
+    ClusterUnavailableError,
     DeviceLostError,
     ModelLoadError,
     QueueFullError,
@@ -19,7 +21,7 @@ from parakeet_api.errors import (
 )
 from parakeet_api.model.checkpoints import BundledModels
 from parakeet_api.model.loading import ModelInfo
-from parakeet_api.scale.cluster import ClusterUnavailableError, connect, require_ray
+from parakeet_api.scale.cluster import connect, require_ray
 from parakeet_api.scale.deployment import ReplicatedModel, deploy, is_deployed
 from parakeet_api.scale.replica import Served
 from parakeet_api.settings import Settings
@@ -38,9 +40,9 @@ _MIN_PAUSE_S, _MAX_PAUSE_S = 0.05, 5.0
 """Before the next try; doubled each time."""
 _POLL_S = 0.5
 _PATIENCE_S = 60.0
-"""How long calls wait while no replica runs: a replica that ended is replaced in half the time."""
+"""How long calls wait for a cluster that says nothing."""
 _START_PATIENCE_S = 300.0
-"""How long a request waits for the first replica: a large model is read in a minute, and a machine
+"""How long they wait for a replica that starts: a large model is read in a minute, and a machine
 may have to be started for it."""
 
 
@@ -98,8 +100,10 @@ class Replicas:
 
         self._application = application
         self._status = serve.status
+        self._asked_since: float | None = None
+        """Since when there is no answer whether a replica runs; `None` = there is."""
         self._missing_since: float | None = None
-        """When it was first asked in vain whether a replica runs; `None` = one does."""
+        """Since when the answer is that none does."""
         self._problem = ""
         self._asking = threading.Lock()
 
@@ -120,17 +124,19 @@ class Replicas:
 
     def note_answer(self) -> None:
         """Note that a replica has answered."""
-        self._missing_since = None
+        self._asked_since = self._missing_since = None
 
     def check(self) -> None:
         """Raise `ClusterUnavailableError` if none has run for a while; does not wait for Ray."""
-        now = time.monotonic()
         if self._asking.acquire(blocking=False):
-            self._missing_since = now if self._missing_since is None else self._missing_since
+            self._asked_since = self._asked_since or time.monotonic()
             threading.Thread(target=self._ask_and_release, name="replicas", daemon=True).start()
-        missing_since = self._missing_since
-        if missing_since is not None and now - missing_since > _PATIENCE_S:
-            raise self._unavailable(_PATIENCE_S)
+        for since, patience_s in (
+            (self._asked_since, _PATIENCE_S),
+            (self._missing_since, _START_PATIENCE_S),
+        ):
+            if since is not None and time.monotonic() - since > patience_s:
+                raise self._unavailable(patience_s)
 
     def _ask_and_release(self) -> None:
         try:
@@ -144,6 +150,8 @@ class Replicas:
     def _ask(self) -> bool:
         """Ask Serve; tell whether a replica runs. Raises `ModelLoadError`."""
         found = self._status().applications.get(self._application)
+        self._asked_since = None
+        self._missing_since = self._missing_since or time.monotonic()
         if found is None:
             self._problem = "the model is not deployed"
             return False
@@ -174,7 +182,9 @@ class RemoteRecognizer:
         self._handle = replicas.handle
         self._closed = threading.Event()
         served: Served = self._tried(self._handle.describe)
-        self.info, self.checkpoint = served.info, served.checkpoint
+        # Not a device of this machine, whose memory could be asked for.
+        self.info = dataclasses.replace(served.info, device=f"ray:{served.info.device}")
+        self.checkpoint = served.checkpoint
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         """Return each chunk's words, in order, with times in the recording.

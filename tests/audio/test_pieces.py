@@ -62,7 +62,7 @@ FORMATS = {
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut half a minute as if it were an hour, and do not read it with libsndfile."""
-    monkeypatch.setattr("parakeet_api.audio.decoder.open_sound", lambda path: None)
+    monkeypatch.setattr("parakeet_api.audio.decoder.open_sound", lambda *_: None)
     monkeypatch.setattr(pieces, "_MIN_RECORDING_S", 20)
     monkeypatch.setattr(pieces, "_MAX_PIECE_S", 6)
     monkeypatch.setattr(pieces, "_MIN_PIECE_S", 2)

@@ -64,7 +64,8 @@ def test_a_tag_builds_both_images_of_the_compose_files() -> None:
     tags = {"cuda": compose, "cpu": override}
     for torch, text in tags.items():
         (image,) = re.findall(r"image: (\S+)", text)
-        assert image == f"ghcr.io/{REPOSITORY}:${{VERSION:-{version}}}{built[torch]['suffix']}"
+        tag = f"${{PARAKEET_VERSION:-{version}}}{built[torch]['suffix']}"
+        assert image == f"ghcr.io/{REPOSITORY}:{tag}"
 
 
 @pytest.mark.parametrize(

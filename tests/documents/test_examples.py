@@ -5,6 +5,7 @@ What needs Docker, systemd, Kubernetes or the network is checked by its form onl
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -17,21 +18,15 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from conftest import PEOPLE, ROOT, Server, encode, running_server
 from http_helpers import CURL, needs_curl
-from markdown import PAGES, Block, blocks, name_of
+from markdown import PAGES, blocks, inline_code, name_of
 
 ADDRESS = "http://localhost:5092"
 DOCUMENTS = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")]
 NOT_RUN = {
     *("docker", "git", "pip", "kubectl", "systemctl", "journalctl", "apt-get", "cp", "install"),
-    *("echo", "python", "python3", "uv"),
+    *("cosign", "echo", "python", "python3", "uv", ".venv/bin/pip"),
 }
 """Programs that need the network or an installation; their arguments are checked where possible."""
-
-
-def _programs(language: str, *pages: str) -> list[tuple[str, Block]]:
-    found = [(name, block) for name in pages for block in blocks(ROOT / name, language)]
-    assert found
-    return found
 
 
 def _commands(text: str) -> list[list[str]]:
@@ -49,11 +44,16 @@ def _without_assignments(words: list[str]) -> list[str]:
     return words
 
 
+_STARTS = ("make ", "docker compose ", ".venv/bin/python ", "git pull ")
+"""How code within a sentence begins if it is a command."""
 SHELL = [
     (page, command)
     for page in DOCUMENTS
-    for b in blocks(page, "sh")
-    for command in _commands(b.text)
+    for text in (
+        *(block.text for block in blocks(page, "sh")),
+        *(code for code in inline_code(page) if code.startswith(_STARTS)),
+    )
+    for command in _commands(text)
 ]
 
 
@@ -78,15 +78,17 @@ def test_every_shell_command_is_known(page: Path, command: list[str]) -> None:
     if command[:2] == ["docker", "compose"]:
         _check_compose(command[2:])
     for option in ("-r", "-c"):
-        if "pip" in command and option in arguments:
+        if "install" in command and option in arguments:
             assert (ROOT / arguments[arguments.index(option) + 1]).exists()
 
 
 def _check_compose(arguments: list[str]) -> None:
     """Check the files, the service and the verb of a Compose command."""
-    files = [arguments[i + 1] for i, word in enumerate(arguments) if word == "-f"]
+    # Before the verb; after `logs`, -f has another meaning.
+    pairs = itertools.pairwise(arguments)
+    files = [file for word, file in pairs if word == "-f" and file.endswith(".yml")]
     assert all((ROOT / file).exists() for file in files)
-    assert {"up", "run", "exec", "pull", "stop", "logs"} & set(arguments)
+    assert {"build", "up", "run", "exec", "pull", "stop", "logs"} & set(arguments)
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     if {"run", "exec"} & set(arguments):
         assert set(services) & set(arguments)

@@ -16,15 +16,13 @@ from parakeet_api import __version__, errors
 
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 MOST_LINES = 150
-COMPOSE = yaml.SafeLoader
-NOT_SETTINGS = {
-    # Of other programs.
-    *("COMPOSE_FILE", "BASE_IMAGE", "HF_HOME", "NVIDIA_VISIBLE_DEVICES", "PYTHON"),
+OF_OTHERS = {
     *("AUDIO_STT_ENGINE", "AUDIO_STT_OPENAI_API_BASE_URL", "AUDIO_STT_OPENAI_API_KEY"),
     *("AUDIO_STT_MODEL", "OPENAI_API_KEY", "OPENAI_PROXY_URL"),
-    # Of the Makefile.
-    *("DRY_RUN", "PIP_INDEX_URL"),
+    *("COMPOSE_FILE", "PARAKEET_VERSION", "BASE_IMAGE", "DRY_RUN", "PIP_INDEX_URL"),
+    *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"),
 }
+"""Variables of the compose files, the Makefile, and other programs."""
 
 
 @pytest.mark.parametrize("readme", READMES, ids=name_of)
@@ -70,7 +68,7 @@ def test_every_setting_that_is_given_a_value_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     given = set(re.findall(r"\b([A-Z][A-Z]+_[A-Z_]+)=", text))
 
-    assert given - set(ALL_NAMES) - NOT_SETTINGS == set()
+    assert given - set(ALL_NAMES) - OF_OTHERS == set()
 
 
 def test_the_codes_in_troubleshooting_are_codes_of_the_server() -> None:

@@ -14,14 +14,15 @@ from model_helpers import INFO
 from ray_cluster import ray
 
 from parakeet_api.errors import (
+    ClusterUnavailableError,
     DeviceLostError,
     ModelLoadError,
     QueueFullError,
     ServiceUnavailableError,
     StoppingError,
 )
+from parakeet_api.model.cuda import known_device_memory
 from parakeet_api.scale import remote_recognizer
-from parakeet_api.scale.cluster import ClusterUnavailableError
 from parakeet_api.scale.remote_recognizer import RemoteRecognizer, Replicas
 from parakeet_api.scale.replica import Served
 from parakeet_api.transcript import Word
@@ -106,6 +107,13 @@ def raised(cause: Exception) -> Exception:
     return cast(Exception, error.as_instanceof_cause())
 
 
+def test_the_device_is_not_one_of_this_machine() -> None:
+    recognizer, _ = recognizer_of(WORDS)
+
+    assert recognizer.info.device == "ray:cpu"
+    assert known_device_memory("ray:cuda:0") is None
+
+
 @pytest.mark.parametrize("loss", [died(), raised(DeviceLostError()), raised(StoppingError())])
 def test_a_call_whose_replica_is_lost_is_made_again(loss: Exception) -> None:
     recognizer, handle = recognizer_of(loss, loss, WORDS)
@@ -146,7 +154,8 @@ def test_a_full_cluster_is_a_503_with_the_code_of_a_full_queue() -> None:
 
 def test_a_slow_call_is_waited_for_while_a_replica_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer, handle = recognizer_of(TimeoutError)
-    monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 5)
+    monkeypatch.setattr(remote_recognizer, "_START_PATIENCE_S", 0.05)
     response = Response(TimeoutError)
 
     for _ in range(20):
@@ -162,7 +171,7 @@ def test_a_call_is_cancelled_once_no_replica_has_run_for_a_while(
 ) -> None:
     status = status_of("STARTING", message="no GPU is free")
     recognizer, handle = recognizer_of(TimeoutError, status=status)
-    monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(remote_recognizer, "_START_PATIENCE_S", 0.05)
 
     with pytest.raises(ClusterUnavailableError, match="no GPU is free") as caught:
         recognizer.recognize([CHUNK])
@@ -190,7 +199,7 @@ def test_a_replica_that_comes_back_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         return status_of(state[0])()
 
     recognizer, _ = recognizer_of(TimeoutError, status=status)
-    monkeypatch.setattr(remote_recognizer, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(remote_recognizer, "_START_PATIENCE_S", 0.05)
     with pytest.raises(ClusterUnavailableError):
         recognizer.recognize([CHUNK])
     state[0] = "RUNNING"
