@@ -22,8 +22,8 @@ pytestmark = pytest.mark.integration
 
 OVERLAP = 0.3
 """Share of each utterance that falls into the one before, of the other side."""
-SECONDS = 150
-"""Several chunks of `LONGEST`."""
+SECONDS = 90
+"""Several chunks of `LONGEST` minutes."""
 LONGEST = "0.4"
 MOST_POINTS = 0.5
 
@@ -93,14 +93,6 @@ def test_each_side_of_a_call_is_as_right_as_alone(decoder: FfmpegDecoder, tmp_pa
             said = [word.text for word in apart.words if word.channel == channel]
             together = word_errors(reference, [" ".join(said)])
             alone = word_errors(reference, [transcribe(call[:, channel - 1].copy(), "mix").text])
-            print(
-                f"{overlap:.2f} {together.words} words, {together.percent:.2f} {alone.percent:.2f}"
-            )
             assert together.percent <= alone.percent + MOST_POINTS
-        mixed = word_errors(
-            [" ".join(turn.text for turn in [*left, *right])], [transcribe(call, "mix").text]
-        )
-        print(mixed.percent)
 
     assert overlap == pytest.approx(OVERLAP, abs=0.08)
-    assert mixed.percent > together.percent + 10
