@@ -2,7 +2,8 @@
 
 Entry point: `decoder.FfmpegDecoder.stream`, which yields blocks of int16 samples. `ffmpeg` runs the
 process, `media_info` parses its log, `media_files` parses the file's structure, `timeline` aligns
-samples with timestamps, `downmix` and `levels` convert them to mono and 16 bits. `sound_files` and
+samples with timestamps, `downmix` and `levels` convert them to mono and 16 bits; `channels` keeps
+channels apart that hold different speech. `sound_files` and
 `pieces` are fast paths for plain wav, flac and mp3. Imports `errors`, `settings` and `transcript`;
 does not import torch.
 """

@@ -2,5 +2,6 @@
 
 `document` builds it from the operations, whose shared parts are in `parts`. `schemas` publishes the
 types of JSON bodies, `json_schema` has helpers for handwritten schemas, `examples` renders one real
-transcript. Imports what it describes: `formats`, `jobs`, `settings`, `errors`.
+transcript, `speaker_fields` describes the form fields about speakers. Imports what it describes:
+`formats`, `jobs`, `settings`, `errors`.
 """
