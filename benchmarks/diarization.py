@@ -1,6 +1,6 @@
 """Who spoke: error rates on simulated conversations, speed, and the full-size model's memory.
 
-    make diarization                               the bundled model, voices of samples/real-speech
+    make diarization                               the small model, voices of samples/real-speech
     .venv/bin/python -m benchmarks.diarization --model FILE.nemo --recordings FOLDER
     .venv/bin/python -m benchmarks.diarization --full-size
 
@@ -168,6 +168,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.full_size:
         full_size(arguments.minutes)
+    elif not arguments.model.is_file():
+        parser.error(f"there is no {arguments.model}: samples/speaker-model/README.md says why")
     else:
         error_rates(
             arguments.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from typing import Any
 
@@ -11,7 +12,7 @@ from parakeet_api.errors import ClusterUnavailableError, SettingsError
 logger = logging.getLogger(__name__)
 
 _NAMESPACE = "parakeet-api"
-
+_PROBE_S = 5.0
 
 _connecting = threading.Lock()
 """Ray keeps one connection in a process."""
@@ -38,6 +39,7 @@ def connect(address: str) -> None:
         if ray.is_initialized():
             return
         try:
+            _probe(address)
             ray.init(
                 address=address,
                 namespace=_NAMESPACE,
@@ -50,6 +52,15 @@ def connect(address: str) -> None:
                 f"There is no Ray cluster at RAY_ADDRESS={address!r}: {_first_line(error)}"
             ) from error
         logger.info("connected to the Ray cluster at %s", ray.get_runtime_context().gcs_address)
+
+
+def _probe(address: str) -> None:
+    """Raise `OSError` if nothing listens at an address: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S):
+        pass
 
 
 def gpu_count() -> int:

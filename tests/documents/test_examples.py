@@ -142,6 +142,23 @@ class TestRun:
             shown = re.findall(r"^(?:print\(.*\)  )?# (.*)$", block.text, re.MULTILINE)
             assert _fits("\n".join(shown), done.stdout)
 
+    def test_the_live_program_prints_what_was_said(self, english: Server, tmp_path: Path) -> None:
+        encode(PEOPLE / "england.flac", tmp_path / "talk.wav", "-ac", "1", "-ar", "16000")
+        (program,) = blocks(ROOT / "docs/realtime.md", "python")
+        code = program.text.replace(ADDRESS, english.url)
+
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+
+        assert done.returncode == 0, done.stderr
+        assert "cultivated in England" in done.stdout
+
     def test_files_are_transcribed_without_a_server(self, tmp_path: Path) -> None:
         for name, source in (("talk.mp4", "england.flac"), ("interview.mp3", "eggs.flac")):
             encode(PEOPLE / source, tmp_path / name, *(("-c:a", "aac") if "mp4" in name else ()))

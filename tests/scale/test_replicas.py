@@ -26,6 +26,7 @@ from in_process import Served, served
 from ray_cluster import cluster, replica_processes, serve
 
 from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.errors import ClusterUnavailableError
 from parakeet_api.keywords import Keyword
 from parakeet_api.model.keyword_trees import KeywordTrees
 from parakeet_api.model.recognizer import NemoRecognizer
@@ -46,9 +47,21 @@ def servers(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     environ = {"DEMO_MODEL": "grammar", "RAY_ADDRESS": address, "RAY_REPLICAS": "2"}
     with served(one, **environ) as first, served(two, **environ) as second:
         for each in (first, second):
-            each.services.models.load(each.services.models.first).result()
+            load(each)
         wait_until(lambda: running_replicas() == 2, what="two replicas")
         yield [first, second]
+
+
+def load(each: Served) -> None:
+    """Wait for a first replica, with patience for a busy machine."""
+    models = each.services.models
+    while True:
+        try:
+            models.load(models.first).result()
+        except ClusterUnavailableError:
+            # Pytest's own timeout ends this.
+            continue
+        return
 
 
 def running_replicas() -> int:
