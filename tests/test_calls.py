@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 OVERLAP = 0.3
 """Share of each utterance that falls into the one before, of the other side."""
-SECONDS = 90
+SECONDS = 150
 """Several chunks of `LONGEST` minutes."""
 LONGEST = "0.4"
 MOST_POINTS = 0.5
