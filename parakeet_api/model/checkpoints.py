@@ -136,6 +136,8 @@ class StoreStatus:
 class CheckpointStore:
     """Choose a checkpoint; download one in the background if none is on disk."""
 
+    _kind = "model"
+    """What error messages call it."""
     _remedy = "Put a Parakeet-TDT .nemo file into {folder}, or set MODEL_PATH, for real use."
     """What to do about a bundled model."""
 
@@ -198,7 +200,7 @@ class CheckpointStore:
             return status.checkpoint
         if status.state == "failed":
             self._retry_download()
-            raise ModelLoadError(f"There is no model: {status.error}")
+            raise ModelLoadError(f"There is no {self._kind}: {status.error}")
         done = f": {status.progress:.0%} done" if status.progress is not None else ""
         raise ModelNotReadyError(
             f"The model {self.model_id} is being downloaded{done}. Try again later."

@@ -76,6 +76,7 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 class DiarizerStore(CheckpointStore):
     """Choose a Sortformer; a download begins with the first request that needs it."""
 
+    _kind = "speaker model"
     _remedy = "Put a streaming Sortformer .nemo file into {folder}, or set DIARIZER_PATH."
 
     def __init__(self, settings: Settings, *, bundled: Path | None) -> None:
