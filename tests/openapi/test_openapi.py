@@ -315,9 +315,11 @@ def _routes() -> Iterator[tuple[str, str]]:
 
 
 def _kinds(error: type[ApiError]) -> Iterator[type[ApiError]]:
+    """Yield the errors of this program; Ray makes subclasses of those that a replica raises."""
     for kind in error.__subclasses__():
-        yield kind
-        yield from _kinds(kind)
+        if kind.__module__.startswith("parakeet_api."):
+            yield kind
+            yield from _kinds(kind)
 
 
 def _schemas(document: Mapping[str, Any]) -> Iterator[Any]:
