@@ -1,5 +1,6 @@
 # make run    set up .venv once and serve on port 5092
 # make test   lint, types, tests
+# make cluster  the tests that start a Ray cluster with models: replicas that are killed, archives
 # make check  lint, types, and the tests that need no server and no browser: some 3 minutes
 # make bench  time the service relative to the bare model; MODEL=english: with the small English model
 # make cpu    time fp32, bf16 and int8 on this CPU, with random weights of the full-size model's shape
@@ -38,14 +39,17 @@ UNNAMED_LICENCES := axe-playwright-python
 # "NVIDIA" stands for the terms of the CUDA libraries: read them before you redistribute an image (docs/supply-chain.md).
 ALLOWED_LICENCES := MIT;Apache;BSD;ISC;MPL;Python;PSF;Zope;Artistic;LGPL-2.1;LGPL-3.0;NVIDIA
 
-.PHONY: run test check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy diarization keywords clients screenshots audit licences sbom clean
+.PHONY: run test cluster check lint bench cpu gpu connections realtime fuzz fire fuzz-api fidelity accuracy diarization keywords clients screenshots audit licences sbom clean
 
 run: $(VENV)/.runtime
 	@exec $(BIN)/python app.py
 
 # Files run in parallel, each in one process, as its tests share servers.
 test: lint $(NODE_CLIENT)
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not cluster"
+
+cluster: lint
+	@$(BIN)/python -m pytest -m cluster
 
 check: lint
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not integration"

@@ -19,7 +19,7 @@ from ray_cluster import ray
 from parakeet_api.archive.files import Files
 from parakeet_api.archive.manifest import Entry, read_manifest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.cluster, pytest.mark.integration]
 assert ray
 
 _COPIES = 4

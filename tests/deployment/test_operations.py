@@ -69,7 +69,7 @@ class TestMetrics:
         assert audio_s == pytest.approx(clip.duration_s, abs=0.01)
         assert sample(started, "parakeet_rtfx_count") == 1
         assert sample(started, "parakeet_batch_chunks_sum") == 1
-        assert sample(started, "parakeet_model_state", parakeet_model_state="ready") == 1
+        assert sample(started, "parakeet_model_state", model="", parakeet_model_state="ready") == 1
         assert sample(started, "parakeet_model_load_seconds_count") == 1
         assert sample(started, "parakeet_requests_active") == 0
         info = sample(started, "parakeet_info", model="parakeet-tdt-demo-en", device="cpu")

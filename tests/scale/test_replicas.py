@@ -32,7 +32,7 @@ from parakeet_api.model.keyword_trees import KeywordTrees
 from parakeet_api.model.recognizer import NemoRecognizer
 from parakeet_api.transcript import Chunk
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.cluster, pytest.mark.integration]
 
 
 @pytest.fixture(scope="module")
