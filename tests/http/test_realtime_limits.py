@@ -127,9 +127,12 @@ def test_a_server_that_stops_sends_the_current_turn(tmp_path: Path, echoes: Echo
     with served(tmp_path, DEMO_MODEL="grammar") as here, dial(here.server) as connection:
         connection.send(json.dumps(MANUAL))
         append(connection)
-        assert [event(connection)["type"] for _ in range(2)] == [
+        # Events are processed in order: the answer to this one shows that the audio is there.
+        connection.send(json.dumps({"type": "unknown"}))
+        assert [event(connection)["type"] for _ in range(3)] == [
             "session.created",
             "session.updated",
+            "error",
         ]
         here.services.admission.stop()
         *_, last = rest(connection)
