@@ -26,6 +26,7 @@ from pathlib import Path
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.command_line import ArchiveCommand, DeployCommand, parse_arguments
 from parakeet_api.errors import (
+    EXIT_DEVICE_LOST,
     CheckpointError,
     DeviceLostError,
     ServiceUnavailableError,
@@ -58,8 +59,6 @@ _SWITCH_INTERVAL_S = 0.001
 """With a GPU: how long a thread may hold the GIL while others wait. A forward pass launches 1,500
 kernels and releases the GIL at each: with four busy threads it takes 255 ms at Python's default of
 5 ms, and 23 ms at this value. 0.2 ms is no faster."""
-EXIT_DEVICE_LOST = 70
-"""Exit status after the GPU failed for the rest of the process; EX_SOFTWARE of sysexits.h."""
 BUNDLED_MODELS = BundledModels.of_checkout(ROOT)
 
 

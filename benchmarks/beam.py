@@ -22,7 +22,7 @@ from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.model.loading import ModelOptions
 from parakeet_api.model.recognizer import NemoRecognizer
-from parakeet_api.transcript import Pcm, join_words
+from parakeet_api.transcript import SAMPLE_RATE, Pcm, join_words
 
 _LONGEST_S = 240.0
 """Longer recordings are left out: they would not be one pass in the service either."""
@@ -47,11 +47,9 @@ def read(folder: Path) -> list[tuple[str, Pcm]]:
     else:
         decoder = FfmpegDecoder(executable=find_ffmpeg(), max_seconds=3600)
         pairs = [
-            (r.text, np.concatenate([*decoder.stream(r.path)]))
-            for r in load_recordings(folder)
-            if r.duration_s < _LONGEST_S
+            (r.text, np.concatenate([*decoder.stream(r.path)])) for r in load_recordings(folder)
         ]
-    return [(text, samples) for text, samples in pairs if len(samples) < _LONGEST_S * 16_000]
+    return [(text, samples) for text, samples in pairs if len(samples) < _LONGEST_S * SAMPLE_RATE]
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from parakeet_api import __version__
 from parakeet_api.archive.run import run_archive
-from parakeet_api.archive.worker import EXTENSIONS, ArchiveTask
+from parakeet_api.archive.worker import ArchiveTask
 from parakeet_api.errors import ApiError, InvalidRequestError, SettingsError
 from parakeet_api.formats.rendering import render
 from parakeet_api.formats.request_params import TranscriptionParams, parse_track
-from parakeet_api.formats.speaker_params import ResponseFormat
+from parakeet_api.formats.speaker_params import EXTENSIONS, ResponseFormat
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.keywords import Keyword, parse_keywords
 from parakeet_api.model.checkpoints import BundledModels

@@ -44,6 +44,9 @@ from typing_extensions import TypedDict
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """`errno` values that are reported to clients as `ServiceUnavailableError.disk_full`."""
 
+EXIT_DEVICE_LOST = 70
+"""Exit status of a process whose GPU has failed for the rest of it; EX_SOFTWARE of sysexits.h."""
+
 
 class ErrorDetails(TypedDict):
     """What went wrong. All four fields are always there."""

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from parakeet_api.archive.files import Files
 from parakeet_api.archive.manifest import FOLDER, Entry, ManifestWriter, read_manifest
-from parakeet_api.archive.worker import EXTENSIONS, ArchiveTask, ArchiveWorker
+from parakeet_api.archive.worker import ArchiveTask, ArchiveWorker
 from parakeet_api.errors import ServerError, SettingsError
+from parakeet_api.formats.speaker_params import EXTENSIONS
 from parakeet_api.model.devices import available_cores
 from parakeet_api.scale.cluster import connect, gpu_count, require_ray
 from parakeet_api.scale.deployment import worker_environment

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 from parakeet_api.archive.files import Files
 from parakeet_api.archive.manifest import Entry
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.errors import ApiError, DeviceLostError
+from parakeet_api.errors import EXIT_DEVICE_LOST, ApiError, DeviceLostError
 from parakeet_api.formats.rendering import render
 from parakeet_api.formats.request_params import TranscriptionParams
-from parakeet_api.formats.speaker_params import ResponseFormat
+from parakeet_api.formats.speaker_params import EXTENSIONS, ResponseFormat
 from parakeet_api.formats.transcribe import transcribe_recording
 from parakeet_api.metrics import Metrics
 from parakeet_api.model.checkpoints import BundledModels
@@ -26,18 +25,6 @@ from parakeet_api.served_models import ServedModels
 from parakeet_api.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-EXTENSIONS: Mapping[ResponseFormat, str] = {
-    "json": ".json",
-    "verbose_json": ".json",
-    "text": ".txt",
-    "srt": ".srt",
-    "vtt": ".vtt",
-    "diarized_json": ".json",
-}
-"""Of a transcript, by its format."""
-_EXIT_DEVICE_LOST = 70
-"""EX_SOFTWARE of sysexits.h: Ray starts another worker, which takes the files again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,5 +114,6 @@ def output_name(name: str, response_format: ResponseFormat) -> str:
 
 
 def _end() -> None:
+    """End the process; Ray starts another worker, which takes the files again."""
     logging.shutdown()
-    os._exit(_EXIT_DEVICE_LOST)
+    os._exit(EXIT_DEVICE_LOST)

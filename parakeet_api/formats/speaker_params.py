@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from parakeet_api.errors import InvalidRequestError, echo
@@ -19,6 +19,15 @@ from parakeet_api.formats.form_fields import (
 from parakeet_api.transcript import ChannelChoice, KnownSpeaker, SpeakerRequest
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"]
+EXTENSIONS: Mapping[ResponseFormat, str] = {
+    "json": ".json",
+    "verbose_json": ".json",
+    "text": ".txt",
+    "srt": ".srt",
+    "vtt": ".vtt",
+    "diarized_json": ".json",
+}
+"""File name extension of a transcript, by its format."""
 DIARIZE_MODEL = "gpt-4o-transcribe-diarize"
 """The name of OpenAI's model that tells speakers apart; a request that names it wants them."""
 MAX_KNOWN_SPEAKERS = 4

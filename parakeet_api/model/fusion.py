@@ -43,6 +43,9 @@ class FusionModel(Protocol):
 class BatchTables:
     """The base of fusion models whose tables are on the device, and specific to a batch."""
 
+    _rows: Tensor
+    """Start state of each row, shape (rows,)."""
+
     def to(self, device: object) -> Any:
         """Do nothing: all tensors are on the device already."""
         del device
@@ -51,6 +54,11 @@ class BatchTables:
     def compatible_with_cuda_graphs(self) -> bool:
         """Tell NeMo that the tables change from batch to batch."""
         return False
+
+    def get_init_states(self, batch_size: int, bos: bool = True) -> Tensor:
+        """Return each row's start state, shape (batch_size,); a beam's rows are adjacent."""
+        del bos
+        return self._rows.repeat_interleave(batch_size // len(self._rows))
 
 
 def with_fusion(decoding: Any, models: Sequence[FusionModel]) -> Any:

@@ -80,11 +80,6 @@ class KeywordBoosts(BatchTables):
             bonuses[number, tree.pieces[arcs]] = tree.bonuses[arcs]
         return torch.from_numpy(bonuses).to(device), torch.from_numpy(targets).to(device)
 
-    def get_init_states(self, batch_size: int, bos: bool = True) -> Tensor:
-        """Return each row's start state, shape (batch_size,); a beam's rows are adjacent."""
-        del bos
-        return self._rows.repeat_interleave(batch_size // len(self._rows))
-
     def advance(self, states: Tensor, eos_id: int | None = None) -> tuple[Tensor, Tensor]:
         """Return each piece's bonus and next state from states (N,); both have shape (N, V)."""
         import torch

@@ -93,15 +93,10 @@ class ScriptPenalties(BatchTables):
         self._scores = -torch.from_numpy(table).to(device)
         self._rows = torch.tensor([numbers.get(id(row), 0) for row in rows], device=device)
 
-    def get_init_states(self, batch_size: int, bos: bool = True) -> Tensor:
-        """Return each row's state, shape (batch_size,); a beam's rows are adjacent."""
-        del bos
-        return self._rows.repeat_interleave(batch_size // len(self._rows))
-
     def advance(self, states: Tensor, eos_id: int | None = None) -> tuple[Tensor, Tensor]:
         """Return each token's score and next state from states (N,); both have shape (N, V)."""
         del eos_id
-        # NeMo adds to the scores in place of its own, and writes to neither.
+        # Views and a shared row of states: NeMo reads both and writes to neither.
         return self._scores[states], states[:, None].expand(-1, self.vocab_size)
 
 

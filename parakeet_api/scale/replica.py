@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from parakeet_api.errors import DeviceLostError
+from parakeet_api.errors import EXIT_DEVICE_LOST, DeviceLostError
 from parakeet_api.model.batching import Batcher
 from parakeet_api.model.checkpoints import BundledModels, CheckpointStore
 from parakeet_api.model.devices import available_cores, find_gpu, plan_inference
@@ -22,8 +22,6 @@ from parakeet_api.transcript import Chunk, Word
 
 logger = logging.getLogger(__name__)
 
-EXIT_DEVICE_LOST = 70
-"""Exit status of a replica whose GPU has failed; EX_SOFTWARE of sysexits.h."""
 _CLOSING_S = 5.0
 """How long a replica that is replaced waits for its last forward pass."""
 
