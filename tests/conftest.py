@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,23 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
             return listening[1]
         time.sleep(0.05)
     raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')}")
+
+
+def output_of(
+    command: Sequence[str | Path], *, folder: Path, environ: Mapping[str, str] | None = None
+) -> str:
+    """Run a program in a folder to its end, which must be a success; return its output."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

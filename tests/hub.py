@@ -8,11 +8,16 @@ after an interruption.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 from urllib.parse import unquote
+
+import pytest
 
 MODEL_ID = "acme/tiny-tdt"
 FILE = "tiny-tdt.nemo"
@@ -181,3 +186,26 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(content[position : position + _BLOCK])
         except (CutError, OSError):
             self.close_connection = True
+
+
+@contextmanager
+def hub_with(checkpoint: bytes, *, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Run a hub that has the model, and a client of it with an empty cache, no token, no patience.
+
+    huggingface_hub reads its variables when it is imported, so what they set is replaced.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)
+    # Its list of coding agents would be fetched from the real hub.
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", {})
+    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda _: None))
+    started = Hub(checkpoint)
+    try:
+        yield started
+    finally:
+        started.close()
+        huggingface_hub.close_session()

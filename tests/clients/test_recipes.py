@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Clip, Server, encode, wait_until
+from conftest import ROOT, Clip, Server, encode, output_of, wait_until
 from markdown import Block, blocks
 
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -57,17 +57,7 @@ def _run(command: list[str | Path], *, folder: Path, path: Path) -> str:
         # Without it, LiteLLM asks the network for prices.
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output_of(command, folder=folder, environ=environment)
 
 
 def test_openai_python(server: Server, talk: Path, clips: list[Clip]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from conftest import PEOPLE, ROOT, Server, encode, running_server
+from conftest import PEOPLE, ROOT, Server, encode, output_of, running_server
 from http_helpers import CURL, needs_curl
 from markdown import PAGES, blocks, inline_code, name_of
 
@@ -130,34 +130,18 @@ class TestRun:
     def test_a_program_prints_what_its_comments_say(self, english: Server, page: str) -> None:
         for block in blocks(ROOT / page, "python"):
             code = block.text.replace(ADDRESS, english.url)
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", code],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=240,
-            )
-            assert done.returncode == 0, done.stderr
+            output = output_of([sys.executable, "-W", "ignore", "-c", code], folder=ROOT)
             shown = re.findall(r"^(?:print\(.*\)  )?# (.*)$", block.text, re.MULTILINE)
-            assert _fits("\n".join(shown), done.stdout)
+            assert _fits("\n".join(shown), output)
 
     def test_the_live_program_prints_what_was_said(self, english: Server, tmp_path: Path) -> None:
         encode(PEOPLE / "england.flac", tmp_path / "talk.wav", "-ac", "1", "-ar", "16000")
         (program,) = blocks(ROOT / "docs/realtime.md", "python")
         code = program.text.replace(ADDRESS, english.url)
 
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
+        output = output_of([sys.executable, "-W", "ignore", "-c", code], folder=tmp_path)
 
-        assert done.returncode == 0, done.stderr
-        assert "cultivated in England" in done.stdout
+        assert "cultivated in England" in output
 
     def test_files_are_transcribed_without_a_server(self, tmp_path: Path) -> None:
         for name, source in (("talk.mp4", "england.flac"), ("interview.mp3", "eggs.flac")):
@@ -173,18 +157,13 @@ class TestRun:
             for w in shlex.split(command)
         ]
 
-        done = subprocess.run(
+        output = output_of(
             [sys.executable, *words[1:]],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-            env={"DEMO_MODEL": "always", "PATH": "/usr/bin:/bin"},
+            folder=tmp_path,
+            environ={"DEMO_MODEL": "always", "PATH": "/usr/bin:/bin"},
         )
 
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == shown.replace("/home/me/parakeet-api", str(tmp_path))
+        assert output == shown.replace("/home/me/parakeet-api", str(tmp_path))
         assert "-->" in (tmp_path / "subtitles/talk.srt").read_text()
 
 
@@ -198,10 +177,7 @@ def _curl(server: Server, command: str) -> str:
     """Run a `curl` of a page, against the test's server."""
     words = shlex.split(command.replace(ADDRESS, server.url))
     assert words[0] == "curl"
-    done = subprocess.run(
-        [*CURL, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True, timeout=240
-    )
-    return done.stdout
+    return output_of([*CURL, *words[1:]], folder=ROOT)
 
 
 def _fits(shown: str, printed: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
-from conftest import ROOT, SPEECH, Clip, Server, encode, running_server, wait_until
+from conftest import ROOT, SPEECH, Clip, Server, encode, output_of, running_server, wait_until
 from http_helpers import is_idle
 from live_client import DELTA, sound_of
 
@@ -52,17 +51,9 @@ def two_minutes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(case: str, server: Server, recording: Path) -> dict[str, Any]:
     """Run a case of the script to its end."""
-    outcome = subprocess.run(
-        ["node", "client.mjs", case, f"{server.url}/v1", str(recording)],
-        cwd=NODE,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    output: dict[str, Any] = json.loads(outcome.stdout)
-    return output
+    command = ["node", "client.mjs", case, f"{server.url}/v1", str(recording)]
+    answer: dict[str, Any] = json.loads(output_of(command, folder=NODE))
+    return answer
 
 
 def _answer(case: str, server: Server, recording: Path) -> Any:

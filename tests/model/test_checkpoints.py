@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import BUNDLED_MODELS, DEMO_MODEL, ENGLISH_MODEL, ROOT, Clock, wait_until
-from hub import FILE, MODEL_ID, CutError, Fault, Hub
+from hub import FILE, MODEL_ID, CutError, Fault, Hub, hub_with
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,24 +112,8 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that has the model, and a client of it with an empty cache, no token and no patience.
-
-    huggingface_hub reads its variables when it is imported, so what they set is replaced.
-    """
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    home = tmp_path / "hf-home"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)
-    # Its list of coding agents would be fetched from the real hub.
-    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", {})
-    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda _: None))
-    started = Hub(nemo())
-    yield started
-    started.close()
-    huggingface_hub.close_session()
+    with hub_with(nemo(), home=tmp_path / "hf-home", monkeypatch=monkeypatch) as started:
+        yield started
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BUNDLED_MODELS
-from hub import FILE, MODEL_ID, Hub
+from hub import FILE, MODEL_ID, Hub, hub_with
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
 from parakeet_api.model.checkpoints import find_checkpoint
@@ -57,17 +57,9 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    # Its list of coding agents would be fetched from the real hub.
-    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", {})
-    started = Hub(nemo(speakers="8"))
-    yield started
-    started.close()
-    huggingface_hub.close_session()
+    content = nemo(speakers="8")
+    with hub_with(content, home=tmp_path / "hf-home", monkeypatch=monkeypatch) as started:
+        yield started
 
 
 def settings_for(models: Path, hub: Hub | None = None, **environ: str) -> Settings:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from conftest import PATIENCE_S, SPEECH, Server, running_server
 
-from app import EXIT_DEVICE_LOST
+from parakeet_api.errors import EXIT_DEVICE_LOST
 
 pytestmark = pytest.mark.integration
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 
 import pytest
-from conftest import PEOPLE, ROOT, Server, running_server
+from conftest import PEOPLE, ROOT, Server, output_of, running_server
 
 pytestmark = pytest.mark.integration
 
@@ -24,16 +23,9 @@ def test_transcribing_editing_and_recording_work_in_firefox(english: Server) -> 
     if firefox is None or node is None:
         pytest.skip("Firefox or Node is not installed")
 
-    done = subprocess.run(
-        [node, "firefox.mjs", firefox, english.url, str(PEOPLE / "england.flac")],
-        cwd=ROOT / "tests" / "node",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [node, "firefox.mjs", firefox, english.url, str(PEOPLE / "england.flac")]
+    seen = json.loads(output_of(command, folder=ROOT / "tests" / "node"))
 
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen = json.loads(done.stdout)
     assert "England being principally confined to the east" in seen["transcript"]
     assert seen["afterReload"].split()[0] == "Well"
     assert seen["afterReload"].split()[1:] == seen["transcript"].split()[1:]

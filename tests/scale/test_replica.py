@@ -15,6 +15,7 @@ import pytest
 from conftest import BUNDLED_MODELS, PATIENCE_S, ROOT, whole
 from model_helpers import Model, Models
 
+from parakeet_api.errors import EXIT_DEVICE_LOST
 from parakeet_api.scale import replica
 from parakeet_api.scale.replica import RecognizerReplica
 from parakeet_api.settings import Settings
@@ -109,4 +110,4 @@ with pytest.MonkeyPatch.context() as patch:
         [sys.executable, "-c", program], cwd=ROOT, env=environ, check=False, timeout=PATIENCE_S
     )
 
-    assert done.returncode == replica.EXIT_DEVICE_LOST
+    assert done.returncode == EXIT_DEVICE_LOST
