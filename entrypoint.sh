@@ -78,7 +78,7 @@ prepare "$uploads" || fail "$EXIT_NOT_WRITABLE" "$uploads cannot be written to b
 # Not fatal: a model in models/ is still found.
 prepare "$downloads" || say "$downloads cannot be written to by user $uid:$gid: no model can be downloaded there"
 
-# Uploads are buffered and models unpacked, gigabytes, next to the uploads, as /tmp may be in memory.
+# Uploads are buffered, gigabytes, next to those of jobs, as /tmp may be in memory.
 export TMPDIR="${TMPDIR:-$uploads}"
 
 say "running as $uid:$gid"

@@ -43,6 +43,9 @@ BUNDLED_NOTES = {
     SPEAKER_MODEL: "small speaker model, for trying things out; it confuses similar voices",
 }
 """The bundled models, and what a user must know about each."""
+_CONFIG = "model_config.yaml"
+WEIGHTS = "model_weights.ckpt"
+"""The two files that every `.nemo` archive holds."""
 _FIRST_CHOICE = "parakeet-tdt-0.6b-v2.nemo"
 _PROBE_TIMEOUT_S = 12.0
 """Without a network the bundled model is chosen within 15 s of the start."""
@@ -387,11 +390,11 @@ def read_config(path: Path, *, setting: str) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist or is no file. {advice}")
-        with tarfile.open(path, "r:gz" if _is_gzip(path) else "r:") as archive:
+        with tarfile.open(path, "r:gz" if is_gzip(path) else "r:") as archive:
             members = {member.name.removeprefix("./"): member for member in archive.getmembers()}
-            if not {"model_config.yaml", "model_weights.ckpt"} <= members.keys():
+            if not {_CONFIG, WEIGHTS} <= members.keys():
                 raise CheckpointError(f"{path} is an archive, but not of a NeMo model. {advice}")
-            config = archive.extractfile(members["model_config.yaml"])
+            config = archive.extractfile(members[_CONFIG])
             text = config.read(_MAX_CONFIG) if config is not None else b""
     # KeyError: a dangling link in the archive.
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
@@ -401,7 +404,7 @@ def read_config(path: Path, *, setting: str) -> dict[str, Any]:
     return _parse_config(path, text, advice)
 
 
-def _is_gzip(path: Path) -> bool:
+def is_gzip(path: Path) -> bool:
     """Tell whether an archive is compressed, as before NeMo 1.7; NeMo reads only gzip."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"

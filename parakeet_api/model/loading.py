@@ -6,7 +6,6 @@ torch and NeMo are imported inside functions: that takes ten seconds and a gigab
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from parakeet_api.model.ctc_decoder import CtcDecoder
 from parakeet_api.model.cuda import GraphVerdict, current
 from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main_permits
 from parakeet_api.model.encoder import Encoder
+from parakeet_api.model.heap import trim_heap
 from parakeet_api.model.nemo_internals import extend_positions, float_dtype, use_fused_attention
 from parakeet_api.model.precision import EncoderPrecision, is_large, place
 from parakeet_api.model.restore import restore
@@ -138,28 +138,45 @@ def load_model(path: Path, options: ModelOptions) -> LoadedModel:
     `SettingsError` for a precision that the device does not have; `OSError` or `MemoryError` where
     the disk or the memory does not suffice.
     """
-    model, architecture = restore(path)
-    # NeMo leaves a second copy of the weights (2.4 GB) in a reference cycle.
-    gc.collect()
-    _prepare_for_inference(model)
+    model, architecture = _restored(path)
     _set_backend_flags(model, options)
     with current(options.device):
-        return _on_its_device(model, architecture, options)
+        loaded = _on_its_device(
+            model, architecture, options, read_encoder=lambda: _restored(path)[0].encoder
+        )
+    # The weights that were replaced by a cast or a copy on the GPU: up to 2.5 GB.
+    trim_heap()
+    return loaded
 
 
-def _on_its_device(model: Any, architecture: Architecture, options: ModelOptions) -> LoadedModel:
+def _restored(path: Path) -> tuple[Any, Architecture]:
+    model, architecture = restore(path)
+    _prepare_for_inference(model)
+    return model, architecture
+
+
+def _on_its_device(
+    model: Any,
+    architecture: Architecture,
+    options: ModelOptions,
+    *,
+    read_encoder: Callable[[], Any],
+) -> LoadedModel:
+    # Those of int8 are no parameters to torch.
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     precision, reason = place(
         model,
         device=options.device,
         precision=options.precision,
         keep_cudnn=options.cudnn_benchmark,
+        read_encoder=read_encoder,
     )
     beam = options.strategy == "beam" and architecture.decoder != "ctc"
     info = ModelInfo(
         device=options.device,
         precision=precision,
         precision_reason=reason,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         decoding=f"beam of {options.beam_size}" if beam else "greedy",
     )
     graphs = _graphs_are_allowed(options)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,11 +35,18 @@ weights in full size bf16 measures 0.015 and int8 0.030. An overflow measures fa
 
 
 def place(
-    model: Any, *, device: str, precision: Precision, keep_cudnn: bool
+    model: Any,
+    *,
+    device: str,
+    precision: Precision,
+    keep_cudnn: bool,
+    read_encoder: Callable[[], Any],
 ) -> tuple[EncoderPrecision, str]:
     """Cast the encoder and move the model to its device; return the precision in use and why.
 
     With `keep_cudnn`, convolutions on a GPU use cuDNN, which builds a plan for each new shape.
+    The encoder is cast in place, as a copy would double the memory: `read_encoder` returns it anew,
+    in fp32 on the CPU, if a precision fails its self-test.
     Raises `SettingsError` for a precision that the device does not support.
     """
     if precision != "auto":
@@ -47,11 +54,9 @@ def place(
         _move(model, device, keep_cudnn=keep_cudnn)
         return precision, "PRECISION"
     candidates = _candidates(model, device)
-    original = model.encoder
     reference = _self_test_output(model) if candidates else None
     reason = "exact; nothing faster is known for this model on this device"
     for candidate in candidates:
-        model.encoder = copy.deepcopy(original)
         _cast_encoder(model, candidate, device=device)
         _move(model, device, keep_cudnn=keep_cudnn)
         error = _relative_error(_self_test_output(model), reference)
@@ -59,9 +64,10 @@ def place(
             return candidate, f"self-test passed: encoder error {error:.4f} against fp32"
         reason = f"{candidate} failed its self-test: encoder error {error:.4f} against fp32"
         logger.warning("%s", reason)
-        model.encoder = original
-        # Its layers form reference cycles, which would keep it in GPU memory.
+        model.encoder = None
+        # Its layers form reference cycles, which would keep it in memory.
         gc.collect()
+        model.encoder = read_encoder()
     _move(model, device, keep_cudnn=keep_cudnn)
     return "fp32", reason
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from parakeet_api.errors import DISK_FULL, CheckpointError
 from parakeet_api.model.architecture import Architecture
+from parakeet_api.model.checkpoints import WEIGHTS, is_gzip
 from parakeet_api.model.family import UnsupportedModelError, describe
 from parakeet_api.model.nemo_internals import mend_kernel_compilation, no_random_init
 
@@ -61,14 +62,14 @@ def restore_network(path: Path, *, setting: str) -> Any:
             no_random_init(),
             warnings.catch_warnings(),
         ):
-            _unpack(path, folder)
+            weights = _unpack(path, folder)
             # They concern training options of the checkpoint.
             warnings.simplefilter("ignore")
             return ASRModel.restore_from(
                 str(path.absolute()),
                 map_location="cpu",
                 strict=True,
-                save_restore_connector=connector_for(folder),
+                save_restore_connector=connector_for(folder, path, weights),
             )
     # A damaged archive can fail anywhere in tar, yaml, pickle or NeMo.
     except Exception as error:
@@ -85,7 +86,7 @@ def restore_network(path: Path, *, setting: str) -> Any:
 def _folder_to_unpack() -> Iterator[Path]:
     """Create a folder for the block; first remove the folders of processes that were killed.
 
-    Folders of running processes are locked. With the 0.6B model a folder takes 2.5 GB.
+    Folders of running processes are locked. Of a compressed checkpoint a folder holds the weights.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{_UNPACKED}*"):
         with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -114,20 +115,32 @@ def _is_machine_shortage(error: Exception) -> bool:
     )
 
 
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a `.nemo` file; write nothing outside the folder.
+def _unpack(archive: Path, folder: Path) -> tarfile.TarInfo | None:
+    """Unpack a `.nemo` file, but for its weights; write nothing outside the folder.
 
+    Return the archive's entry of the weights, to be read in place. A compressed archive has no
+    place where they can be read: they are unpacked too, and `None` is returned.
     NeMo's own method needs Python 3.11.4 or newer; Debian 12 has 3.11.2.
     """
-    with tarfile.open(archive) as tar:
+    weights = None
+    compressed = is_gzip(archive)
+    with tarfile.open(archive, "r:gz" if compressed else "r:") as tar:
         for member in tar:
             target = (folder / member.name).resolve()
+            if target == folder.resolve() / WEIGHTS and _is_in_one_piece(member) and not compressed:
+                weights = member
+                continue
             content = tar.extractfile(member) if member.isfile() else None
             if content is None or not target.is_relative_to(folder.resolve()):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, target.open("wb") as file:
                 shutil.copyfileobj(content, file, 1024 * 1024)
+    return weights
+
+
+def _is_in_one_piece(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
 
 
 def import_libraries() -> None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from tarfile import TarInfo
 from typing import Any
 
 import torch
-from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from torch import Tensor, nn
 from torch.nn import functional
+
+from parakeet_api.model.weights import InPlaceConnector
 
 _TARGET = re.compile(r"(?m)^(\s+_target_: )whisper_conformer\.WhisperConformer$")
 """How the checkpoint's configuration names its encoder."""
@@ -40,8 +42,8 @@ _LOUDEST = 0.78
 """Level in decades to which the loudest cell of each row is scaled, as in training."""
 
 
-class WhisperConnector(SaveRestoreConnector):  # type: ignore[misc]
-    """Restore an unpacked checkpoint whose encoder begins with Whisper's."""
+class WhisperConnector(InPlaceConnector):
+    """Restore a checkpoint whose encoder begins with Whisper's."""
 
     def load_instance_with_state_dict(self, instance: Any, state_dict: Any, strict: bool) -> None:
         """Put Whisper's encoder into NeMo's model, then load the weights of both."""
@@ -49,18 +51,17 @@ class WhisperConnector(SaveRestoreConnector):  # type: ignore[misc]
         super().load_instance_with_state_dict(instance, state_dict, strict)
 
 
-def connector_for(folder: Path) -> SaveRestoreConnector:
+def connector_for(folder: Path, archive: Path, weights: TarInfo | None) -> InPlaceConnector:
     """Return the connector that restores the checkpoint unpacked into a folder.
 
+    Its weights are read from the archive if its entry of them is given.
     If its encoder begins with Whisper's, change its configuration to name NeMo's class.
     """
     config = folder / "model_config.yaml"
     text, found = _TARGET.subn(_CONFORMER, config.read_text(encoding="utf-8"))
     if found:
         config.write_text(text, encoding="utf-8")
-    connector = WhisperConnector() if found else SaveRestoreConnector()
-    connector.model_extracted_dir = str(folder)
-    return connector
+    return (WhisperConnector if found else InPlaceConnector)(folder, archive, weights)
 
 
 class WhisperFrontEnd(nn.Module):
