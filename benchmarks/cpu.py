@@ -170,7 +170,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="of that size, instead of random weights")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    _begin_with(PASSIVE | AVX2 if given.avx2 else PASSIVE)
+    begin_with("benchmarks.cpu", PASSIVE | AVX2 if given.avx2 else PASSIVE)
     # Without its instructions bf16 is emulated: that table took more than 20 minutes.
     precisions = PRECISIONS if not given.avx2 else ("fp32", "int8")
     cores, rounds, samples = available_cores(), given.rounds, recording()
@@ -197,10 +197,10 @@ def main() -> int:
     return 0
 
 
-def _begin_with(environ: Mapping[str, str]) -> None:
-    """Start this program again if it was not started with these variables."""
+def begin_with(module: str, environ: Mapping[str, str]) -> None:
+    """Start this program, a module's, again if it was not started with these variables."""
     if not environ.items() <= os.environ.items():
-        command = [sys.executable, "-m", "benchmarks.cpu", *sys.argv[1:]]
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | environ)
 
 

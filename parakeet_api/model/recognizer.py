@@ -33,7 +33,7 @@ from parakeet_api.model.heap import HeapTrimmer
 from parakeet_api.model.keyword_boosting import KeywordBoosts
 from parakeet_api.model.loading import LoadedModel, ModelInfo, ModelOptions, blank_id, load_model
 from parakeet_api.model.prompts import LanguagePrompts
-from parakeet_api.model.restore import import_libraries
+from parakeet_api.model.restore import import_libraries, read_ahead
 from parakeet_api.model.scripts import ScriptPenalties, ScriptRules
 from parakeet_api.model.token_decoder import Tokens
 from parakeet_api.model.vocabulary import Vocabulary
@@ -86,6 +86,7 @@ def load_recognizer(
     `on_warm_up` is called with the share of the warm-up that is done. Raises as
     `NemoRecognizer.load` does.
     """
+    read_ahead(checkpoint)
     import_libraries()
     if gpu is not None:
         limit_device_memory(gpu.device, settings.gpu_memory_fraction)

@@ -1,0 +1,235 @@
+"""Time the encoder of full size on a CPU in torch, ONNX Runtime and OpenVINO, side by side.
+
+    .venv/bin/pip install --no-deps onnxruntime==1.32.0 flatbuffers==25.12.19 \
+        openvino==2026.4.1 openvino-telemetry==2025.2.0
+    .venv/bin/python -m benchmarks.runtimes
+
+The weights are random, in the shape of the 0.6B models; the input is a chunk of speech. Only the
+encoder is timed, which is nearly all of the work. The runtimes take turns in one process. A second
+table says what the processor can do at most: the rate of its matrix products, and the time that the
+encoder's would take at that rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.cpu import PASSIVE, begin_with, beginning, options, recording
+from benchmarks.full_size import FULL, write_checkpoint
+from parakeet_api.model.devices import available_cores
+from parakeet_api.model.loading import load_model
+from parakeet_api.model.precision import EncoderPrecision
+from parakeet_api.model.restore import restore
+
+Run = Callable[[Tensor], Tensor]
+"""Encodes features (1, mels, frames)."""
+
+_PRODUCT = (380, 1024, 4096)
+"""Rows, width in and width out of the encoder's most frequent product, for a chunk of 30 s."""
+
+
+@dataclass
+class Engine:
+    """The encoder in one runtime and precision."""
+
+    name: str
+    run: Run
+    error: float = 0.0
+    """Relative to torch in fp32."""
+    times: list[float] = field(default_factory=list)
+
+
+def engines(checkpoint: Path, folder: Path, threads: int) -> list[Engine]:
+    """Load the encoder into each runtime, torch in fp32 first."""
+    exported = folder / "encoder.onnx"
+    _export(checkpoint, exported)
+    smaller = _quantized(exported, folder / "encoder-int8.onnx")
+    precisions: tuple[EncoderPrecision, ...] = ("fp32", "int8")
+    if torch.cpu._is_avx512_bf16_supported():
+        precisions += ("bf16",)
+    return [
+        *(Engine(f"torch, {p}", _torch(checkpoint, p, threads)) for p in precisions),
+        Engine("ONNX Runtime, fp32", _onnx_runtime(exported, threads)),
+        Engine("ONNX Runtime, int8", _onnx_runtime(smaller, threads)),
+        Engine("OpenVINO, fp32", _open_vino(exported, threads, "f32")),
+        Engine("OpenVINO, its choice", _open_vino(exported, threads, "")),
+        Engine("OpenVINO, int8", _open_vino(smaller, threads, "")),
+    ]
+
+
+def _torch(checkpoint: Path, precision: EncoderPrecision, threads: int) -> Run:
+    encoder = load_model(checkpoint, options(precision, threads)).network.encoder
+
+    def run(features: Tensor) -> Tensor:
+        lengths = torch.tensor([features.shape[2]])
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        encoded: Tensor = encoder(audio_signal=features.to(dtype), length=lengths)[0]
+        return encoded.float()
+
+    return run
+
+
+def _export(checkpoint: Path, target: Path) -> None:
+    encoder = restore(checkpoint)[0].eval().encoder
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        encoder.export(str(target), onnx_opset_version=17, check_trace=False)
+
+
+def _quantized(exported: Path, target: Path) -> Path:
+    """Quantize as the int8 checkpoints that are offered for onnx-asr: matrix products, dynamic."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        exported,
+        target,
+        op_types_to_quantize=["MatMul"],
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+    )
+    return target
+
+
+def _onnx_runtime(path: Path, threads: int) -> Run:
+    import onnxruntime
+
+    given = onnxruntime.SessionOptions()
+    given.intra_op_num_threads = threads
+    given.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, given, providers=["CPUExecutionProvider"])
+
+    def run(features: Tensor) -> Tensor:
+        lengths = np.array([features.shape[2]], dtype=np.int64)
+        inputs = dict(zip((i.name for i in session.get_inputs()), (features.numpy(), lengths)))
+        return torch.from_numpy(session.run(None, inputs)[0])
+
+    return run
+
+
+def _open_vino(path: Path, threads: int, precision: str) -> Run:
+    import openvino
+
+    hints: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    if precision:
+        hints["INFERENCE_PRECISION_HINT"] = precision
+    compiled = openvino.Core().compile_model(path, "CPU", hints)
+
+    def run(features: Tensor) -> Tensor:
+        lengths = np.array([features.shape[2]], dtype=np.int64)
+        return torch.from_numpy(compiled([features.numpy(), lengths])[0].copy())
+
+    return run
+
+
+def measure(compared: list[Engine], features: Tensor, rounds: int) -> None:
+    """Time the engines in turns, after a first round that warms up and compares their outputs."""
+    reference = compared[0].run(features)
+    for engine in compared:
+        engine.error = float((engine.run(features) - reference).norm() / reference.norm())
+    for _ in range(rounds):
+        for engine in compared:
+            started = time.perf_counter()
+            engine.run(features)
+            engine.times.append(time.perf_counter() - started)
+
+
+def table(compared: list[Engine], seconds: float) -> str:
+    """Write the engines as markdown."""
+    medians = [statistics.median(engine.times) for engine in compared]
+    return "\n".join(
+        [
+            "| encoder | seconds | times real time | times torch in fp32 | error |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {engine.name} | {median:.2f} | {seconds / median:.1f}"
+                f" | {medians[0] / median:.2f} | {engine.error:.4f} |"
+                for engine, median in zip(compared, medians, strict=True)
+            ),
+        ]
+    )
+
+
+def limits(run: Run, features: Tensor, seconds: float) -> str:
+    """Write as markdown what the rate of matrix products allows at most."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run(features)
+    rows, width, out = _PRODUCT
+    work = counter.get_total_flops()
+    x, weight = torch.randn(rows, width), torch.randn(out, width)
+    linear = torch.nn.Sequential(torch.nn.Linear(width, out, bias=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        int8 = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+            linear, {torch.nn.Linear}, dtype=torch.qint8
+        )
+    products: dict[str, Callable[[], Tensor]] = {
+        "fp32": lambda: x @ weight.T,
+        "int8, quantization included": lambda: int8(x),
+    }
+    fastest = "the encoder's at that rate, seconds | times real time"
+    lines = [
+        f"The encoder needs {work / 1e9:.0f} billion operations for {seconds:g} s.\n",
+        f"| {rows} x {width} times {width} x {out} | billion operations a second | {fastest} |",
+        "|---|---|---|---|",
+    ]
+    for name, product in products.items():
+        rate = 2 * rows * width * out / _fastest(product)
+        lines.append(
+            f"| {name} | {rate / 1e9:.0f} | {work / rate:.2f} | {seconds * rate / work:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _fastest(work: Callable[[], object], times: int = 30) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(times))
+
+
+def main() -> int:
+    """Print both tables; give the process' exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, help="of that size, instead of random weights")
+    parser.add_argument("--seconds", type=float, default=30, help="of the chunk")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    begin_with("benchmarks.runtimes", PASSIVE)
+    threads, chunk = available_cores(), beginning(recording(), given.seconds)
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint = given.checkpoint or Path(name) / "random.nemo"
+        if given.checkpoint is None:
+            write_checkpoint(checkpoint, FULL)
+        waveform = torch.from_numpy(chunk.samples.astype(np.float32) / 32768)[None]
+        with torch.inference_mode():
+            features, _ = restore(checkpoint)[0].preprocessor(
+                input_signal=waveform, length=torch.tensor([waveform.shape[1]])
+            )
+        compared = engines(checkpoint, Path(name), threads)
+        print(f"{threads} threads, {torch.backends.cpu.get_cpu_capability()}\n")
+        with torch.inference_mode():
+            measure(compared, features, given.rounds)
+            print(table(compared, given.seconds), flush=True)
+            print("\n" + limits(compared[0].run, features, given.seconds))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
