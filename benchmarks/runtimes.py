@@ -114,7 +114,9 @@ def _onnx_runtime(path: Path, threads: int) -> Run:
 
     def run(features: Tensor) -> Tensor:
         lengths = np.array([features.shape[2]], dtype=np.int64)
-        inputs = dict(zip((i.name for i in session.get_inputs()), (features.numpy(), lengths)))
+        inputs = dict(
+            zip((i.name for i in session.get_inputs()), (features.numpy(), lengths), strict=True)
+        )
         return torch.from_numpy(session.run(None, inputs)[0])
 
     return run
