@@ -32,7 +32,7 @@ from benchmarks.cpu import PASSIVE, begin_with, beginning, options, recording
 from benchmarks.full_size import FULL, write_checkpoint
 from parakeet_api.model.devices import available_cores
 from parakeet_api.model.loading import load_model
-from parakeet_api.model.precision import EncoderPrecision
+from parakeet_api.model.precision import EncoderPrecision, cpu_features
 from parakeet_api.model.restore import restore
 
 Run = Callable[[Tensor], Tensor]
@@ -59,7 +59,7 @@ def engines(checkpoint: Path, folder: Path, threads: int) -> list[Engine]:
     _export(checkpoint, exported)
     smaller = _quantized(exported, folder / "encoder-int8.onnx")
     precisions: tuple[EncoderPrecision, ...] = ("fp32", "int8")
-    if torch.cpu._is_avx512_bf16_supported():
+    if "avx512_bf16" in cpu_features():
         precisions += ("bf16",)
     return [
         *(Engine(f"torch, {p}", _torch(checkpoint, p, threads)) for p in precisions),

@@ -86,7 +86,7 @@ def _candidates(model: Any, device: str) -> tuple[EncoderPrecision, ...]:
         return ("fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp16",)
     if not is_large(model):
         return ()
-    features = _cpu_features()
+    features = cpu_features()
     if features & {"avx512_bf16", "amx_bf16"}:
         # As fast as int8, with half its error.
         return ("bf16",)
@@ -99,7 +99,7 @@ def is_large(model: Any) -> bool:
     return size >= _LARGE_ENCODER
 
 
-def _cpu_features() -> set[str]:
+def cpu_features() -> set[str]:
     """Return the processor's feature flags, as listed by Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
