@@ -13,7 +13,7 @@ import { ExportView } from "./export-view.js";
 import { History } from "./history.js";
 import { HistoryView } from "./history-view.js";
 import { chooseLanguage, onLanguageChange, pageLanguage, preferredLanguage, text, useLanguage } from "./i18n.js";
-import { listenForFiles } from "./intake.js";
+import { listenForFiles, listenForUrls } from "./intake.js";
 import { ModelStatus } from "./model-status.js";
 import { Peaks } from "./peaks.js";
 import { Queue } from "./queue.js";
@@ -69,6 +69,7 @@ class Page {
 
   start() {
     listenForFiles((files) => this.#take(files));
+    listenForUrls((url) => this.#takeUrl(url));
     onLanguageChange(() => this.#render());
     setInterval(() => this.#tick(), 1000);
     window.addEventListener("beforeunload", (event) => {
@@ -116,6 +117,11 @@ class Page {
     if (!this.#queue.isWorking) this.#opensNext = true;
     const jobs = this.#queue.add(files, { areRecorded });
     for (const job of jobs) this.#onStore(() => this.#keepSound(job));
+  }
+
+  #takeUrl(url) {
+    if (!this.#queue.isWorking) this.#opensNext = true;
+    this.#queue.addUrl(url);
   }
 
   async #trySample() {

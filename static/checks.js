@@ -12,12 +12,13 @@ const TELLS_NOTHING = new Set(["", "application/mxf", "application/octet-stream"
 /**
  * Return the seconds that the recording lasts, or `null` where the browser cannot tell.
  *
- * Throws the `Problem` that sending this would end in, as far as the page can know. `limits` are
+ * `file` is `null` for a URL. Throws the `Problem` that sending this would end in, as far as the page can know. `limits` are
  * those of the server's health answer, or `null` while it has given none.
  */
 export async function checkRequest({ file, apiKey }, limits) {
   // Header values are limited to Latin-1; the browser rejects other characters.
   if (!/^[\x21-\x7e]*$/.test(apiKey)) throw new Problem("unsendable_key");
+  if (file === null) return null; // The server fetches and checks it.
   if (!mayHoldSound(file, limits)) throw new Problem("not_a_recording");
   if (limits && file.size > limits.max_upload_mb * MB) throw tooLarge(file, limits.max_upload_mb);
   // Before the check for size 0, which some systems report for a dropped folder.

@@ -1,4 +1,4 @@
-/** Input of files and folders: dropped, picked or pasted. */
+/** Input of files and folders, dropped, picked or pasted, and of URLs. */
 
 import { byId } from "./dom.js";
 
@@ -10,6 +10,27 @@ export function listenForFiles(onFiles) {
   listenForPicks(onFiles);
   listenForDrops(onFiles);
   listenForPastes(onFiles);
+}
+
+/** Call `onUrl` with the URL of a recording that was typed, or pasted outside a field. */
+export function listenForUrls(onUrl) {
+  const form = byId("url-form");
+  const opener = byId("enter-url");
+  opener.addEventListener("click", () => {
+    form.hidden = !form.hidden;
+    opener.setAttribute("aria-expanded", String(!form.hidden));
+    if (!form.hidden) byId("url").focus();
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    onUrl(byId("url").value.trim());
+    form.reset();
+  });
+  window.addEventListener("paste", (event) => {
+    const pasted = event.clipboardData?.getData("text").trim() ?? "";
+    if (opener.hidden || event.target.closest?.("input, textarea, [contenteditable]")) return;
+    if (/^https?:\/\/\S+$/i.test(pasted)) onUrl(pasted);
+  });
 }
 
 function listenForPicks(onFiles) {

@@ -92,6 +92,7 @@ export class ModelStatus {
     byId("model-status").title = this.#words();
     setText(byId("version"), version ? text("footer.version", { version }) : "");
     setText(byId("limits"), limits ? limitsText(limits) : text("limits.unknown"));
+    byId("enter-url").hidden = !limits?.recording_urls;
     if (limits?.extensions) byId("file").accept = ["audio/*", "video/*", ...limits.extensions.map((name) => `.${name}`)].join();
   }
 }

@@ -13,6 +13,7 @@ const EXPLAINED_CODES = new Set([
   "no_audio_track",
   "queue_full",
   "rate_limit_exceeded",
+  "recording_url_failed",
   "stopping",
   "truncated_audio",
   "unsupported_language",
@@ -34,6 +35,7 @@ const RETRYABLE_KINDS = new Set([
   "model_not_found",
   "queue_full",
   "rate_limit_exceeded",
+  "recording_url_failed",
   "stopping",
   "server_error",
   "silent_server",
@@ -44,7 +46,7 @@ const RETRYABLE_KINDS = new Set([
 ]);
 
 /** Problems without a specific text: the server's message is shown. */
-const TELLING_KINDS = new Set(["invalid_audio", "model_load_failed", "server_error"]);
+const TELLING_KINDS = new Set(["invalid_audio", "model_load_failed", "recording_url_failed", "server_error"]);
 
 const KEY_KINDS = new Set(["key_missing", "key_refused", "unsendable_key"]);
 

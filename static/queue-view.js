@@ -111,7 +111,7 @@ class QueueItem {
     setText(state, stateOf(job));
     setText(detail, detailOf(job));
     renderBar(bar, job);
-    retry.hidden = !(job.file && (job.phase === "cancelled" || job.problem?.canBeRetried));
+    retry.hidden = !(job.canBeSent && (job.phase === "cancelled" || job.problem?.canBeRetried));
     mend.hidden = !(problem?.isAboutKey || problem?.isAboutLanguage);
     this.#label(retry, "queue.retry");
     this.#label(mend, problem?.isAboutLanguage ? "queue.mend_language" : "queue.mend_key");
@@ -144,6 +144,7 @@ class QueueItem {
 export function stateOf(job) {
   const problem = job.problem ?? job.hindrance;
   if (problem) return text(`error.${problem.kind}.title`, { name: job.name, ...problem.values });
+  if (job.phase === "uploading" && job.url) return text("state.fetching");
   if (job.phase === "uploading") return text("state.uploading", { percent: percentage(job.sent) });
   if (job.phase === "queued" && job.queuePosition !== null) {
     return text("state.queued_at", { place: number(job.queuePosition) });
@@ -155,8 +156,8 @@ export function stateOf(job) {
 }
 
 function detailOf(job) {
-  const size = fileSize(job.size);
-  if (job.phase === "uploading") {
+  const size = job.url ? "" : fileSize(job.size);
+  if (job.phase === "uploading" && !job.url) {
     const stalled = (performance.now() - job.sentAt) / 1000 > STALLED_S;
     return stalled ? text("detail.stalled") : text("detail.uploading", { sent: fileSize(job.sent * job.size), total: size });
   }
@@ -173,7 +174,7 @@ function detailOf(job) {
 
 function renderBar(bar, job) {
   bar.hidden = !job.isRunning;
-  const share = { uploading: job.sent, transcribing: job.totalS ? shareDone(job) : undefined }[job.phase];
+  const share = { uploading: job.url ? undefined : job.sent, transcribing: job.totalS ? shareDone(job) : undefined }[job.phase];
   // Without a value, the progress bar is indeterminate.
   if (share === undefined) bar.removeAttribute("value");
   else bar.value = share;

@@ -27,8 +27,10 @@ const RETRY_MS = 3_000;
 export class Job {
   /** Also the id of its transcript in the history. */
   id;
-  /** `null` after a reload if the browser had no space for it. */
+  /** `null` after a reload if the browser had no space for it, and for a URL. */
   file;
+  /** Address from which the server fetches the recording, or `null`. */
+  url;
   name;
   size;
   isRecorded = false;
@@ -59,9 +61,9 @@ export class Job {
   controller = new AbortController();
   cursor = { run: "", after: 0 };
 
-  constructor({ id, file, name, size, serverId = null, isRecorded = false }) {
+  constructor({ id, file = null, url = null, name, size, serverId = null, isRecorded = false }) {
     this.id = id ?? `${Date.now()}-${(jobCount += 1)}`;
-    Object.assign(this, { file, name, size, serverId, isRecorded });
+    Object.assign(this, { file, url, name, size, serverId, isRecorded });
   }
 
   /** Whether it is being uploaded or is on the server. */
@@ -84,8 +86,13 @@ export class Job {
 
   /** State to store, for continuing after a reload. */
   get record() {
-    const { id, name, size, serverId, isRecorded } = this;
-    return { id, name, size, serverId, isRecorded };
+    const { id, url, name, size, serverId, isRecorded } = this;
+    return { id, url, name, size, serverId, isRecorded };
+  }
+
+  /** Whether there is still something to send. */
+  get canBeSent() {
+    return this.file !== null || this.url !== null;
   }
 
   get text() {
@@ -175,6 +182,14 @@ export class Queue {
     return added;
   }
 
+  /** Take the URL of a recording, which the server fetches. */
+  addUrl(url) {
+    const job = new Job({ url, name: nameOf(url), size: 0 });
+    this.jobs.push(job);
+    this.#onChange(job);
+    this.#check();
+  }
+
   /** Continue jobs of an earlier page: `Job.record` and the file, or `null`, each. */
   resume(records) {
     for (const record of records) {
@@ -184,7 +199,7 @@ export class Queue {
       if (job.serverId) {
         job.phase = "queued";
         this.#follow(job);
-      } else if (!job.file) job.end("failed", new Problem("file_not_kept"));
+      } else if (!job.canBeSent) job.end("failed", new Problem("file_not_kept"));
       this.#onChange(job);
     }
     this.#check();
@@ -259,7 +274,7 @@ export class Queue {
     job.totalS = totalS;
     const { signal } = job.controller;
     const { request, acceptsJobs } = this.#prepare();
-    const whole = { file: job.file, ...request };
+    const whole = { file: job.file, url: job.url, ...request };
     job.phase = "uploading";
     job.sentAt = performance.now();
     this.#onChange(job);
@@ -411,6 +426,17 @@ async function explained(error, job) {
   // A file that changes during its upload looks like a lost connection, but a retry would not help.
   const changed = error.kind === "network" && !job.serverId && job.file && !(await canBeRead(job.file));
   return changed ? new Problem("unreadable_file") : error;
+}
+
+/** Name a recording after the last part of its URL's path, or the host. */
+function nameOf(url) {
+  const { pathname, hostname } = new URL(url);
+  const last = pathname.split("/").filter(Boolean).at(-1) ?? hostname;
+  try {
+    return decodeURIComponent(last);
+  } catch {
+    return last;
+  }
 }
 
 function sleep(ms) {

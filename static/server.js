@@ -23,7 +23,7 @@ export async function fetchHealth() {
  * event before the last. Rejects with a `Problem`, or with the signal's reason once it is aborted:
  * disconnecting stops the work on the server.
  */
-export function transcribe({ file, spokenLanguage, model, apiKey, track, allowsPartial, keywords, speakers }, { signal, onSent, onUploaded, onEvent }) {
+export function transcribe({ file, url, spokenLanguage, model, apiKey, track, allowsPartial, keywords, speakers }, { signal, onSent, onUploaded, onEvent }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const stream = new AnswerStream(request, onEvent);
@@ -58,7 +58,7 @@ export function transcribe({ file, spokenLanguage, model, apiKey, track, allowsP
     request.addEventListener("abort", () => reject(signal.reason));
     request.addEventListener("loadend", () => watch.stop());
     signal.addEventListener("abort", () => request.abort(), { once: true });
-    request.send(transcriptionForm({ file, spokenLanguage, model, track, allowsPartial, keywords, speakers }));
+    request.send(transcriptionForm({ file, url, spokenLanguage, model, track, allowsPartial, keywords, speakers }));
   });
 }
 
@@ -121,7 +121,7 @@ async function askJob(path, apiKey, options = {}) {
   throw problemOfReply(asRequest, { keyWasSent: apiKey !== "" });
 }
 
-function transcriptionForm({ file, spokenLanguage, model, track, allowsPartial, keywords = [], speakers = "" }, { isJob = false } = {}) {
+function transcriptionForm({ file, url = null, spokenLanguage, model, track, allowsPartial, keywords = [], speakers = "" }, { isJob = false } = {}) {
   const form = new FormData();
   const fields = [
     ["model", model || "whisper-1"],
@@ -139,7 +139,8 @@ function transcriptionForm({ file, spokenLanguage, model, track, allowsPartial, 
   if (speakers) form.append("channels", speakers === "voices" ? "auto" : "separate");
   if (keywords.length > 0) form.append("keywords", JSON.stringify(keywords));
   // Last, so that a server that parses the form as it arrives gets the options before the audio.
-  form.append("file", file, file.name);
+  if (url) form.append("url", url);
+  else form.append("file", file, file.name);
   return form;
 }
 

@@ -135,6 +135,8 @@ class Limits(TypedDict):
     """Longest chunk of audio in one forward pass, seconds."""
     batch_size: Count
     """Most chunks in one forward pass."""
+    recording_urls: bool
+    """Whether some hosts are listed in `ALLOW_URLS`."""
     extensions: list[Annotated[str, Keywords(description="Without a dot.")]]
     """File extensions that a page may offer."""
 

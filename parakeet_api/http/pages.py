@@ -113,6 +113,7 @@ def _health(wired: Services) -> Health:
             "max_audio_hours": settings.max_audio_hours,
             "longest_chunk_s": plan.longest_chunk_s,
             "batch_size": plan.batch_size,
+            "recording_urls": bool(settings.allow_urls),
             "extensions": FILE_EXTENSIONS,
         },
         "subtitles": {
