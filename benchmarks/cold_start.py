@@ -20,7 +20,7 @@ from benchmarks.fidelity import SPEECH
 from benchmarks.full_size import FULL, write_checkpoint
 from benchmarks.service import running_service
 
-CLIP = SPEECH / "clip-03.wav"
+CLIP = SPEECH / "clip-003.flac"
 
 
 def main() -> int:

@@ -133,7 +133,7 @@ HEAVY = frozenset(
 )
 """Imported inside functions: they take seconds, or may be absent."""
 
-LAZY = frozenset({"model.weights", "model.whisper_encoder"})
+LAZY = frozenset({"model.weights", "model.int8_linear", "model.whisper_encoder"})
 """Modules whose classes derive from a heavy package's: imported inside functions themselves."""
 
 PACKAGE = ROOT / "parakeet_api"

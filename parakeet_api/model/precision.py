@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,12 +115,9 @@ def _cast_encoder(model: Any, precision: EncoderPrecision, *, device: str) -> No
     if precision == "int8":
         if device != "cpu":
             raise SettingsError("PRECISION='int8' is not available on a GPU: use fp16")
-        with warnings.catch_warnings():
-            # Deprecated in favour of a package that is not a requirement.
-            warnings.simplefilter("ignore")
-            model.encoder = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-                model.encoder, {torch.nn.Linear}, dtype=torch.qint8, inplace=True
-            )
+        from parakeet_api.model.int8_linear import quantize_linear_layers
+
+        quantize_linear_layers(model.encoder)
     elif precision != "fp32":
         model.encoder.to(torch.float16 if precision == "fp16" else torch.bfloat16)
 
