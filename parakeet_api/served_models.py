@@ -131,13 +131,15 @@ class ServedModels:
         """
         slots: list[ModelSlot[Recognizer]] = []
         plans: dict[ModelSlot[Recognizer], InferencePlan] = {}
+        names = settings.models or (None,)
+        stores = [CheckpointStore(settings, bundled=bundled, only=name) for name in names]
+        for store in stores:
+            store.start()
         speakers = SpeakerModel.from_settings(settings, gpu=gpu, bundled=bundled, metrics=metrics)
         speakers_mb = speakers.store.memory_mb if speakers else 0.0
         remote = settings.ray_address is not None
         permits = CALLS if remote else settings.max_concurrent_inferences
-        for name in settings.models or (None,):
-            store = CheckpointStore(settings, bundled=bundled, only=name)
-            store.start()
+        for name, store in zip(names, stores, strict=True):
             plan = plan_inference(settings, gpu, store.architecture, beside_mb=speakers_mb)
             if remote:
                 plan = dataclasses.replace(plan, batch_s=CALL_S)
