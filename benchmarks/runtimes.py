@@ -5,21 +5,25 @@
     .venv/bin/python -m benchmarks.runtimes
 
 The weights are random, in the shape of the 0.6B models; the input is a chunk of speech. Only the
-encoder is timed, which is nearly all of the work. The runtimes take turns in one process. A second
-table says what the processor can do at most: the rate of its matrix products, and the time that the
-encoder's would take at that rate.
+encoder is timed, which is nearly all of the work. Each runtime takes turns with torch in fp32, in
+one process, and is gone before the next one, so that 16 GB of memory suffice. A second table says
+what the processor can do at most: the rate of its matrix products, and the time that the encoder's
+would take at that rate.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.cpu import PASSIVE, begin_with, beginning, options, recording
 from benchmarks.full_size import FULL, write_checkpoint
 from parakeet_api.model.devices import available_cores
+from parakeet_api.model.heap import trim_heap
 from parakeet_api.model.loading import load_model
 from parakeet_api.model.precision import EncoderPrecision, cpu_features
 from parakeet_api.model.restore import restore
@@ -42,33 +47,43 @@ _PRODUCT = (380, 1024, 4096)
 """Rows, width in and width out of the encoder's most frequent product, for a chunk of 30 s."""
 
 
-@dataclass
-class Engine:
-    """The encoder in one runtime and precision."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An encoder beside torch in fp32; seconds are medians."""
 
-    name: str
-    run: Run
-    error: float = 0.0
-    """Relative to torch in fp32."""
-    times: list[float] = field(default_factory=list)
+    seconds: float
+    torch_seconds: float
+    error: float
+    """Of the output, relative to torch in fp32."""
 
 
-def engines(checkpoint: Path, folder: Path, threads: int) -> list[Engine]:
-    """Load the encoder into each runtime, torch in fp32 first."""
-    exported = folder / "encoder.onnx"
-    _export(checkpoint, exported)
-    smaller = _quantized(exported, folder / "encoder-int8.onnx")
-    precisions: tuple[EncoderPrecision, ...] = ("fp32", "int8")
+def engines(checkpoint: Path, folder: Path, threads: int) -> dict[str, Callable[[], Run]]:
+    """Return what loads the encoder into each runtime."""
+    exported, smaller = folder / "encoder.onnx", folder / "encoder-int8.onnx"
+    # In a process of its own: what the export allocates is not given back.
+    prepare = multiprocessing.get_context("spawn").Process(
+        target=_prepare, args=(checkpoint, exported, smaller)
+    )
+    prepare.start()
+    prepare.join()
+    if prepare.exitcode:
+        raise RuntimeError("the encoder could not be exported")
+    precisions: tuple[EncoderPrecision, ...] = ("int8",)
     if "avx512_bf16" in cpu_features():
         precisions += ("bf16",)
-    return [
-        *(Engine(f"torch, {p}", _torch(checkpoint, p, threads)) for p in precisions),
-        Engine("ONNX Runtime, fp32", _onnx_runtime(exported, threads)),
-        Engine("ONNX Runtime, int8", _onnx_runtime(smaller, threads)),
-        Engine("OpenVINO, fp32", _open_vino(exported, threads, "f32")),
-        Engine("OpenVINO, its choice", _open_vino(exported, threads, "")),
-        Engine("OpenVINO, int8", _open_vino(smaller, threads, "")),
-    ]
+    return {
+        **{f"torch, {p}": partial(_torch, checkpoint, p, threads) for p in precisions},
+        "ONNX Runtime, fp32": lambda: _onnx_runtime(exported, threads),
+        "ONNX Runtime, int8": lambda: _onnx_runtime(smaller, threads),
+        "OpenVINO, fp32": lambda: _open_vino(exported, threads, "f32"),
+        "OpenVINO, its choice": lambda: _open_vino(exported, threads, ""),
+        "OpenVINO, int8": lambda: _open_vino(smaller, threads, ""),
+    }
+
+
+def _prepare(checkpoint: Path, exported: Path, smaller: Path) -> None:
+    _export(checkpoint, exported)
+    _quantize(exported, smaller)
 
 
 def _torch(checkpoint: Path, precision: EncoderPrecision, threads: int) -> Run:
@@ -90,7 +105,7 @@ def _export(checkpoint: Path, target: Path) -> None:
         encoder.export(str(target), onnx_opset_version=17, check_trace=False)
 
 
-def _quantized(exported: Path, target: Path) -> Path:
+def _quantize(exported: Path, target: Path) -> None:
     """Quantize as the int8 checkpoints that are offered for onnx-asr: matrix products, dynamic."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -101,7 +116,6 @@ def _quantized(exported: Path, target: Path) -> Path:
         weight_type=QuantType.QInt8,
         use_external_data_format=True,
     )
-    return target
 
 
 def _onnx_runtime(path: Path, threads: int) -> Run:
@@ -137,31 +151,30 @@ def _open_vino(path: Path, threads: int, precision: str) -> Run:
     return run
 
 
-def measure(compared: list[Engine], features: Tensor, rounds: int) -> None:
-    """Time the engines in turns, after a first round that warms up and compares their outputs."""
-    reference = compared[0].run(features)
-    for engine in compared:
-        engine.error = float((engine.run(features) - reference).norm() / reference.norm())
-    for _ in range(rounds):
-        for engine in compared:
-            started = time.perf_counter()
-            engine.run(features)
-            engine.times.append(time.perf_counter() - started)
+def measure(load: Callable[[], Run], reference: Run, features: Tensor, rounds: int) -> Measured:
+    """Time an encoder in turns with the reference, after a first round that warms up."""
+    run = load()
+    expected = reference(features)
+    error = float((run(features) - expected).norm() / expected.norm())
+    times = [(_seconds(run, features), _seconds(reference, features)) for _ in range(rounds)]
+    own, others = (statistics.median(column) for column in zip(*times, strict=True))
+    del run
+    gc.collect()
+    trim_heap()
+    return Measured(own, others, error)
 
 
-def table(compared: list[Engine], seconds: float) -> str:
-    """Write the engines as markdown."""
-    medians = [statistics.median(engine.times) for engine in compared]
-    return "\n".join(
-        [
-            "| encoder | seconds | times real time | times torch in fp32 | error |",
-            "|---|---|---|---|---|",
-            *(
-                f"| {engine.name} | {median:.2f} | {seconds / median:.1f}"
-                f" | {medians[0] / median:.2f} | {engine.error:.4f} |"
-                for engine, median in zip(compared, medians, strict=True)
-            ),
-        ]
+def _seconds(run: Run, features: Tensor) -> float:
+    started = time.perf_counter()
+    run(features)
+    return time.perf_counter() - started
+
+
+def _row(title: str, found: Measured, seconds: float) -> str:
+    faster = found.torch_seconds / found.seconds
+    return (
+        f"| {title} | {found.seconds:.2f} | {seconds / found.seconds:.1f} | {faster:.2f}"
+        f" | {found.error:.4f} |"
     )
 
 
@@ -225,11 +238,15 @@ def main() -> int:
                 input_signal=waveform, length=torch.tensor([waveform.shape[1]])
             )
         compared = engines(checkpoint, Path(name), threads)
+        reference = _torch(checkpoint, "fp32", threads)
         print(f"{threads} threads, {torch.backends.cpu.get_cpu_capability()}\n")
+        print("| encoder | seconds | times real time | times torch in fp32 | error |")
+        print("|---|---|---|---|---|", flush=True)
         with torch.inference_mode():
-            measure(compared, features, given.rounds)
-            print(table(compared, given.seconds), flush=True)
-            print("\n" + limits(compared[0].run, features, given.seconds))
+            for title, load in compared.items():
+                found = measure(load, reference, features, given.rounds)
+                print(_row(title, found, given.seconds), flush=True)
+            print("\n" + limits(reference, features, given.seconds))
     return 0
 
 

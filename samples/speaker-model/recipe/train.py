@@ -1,12 +1,13 @@
 """Train the small Sortformer on simulated conversations, on a few CPU cores.
 
-    python train.py MANIFEST.json SHARDS OUTPUT --minutes 60 [--workers 2] [--start FILE]
+    python train.py MANIFEST.json SHARDS PRINTS.npy OUTPUT --minutes 60 [--workers 2] [--start FILE]
 
 Each worker simulates its own conversations and updates shared weights without a lock (Hogwild).
 The sequences are what streaming inference sees: a speaker cache, chosen by NeMo's own code from
 the true speakers, and the next 13 seconds. Two losses that help beside Sortformer's own (sorted
-by arrival, and in the best order): which of the training's speakers it is, and whether two frames
-are of one speaker. Their layers are not part of the result.
+by arrival, and in the best order): which of the training's speakers it is, by the likeness to
+their voice prints, and whether two frames are of one speaker. Their layers are not part of the
+result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 from model import WIDTH, build
-from simulate import SPEAKERS, SPEEDS, SUBSAMPLING, Voices, conversation
+from simulate import SPEAKERS, SUBSAMPLING, Voices, conversation
 from torch import nn
 from torch.nn import functional
 
@@ -29,6 +30,10 @@ CACHE, CHUNK = 96, 160
 PEAK_RATE = 6e-4
 """With 2e-3 it collapses after some 800 steps: then it tells speech from silence, and nobody apart."""
 WARM_UP_STEPS = 60
+SHARPNESS = 16
+"""Factor of the likeness to voice prints, before the softmax."""
+MIN_ALONE = 6
+"""Frames in which somebody speaks alone, from which their mean is classified."""
 AVERAGE = 0.99
 """Decay of the average of the weights, which is what is kept."""
 PERMUTATIONS = torch.tensor(list(itertools.permutations(range(SPEAKERS))))
@@ -37,11 +42,18 @@ PERMUTATIONS = torch.tensor(list(itertools.permutations(range(SPEAKERS))))
 class Helpers(nn.Module):
     """Layers of the losses that only training needs."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, prints: torch.Tensor) -> None:
+        """Classify by `prints`, (classes, width); what all have in common tells nothing."""
         super().__init__()
-        self.speaker = nn.Linear(WIDTH, classes)
+        self.register_buffer("prints", functional.normalize(prints - prints.mean(0), dim=1))
+        self.print = nn.Linear(WIDTH, prints.shape[1])
         self.identity = nn.Linear(WIDTH, 64)
         self.scale = nn.Parameter(torch.tensor([5.0, -1.0]))
+
+    def speaker_loss(self, encoded, classes):
+        """Return the cross entropy of frames (n, WIDTH) with their classes (n)."""
+        likeness = functional.normalize(self.print(encoded), dim=1) @ self.prints.T
+        return functional.cross_entropy(SHARPNESS * likeness, classes)
 
 
 def stage(frames: float) -> tuple[int, int, int, float, bool]:
@@ -101,6 +113,7 @@ def losses(helpers: Helpers, rng, encoded, probabilities, targets, classes):
     orders = torch.stack([costs[:, range(SPEAKERS), order] for order in PERMUTATIONS], 1)
     best_loss = orders.mean(2).min(1).values.mean()
     alone = targets.sum(2) == 1
+    sole = targets * alone[..., None]
     person = targets.argmax(2)
     picked = torch.from_numpy(rng.choice(encoded.shape[1], 80, replace=False))
     alone, person, some = alone[:, picked], person[:, picked], encoded[:, picked]
@@ -109,9 +122,12 @@ def losses(helpers: Helpers, rng, encoded, probabilities, targets, classes):
     both = alone[:, :, None] & alone[:, None, :]
     same = (person[:, :, None] == person[:, None, :]).float()
     affinity = functional.binary_cross_entropy_with_logits(likeness[both], same[both])
-    label = classes.gather(1, person)[alone]
-    speaker = functional.cross_entropy(helpers.speaker(some[alone]), label)
-    return sorted_loss, best_loss, affinity, speaker
+    single = helpers.speaker_loss(some[alone], classes.gather(1, person)[alone])
+    counts = sole.sum(1)
+    means = torch.einsum("bts,btc->bsc", sole, encoded) / counts.clamp(min=1)[..., None]
+    heard = (counts >= MIN_ALONE) & (classes >= 0)
+    mean = helpers.speaker_loss(means[heard], classes[heard])
+    return sorted_loss, best_loss, affinity, 0.5 * (single + mean)
 
 
 def run(worker: int, model, helpers, average, shared, arguments) -> None:
@@ -147,7 +163,7 @@ def run(worker: int, model, helpers, average, shared, arguments) -> None:
         encoded, lengths = model.frontend_encoder(sequence, lengths, bypass_pre_encode=True)
         probabilities = model.forward_infer(encoded, lengths)
         parts = losses(helpers, rng, encoded, probabilities, targets, classes)
-        loss = 0.7 * parts[0] + 0.3 * parts[1] + 0.4 * parts[2] + 0.03 * parts[3]
+        loss = 0.7 * parts[0] + 0.3 * parts[1] + 0.4 * parts[2] + 0.1 * parts[3]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -209,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("shards", type=Path)
+    parser.add_argument("prints", type=Path, help="made by prints.py")
     parser.add_argument("output", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--workers", type=int, default=2)
@@ -217,9 +234,9 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to continue from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    speakers = {row["speaker"] for row in json.loads(arguments.manifest.read_text())}
     torch.manual_seed(0)
-    model, helpers, average = build(), Helpers(len(speakers) * len(SPEEDS)), build()
+    prints = torch.from_numpy(np.load(arguments.prints))
+    model, helpers, average = build(), Helpers(prints), build()
     arguments.frames = 0.0
     if arguments.start:
         stored = torch.load(arguments.start)
