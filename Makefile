@@ -129,7 +129,7 @@ $(CLIENTS_VENV)/.installed: tests/clients/requirements.txt
 	@touch $@
 
 $(VENV)/.python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed")'
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
 		|| { $(PYTHON) -m venv --clear --without-pip $(VENV) \
 			&& $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } 2>/dev/null \

@@ -60,9 +60,14 @@ def test_every_variable_of_the_compose_file_is_read_by_something() -> None:
     assert not unknown
 
 
-def test_compose_sets_no_defaults() -> None:
+def test_compose_sets_no_other_defaults_than_the_image() -> None:
+    # A name without a value would unset what the image sets.
     values = {name: value for name, value in SERVICE["environment"].items() if value is not None}
-    assert values == {"PUID": "${PUID:-1000}", "PGID": "${PGID:-1000}"}
+    assert values == {
+        "PUID": "${PUID:-1000}",
+        "PGID": "${PGID:-1000}",
+        "DEMO_MODEL": f"${{DEMO_MODEL:-{_image_variable('DEMO_MODEL')}}}",
+    }
 
 
 @pytest.mark.parametrize("page", TABLES)

@@ -69,8 +69,8 @@ class TestRoom:
             file.truncate(self.SIZE)
         return path
 
-    @pytest.mark.parametrize(("available", "fits"), [(5_100_000_000, True), (5_099_999_999, False)])
-    def test_on_a_cpu_the_weights_are_there_twice_while_they_are_loaded(
+    @pytest.mark.parametrize(("available", "fits"), [(2_940_000_000, True), (2_939_999_999, False)])
+    def test_on_a_cpu_a_load_takes_little_more_than_the_weights(
         self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, available: int, fits: bool
     ) -> None:
         monkeypatch.setattr(memory, "host_memory", lambda: HostMemory(available, available))
