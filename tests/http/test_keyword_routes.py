@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,38 @@ def test_keywords_are_accepted_in_every_spelling_of_a_list(
 def test_without_keywords_the_transcript_is_unchanged(english: Server) -> None:
     assert text_of(send(english)) == HEARD
     assert text_of(send(english, **{"keywords[]": "Ambrosch"})) == HEARD
+
+
+def test_requests_at_once_with_lists_of_their_own_have_the_words_of_each_alone(
+    english: Server,
+) -> None:
+    rows = json.loads((REAL_SPEECH / "recordings.json").read_text(encoding="utf-8"))[-8:]
+    names = sorted({word for row in rows for word in row["text"].split() if len(word) > 6})
+
+    def recognised(number: int) -> str:
+        row = rows[number % len(rows)]
+        chosen = (
+            ["Rusks"] * (number // 8 % 2)
+            + names[number % 16 :: 4]
+            + [f"Z{'aeiou'[number % 5]}{'klmnprt'[number % 7]}"]
+        )
+        return str(
+            httpx.post(
+                english.url + ENDPOINT,
+                files={"file": (REAL_SPEECH / row["file"]).read_bytes()},
+                data={"keywords[]": chosen, "response_format": "text"},
+                timeout=120,
+            )
+            .raise_for_status()
+            .text
+        )
+
+    alone = [recognised(number) for number in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(recognised, range(32)))
+
+    assert together == alone
+    assert len(set(alone)) > len(rows)
 
 
 def test_words_from_a_keyword_are_marked(english: Server) -> None:
