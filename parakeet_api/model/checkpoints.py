@@ -219,6 +219,16 @@ class CheckpointStore:
             return find_checkpoint(self._settings, self._bundled)
         return find_named(self._settings, self._only, self._bundled)
 
+    def _substitute(self) -> Checkpoint | None:
+        """Find another checkpoint on disk, for one that cannot be downloaded."""
+        if self._only is not None:
+            return None
+        try:
+            return find_checkpoint(self._settings, self._bundled, any_file=True)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+            return None
+
     def _check(self, path: Path) -> Checkpoint:
         """Check a file. Raises `CheckpointError`."""
         return _checked(path)
@@ -269,6 +279,11 @@ class CheckpointStore:
             raise
 
     def _give_up(self, reason: str) -> None:
+        substitute = self._substitute()
+        if substitute is not None:
+            logger.warning("%s", reason)
+            self._settle(substitute)
+            return
         if self._settings.demo_model == "auto" and self._bundled.english.is_file():
             logger.warning("%s", reason)
             self._settle(self._check(self._bundled.english))
@@ -292,12 +307,14 @@ class CheckpointStore:
             )
 
 
-def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | None:
+def find_checkpoint(
+    settings: Settings, bundled: BundledModels, *, any_file: bool = False
+) -> Checkpoint | None:
     """Find a checkpoint on disk: `MODEL_PATH`, a forced bundled model, then the models folder.
 
     In the folder, the file named like `MODEL_ID` comes first, then parakeet-tdt-0.6b-v2, then the
-    others by name. Bundled models are not taken from the folder, and if `MODEL_ID` has a revision,
-    only its own file is. Raises `CheckpointError` if the chosen file is missing or incomplete:
+    others by name; those only if `MODEL_ID` was not set, or with `any_file`. Bundled models are not
+    taken from the folder, and if `MODEL_ID` has a revision, only its own file is. Raises `CheckpointError` if the chosen file is missing or incomplete:
     silently using another model would surprise the user.
     """
     if settings.model_path is not None:
@@ -316,8 +333,9 @@ def find_checkpoint(settings: Settings, bundled: BundledModels) -> Checkpoint | 
     )
     if not found:
         return None
-    if found[0].name != preferred[0] and settings.origins.get("model_id") == "environment":
-        logger.warning("MODEL_ID=%r is not on disk: using %s", settings.model_id, found[0])
+    is_requested = settings.origins.get("model_id") == "environment"
+    if found[0].name != preferred[0] and is_requested and not any_file:
+        return None
     return _checked(found[0])
 
 

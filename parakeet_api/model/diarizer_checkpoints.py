@@ -134,6 +134,10 @@ class DiarizerStore(CheckpointStore):
         path = settings.models_dir / checkpoint_file(settings.model_id)
         return self._check(path) if path.is_file() else None
 
+    def _substitute(self) -> Checkpoint | None:
+        # Other files in the folder are recognizers.
+        return None
+
     def _check(self, path: Path) -> Checkpoint:
         config = read_config(path, setting=_SETTING)
         try:

@@ -123,7 +123,9 @@ def cache(hub: Hub, tmp_path: Path) -> Path:
 
 def settings_for(models: Path, hub: Hub | None = None, **environ: str) -> Settings:
     address = hub.url if hub else "http://127.0.0.1:9"
-    defaults = {"MODEL_ID": MODEL_ID, "MODELS_DIR": str(models), "HF_ENDPOINT": address}
+    defaults = {"MODELS_DIR": str(models), "HF_ENDPOINT": address}
+    if hub:
+        defaults["MODEL_ID"] = MODEL_ID
     return Settings.from_env(defaults | environ)
 
 
@@ -270,7 +272,7 @@ def test_models_on_disk_have_an_order(models: Path) -> None:
         (models / name).write_bytes(nemo())
 
     found = []
-    while (checkpoint := find_checkpoint(settings, BUNDLED_MODELS)) is not None:
+    while (checkpoint := find_checkpoint(settings, BUNDLED_MODELS, any_file=True)) is not None:
         found.append(checkpoint.path.name)
         checkpoint.path.unlink()
 
@@ -289,14 +291,44 @@ def test_a_bundled_model_in_the_models_folder_is_never_taken_by_accident(
     assert hub.gets() == [None]
 
 
-def test_another_model_than_the_requested_one_is_logged(
+def test_a_model_id_that_was_set_is_downloaded_although_another_model_is_on_disk(
+    models: Path, hub: Hub
+) -> None:
+    (models / "other.nemo").write_bytes(nemo())
+
+    store = start_store(settings_for(models, hub))
+
+    assert store.checkpoint().path == models / FILE
+    assert hub.gets() == [None]
+
+
+def test_without_a_model_id_the_model_on_disk_is_used(models: Path, hub: Hub) -> None:
+    (models / "other.nemo").write_bytes(nemo())
+
+    settings = Settings.from_env({"MODELS_DIR": str(models), "HF_ENDPOINT": hub.url})
+
+    assert start_store(settings).checkpoint().path == models / "other.nemo"
+    assert hub.gets() == []
+
+
+def test_a_model_on_disk_substitutes_one_that_cannot_be_downloaded(
     models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (models / "other.nemo").write_bytes(nemo())
 
-    start_store(settings_for(models, MODEL_ID="acme/wanted"))
+    store = start_store(settings_for(models, MODEL_ID="acme/wanted"))
 
-    assert "MODEL_ID='acme/wanted' is not on disk" in caplog.text
+    assert store.checkpoint().path == models / "other.nemo"
+    assert "acme/wanted could not be downloaded" in caplog.text
+
+
+def test_a_damaged_substitute_is_not_used(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (models / "other.nemo").write_bytes(nemo()[:1000])
+
+    store = start_store(settings_for(models, MODEL_ID="acme/wanted", DEMO_MODEL="never"))
+
+    assert store.status.state == "failed"
+    assert "other.nemo" in caplog.text
 
 
 @pytest.mark.parametrize(("wanted", "path"), [("always", ENGLISH_MODEL), ("grammar", DEMO_MODEL)])
@@ -790,7 +822,7 @@ def test_a_model_in_the_hub_cache_needs_no_network(
     forbid_writing(monkeypatch, models)
     start_store(settings_for(models, hub))
 
-    store = start_store(settings_for(models))
+    store = start_store(settings_for(models, MODEL_ID=MODEL_ID))
 
     assert store.checkpoint().path.is_relative_to(cache)
 
@@ -848,7 +880,7 @@ def test_a_mirrors_password_is_in_no_log_and_no_answer(
     hub.fault = fault
     address = hub.url.replace("//", "//me:s3cret@")
 
-    store = start_store(settings_for(models, HF_ENDPOINT=address, DEMO_MODEL="never"))
+    store = start_store(settings_for(models, hub, HF_ENDPOINT=address, DEMO_MODEL="never"))
 
     assert store.status.state == ("failed" if fault else "ready")
     assert MODEL_ID in caplog.text
@@ -860,7 +892,7 @@ def test_a_closed_port_is_no_network(models: Path, hub: Hub) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        store = start_store(settings_for(models, HF_ENDPOINT=address))
+        store = start_store(settings_for(models, hub, HF_ENDPOINT=address))
 
     assert store.checkpoint().is_demo
 
