@@ -314,8 +314,9 @@ def find_checkpoint(
 
     In the folder, the file named like `MODEL_ID` comes first, then parakeet-tdt-0.6b-v2, then the
     others by name; those only if `MODEL_ID` was not set, or with `any_file`. Bundled models are not
-    taken from the folder, and if `MODEL_ID` has a revision, only its own file is. Raises `CheckpointError` if the chosen file is missing or incomplete:
-    silently using another model would surprise the user.
+    taken from the folder, and if `MODEL_ID` has a revision, only its own file is. Raises
+    `CheckpointError` if the chosen file is missing or incomplete: silently using another model
+    would surprise the user.
     """
     if settings.model_path is not None:
         return _checked(settings.model_path)
