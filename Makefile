@@ -46,13 +46,13 @@ run: $(VENV)/.runtime
 
 # Files run in parallel, each in one process, as its tests share servers.
 test: lint $(NODE_CLIENT)
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not cluster"
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25 -m "not cluster"
 
 cluster: lint
 	@$(BIN)/python -m pytest -m cluster
 
 check: lint
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not integration"
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not integration"
 
 lint: $(VENV)/.development
 	@$(BIN)/ruff check --quiet .

@@ -61,6 +61,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, so that no process runs one of them alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
+
+
 class Clock:
     """A clock that the test sets."""
 
