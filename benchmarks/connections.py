@@ -1,17 +1,21 @@
-"""Request health and short transcripts with and without 300 slow connections.
+"""Request health and short transcripts with and without 300 slow connections, or live sessions.
 
     make connections                                       500 connections
     .venv/bin/python -m benchmarks.connections --slow 60 --healthy 40
+    .venv/bin/python -m benchmarks.connections --live 200 --garbage 20
 
 A quarter of the slow ones each sends its head a byte at a time, its body a byte at a time, asks and
 never reads, or says nothing. The healthy ones ask one after the other, each on a connection that
 stays open, so that as many as `--healthy` are connected at once. Rounds with and without the slow
-ones alternate in one run: the ratio of the two is what counts.
+ones alternate in one run: the ratio of the two is what counts. With `--live`, so many open live
+sessions that say nothing take the place of the slow ones, and `--garbage` further ones that send
+what is no event ten times a second.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import resource
 import socket
@@ -23,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import httpx
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
 
 from benchmarks.fidelity import SPEECH
 from benchmarks.service import running_service
@@ -34,9 +40,14 @@ CLIP_EVERY = 10
 """One in so many requests of normal clients is a transcription."""
 SETTLE_S = 2.0
 """Requests with which the slow clients begin."""
+ENDED_S = 10.0
+"""After which no thread of a closed connection is left."""
 TRICKLE_S = 1.0
 """How often a slow client sends its next byte."""
 CLIP = (SPEECH / "clip-003.flac").read_bytes()
+
+GARBAGE_S = 0.1
+GARBAGE = ("{", "[]", '{"type": "no.such.event"}', '{"type": "input_audio_buffer.append"}')
 
 HEAD = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: here\r\nX-Slow: "
 BODY = (
@@ -71,6 +82,37 @@ def slow_clients(address: tuple[str, int], count: int) -> Iterator[None]:
             thread.join()
 
 
+@contextmanager
+def live_clients(url: httpx.URL, idle: int, garbage: int) -> Iterator[None]:
+    """Keep live sessions open until the block ends: idle ones, and some that send garbage."""
+    done = threading.Event()
+    address = str(url.copy_with(scheme="ws", path="/v1/realtime"))
+
+    async def session(message: str | None) -> None:
+        while not done.is_set():
+            # The server may end a session that sends garbage: then the client comes again.
+            with contextlib.suppress(WebSocketException, OSError):
+                async with connect(address, proxy=None) as connection:
+                    while not done.is_set():
+                        await asyncio.sleep(GARBAGE_S)
+                        if message is not None:
+                            await connection.send(message)
+                            await connection.recv()
+
+    async def sessions() -> None:
+        messages = [None] * idle + [GARBAGE[n % len(GARBAGE)] for n in range(garbage)]
+        await asyncio.gather(*map(session, messages))
+
+    thread = threading.Thread(target=asyncio.run, args=(sessions(),))
+    thread.start()
+    time.sleep(SETTLE_S)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def _trickle(connections: list[socket.socket], done: threading.Event) -> None:
     while not done.wait(TRICKLE_S):
         for connection in connections:
@@ -102,12 +144,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slow", type=int, default=300)
     parser.add_argument("--healthy", type=int, default=200)
+    parser.add_argument("--live", type=int, default=0, help="idle live sessions instead")
+    parser.add_argument("--garbage", type=int, default=0, help="live sessions that send garbage")
     options = parser.parse_args()
+    live = options.live + options.garbage
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     alone: tuple[list[float], list[float]] = ([], [])
     beside: tuple[list[float], list[float]] = ([], [])
-    with running_service() as service, ExitStack() as stack:
+    with (
+        running_service(MAX_REALTIME_SESSIONS=str(max(64, live))) as service,
+        ExitStack() as stack,
+    ):
         url = service.url
         address = (url.host, url.port or 80)
         clients = [
@@ -115,13 +163,21 @@ def main() -> None:
             for _ in range(options.healthy)
         ]
         ask_all(clients)
+        threads = service.threads()
         for _ in range(ROUNDS):
             _add(alone, ask_all(clients))
-            with slow_clients(address, options.slow):
+            with (
+                live_clients(url, options.live, options.garbage)
+                if live
+                else slow_clients(address, options.slow)
+            ):
                 _add(beside, ask_all(clients))
-    print(
-        f"{options.healthy} healthy connections beside {options.slow} slow ones, {ROUNDS} rounds\n"
-    )
+        time.sleep(ENDED_S)
+        left = service.threads() - threads
+    others = f"{options.live} idle and {options.garbage} live ones that send garbage"
+    beside_what = others if live else f"{options.slow} slow ones"
+    print(f"{options.healthy} healthy connections beside {beside_what}, {ROUNDS} rounds;")
+    print(f"threads of the server afterwards: {left:+d}\n")
     print("request     alone p50/p95 ms   beside p50/p95 ms   ratio p50/p95")
     for name, without, with_ in zip(("health", "transcript"), alone, beside, strict=True):
         (p50, p95), (beside_p50, beside_p95) = _quantiles(without), _quantiles(with_)

@@ -56,6 +56,10 @@ class Service:
             )
         return answer.raise_for_status().text
 
+    def threads(self) -> int:
+        """Count the server's threads."""
+        return int(self._process.num_threads())
+
     def cpu_s(self) -> float:
         """Return the processor time that the server has taken so far, seconds, without decoders."""
         times = self._process.cpu_times()
