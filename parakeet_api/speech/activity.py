@@ -63,6 +63,17 @@ class SpeechActivity:
             (offset + (first + int(steps[-1]) + 1) * STEP) / SAMPLE_RATE,
         )
 
+    def longest_pause(self, start: float, end: float) -> tuple[float, float] | None:
+        """Return start and end of the longest time without speech within a span, in seconds."""
+        first, _ = self._steps(start, end)
+        is_pause = np.concatenate(([False], self._measured(start, end) < SPEECH, [False]))
+        edges = np.flatnonzero(np.diff(is_pause)).reshape(-1, 2)
+        if not len(edges):
+            return None
+        begin, stop = edges[np.argmax(edges[:, 1] - edges[:, 0])]
+        offset = self._chunk.start + first * STEP
+        return (offset + begin * STEP) / SAMPLE_RATE, (offset + stop * STEP) / SAMPLE_RATE
+
     def _measured(self, start: float, end: float) -> NDArray[np.float32]:
         first, last = self._steps(start, end)
         probabilities = self._measure_steps(first, last)
