@@ -68,7 +68,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """A way to decode holes again."""
+    """How holes are decoded again; all in seconds."""
 
     longest_s: float
     """A longer hole is decoded in parts."""
