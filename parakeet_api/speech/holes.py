@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from parakeet_api.speech.activity import SpeechActivity, SpeechDetector
+from parakeet_api.speech.chunking import quietest_moment
 from parakeet_api.speech.speech_gate import DOUBT, drop_hallucinations
 from parakeet_api.speech.stitching import align
 from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word, mean_logprob
@@ -29,14 +31,10 @@ _MIN_FLOOR = 9.0
 """Mean square, int16 units: the dither of a converter."""
 _MIN_LOUD_S = 0.5
 """A gap between words with less audio above that level is not examined."""
-_MAX_HOLE_S = 20.0
-"""Longer holes are decoded in parts, as the length may be what made the model skip them."""
-_EDGES_S = ((1.0, 1.0), (0.3, 0.54), (1.9, 1.66))
-"""Context before and after a hole that is decoded with it, one pair for each attempt. The first
-attempt gives words at the edges their context; the others shift the boundaries and the frames."""
 _EDGE_S = 0.12
-"""A new word's middle may lie so far outside its hole."""
-_ALIGNED_S = 3.0
+"""A new word's middle may lie so far outside the part of a hole that was decoded for it."""
+_ALIGNED_S = 5.0
+"""Words so far around it are compared with those decoded again: all that an attempt may hear."""
 _MIN_LOGPROB = -0.5
 """Minimum mean log-probability of the tokens of recovered words if the chunk's other words have
 `DOUBT` (-0.25) or more, as nearly all speech has."""
@@ -57,6 +55,53 @@ class Span:
 
     start: float
     end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Speech in a gap between two words; times in seconds."""
+
+    gap: Span
+    speech: Span
+    """From the first speech in the gap to the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """How holes are decoded again; all in seconds."""
+
+    longest_s: float
+    """A longer hole is decoded in parts."""
+    before_s: float
+    """Audio before a hole that is decoded with it; negative = it begins within the hole."""
+    after_s: float
+
+
+_ATTEMPTS = (
+    _Attempt(longest_s=20.0, before_s=4.0, after_s=4.0),
+    _Attempt(longest_s=20.0, before_s=0.3, after_s=1.0),
+    _Attempt(longest_s=8.0, before_s=0.15, after_s=1.0),
+    _Attempt(longest_s=8.0, before_s=-0.2, after_s=1.0),
+    _Attempt(longest_s=4.0, before_s=-0.6, after_s=1.0),
+)
+"""What makes a model skip speech is not known beforehand: its state after the words before a hole,
+the length of the pass, or how the sound is divided into frames. So each attempt changes all three.
+The first one has the most context, which gives the words that the whole chunk would have given. The
+second begins without the words before the hole, the third decodes shorter parts, cut in pauses, and
+the last ones begin within the speech: of a pass that sticks again wherever it enters the same
+place, the first words of a hole are lost instead of all."""
+_MAX_DOUBTFUL = 2
+"""Decodings of a hole whose words were too doubtful, after which it is given up: the model does not
+skip it, but cannot understand it, and one guess of many would come out likely by chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a hole, and the audio to decode for it."""
+
+    chunk: Chunk
+    span: Span
+    """Where its words are; seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +127,39 @@ def complete_words(
     if activity is None:
         return Completed(words)
     before = len(words)
-    holes = find_holes(chunk, words, activity)
     required = _required_logprob(words)
-    for edges in _EDGES_S:
-        if not holes:
+    doubtful: list[Span] = []
+    holes = find_holes(chunk, words, activity)
+    for attempt in _ATTEMPTS:
+        tried = [hole for hole in holes if _count_within(doubtful, hole.gap) < _MAX_DOUBTFUL]
+        if not tried:
             break
-        parts = [_part(chunk, hole, edges) for hole in holes]
-        for hole, part, candidates in zip(holes, parts, recognize(parts), strict=True):
-            recovered = drop_hallucinations(part, candidates, activity)
-            words = _inserted(words, recovered, hole, required)
+        parts = [part for hole in tried for part in _parts(chunk, hole, attempt, activity)]
+        decoded = recognize([part.chunk for part in parts])
+        for part, candidates in zip(parts, decoded, strict=True):
+            recovered = drop_hallucinations(part.chunk, candidates, activity)
+            new = _new_words(words, recovered, part.span)
+            if _are_likely(new, required):
+                words = sorted([*words, *new], key=lambda word: word.middle)
+            elif new:
+                doubtful.append(part.span)
         holes = find_holes(chunk, words, activity)
-    return Completed(words, tuple(_owned(chunk, holes)), len(words) - before)
+    unheard = _owned(chunk, [hole.speech for hole in holes])
+    return Completed(words, tuple(unheard), len(words) - before)
 
 
-def find_holes(chunk: Chunk, words: Sequence[Word], activity: SpeechActivity) -> list[Span]:
+def _count_within(spans: Sequence[Span], gap: Span) -> int:
+    return sum(gap.start <= (span.start + span.end) / 2 <= gap.end for span in spans)
+
+
+def find_holes(chunk: Chunk, words: Sequence[Word], activity: SpeechActivity) -> list[Hole]:
     """List the holes of a chunk: gaps between words with `MIN_SPEECH_S` of speech or more."""
     gaps = _audible_gaps(chunk, words)
     activity.measure([(gap.start, gap.end) for gap in gaps])
     return [
-        part
+        Hole(gap, Span(*activity.speech_between(gap.start, gap.end)))
         for gap in gaps
         if activity.speech_s(gap.start, gap.end) >= MIN_SPEECH_S
-        for part in _parts(Span(*activity.speech_between(gap.start, gap.end)))
     ]
 
 
@@ -134,24 +190,45 @@ def _audible_gaps(chunk: Chunk, words: Sequence[Word]) -> list[Span]:
     return [gap for gap in gaps if is_loud(gap)]
 
 
-def _parts(hole: Span) -> list[Span]:
-    """Split a long hole into equal parts."""
-    count = max(1, math.ceil((hole.end - hole.start) / _MAX_HOLE_S))
-    length = (hole.end - hole.start) / count
+def _parts(chunk: Chunk, hole: Hole, attempt: _Attempt, activity: SpeechActivity) -> list[_Part]:
+    """Cut a hole out of a chunk, with audio around it; a long one in parts."""
+    cuts = _cuts(chunk, hole.speech, attempt.longest_s, activity)
+    spoken = pairwise([hole.speech.start, *cuts, hole.speech.end])
+    spans = pairwise([hole.gap.start, *cuts, hole.gap.end])
     return [
-        Span(hole.start + number * length, hole.start + (number + 1) * length)
-        for number in range(count)
+        _Part(_audio(chunk, Span(*within), attempt), Span(*span))
+        for within, span in zip(spoken, spans, strict=True)
     ]
 
 
-def _part(chunk: Chunk, hole: Span, edges: tuple[float, float]) -> Chunk:
-    """Cut a hole out of a chunk, with context around it."""
-    before, after = edges
-    start = max(0, round((hole.start - before) * SAMPLE_RATE) - chunk.start)
-    if edges is _EDGES_S[0]:
+def _cuts(chunk: Chunk, speech: Span, longest_s: float, activity: SpeechActivity) -> list[float]:
+    """Cut a span in its longest pauses, so that no part is longer than `longest_s`; in seconds."""
+    cuts: list[float] = []
+    begin = speech.start
+    while speech.end - begin > longest_s:
+        # The last two parts are about equally long.
+        latest = min(begin + longest_s, speech.end - longest_s / 4)
+        earliest = begin + longest_s / 3
+        pause = activity.longest_pause(earliest, latest)
+        begin = (pause[0] + pause[1]) / 2 if pause else _quietest(chunk, earliest, latest)
+        cuts.append(begin)
+    return cuts
+
+
+def _quietest(chunk: Chunk, start: float, end: float) -> float:
+    """Return the quietest moment between two times within a chunk, in seconds."""
+    first = round(start * SAMPLE_RATE) - chunk.start
+    last = round(end * SAMPLE_RATE) - chunk.start
+    return (chunk.start + first + quietest_moment(chunk.samples[first:last])) / SAMPLE_RATE
+
+
+def _audio(chunk: Chunk, span: Span, attempt: _Attempt) -> Chunk:
+    """Cut out a span with the audio around it that an attempt asks for."""
+    start = max(0, round((span.start - attempt.before_s) * SAMPLE_RATE) - chunk.start)
+    if attempt is _ATTEMPTS[0]:
         # On the chunk's grid of encoder frames, so that word times agree.
         start = start // FRAME * FRAME
-    end = max(start + 1, round((hole.end + after) * SAMPLE_RATE) - chunk.start)
+    end = max(start + 1, round((span.end + attempt.after_s) * SAMPLE_RATE) - chunk.start)
     return chunk.part(start, end)
 
 
@@ -163,23 +240,30 @@ def _required_logprob(words: Sequence[Word]) -> float:
     return _MIN_LOGPROB if mean >= DOUBT else _MIN_LOGPROB_AMID_DOUBT
 
 
-def _inserted(
-    words: list[Word], recovered: Sequence[Word], hole: Span, required: float
-) -> list[Word]:
-    """Insert the words recovered in a hole into a chunk's words, without duplicates."""
-    near = [word for word in words if hole.start - _ALIGNED_S < word.middle < hole.end + _ALIGNED_S]
-    new = [
+def _new_words(words: Sequence[Word], recovered: Sequence[Word], place: Span) -> list[Word]:
+    """Return the words recovered in a place that a chunk does not have yet."""
+    near = [
+        word for word in words if place.start - _ALIGNED_S < word.middle < place.end + _ALIGNED_S
+    ]
+    return [
         word
         for span in align(near, recovered)
         if not span.agreed
         for word in span.later
-        if hole.start - _EDGE_S <= word.middle <= hole.end + _EDGE_S
-        and not any(word.middle < other.end and other.start < word.middle for other in near)
+        if place.start - _EDGE_S <= word.middle <= place.end + _EDGE_S
+        and not any(_overlap(word, other) for other in near)
     ]
-    mean = mean_logprob(new)
-    if not new or (mean is not None and mean < required):
-        return words
-    return sorted([*words, *new], key=lambda word: word.middle)
+
+
+def _are_likely(words: Sequence[Word], required: float) -> bool:
+    """Tell whether there are words, of sufficient mean log-probability if that is known."""
+    mean = mean_logprob(words)
+    return bool(words) and (mean is None or mean >= required)
+
+
+def _overlap(one: Word, other: Word) -> bool:
+    """Tell whether the middle of either word lies within the other."""
+    return one.start < other.middle < one.end or other.start < one.middle < other.end
 
 
 def _owned(chunk: Chunk, holes: Sequence[Span]) -> list[Span]:
