@@ -333,6 +333,7 @@ class Page {
       byId("history-refused").hidden = true;
       if (job.serverId) deleteJob(job.serverId, this.#settings.request.apiKey);
       await this.#historyView.refresh();
+      this.#render();
     });
   }
 

@@ -59,6 +59,8 @@ export class DocumentView {
 
   /** Finish an edit that is open. */
   commit() {
+    // Fields for names take what was typed as they lose the focus.
+    if (document.activeElement?.matches(".title-field, .speaker-field")) document.activeElement.blur();
     this.#transcriptView.commit();
   }
 
