@@ -251,7 +251,7 @@ export class DocumentView {
 
   #listen() {
     byId("download-first").addEventListener("click", () => this.#download(this.#settings.format));
-    byId("export-open").addEventListener("click", () => this.#exporting.open((format) => this.#download(format)));
+    byId("export-open").addEventListener("click", () => this.#exporting.open(stem(this.#open.name), (format) => this.#download(format)));
     byId("copy").addEventListener("click", () => this.#copy());
     byId("partial-copy").addEventListener("click", () => this.#copy());
     byId("partial-download").addEventListener("click", () => {
