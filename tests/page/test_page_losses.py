@@ -120,6 +120,22 @@ class TestLeaving:
 
 
 class TestStorage:
+    def test_over_plain_http_the_recording_is_kept_too(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            # Pages from other machines without https have no `navigator.storage`.
+            page.add_init_script(
+                "Object.defineProperty(Navigator.prototype, 'storage', { value: undefined })"
+            )
+            page.reload()
+            choose(page, CLIP)
+            transcript_of(page)
+            page.locator(".history-item").wait_for()
+            page.reload()
+            _open_again(page)
+            expect(page.get_by_role("button", name="Play", exact=True)).to_be_visible()
+
     def test_without_storage_every_transcript_can_be_opened_and_downloaded(
         self, browser: Browser, server: Server
     ) -> None:
