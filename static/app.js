@@ -7,8 +7,8 @@
  */
 
 import { DocumentView } from "./document-view.js";
-import { alertWith, byId, element, say } from "./dom.js";
-import { downloadZip } from "./downloads.js";
+import { alertWith, byId, element, say, setText } from "./dom.js";
+import { download, downloadZip, saveFile } from "./downloads.js";
 import { ExportView } from "./export-view.js";
 import { History } from "./history.js";
 import { HistoryView } from "./history-view.js";
@@ -25,6 +25,8 @@ import { readStored, store } from "./stored.js";
 import { Transcript } from "./transcript.js";
 
 const SHORTCUTS = ["space", "steps", "words", "edit", "undo", "uncertain", "search", "mend", "help"];
+/** When the work of a closed tab is continued in this one. */
+const TAKE_OVER_MS = 4_000;
 /** Wide enough for the list beside the text. */
 const WIDE = matchMedia("(min-width: 64rem)");
 
@@ -37,7 +39,11 @@ class Page {
   #exporting = new ExportView(this.#settings);
   #document = new DocumentView(this.#settings, this.#exporting);
   #history = new History();
-  #historyView = new HistoryView(this.#history, (entry, contents) => this.#openStored(entry, contents));
+  #historyView = new HistoryView(this.#history, {
+    open: (entry, contents) => this.#openStored(entry, contents),
+    download: (entry, contents) => this.#downloadStored(entry, contents),
+    gone: (ids) => this.#entriesGone(ids),
+  });
   #model = new ModelStatus({
     isWaking: () => this.#queue.current !== null,
     modelOf: (health) => this.#settings.modelOf(health),
@@ -56,12 +62,18 @@ class Page {
     cancel: (job) => this.#queue.cancel(job),
     retry: (job) => this.#queue.retry(job),
     remove: (job) => this.#remove(job),
+    save: (job) => saveFile(job.file, job.name),
     mend: (problem) => (problem.isAboutLanguage ? byId("spoken").focus() : this.#settings.open("api-key")),
   });
-  #recorder = new Recorder(
-    (file) => this.#take([file], { areRecorded: true }),
-    () => this.#settings.request,
-  );
+  #recorder = new Recorder({
+    requestOf: () => this.#settings.request,
+    onWords: (recording) => this.#heard(recording),
+    onPart: (recording, part, index) => this.#keepPart(recording, part, index),
+    onEnd: (recording, file) => this.#recorded(recording, file),
+  });
+  /** The recording whose words are, or were, open; and what was open before it. */
+  #heardId = null;
+  #openBefore = null;
   /** Last announced phase of each job. */
   #told = new Map();
   /** Whether the next recording that passes its checks takes the place of what is open. */
@@ -73,19 +85,29 @@ class Page {
     onLanguageChange(() => this.#render());
     setInterval(() => this.#tick(), 1000);
     window.addEventListener("beforeunload", (event) => {
-      if (this.#queue.isBusy || this.#recorder.isRecording) event.preventDefault();
+      if (this.#queue.isBusy || this.#recorder.current) event.preventDefault();
     });
     // Phones may kill a hidden page without a further event.
-    window.addEventListener("pagehide", () => this.#document.commit());
+    window.addEventListener("pagehide", () => {
+      this.#document.commit();
+      this.#history.leave();
+    });
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) this.#document.commit();
     });
     this.#history.listen({
       onEdit: (id, event) => this.#editedElsewhere(id, event),
       onList: () => this.#onStore(() => this.#historyView.refresh()),
+      // Unless the tab is only being reloaded.
+      onLeave: () => setTimeout(() => this.#onStore(() => this.#resume()), TAKE_OVER_MS),
+      owned: () => [...this.#queue.jobs.filter((job) => !job.isOver).map(({ id }) => id), this.#recorder.current?.id].filter(Boolean),
     });
     byId("try-sample").addEventListener("click", () => this.#trySample());
-    byId("export-all").addEventListener("click", () => this.#exportAll());
+    byId("record-show").addEventListener("click", () => {
+      this.#document.open(this.#documentOfRecording(this.#recorder.current));
+      this.#render();
+    });
+    for (const id of ["export-all", "export-refused"]) byId(id).addEventListener("click", () => this.#exportAll());
     byId("shortcuts-open").addEventListener("click", () => this.#showShortcuts());
     byId("single-keys").checked = readStored("single-keys", true);
     byId("single-keys").addEventListener("change", () => store("single-keys", byId("single-keys").checked));
@@ -112,16 +134,45 @@ class Page {
     };
   }
 
-  #take(files, { areRecorded = false } = {}) {
+  #take(files, recording = null) {
     if (files.length === 0) return;
     if (!this.#queue.isWorking) this.#opensNext = true;
-    const jobs = this.#queue.add(files, { areRecorded });
-    for (const job of jobs) this.#onStore(() => this.#keepSound(job));
+    const jobs = this.#queue.add(files, recording);
+    for (const job of jobs) this.#onStore(() => this.#keepSound(job, recording));
   }
 
   #takeUrl(url) {
     if (!this.#queue.isWorking) this.#opensNext = true;
     this.#queue.addUrl(url);
+  }
+
+  // ---- The microphone ----
+
+  /** Show the words of a recording while it is made: the document in which its transcript will stand. */
+  #heard(recording) {
+    const opened = this.#documentOfRecording(recording);
+    if (this.#heardId !== recording.id) {
+      this.#heardId = recording.id;
+      this.#openBefore = this.#document.opened;
+      this.#document.open(opened);
+    } else if (this.#document.openId === recording.id) this.#document.advance(opened);
+    this.#render();
+  }
+
+  #documentOfRecording({ id, name, turns }) {
+    return { id, name, file: null, isRecording: true, isOver: false, deltas: [], turns, peaks: new Peaks(), durationS: () => 0, transcript: null };
+  }
+
+  /** Transcribe a recording; `file` is null if it was discarded. */
+  #recorded(recording, file) {
+    const isOpen = this.#document.openId === recording.id;
+    if (file) this.#take([file], recording);
+    else {
+      this.#onStore(() => this.#history.removeWork(recording.id));
+      if (isOpen) this.#document.open(this.#openBefore);
+    }
+    this.#openBefore = null;
+    this.#render();
   }
 
   async #trySample() {
@@ -152,7 +203,7 @@ class Page {
   /** Whether the open document is a failed recording without words. */
   get #nothingToRead() {
     const opened = this.#queue.jobs.find((job) => job.id === this.#document.openId);
-    return this.#document.openId === null || (opened?.isOver && !opened.transcript && opened.deltas.length === 0);
+    return this.#document.openId === null || (opened?.isOver && !opened.transcript && !opened.hasWords);
   }
 
   #documentOf(job) {
@@ -160,8 +211,10 @@ class Page {
       id: job.id,
       name: job.name,
       file: job.file,
+      isRecording: false,
       isOver: job.isOver,
       deltas: job.deltas,
+      turns: job.turns,
       peaks: job.peaks,
       durationS: () => job.transcript?.durationS ?? job.totalS ?? job.peaks.seconds,
       transcript: job.transcript,
@@ -175,13 +228,15 @@ class Page {
     const job = this.#queue.jobs.find(({ id }) => id === entry.id);
     const transcript = new Transcript(answer, edits);
     const kept = Peaks.from(peaks);
-    const file = job?.file ?? (await this.#history.soundOf(entry.id)) ?? null;
+    const file = job?.file ?? (await this.#history.soundOf(entry.id, entry.name)) ?? null;
     this.#document.open({
       id: entry.id,
       name: entry.name,
       file,
+      isRecording: false,
       isOver: true,
       deltas: [],
+      turns: [],
       peaks: kept,
       durationS: () => transcript.durationS,
       transcript,
@@ -191,6 +246,19 @@ class Page {
     });
     this.#render();
     this.#document.focus();
+  }
+
+  #downloadStored({ name }, { answer, edits }) {
+    const { format } = this.#settings;
+    download(new Transcript(answer, edits), format, { recordingName: name, options: this.#exporting.options });
+    say(text("announce.downloaded", { format: format.toUpperCase() }));
+  }
+
+  /** Close what was deleted, as its edits could not be stored; store what had no room before. */
+  #entriesGone(ids) {
+    if (ids.includes(this.#document.openId)) this.#document.open(null);
+    for (const job of this.#queue.unkept) this.#keep(job);
+    this.#render();
   }
 
   #rename(named, name) {
@@ -255,10 +323,17 @@ class Page {
   #keep(job) {
     const entry = { id: job.id, name: job.name, savedAt: Date.now(), durationS: job.transcript.durationS };
     this.#onStore(async () => {
-      await this.#history.put(entry, { answer: job.answer, peaks: job.peaks.toStore() });
-      job.answer = null;
+      try {
+        await this.#history.put(entry, { answer: job.answer, peaks: job.peaks.toStore() });
+      } catch (error) {
+        job.isUnkept = true;
+        throw error;
+      }
+      Object.assign(job, { answer: null, isUnkept: false });
+      byId("history-refused").hidden = true;
       if (job.serverId) deleteJob(job.serverId, this.#settings.request.apiKey);
       await this.#historyView.refresh();
+      this.#render();
     });
   }
 
@@ -268,21 +343,38 @@ class Page {
 
   /** Store what a recording in progress needs to continue after a reload. */
   #keepWork(job) {
-    this.#onStore(() => (job.phase === "cancelled" || job.phase === "failed" ? this.#history.removeWork(job.id) : this.#history.putWork(job.record)));
+    const isGivenUp = job.phase === "cancelled" || (job.phase === "failed" && !job.isRecorded);
+    this.#onStore(() => (isGivenUp ? this.#history.removeWork(job.id) : this.#history.putWork(job.record)));
   }
 
-  async #keepSound(job) {
-    await this.#history.putSound(job.id, job.file);
+  async #keepSound(job, recording) {
+    // The parts of a recording are stored as it is made.
+    if (!recording || recording.isUnkept) await this.#history.putSound(job.id, job.file);
     // It was rejected in the meantime.
     if (job.phase === "failed" && !job.serverId) await this.#history.removeWork(job.id);
   }
 
+  /** Store a second of a recording, so that a crash loses no more; without room, it is only in memory. */
+  async #keepPart(recording, part, index) {
+    if (recording.isUnkept) return;
+    const { id, name, turns } = recording;
+    try {
+      await this.#history.putPart({ id, name, size: 0, isRecorded: true, isCut: true, turns }, part, index);
+    } catch (error) {
+      recording.isUnkept = true;
+      console.warn(error);
+      this.#onStore(() => this.#history.removeWork(id));
+    }
+  }
+
+  /** Continue what an earlier page left, unless another tab works on it. */
   async #resume() {
-    const records = await this.#history.work();
-    const known = new Set(this.#queue.jobs.map(({ id }) => id));
-    const left = records.filter(({ id }) => !known.has(id));
-    const files = await Promise.all(left.map(({ id }) => this.#history.soundOf(id)));
-    this.#queue.resume(left.map((record, index) => ({ ...record, file: files[index] ?? null })));
+    if ((await this.#history.work()).length === 0) return;
+    const elsewhere = await this.#history.ownedElsewhere();
+    const known = new Set([...this.#queue.jobs.map(({ id }) => id), this.#recorder.current?.id]);
+    const left = (await this.#history.work()).filter(({ id }) => !known.has(id) && !elsewhere.has(id));
+    const files = await Promise.all(left.map(({ id, name }) => this.#history.soundOf(id, name)));
+    this.#queue.resume(left.map((record, index) => ({ ...record, size: files[index]?.size ?? record.size, file: files[index] ?? null })));
   }
 
   /** Run an action on the browser's storage; if that is refused, show a message and continue. */
@@ -291,18 +383,20 @@ class Page {
       await act();
     } catch (error) {
       console.warn(error);
-      const isFull = error?.name === "QuotaExceededError";
-      byId("history-refused").dataset.i18n = isFull ? "history.full" : "history.refused";
-      byId("history-refused").textContent = text(byId("history-refused").dataset.i18n);
+      const key = error?.name === "QuotaExceededError" ? "history.full" : "history.refused";
+      byId("history-refused-text").dataset.i18n = key;
+      setText(byId("history-refused-text"), text(key));
       byId("history-refused").hidden = false;
+      this.#render();
     }
   }
 
   #exportAll() {
     const { entries } = this.#historyView;
-    this.#exporting.openAll(entries.length, (formats) =>
+    const { unkept } = this.#queue;
+    this.#exporting.openAll(entries.length + unkept.length, (formats) =>
       this.#onStore(async () => {
-        const recordings = [];
+        const recordings = unkept.map(({ name, transcript }) => ({ name, transcript }));
         for (const { id, name } of entries) {
           const { answer, edits } = await this.#history.contentsOf(id);
           recordings.push({ name, transcript: new Transcript(answer, edits) });
@@ -323,6 +417,9 @@ class Page {
     this.#document.render();
     document.documentElement.classList.toggle("working", openId !== null || this.#queue.isWorking);
     byId("side-toggle").hidden = openId === null && !this.#queue.isWorking;
+    byId("export-refused").hidden = this.#historyView.entries.length + this.#queue.unkept.length === 0;
+    const { current: recording } = this.#recorder;
+    byId("record-show").hidden = !recording || recording.id !== this.#heardId || recording.id === openId;
     // In the tab's title, as the user may be in another tab.
     const { current } = this.#queue;
     document.title = current ? `${stateOf(current)} · Parakeet` : text("page.title");

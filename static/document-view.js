@@ -16,9 +16,10 @@ const COPY_FEEDBACK_MS = 2_000;
 const STEP_S = 5;
 
 /**
- * What is open is `{id, name, file, isRecorded, isOver, deltas, peaks, durationS(), transcript, facts, onEdit(event), onRename(name)}`.
+ * What is open is `{id, name, file, isRecording, isOver, deltas, turns, peaks, durationS(), transcript, facts, onEdit(event), onRename(name)}`.
  *
- * `file` is null for a transcript from the history, `transcript` while it is being made. `facts`,
+ * `file` is null without a stored recording, `transcript` while it is being made. `turns` are the words
+ * heard by the microphone; they are shown until the transcript takes their place. `facts`,
  * `{elapsedS, transcribingS}`, has the processing times, if known.
  */
 export class DocumentView {
@@ -28,6 +29,8 @@ export class DocumentView {
   #foundAt = -1;
   #copyLabel = "result.copy";
   #player;
+  /** The file in the player. */
+  #playable = null;
   #waveform;
   #transcriptView;
   #live = new LiveView();
@@ -56,7 +59,14 @@ export class DocumentView {
 
   /** Finish an edit that is open. */
   commit() {
+    // Fields for names take what was typed as they lose the focus.
+    if (document.activeElement?.matches(".title-field, .speaker-field")) document.activeElement.blur();
     this.#transcriptView.commit();
+  }
+
+  /** What is open, or `null`. */
+  get opened() {
+    return this.#open;
   }
 
   get openId() {
@@ -66,24 +76,32 @@ export class DocumentView {
   /** Show `opened`; `null` shows nothing. */
   open(opened) {
     this.commit();
-    const samePlayer = this.#open?.file && this.#open.file === opened?.file;
+    const file = opened?.file ?? null;
     this.#open = opened;
     this.#clearSearch();
-    if (!samePlayer) this.#player.load(opened?.file ?? null);
+    if (file === null || file !== this.#playable) this.#player.load(file);
+    this.#playable = file;
     this.#live.hide();
     if (opened?.transcript) this.#showTranscript();
-    else if (opened) this.#live.show(opened.deltas);
+    else if (opened) this.#showWords();
     this.#showSound();
     this.render();
     this.#renderFollow();
   }
 
-  /** Show the changes by an event of the running job. */
+  /** Show the changes by an event of the running job, or of the microphone. */
   advance(opened, event) {
     this.#open = opened;
-    if (event?.type === "restart") this.#live.show([]);
-    if (event?.type === "transcript.text.delta") this.#live.append(event.delta);
+    if (opened.turns.length > 0) this.#live.showTurns(opened.turns);
+    else if (event?.type === "restart") this.#live.show([]);
+    else if (event?.type === "transcript.text.delta") this.#live.append(event.delta);
     if (event?.type === "transcript.peaks" || opened.durationS() !== this.#durationS) this.#showSound();
+  }
+
+  #showWords() {
+    const { turns, deltas } = this.#open;
+    if (turns.length > 0) this.#live.showTurns(turns);
+    else this.#live.show(deltas);
   }
 
   /** Apply changed settings: line breaks of captions, order of formats. */
@@ -102,18 +120,20 @@ export class DocumentView {
     const opened = this.#open;
     const transcript = opened?.transcript ?? null;
     const isEmpty = transcript !== null && transcript.words.length === 0;
-    const isPartial = opened !== null && !transcript && opened.isOver && opened.deltas.length > 0;
+    const hasWords = opened !== null && (transcript !== null || wordsSoFar(opened) !== "");
+    const isPartial = hasWords && !transcript && opened.isOver;
     // Words that arrived before a failure stay visible.
     const isShown = opened !== null && (transcript !== null || !opened.isOver || isPartial);
     byId("document").hidden = !isShown;
     // Without audio or text, the player would be an empty box.
-    byId("bar").hidden = !isShown || !(transcript || opened.deltas.length > 0 || opened.peaks.perSecond > 0);
+    byId("bar").hidden = !isShown || opened.isRecording || !(hasWords || opened.peaks.perSecond > 0);
     byId("result-head").hidden = !opened;
     byId("tools").hidden = !transcript || isEmpty;
     byId("sentences").hidden = !transcript || isEmpty;
     byId("result-empty").hidden = !isEmpty;
     byId("partial").hidden = !isPartial;
-    byId("live-wait").hidden = !opened || transcript !== null || opened.isOver || opened.deltas.length > 0;
+    byId("live-wait").hidden = !opened || hasWords || opened.isOver;
+    setText(byId("live-wait"), text(opened?.isRecording ? "live.speak" : "live.wait"));
     byId("reattach").hidden = !opened || this.#player.isLoaded;
     for (const id of ["copy", "download-first", "export-open"]) byId(id).hidden = !transcript || isEmpty;
     byId("follow").hidden = !transcript || isEmpty || !this.#player.isLoaded;
@@ -231,7 +251,7 @@ export class DocumentView {
 
   #listen() {
     byId("download-first").addEventListener("click", () => this.#download(this.#settings.format));
-    byId("export-open").addEventListener("click", () => this.#exporting.open((format) => this.#download(format)));
+    byId("export-open").addEventListener("click", () => this.#exporting.open(stem(this.#open.name), (format) => this.#download(format)));
     byId("copy").addEventListener("click", () => this.#copy());
     byId("partial-copy").addEventListener("click", () => this.#copy());
     byId("partial-download").addEventListener("click", () => {
@@ -315,8 +335,8 @@ export class DocumentView {
 
   /** Return the words as text: all of them, or those that there are. */
   #text() {
-    const { transcript, deltas } = this.#open;
-    return transcript ? write(transcript, "txt", this.#exporting.options) : deltas.join("").trim();
+    const { transcript } = this.#open;
+    return transcript ? write(transcript, "txt", this.#exporting.options) : wordsSoFar(this.#open);
   }
 
   async #copy() {
@@ -429,4 +449,10 @@ function warningWords({ code, message, start, end }) {
   const values = { time: start === null ? "" : clock(start), end: end === null ? "" : clock(end) };
   const known = text(`warning.${code}`, values);
   return known === `warning.${code}` ? text("warning.unknown", { message }) : known;
+}
+
+/** Return the words that came before the transcript. */
+function wordsSoFar({ turns, deltas }) {
+  const spoken = turns.map((turn) => turn.text.trim()).filter(Boolean);
+  return spoken.length > 0 ? spoken.join("\n") : deltas.join("").trim();
 }

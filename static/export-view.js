@@ -7,6 +7,7 @@ import { readStored, store } from "./stored.js";
 
 export class ExportView {
   #settings;
+  #title = "";
   #onFormat = null;
   #onZip = null;
 
@@ -37,8 +38,9 @@ export class ExportView {
     return { captions: this.#settings.captions, times: byId("with-times").checked, speakers: byId("with-speakers").checked };
   }
 
-  /** Offer the formats for one transcript. */
-  open(onFormat) {
+  /** Offer the formats for one transcript; `title` names what is printed. */
+  open(title, onFormat) {
+    this.#title = title;
     this.#show({ onFormat });
   }
 
@@ -82,6 +84,10 @@ export class ExportView {
     byId("export").close();
     document.documentElement.classList.toggle("print-times", byId("with-times").checked);
     document.documentElement.classList.toggle("print-speakers", byId("with-speakers").checked);
+    // Browsers name the file after the page.
+    const before = document.title;
+    window.addEventListener("afterprint", () => { document.title = before; }, { once: true });
+    document.title = this.#title;
     print();
   }
 }

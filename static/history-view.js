@@ -9,23 +9,30 @@ const UNDO_MS = 12_000;
 export class HistoryView {
   entries = [];
   #history;
-  #onOpen;
+  #acts;
   #openId = null;
   #removed = null;
   #undoTimer = null;
 
-  /** `onOpen(entry, contents)` is called when an entry is opened. */
-  constructor(history, onOpen) {
+  /**
+   * `acts` are `{open(entry, contents), download(entry, contents), gone(ids)}`; the last is called with the
+   * entries that are deleted, here or in another tab.
+   */
+  constructor(history, acts) {
     this.#history = history;
-    this.#onOpen = onOpen;
+    this.#acts = acts;
     byId("history-clear").addEventListener("click", () => this.#clear());
     byId("history-restore").addEventListener("click", () => this.#restore());
     onLanguageChange(() => this.#render());
   }
 
   async refresh() {
+    const before = this.entries;
     this.entries = await this.#history.list();
     this.#render();
+    const ids = new Set(this.entries.map(({ id }) => id));
+    const gone = before.filter(({ id }) => !ids.has(id));
+    if (gone.length > 0) this.#acts.gone(gone.map(({ id }) => id));
   }
 
   /** Mark what is open. */
@@ -62,9 +69,10 @@ export class HistoryView {
     byId("history-heading").focus();
   }
 
-  async #open(entry) {
+  /** Call `act` with an entry and its contents. */
+  async #with(entry, act) {
     const contents = await this.#history.contentsOf(entry.id);
-    if (contents) this.#onOpen(entry, contents);
+    if (contents) act(entry, contents);
     else await this.refresh(); // It was deleted in another tab.
   }
 
@@ -79,14 +87,18 @@ export class HistoryView {
     const item = byId("history-item").content.firstElementChild.cloneNode(true);
     const part = (name) => item.querySelector(`[data-part="${name}"]`);
     setText(part("open"), entry.name);
-    part("open").addEventListener("click", () => this.#open(entry));
+    part("open").addEventListener("click", () => this.#with(entry, this.#acts.open));
     item.classList.toggle("open", entry.id === this.#openId);
     part("open").toggleAttribute("aria-current", entry.id === this.#openId);
     setText(part("detail"), `${clock(entry.durationS)} · ${dateAndTime(entry.savedAt)}`);
-    setText(part("delete"), "×");
-    part("delete").setAttribute("aria-label", text("queue.of", { action: text("history.delete"), name: entry.name }));
-    part("delete").title = text("history.delete");
-    part("delete").addEventListener("click", () => this.#remove(entry));
+    const button = (name, sign, act) => {
+      setText(part(name), sign);
+      part(name).setAttribute("aria-label", text("queue.of", { action: text(`history.${name}`), name: entry.name }));
+      part(name).title = text(`history.${name}`);
+      part(name).addEventListener("click", act);
+    };
+    button("download", "↓", () => this.#with(entry, this.#acts.download));
+    button("delete", "×", () => this.#remove(entry));
     return item;
   }
 }

@@ -1,6 +1,7 @@
-/** The words of a running job, before they have times. */
+/** The words of a running job, or of the microphone, before the transcript takes their place. */
 
-import { byId, element } from "./dom.js";
+import { byId, element, setText } from "./dom.js";
+import { clock } from "./i18n.js";
 
 /** A paragraph ends with the first sentence after so many characters, so that it can be scrolled. */
 const PARAGRAPH_CHARACTERS = 600;
@@ -11,10 +12,11 @@ export class LiveView {
   #box = byId("live");
   #paragraph = null;
   #length = 0;
+  #rows = [];
 
   /** Show the deltas received so far. */
   show(deltas) {
-    this.#box.replaceChildren();
+    this.#clear();
     this.#begin();
     for (const delta of deltas) this.#write(delta);
     this.#box.hidden = deltas.length === 0;
@@ -22,15 +24,44 @@ export class LiveView {
   }
 
   append(delta) {
-    const follows = this.#box.scrollHeight - this.#box.scrollTop - this.#box.clientHeight < AT_END;
-    this.#write(delta);
+    this.#following(() => this.#write(delta));
     this.#box.hidden = false;
-    if (follows) this.#box.scrollTop = this.#box.scrollHeight;
+  }
+
+  /** Show the turns of a recording, `{startS, text}` each, as the transcript will show its sentences. */
+  showTurns(turns) {
+    const spoken = turns.filter(({ text }) => text.trim() !== "");
+    if (this.#rows.length === 0) this.#clear();
+    this.#box.hidden = spoken.length === 0;
+    this.#following(() => spoken.forEach((turn, index) => this.#writeTurn(turn, index)));
   }
 
   hide() {
     this.#box.hidden = true;
+    this.#clear();
+  }
+
+  /** Stay at the end if the view is there. */
+  #following(act) {
+    const follows = this.#box.scrollHeight - this.#box.scrollTop - this.#box.clientHeight < AT_END;
+    act();
+    if (follows) this.#box.scrollTop = this.#box.scrollHeight;
+  }
+
+  #clear() {
+    this.#rows = [];
     this.#box.replaceChildren();
+  }
+
+  #writeTurn({ startS, text }, index) {
+    if (!this.#rows[index]) {
+      const row = [element("span", { className: "time" }), element("span", { className: "words" })];
+      this.#rows.push(row);
+      this.#box.append(element("p", { className: "turn", dir: "auto" }, ...row));
+    }
+    const [time, words] = this.#rows[index];
+    setText(time, clock(startS));
+    setText(words, text.trim());
   }
 
   #write(delta) {

@@ -1,7 +1,5 @@
 /** Words of the microphone while someone speaks, over a WebSocket; where there is none, there are no words. */
 
-import { byId, element } from "./dom.js";
-
 /** The server takes no more samples a second. */
 const MAX_RATE = 48_000;
 /** A connection that takes the sound so slowly, in characters that wait, is no use. */
@@ -10,15 +8,20 @@ const TRANSCRIPTION = "conversation.item.input_audio_transcription.";
 
 export class LiveWords {
   isPaused = false;
-  #box = byId("record-words");
-  #turns = new Map();
+  /** `{startS, text}` of each turn, in order; those of noise have no text. */
+  turns = [];
+  #onChange;
+  #ids = [];
   #socket = null;
   #node = null;
 
-  /** Listen to a `source` of `context`; `request` is what a transcription is asked with. */
-  constructor(context, source, request) {
-    this.#box.replaceChildren();
-    this.#box.hidden = true;
+  /**
+   * Listen to a `source` of `context`; `request` is what a transcription is asked with.
+   *
+   * `onChange()` is called once the server listens, and after each change of `turns`.
+   */
+  constructor(context, source, request, onChange) {
+    this.#onChange = onChange;
     if (context.sampleRate > MAX_RATE || !context.audioWorklet) return;
     this.#open(context, source, request).catch((error) => {
       // The recording itself goes on, and is transcribed as a whole.
@@ -31,7 +34,6 @@ export class LiveWords {
     this.#node?.disconnect();
     this.#socket?.close();
     this.#node = this.#socket = null;
-    this.#box.hidden = true;
   }
 
   async #open(context, source, { apiKey, model, spokenLanguage, keywords }) {
@@ -80,21 +82,22 @@ export class LiveWords {
     this.#socket?.send(JSON.stringify({ type, ...fields }));
   }
 
-  #answer({ type, item_id: id, delta, transcript }) {
-    if (type === `${TRANSCRIPTION}delta`) this.#turn(id).append(delta);
-    else if (type === `${TRANSCRIPTION}completed`) this.#turn(id).textContent = transcript;
-    else return;
-    this.#box.hidden = this.#box.textContent.trim() === "";
-    this.#box.scrollTop = this.#box.scrollHeight;
+  #answer({ type, item_id: id, audio_start_ms: startMs, delta, transcript }) {
+    // Messages that were on their way when the recording ended.
+    if (!this.#socket) return;
+    if (type === "input_audio_buffer.speech_started") this.#turn(id).startS = startMs / 1000;
+    else if (type === `${TRANSCRIPTION}delta`) this.#turn(id).text += delta;
+    else if (type === `${TRANSCRIPTION}completed`) this.#turn(id).text = transcript;
+    else if (type !== "session.updated") return;
+    this.#onChange();
   }
 
   #turn(id) {
-    if (!this.#turns.has(id)) {
-      const turn = element("span");
-      this.#turns.set(id, turn);
-      this.#box.append(turn, " ");
+    if (!this.#ids.includes(id)) {
+      this.#ids.push(id);
+      this.turns.push({ startS: this.turns.at(-1)?.startS ?? 0, text: "" });
     }
-    return this.#turns.get(id);
+    return this.turns[this.#ids.indexOf(id)];
   }
 }
 

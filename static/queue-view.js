@@ -16,12 +16,15 @@ export class QueueView {
   /** Number and seconds of this batch's finished jobs, which are no longer listed. */
   #batch = { count: 0, doneS: 0, startedAt: null, ids: new Set() };
 
-  /** `acts` are `{open(job), cancel(job), retry(job), remove(job), mend(problem)}`. */
+  /** `acts` are `{open(job), cancel(job), retry(job), remove(job), save(job), mend(problem)}`. */
   constructor(queue, acts) {
     this.#queue = queue;
     this.#acts = acts;
     byId("queue-cancel-all").addEventListener("click", () => {
       for (const job of [...this.#queue.jobs].reverse()) if (!job.isOver) acts.cancel(job);
+    });
+    byId("queue-clear").addEventListener("click", () => {
+      for (const job of this.#queue.jobs) if (job.phase === "failed" || job.phase === "cancelled") acts.remove(job);
     });
     onLanguageChange(() => this.render(this.#openId));
   }
@@ -29,11 +32,14 @@ export class QueueView {
   /** Render the queue; `openId` is the open document's id. */
   render(openId = null) {
     this.#openId = openId;
-    const jobs = this.#queue.jobs.filter((job) => job.phase !== "done");
+    const jobs = this.#queue.jobs.filter((job) => job.phase !== "done" || job.isUnkept);
+    const over = jobs.filter((job) => job.isOver);
     this.#forgetRemoved(jobs);
     for (const job of jobs) this.#itemOf(job).render(job.id === openId);
     byId("queue-section").hidden = jobs.length === 0;
-    byId("queue-cancel-all").hidden = jobs.filter((job) => !job.isOver).length < WORTH_OVERALL;
+    byId("queue-cancel-all").hidden = jobs.length - over.length < WORTH_OVERALL;
+    byId("queue-clear").hidden = over.length < WORTH_OVERALL || over.some((job) => job.isUnkept);
+    setText(byId("queue-heading"), text(jobs.length > over.length ? "queue.heading" : "queue.over"));
     this.#renderOverall();
   }
 
@@ -89,31 +95,34 @@ class QueueItem {
     this.#job = job;
     this.root = byId("queue-item").content.firstElementChild.cloneNode(true);
     for (const part of this.root.querySelectorAll("[data-part]")) this.#parts[part.dataset.part] = part;
-    const { bar, open, stop, retry, mend } = this.#parts;
+    const { bar, open, stop, retry, save, mend } = this.#parts;
     open.id = `job-${job.id}`;
     setText(open, job.name);
     bar.setAttribute("aria-labelledby", open.id);
     open.addEventListener("click", () => acts.open(job));
     retry.addEventListener("click", () => acts.retry(job));
+    save.addEventListener("click", () => acts.save(job));
     mend.addEventListener("click", () => acts.mend(job.problem ?? job.hindrance));
     stop.addEventListener("click", () => (job.isOver ? acts.remove(job) : acts.cancel(job)));
   }
 
   render(isOpen) {
     const job = this.#job;
-    const { state, detail, bar, open, stop, retry, mend } = this.#parts;
+    const { state, detail, bar, open, stop, retry, save, mend } = this.#parts;
     const problem = job.problem ?? job.hindrance;
     this.root.dataset.phase = job.phase;
     this.root.classList.toggle("open", isOpen);
     // Without words there is nothing to open.
-    open.disabled = job.deltas.length === 0 && !job.isRunning;
+    open.disabled = !job.hasWords && !job.isRunning && !job.transcript;
     open.toggleAttribute("aria-current", isOpen);
     setText(state, stateOf(job));
     setText(detail, detailOf(job));
     renderBar(bar, job);
     retry.hidden = !(job.canBeSent && (job.phase === "cancelled" || job.problem?.canBeRetried));
+    save.hidden = !(job.isRecorded && job.isOver && job.file);
     mend.hidden = !(problem?.isAboutKey || problem?.isAboutLanguage);
     this.#label(retry, "queue.retry");
+    this.#label(save, "player.save");
     this.#label(mend, problem?.isAboutLanguage ? "queue.mend_language" : "queue.mend_key");
     this.#label(stop, job.isOver ? "queue.remove" : "queue.cancel");
     this.#renderProblem(problem);
@@ -144,6 +153,7 @@ class QueueItem {
 export function stateOf(job) {
   const problem = job.problem ?? job.hindrance;
   if (problem) return text(`error.${problem.kind}.title`, { name: job.name, ...problem.values });
+  if (job.phase === "done") return text("state.unkept");
   if (job.phase === "uploading" && job.url) return text("state.fetching");
   if (job.phase === "uploading") return text("state.uploading", { percent: percentage(job.sent) });
   if (job.phase === "queued" && job.queuePosition !== null) {

@@ -33,7 +33,11 @@ export class Job {
   url;
   name;
   size;
+  /** Whether it was recorded here, so that there is no other copy; and whether a crash ended that. */
   isRecorded = false;
+  isCut = false;
+  /** What was understood while it was recorded, `{startS, text}` each. */
+  turns = [];
   phase = "checking";
   /** Id of its job on the server, once uploaded. */
   serverId = null;
@@ -58,12 +62,14 @@ export class Job {
   hindrance = null;
   transcript = null;
   answer = null;
+  /** Whether the browser could not store its transcript. */
+  isUnkept = false;
   controller = new AbortController();
   cursor = { run: "", after: 0 };
 
-  constructor({ id, file = null, url = null, name, size, serverId = null, isRecorded = false }) {
+  constructor({ id, file = null, url = null, name, size, serverId = null, isRecorded = false, isCut = false, turns = [] }) {
     this.id = id ?? `${Date.now()}-${(jobCount += 1)}`;
-    Object.assign(this, { file, url, name, size, serverId, isRecorded });
+    Object.assign(this, { file, url, name, size, serverId, isRecorded, isCut, turns });
   }
 
   /** Whether it is being uploaded or is on the server. */
@@ -86,8 +92,8 @@ export class Job {
 
   /** State to store, for continuing after a reload. */
   get record() {
-    const { id, url, name, size, serverId, isRecorded } = this;
-    return { id, url, name, size, serverId, isRecorded };
+    const { id, url, name, size, serverId, isRecorded, isCut, turns } = this;
+    return { id, url, name, size, serverId, isRecorded, isCut, turns };
   }
 
   /** Whether there is still something to send. */
@@ -95,8 +101,9 @@ export class Job {
     return this.file !== null || this.url !== null;
   }
 
-  get text() {
-    return this.deltas.join("").trim();
+  /** Whether there are words to show before the transcript. */
+  get hasWords() {
+    return this.deltas.length > 0 || this.turns.some((turn) => turn.text.trim() !== "");
   }
 
   begin() {
@@ -166,16 +173,23 @@ export class Queue {
 
   /** Whether closing the page now would lose data; jobs on the server are safe. */
   get isBusy() {
-    return this.jobs.some((job) => !job.isOver && !job.serverId);
+    return this.jobs.some((job) => job.isUnkept || (!job.isOver && !job.serverId));
+  }
+
+  /** Transcripts that only this page has. */
+  get unkept() {
+    return this.jobs.filter((job) => job.isUnkept);
   }
 
   get isWorking() {
     return this.jobs.some((job) => !job.isOver);
   }
 
-  /** Take files; return their jobs. */
-  add(files, { areRecorded = false } = {}) {
-    const added = files.map((file) => new Job({ file, name: file.name, size: file.size, isRecorded: areRecorded }));
+  /** Take files, or that of one recording; return their jobs. */
+  add(files, recording = null) {
+    const { id, turns } = recording ?? {};
+    const isRecorded = recording !== null;
+    const added = files.map((file) => new Job({ id, file, name: file.name, size: file.size, isRecorded, turns }));
     this.jobs.push(...added);
     for (const job of added) this.#onChange(job);
     this.#check();
@@ -274,7 +288,7 @@ export class Queue {
     job.totalS = totalS;
     const { signal } = job.controller;
     const { request, acceptsJobs } = this.#prepare();
-    const whole = { file: job.file, url: job.url, ...request };
+    const whole = { file: job.file, url: job.url, ...request, ...(job.isCut && { allowsPartial: true }) };
     job.phase = "uploading";
     job.sentAt = performance.now();
     this.#onChange(job);

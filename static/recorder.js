@@ -19,15 +19,19 @@ const BAR_GAP = 2;
 const FLOOR_DB = -55;
 
 export class Recorder {
-  #onRecording;
-  #requestOf;
+  #acts;
   #session = null;
   #problem = null;
 
-  /** `onRecording(file)` gets what was recorded; `requestOf()` tells what a transcription is asked with. */
-  constructor(onRecording, requestOf) {
-    this.#onRecording = onRecording;
-    this.#requestOf = requestOf;
+  /**
+   * A recording is `{id, name, turns}`, the turns as of `LiveWords`.
+   *
+   * `acts` are `{requestOf(), onWords(recording), onPart(recording, part, index), onEnd(recording, file)}`:
+   * what a transcription is asked with; new words; each second of sound, as it is recorded; and the
+   * end, with `file` null if the recording was discarded.
+   */
+  constructor(acts) {
+    this.#acts = acts;
     byId("record").addEventListener("click", () => this.#start());
     byId("record-stop").addEventListener("click", () => this.#session?.finish());
     byId("record-pause").addEventListener("click", () => {
@@ -39,17 +43,19 @@ export class Recorder {
     onLanguageChange(() => this.#render());
   }
 
-  get isRecording() {
-    return this.#session !== null;
+  /** The recording that is being made, or `null`. */
+  get current() {
+    return this.#session;
   }
 
   async #start() {
     if (this.#session) return;
     try {
       const stream = await openMicrophone();
-      this.#session = new Session(stream, this.#requestOf(), {
+      this.#session = new Session(stream, this.#acts.requestOf(), {
+        ...this.#acts,
         onTick: () => this.#render(),
-        onEnd: (file) => this.#ended(file),
+        onEnd: (recording, file) => this.#ended(recording, file),
       });
       say(text("recorder.started"));
       this.#show({ problem: null });
@@ -62,16 +68,18 @@ export class Recorder {
   }
 
   #discard() {
-    this.#session?.discard();
+    const recording = this.#session;
     this.#session = null;
+    recording?.discard();
     this.#render();
+    if (recording) this.#acts.onEnd(recording, null);
     byId("record").focus();
   }
 
-  #ended(file) {
+  #ended(recording, file) {
     this.#session = null;
     this.#render();
-    this.#onRecording(file);
+    this.#acts.onEnd(recording, file);
   }
 
   #show({ problem }) {
@@ -95,8 +103,12 @@ export class Recorder {
 
 /** One recording, from the open microphone to the file. */
 class Session {
+  id = `recorded-${Date.now()}`;
+  name;
   /** Loudness from 0 to 1, oldest first. */
   levels = [0];
+  /** Whether the browser has no room for its parts. */
+  isUnkept = false;
   #stream;
   #recorder;
   #analyser;
@@ -105,20 +117,23 @@ class Session {
   #parts = [];
   #startedAt = performance.now();
   #pausedAt = null;
+  #isDiscarded = false;
   #timer;
 
-  constructor(stream, request, { onTick, onEnd }) {
-    const { type, extension } = TYPES.find((known) => MediaRecorder.isTypeSupported(known.type)) ?? {};
+  constructor(stream, request, { onWords, onPart, onTick, onEnd }) {
+    const { type, extension = "webm" } = TYPES.find((known) => MediaRecorder.isTypeSupported(known.type)) ?? {};
+    const moment = new Date().toLocaleString("sv").replaceAll(":", ".");
+    this.name = `${text("recorder.file_name", { moment })}.${extension}`;
     this.#stream = stream;
     this.#analyser = this.#context.createAnalyser();
     const source = this.#context.createMediaStreamSource(stream);
     source.connect(this.#analyser);
-    this.#words = new LiveWords(this.#context, source, request);
+    this.#words = new LiveWords(this.#context, source, request, () => onWords(this));
     this.#recorder = new MediaRecorder(stream, type ? { mimeType: type } : {});
-    this.#recorder.addEventListener("dataavailable", ({ data }) => this.#parts.push(data));
+    this.#recorder.addEventListener("dataavailable", ({ data }) => this.#keep(data, onPart));
     this.#recorder.addEventListener("stop", () => {
       this.#release();
-      if (this.#parts.length > 0) onEnd(this.#file(extension ?? "webm"));
+      if (!this.#isDiscarded) onEnd(this, new File(this.#parts, this.name, { type: this.#recorder.mimeType }));
     });
     // A part each second: a microphone that is pulled out loses nothing that was said before.
     this.#recorder.start(1000);
@@ -126,6 +141,10 @@ class Session {
       if (!this.isPaused) this.levels.push(this.#level());
       onTick();
     }, 1000 / LEVELS_PER_SECOND);
+  }
+
+  get turns() {
+    return this.#words.turns;
   }
 
   get seconds() {
@@ -153,8 +172,14 @@ class Session {
   }
 
   discard() {
-    this.#recorder.addEventListener("dataavailable", () => { this.#parts = []; });
+    this.#isDiscarded = true;
     this.finish();
+  }
+
+  #keep(part, onPart) {
+    if (this.#isDiscarded || part.size === 0) return;
+    this.#parts.push(part);
+    onPart(this, part, this.#parts.length - 1);
   }
 
   #level() {
@@ -163,12 +188,6 @@ class Session {
     const power = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
     const decibels = 10 * Math.log10(power + 1e-12);
     return Math.min(1, Math.max(0, 1 - decibels / FLOOR_DB));
-  }
-
-  #file(extension) {
-    const moment = new Date().toLocaleString("sv").replaceAll(":", ".");
-    const name = `${text("recorder.file_name", { moment })}.${extension}`;
-    return new File(this.#parts, name, { type: this.#recorder.mimeType });
   }
 
   #release() {

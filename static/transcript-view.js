@@ -375,6 +375,7 @@ export class TranscriptView {
     if (!item.isConnected) return;
     const place = word ? Number(word.dataset.word) - this.#sentence(item).first : -1;
     this.#editor.open(item, this.#transcript, at, place);
+    keepInView(item);
   }
 
   /** Go on after an edit: `how` is `{focus: bool, next: index or null}`. */

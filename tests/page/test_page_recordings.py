@@ -126,10 +126,73 @@ class TestWaysIn:
     def test_words_appear_while_one_speaks(self, browser: Browser, server: Server) -> None:
         with visit(browser, server.url) as page:
             page.locator("#record").click()
-            expect(page.locator("#record-words")).to_contain_text("likes")
+            # They are where the transcript will be, with the times of their turns.
+            article = page.get_by_role("article")
+            expect(article).to_contain_text("likes")
+            title = page.locator("#document-title").inner_text()
+            assert title.startswith("Recording ")
+            expect(page.locator(".turn .time").first).to_have_text(re.compile(r"^0:0\d$"))
+            heard = page.locator(".turn .words").first.bounding_box()
+            expect(page.locator("#bar")).to_be_hidden()
             page.get_by_role("button", name="Stop and transcribe").click()
-            expect(page.locator("#record-words")).to_be_hidden()
             assert "likes" in transcript_of(page)
+            expect(page.locator("#live")).to_be_hidden()
+            expect(page.locator("#document-title")).to_have_text(title)
+            final = page.locator(".sentence .words").first.bounding_box()
+            assert heard
+            assert final
+            # The text does not move sideways.
+            assert final["x"] == heard["x"]
+            assert final["y"] < 400
+            # The recording is kept with it.
+            page.locator("[data-word]").first.click()
+            expect(page.get_by_role("button", name="Pause", exact=True)).to_be_visible()
+
+    def test_words_heard_by_the_microphone_stay_while_the_server_fails_and_after_a_reload(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            page.route("**/v1/jobs", lambda route: route.abort())
+            page.locator("#record").click()
+            expect(page.locator("#live")).to_contain_text("likes")
+            page.get_by_role("button", name="Stop and transcribe").click()
+            state(page)("The connection to the server was lost")
+            expect(page.locator("#live")).to_contain_text("likes")
+            page.get_by_role("button", name="Cancel").click()
+            page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+            page.locator("#partial-copy").click()
+            expect(page.locator("#partial-copy")).to_have_text("Copied")
+            assert "likes" in page.evaluate("navigator.clipboard.readText()")
+
+    def test_a_discarded_recording_gives_back_what_was_open(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            choose(page, SPEECH / "clip-002.flac")
+            said = transcript_of(page)
+            page.locator("#record").click()
+            expect(page.locator("#live")).to_contain_text("likes")
+            page.locator(".history-item .row-open").click()
+            page.get_by_role("button", name="Show the words").click()
+            expect(page.locator("#live")).to_contain_text("likes")
+            page.get_by_role("button", name="Discard").click()
+            expect(page.locator("#document-title")).to_have_text("clip-002.flac")
+            assert transcript_of(page) == said
+
+    def test_a_page_that_dies_while_recording_loses_at_most_a_second(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url) as page:
+            page.on("dialog", lambda dialog: dialog.accept())
+            page.locator("#record").click()
+            expect(page.locator("#record-time")).to_have_text("0:05")
+            page.reload()
+            page.locator(".history-item").wait_for()
+            page.locator(".history-item .row-open").click()
+            assert "likes" in transcript_of(page)
+            expect(page.locator("#document-detail")).to_contain_text(re.compile("^0:0[3-9]"))
+            page.locator("[data-word]").first.click()
+            expect(page.get_by_role("button", name="Pause", exact=True)).to_be_visible()
 
     def test_without_a_websocket_the_microphone_is_recorded_all_the_same(
         self, browser: Browser, server: Server
@@ -138,7 +201,7 @@ class TestWaysIn:
             page.route_web_socket("**/realtime**", lambda socket: socket.close())
             page.locator("#record").click()
             expect(page.locator("#record-time")).to_have_text("0:04")
-            expect(page.locator("#record-words")).to_be_hidden()
+            expect(page.get_by_role("article")).to_be_hidden()
             page.get_by_role("button", name="Stop and transcribe").click()
             assert "likes" in transcript_of(page)
 

@@ -36,6 +36,7 @@ WORDS: Fields = {
     "timestamp_granularities[]": ["word", "segment"],
     "include[]": ["logprobs"],
 }
+SENTENCE = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."]
 RESTING = """async () => {
     for (let still = 0, at = scrollY; still < 30; still += 1) {
         await new Promise(requestAnimationFrame);
@@ -230,7 +231,7 @@ class TestWarnings:
     def test_speech_without_words_is_marked_and_linked(
         self, browser: Browser, server: Server
     ) -> None:
-        words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 500
+        words = SENTENCE * 500
         hole = {"code": "speech_without_words", "message": "m", "start": 1200.0, "end": 1207.5}
         with visit(browser, server.url) as page:
             _play_answer(page, words, warnings=[hole])
@@ -258,6 +259,38 @@ class TestTakingAway:
                 body = ET.fromstring(archive.read("word/document.xml"))
             texts = [part.text for part in body.iter() if part.tag.endswith("}t")]
             assert texts == ["clip-001", text]
+
+    def test_what_is_printed_is_the_text_alone_dark_on_white(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url, Look(dark=True)) as page:
+            _play_answer(page, SENTENCE * 300)
+            choose(page, CLIP)
+            transcript_of(page)
+            page.locator('[data-word="0"]').dblclick()
+            page.get_by_label("Speaker from here on").fill("Ann")
+            page.keyboard.press("Tab")
+            expect(page.locator(".speaker")).to_have_text("Ann")
+            # The dialog of a browser without a window returns at once.
+            page.evaluate("window.print = () => { window.printedAs = document.title; }")
+            page.get_by_role("button", name="Export").click()
+            page.get_by_label("With times").check()
+            page.locator("#download-pdf").click()
+            assert page.evaluate("printedAs") == "clip-001"
+            page.emulate_media(media="print")
+            for shown in ("#document-title", ".speaker", ".words >> nth=0", ".time >> nth=0"):
+                ink = page.locator(shown).evaluate("(shown) => getComputedStyle(shown).color")
+                assert max(map(int, re.findall(r"\d+", ink)[:3])) < 0x60, shown
+                expect(page.locator(shown)).to_be_visible()
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
+                "rgb(255, 255, 255)"
+            )
+            for hidden in ("#bar", "#tools", "#side", ".top", "h1", "#rename"):
+                expect(page.locator(hidden)).to_be_hidden()
+            # Times stand at paragraphs only.
+            paragraphs = page.locator(".paragraph").count()
+            assert page.locator(".time:visible").count() == paragraphs
+            assert page.pdf().count(b"/Type /Page\n") > 1
 
     def test_all_transcripts_are_one_archive_in_chosen_formats(
         self, browser: Browser, server: Server, tmp_path: Path
@@ -347,6 +380,27 @@ class TestTakingAway:
             page.keyboard.type("Rose")
             page.keyboard.press("Enter")
             expect(page.locator(":focus")).to_have_text("Rose")
+
+    def test_the_editor_of_the_last_sentence_is_not_behind_the_player(
+        self, browser: Browser, server: Server
+    ) -> None:
+        with visit(browser, server.url, Look(width=1024, height=768)) as page:
+            _play_answer(page, SENTENCE * 100)
+            choose(page, CLIP)
+            transcript_of(page)
+            last = page.evaluate(
+                """() => {
+                    const bar = document.querySelector("#bar").getBoundingClientRect().top;
+                    return [...document.querySelectorAll(".sentence")]
+                        .findLastIndex((item) => item.getBoundingClientRect().bottom < bar);
+                }"""
+            )
+            page.locator(".sentence").nth(last).locator(".word").first.dblclick()
+            done = page.get_by_role("button", name="Done", exact=True).bounding_box()
+            bar = page.locator("#bar").bounding_box()
+            assert done
+            assert bar
+            assert done["y"] + done["height"] < bar["y"]
 
     def test_a_click_edits_once_the_edit_button_is_pressed(
         self, browser: Browser, server: Server
@@ -505,7 +559,7 @@ class TestThreeHours:
     def test_the_last_place_of_a_search_is_in_the_window(
         self, browser: Browser, server: Server
     ) -> None:
-        words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 2999
+        words = SENTENCE * 2999
         with visit(browser, server.url) as page:
             _play_answer(page, [*words, "zebra."])
             choose(page, CLIP)
@@ -517,7 +571,7 @@ class TestThreeHours:
     def test_only_sentences_near_the_window_have_an_element_for_each_word(
         self, browser: Browser, server: Server
     ) -> None:
-        words = ["Every", "sentence", "has", "a", "few", "words,", "nine", "with", "this."] * 3000
+        words = SENTENCE * 3000
         with visit(browser, server.url) as page:
             _play_answer(page, words)
             choose(page, CLIP)
