@@ -73,8 +73,13 @@ _FILE_HEADERS = {
     b"riff": re.compile(rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb"),
     b"FORM": re.compile(rb"FORM....AIF[FC](?:COMM|FVER)", re.DOTALL),
     _ASF_HEADER: re.compile(re.escape(_ASF_HEADER)),
+    # An EBML header (RFC 8794, 11.2) with its document type.
+    b"\x1aE\xdf\xa3": re.compile(
+        rb"\x1aE\xdf\xa3.{1,80}?\x42\x82.{1,8}?(?:webm|matroska)", re.DOTALL
+    ),
 }
-"""Magic number -> file header. Of such files, concatenated, ffmpeg reads only the first."""
+"""Magic number -> file header. Of such files, concatenated, ffmpeg reads only the first, or the
+first two with the first one's description of the tracks."""
 _MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 """The first bytes of a frame of layer III."""
 _MP3_MONO = 0xC0

@@ -127,7 +127,8 @@ class _Plan:
             return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
         # Resample 16-bit audio as 16-bit, even if the output is float.
         formats = f"aformat=sample_fmts=s16|flt:sample_rates={SAMPLE_RATE}{layouts}"
-        sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt"
+        # Layouts again: some decoders give frames without one, and ffmpeg could not choose.
+        sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt{layouts}"
         if not self.marked:
             return sound
         mark = f"atrim=end_sample=1,aeval={MARK:.0f}:c=same"
