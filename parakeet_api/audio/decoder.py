@@ -436,6 +436,10 @@ class _Decoding:
 
     def _note_skipped(self, skipped: list[Caveat]) -> None:
         number = self.track.number if self.track else 1
+        first = self._info.first if self._info else None
+        if first is not None and first.number != number and not first.is_known:
+            unknown = _skipped_track("track_undecodable", first, "could not be decoded")
+            skipped = list(dict.fromkeys([unknown, *skipped]))
         for caveat in skipped:
             self._report.caveats.append(
                 Caveat(caveat.code, f"{caveat.message}, track {number} was used.")
@@ -503,6 +507,11 @@ class _Decoding:
                 failure = failure or error
                 if not error.is_empty:
                     break
+        if failure is not None and not offset and self._file.lacks_index:
+            raise TruncatedAudioError(
+                "The file is cut short: a part of its index, which stands at its end, is missing."
+                " Send it again."
+            )
         if failure is not None and not (offset and failure.is_empty):
             raise failure if not offset else failure.decode_error
         self._check_whole(offset / SAMPLE_RATE)
