@@ -49,6 +49,7 @@ from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
     InvalidRequestError,
+    NoAudioTrackError,
     ServiceUnavailableError,
     TruncatedAudioError,
 )
@@ -495,6 +496,7 @@ class _Decoding:
         """Decode a track through all parts of the file. Raises `NothingDecodedError`."""
         sources = [Input(self._path, part.head, part.ranges) for part in self._file.parts]
         failure: NothingDecodedError | None = None
+        no_track: NoAudioTrackError | None = None
         offset = 0
         for source in sources or [Input(self._path)]:
             part = TrackDecoding(self, source, number, offset=offset)
@@ -507,6 +509,10 @@ class _Decoding:
                 failure = failure or error
                 if not error.is_empty:
                     break
+            except NoAudioTrackError as error:
+                no_track = error
+        if no_track is not None and not offset and failure is None:
+            raise no_track
         if failure is not None and not offset and self._file.lacks_index:
             raise TruncatedAudioError(
                 "The file is cut short: a part of its index, which stands at its end, is missing."

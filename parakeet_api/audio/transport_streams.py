@@ -164,6 +164,9 @@ def _audio_streams(section: bytes) -> tuple[Stream, ...] | None:
 
 def _private_format(descriptors: bytes) -> bytes:
     """Return the format of a private stream of audio; empty for any other."""
+    if not descriptors:
+        # Of no declared kind; some writers declare none for MPEG audio in m2ts files.
+        return b"?"
     at = 0
     while at + 2 <= len(descriptors):
         tag, length = descriptors[at], descriptors[at + 1]
