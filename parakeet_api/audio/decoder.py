@@ -49,6 +49,7 @@ from parakeet_api.errors import (
     AudioDecodeError,
     AudioTooLongError,
     InvalidRequestError,
+    NoAudioTrackError,
     ServiceUnavailableError,
     TruncatedAudioError,
 )
@@ -436,6 +437,10 @@ class _Decoding:
 
     def _note_skipped(self, skipped: list[Caveat]) -> None:
         number = self.track.number if self.track else 1
+        first = self._info.first if self._info else None
+        if first is not None and first.number != number and not first.is_known:
+            unknown = _skipped_track("track_undecodable", first, "could not be decoded")
+            skipped = list(dict.fromkeys([unknown, *skipped]))
         for caveat in skipped:
             self._report.caveats.append(
                 Caveat(caveat.code, f"{caveat.message}, track {number} was used.")
@@ -491,6 +496,7 @@ class _Decoding:
         """Decode a track through all parts of the file. Raises `NothingDecodedError`."""
         sources = [Input(self._path, part.head, part.ranges) for part in self._file.parts]
         failure: NothingDecodedError | None = None
+        no_track: NoAudioTrackError | None = None
         offset = 0
         for source in sources or [Input(self._path)]:
             part = TrackDecoding(self, source, number, offset=offset)
@@ -503,6 +509,15 @@ class _Decoding:
                 failure = failure or error
                 if not error.is_empty:
                     break
+            except NoAudioTrackError as error:
+                no_track = error
+        if no_track is not None and not offset and failure is None:
+            raise no_track
+        if failure is not None and not offset and self._file.lacks_index:
+            raise TruncatedAudioError(
+                "The file is cut short: a part of its index, which stands at its end, is missing."
+                " Send it again."
+            )
         if failure is not None and not (offset and failure.is_empty):
             raise failure if not offset else failure.decode_error
         self._check_whole(offset / SAMPLE_RATE)

@@ -24,6 +24,12 @@ _CANCELLED = 0.25
 """Channels cancel each other if the power of the mix, relative to the mix of uncorrelated channels
 of the same power, is below this. Equal channels have 2, one channel alone 1. Channels in antiphase
 have 0.006 if they differ by 1 dB, 0.2 by 6 dB, less than 0.02 by one sample of 48 kHz."""
+_MIN_CANCELLED = 0.1
+"""Share of a window's power, in tenths of a second that the mix would cancel, from which channels
+count as out of phase: they are so in a part of the window."""
+_TENTHS = 10
+_AS_LOUD = 0.5
+"""A channel of at least this share of the loudest one's power is kept."""
 _BAND_RATE = 4000
 """Sample rate at which the speech band is measured."""
 _FADE_S = 0.01
@@ -112,12 +118,20 @@ class Downmix:
 
     def _better_channel(self, channels: Floats, mix: Floats) -> int | None:
         """Choose a channel if the mix would cancel it; `None` = use the mix."""
-        powers = [_power(channel, self._rate) for channel in channels]
-        loudest = int(np.argmax(powers))
-        if not powers[loudest] > _SILENT:
+        powers = [_powers(channel, self._rate) for channel in channels]
+        means = [float(power.mean()) for power in powers]
+        loudest = int(np.argmax(means))
+        if not means[loudest] > _SILENT:
             return self._channel
-        unrelated = sum(powers) / len(powers) ** 2
-        return None if _power(mix, self._rate) > _CANCELLED * unrelated else loudest
+        if self._channel is not None and means[self._channel] > _AS_LOUD * means[loudest]:
+            # The channels may be of opposite polarity: do not change without need.
+            loudest = self._channel
+        unrelated = np.sum(powers, axis=0) / len(powers) ** 2
+        mixed = _powers(mix, self._rate)
+        if not mixed.mean() > _CANCELLED * unrelated.mean():
+            return loudest
+        cancelled = unrelated[mixed <= _CANCELLED * unrelated].sum()
+        return loudest if cancelled > _MIN_CANCELLED * unrelated.sum() else None
 
 
 def bounded(frames: Frames) -> Frames:
@@ -135,13 +149,17 @@ def channels_of(frames: Frames) -> Floats:
     return channels / _FULL_SCALE if frames.dtype == np.int16 else channels
 
 
-def _power(sound: Floats, rate: int) -> float:
-    """Return the mean square of the band with most of speech's power, about 300 to 2000 Hz.
+def _powers(sound: Floats, rate: int) -> Floats:
+    """Return the mean squares of the band with most of speech's power, by tenths of the window.
 
-    Rumble and hum may be in phase where the speech is not; lossy codecs make high frequencies so.
+    The band is about 300 to 2000 Hz. Rumble and hum may be in phase where the speech is not; lossy
+    codecs make high frequencies so.
     """
-    steps = speech_band(sound, rate)
-    return float(np.dot(steps, steps)) / max(1, len(steps))
+    squares = speech_band(sound, rate) ** 2
+    tenth = max(1, len(squares) // _TENTHS)
+    whole = squares[: len(squares) // tenth * tenth].reshape(-1, tenth)
+    powers: Floats = whole.mean(axis=1)
+    return powers
 
 
 def speech_band(sound: Floats, rate: int) -> Floats:

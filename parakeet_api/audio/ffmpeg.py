@@ -75,6 +75,8 @@ _NUMBER = re.compile(rb"(?:\[Eval @ 0x[0-9a-f]+\] )?(-?\d+\.\d+|-?nan|-?inf)")
 _CUT_SHORT = re.compile(
     rb": partial file|File ended prematurely"
     rb"|Error during demuxing: (?!End of file)"
+    # A nut file's last packet.
+    rb"|no index at the end"
 )
 _NO_INDEX = b"moov atom not found"
 _CORRUPT = re.compile(rb"corrupt (?:input packet|decoded frame)")

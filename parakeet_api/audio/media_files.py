@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from parakeet_api.audio.transport_streams import changes_of_audio, stride_of
 from parakeet_api.errors import AudioDecodeError
 
 _ARCHIVES = {
@@ -73,8 +74,13 @@ _FILE_HEADERS = {
     b"riff": re.compile(rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb"),
     b"FORM": re.compile(rb"FORM....AIF[FC](?:COMM|FVER)", re.DOTALL),
     _ASF_HEADER: re.compile(re.escape(_ASF_HEADER)),
+    # An EBML header (RFC 8794, 11.2) with its document type.
+    b"\x1aE\xdf\xa3": re.compile(
+        rb"\x1aE\xdf\xa3.{1,80}?\x42\x82.{1,8}?(?:webm|matroska)", re.DOTALL
+    ),
 }
-"""Magic number -> file header. Of such files, concatenated, ffmpeg reads only the first."""
+"""Magic number -> file header. Of such files, concatenated, ffmpeg reads only the first, or the
+first two with the first one's description of the tracks."""
 _MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 """The first bytes of a frame of layer III."""
 _MP3_MONO = 0xC0
@@ -85,6 +91,14 @@ _MAX_CANDIDATES = 10_000
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _FLV_TAG_HEAD = 11
+_SOX = frozenset({b".SoX", b"XoS."})
+_SOX_SAMPLE_BYTES = 4
+_WTV_HEADER = bytes.fromhex("b7d800203749da11a64e0007e95ead8d")
+_WTV_ROOT = 0x38
+"""Where the number of the root directory's first sector stands."""
+_WTV_SECTOR = 4096
+_GXF_END = bytes.fromhex("0000000001fb0000001000000000e1e2")
+"""A packet that ends the stream (SMPTE 360M)."""
 _MAX_FLAC_FRAME = 1 << 17
 """Upper bound in practice: 8 channels of 24 bits in blocks of 4608 samples take 110 KB."""
 _FLAC_TRIES = 16
@@ -111,6 +125,8 @@ class MediaFile:
     """Bytes that the structure declares beyond the end of the file."""
     expected_bytes: int = 0
     """Length of the file with the missing bytes."""
+    lacks_index: bool = False
+    """Whether an index, without which nothing can be decoded, is beyond the end of the file."""
 
 
 _ORDINARY = MediaFile()
@@ -160,6 +176,13 @@ def flv_ends_with_a_tag(path: Path) -> bool:
             return False
         file.seek(size - 4 - tag_bytes + 1)
         return int.from_bytes(file.read(3)) + _FLV_TAG_HEAD == tag_bytes
+
+
+def gxf_ends_with_its_last_packet(path: Path) -> bool:
+    """Tell whether a GXF file is complete: behind its last packet, ffmpeg reports an error."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_GXF_END)))
+        return file.read() == _GXF_END
 
 
 def _mapped(descriptor: int, size: int) -> mmap.mmap:
@@ -393,18 +416,21 @@ def _inspect_concatenated(data: mmap.mmap) -> MediaFile:
 
 def _inspect_mov(data: mmap.mmap) -> MediaFile:
     """Find concatenated MP4 or QuickTime files: ffmpeg reads only the first index."""
-    return _split_at(_file_offsets(at for at, kind in _boxes(data) if kind == b"ftyp"), len(data))
+    boxes = list(_boxes(data))
+    files = _split_at(_file_offsets(at for at, _, kind in boxes if kind == b"ftyp"), len(data))
+    _, end, kind = boxes[-1] if boxes else (0, 0, b"")
+    return replace(files, lacks_index=kind == b"moov" and end > len(data))
 
 
-def _boxes(data: mmap.mmap) -> Iterator[tuple[int, bytes]]:
-    """Yield offset and type of the top-level boxes (ISO 14496-12, 4.2)."""
+def _boxes(data: mmap.mmap) -> Iterator[tuple[int, int, bytes]]:
+    """Yield offset, end and type of the top-level boxes (ISO 14496-12, 4.2)."""
     at = 0
     for _ in range(_MAX_RANGES):
         if at + 16 > len(data):
             return
         size, kind, long_size = struct.unpack_from(">I4sQ", data, at)
-        yield at, kind
         length = long_size if size == 1 else size
+        yield at, at + length, kind
         if length < 8:  # noqa: PLR2004 - 0 is "to the end", less is broken
             return
         at += length
@@ -465,6 +491,26 @@ def id3_end(data: mmap.mmap, start: int) -> int:
     return start + 10 + sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=True))
 
 
+def _inspect_transport_stream(data: mmap.mmap) -> MediaFile:
+    return _split_at(_file_offsets(itertools.chain([0], changes_of_audio(data))), len(data))
+
+
+def _inspect_sox(data: mmap.mmap) -> MediaFile:
+    """Compare the data with the number of samples that the header declares."""
+    order = "<" if data[:4] == b".SoX" else ">"
+    header, samples, rate, channels = struct.unpack_from(f"{order}IQdI", data, 4)
+    expected = 4 + header + samples * _SOX_SAMPLE_BYTES
+    is_short = expected - len(data) > _SOX_SAMPLE_BYTES * channels * rate
+    missing = expected - len(data) if is_short else 0
+    return MediaFile(missing_bytes=missing, expected_bytes=expected)
+
+
+def _inspect_wtv(data: mmap.mmap) -> MediaFile:
+    """Find out whether the root directory, which recorders write at the end, is missing."""
+    (sector,) = struct.unpack_from("<I", data, _WTV_ROOT)
+    return MediaFile(lacks_index=sector * _WTV_SECTOR >= len(data))
+
+
 def _inspect_asf(data: mmap.mmap) -> MediaFile:
     """Compare the data with the size that its object declares (ASF specification, 3.2 and 5.1)."""
     (header_size,) = struct.unpack_from("<Q", data, 16)
@@ -486,6 +532,9 @@ _INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], Medi
     (lambda data: data[:4] == b"OggS", _inspect_ogg),
     (lambda data: data[:16] == _ASF_HEADER, _inspect_asf),
     (lambda data: data[4:8] == b"ftyp", _inspect_mov),
+    (lambda data: data[:4] in _SOX and len(data) >= 28, _inspect_sox),  # noqa: PLR2004
+    (lambda data: data[:16] == _WTV_HEADER and len(data) >= _WTV_SECTOR, _inspect_wtv),
+    (lambda data: stride_of(data) is not None, _inspect_transport_stream),
     (
         lambda data: any(data[: len(magic)] == magic for magic in _FILE_HEADERS),
         _inspect_concatenated,

@@ -63,6 +63,16 @@ class Track:
         return bool(self.flags & _AUXILIARY)
 
     @property
+    def is_known(self) -> bool:
+        """Whether ffmpeg knows its codec and sample format."""
+        return self.codec not in ("none", "unknown") and bool(self.sample_format)
+
+    @property
+    def rank(self) -> tuple[bool, bool, int]:
+        """A player's order of preference, the lowest first."""
+        return self.is_auxiliary, "default" not in self.flags, self.number
+
+    @property
     def exceeds_16_bits(self) -> bool:
         """Whether its samples have more than 16 bits."""
         return self.sample_format not in _UP_TO_16_BITS
@@ -108,15 +118,12 @@ class MediaInfo:
 
     def preferred(self) -> list[Track]:
         """Order the tracks: the one that a player would play comes first."""
-        return sorted(
-            self.tracks,
-            key=lambda track: (
-                track.codec in ("none", "unknown") or not track.sample_format,
-                track.is_auxiliary,
-                "default" not in track.flags,
-                track.number,
-            ),
-        )
+        return sorted(self.tracks, key=lambda track: (not track.is_known, *track.rank))
+
+    @property
+    def first(self) -> Track | None:
+        """The track that a player would play if it knew all codecs."""
+        return min(self.tracks, key=lambda track: track.rank, default=None)
 
 
 def parse_media_info(log: str) -> MediaInfo | None:

@@ -45,6 +45,12 @@ _COUNTED = frozenset(
     {"aac", "ac3", "amr", "dts", "eac3", "flac", "loas", "mlp", "mp3", "truehd", "wav"}
 )
 """Formats without timestamps: ffmpeg counts frames, and miscounts once the rate has changed."""
+_CHUNK_COUNTED = "avi"
+"""A container without timestamps, too: ffmpeg counts chunks, and takes a long one for two, or each
+for as long as a wrong header declares."""
+_PARSED = frozenset({"mpeg", "mpegts", "wtv"})
+"""Containers that give one timestamp to several frames; ffmpeg computes the others by the first
+sample rate, also after a change of rate."""
 _TAIL = SAMPLE_RATE // 100
 """Upper bound of the samples that a resampler holds back until its end."""
 _ABSOLUTE = frozenset({"mov", "matroska", "nut"})
@@ -85,6 +91,7 @@ class Timeline:
     _graph_position: int = 0
     """Samples of the current filter graph so far."""
     _rate: int = 0
+    _first_rate: int = 0
 
     def place(self, frames: Frames, *, at_end: bool = False) -> Iterator[Frames | Gap]:
         """Yield the frames without marks, and the gaps between them.
@@ -112,6 +119,7 @@ class Timeline:
             reading = self.readings.popleft()
             yield from self._fill(reading, previous_rate=self._rate)
             self._rate = reading.rate
+            self._first_rate = self._first_rate or reading.rate
         self._graph_position = 0
 
     def _place_graph(self, frames: Frames, *, ends: bool) -> Iterator[Frames | Gap]:
@@ -146,6 +154,8 @@ class Timeline:
             start_s = first_moment(self.info)
             self._shift_s = -(reading.seconds if start_s is None else start_s)
         gap_s = self._gap(reading, position_s, previous_rate)
+        if self._is_computed(reading) and gap_s < _RESTART_S:
+            return
         if gap_s < -_RESTART_S or self._is_no_gap(gap_s):
             # The timestamps restart here: only their offset changes.
             self._shift_s = position_s - reading.seconds
@@ -168,8 +178,15 @@ class Timeline:
                     return 0.0
         return gap_s
 
+    def _is_computed(self, reading: ClockReading) -> bool:
+        """Tell whether ffmpeg may have computed a timestamp by another sample rate."""
+        is_parsed = self.info is not None and self.info.container in _PARSED
+        return is_parsed and reading.offset_s > 0 and self._first_rate not in (0, reading.rate)
+
     def _is_no_gap(self, gap_s: float) -> bool:
         container = self.info.container if self.info else ""
         is_miscounted = container in _COUNTED and self.marked
+        is_short = 0 < gap_s < _RESTART_S and self.position > 0
+        is_miscounted |= container == _CHUNK_COUNTED and is_short
         is_splice = container in _SPLICED and self.position > 0 and gap_s > _SPLICE_S
         return is_miscounted or is_splice or gap_s > _MEANINGLESS_S

@@ -34,6 +34,7 @@ from parakeet_api.audio.levels import is_quiet
 from parakeet_api.audio.media_files import (
     flac_ends_with_a_frame,
     flv_ends_with_a_tag,
+    gxf_ends_with_its_last_packet,
     unreadable_kind,
 )
 from parakeet_api.audio.media_info import MediaInfo, Track
@@ -127,7 +128,8 @@ class _Plan:
             return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
         # Resample 16-bit audio as 16-bit, even if the output is float.
         formats = f"aformat=sample_fmts=s16|flt:sample_rates={SAMPLE_RATE}{layouts}"
-        sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt"
+        # Layouts again: some decoders give frames without one, and ffmpeg could not choose.
+        sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt{layouts}"
         if not self.marked:
             return sound
         mark = f"atrim=end_sample=1,aeval={MARK:.0f}:c=same"
@@ -338,9 +340,7 @@ class TrackDecoding:
         if timeline.position == 0:
             logger.info("ffmpeg exited %s: %s", status, run.log.last_line)
             raise self._no_output_error(run)
-        if run.log.cut_short or (
-            run.log.ends_corrupt and self._is_corrupt_end_truncation(run.info)
-        ):
+        if self._is_cut_short(run):
             self._recording.end_early(f"it ends after {decoded_s:.1f} s of sound", decoded_s)
         declared_s = self._declared_s(run.info)
         if declared_s is not None and declared_s - decoded_s > max(
@@ -351,8 +351,13 @@ class TrackDecoding:
                 decoded_s,
             )
 
-    def _is_corrupt_end_truncation(self, info: MediaInfo | None) -> bool:
-        return info is not None and info.container in _PACKET_LENGTH_IS_DECLARED
+    def _is_cut_short(self, run: FfmpegRun) -> bool:
+        container = run.info.container if run.info else ""
+        if container == "gxf" and gxf_ends_with_its_last_packet(self._source.path):
+            return False
+        return run.log.cut_short or (
+            run.log.ends_corrupt and container in _PACKET_LENGTH_IS_DECLARED
+        )
 
     def _declared_s(self, info: MediaInfo | None) -> float | None:
         """Return the duration that the track declares, if it is reliable."""
@@ -361,10 +366,11 @@ class TrackDecoding:
             or info.duration_s is None
             or info.container not in _DECLARED_LENGTH_IS_EXACT
             or info.duration_is_estimated
-            or info.has_video
         ):
             return None
         is_complete = _COMPLETENESS_CHECKS.get(info.container)
+        if info.has_video and is_complete is None:
+            return None
         if is_complete is not None and is_complete(self._source.path):
             return None
         return info.duration_s - (info.start_s or 0.0 if info.container == "flac" else 0.0)
