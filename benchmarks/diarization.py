@@ -162,8 +162,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=SMALL)
     parser.add_argument("--recordings", type=Path, default=REAL_SPEECH)
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--each", type=int, default=4, help="conversations per row")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--each", type=int, default=20, help="conversations per row")
+    parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--full-size", action="store_true")
     arguments = parser.parse_args()
     if arguments.full_size:

@@ -16,7 +16,6 @@ from parakeet_api.keywords import Keyword, parse_keywords
 from parakeet_api.model.batching import halve
 from parakeet_api.model.keyword_trees import _KEPT, KeywordTrees, read_keywords_file
 from parakeet_api.model.recognizer import NemoRecognizer
-from parakeet_api.speech.holes import Span, _part
 from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
 ABSENT = [f"Zarq{first}{second}ovich" for first in "aeiou" for second in "bdfglmnprstvz"]
@@ -106,7 +105,7 @@ def test_beam_search_supports_keywords(trees: KeywordTrees, rusks: Chunk) -> Non
 def test_parts_of_a_chunk_keep_its_keywords(trees: KeywordTrees) -> None:
     chunk = with_keywords(whole(np.ones(20 * SAMPLE_RATE, np.int16)), trees, "Rusks")
 
-    parts = [*halve(chunk), _part(chunk, Span(5.0, 7.0), (1.0, 1.0))]
+    parts = [*halve(chunk), chunk.part(5 * SAMPLE_RATE, 7 * SAMPLE_RATE)]
 
     assert all(part.keywords is chunk.keywords for part in parts)
 
