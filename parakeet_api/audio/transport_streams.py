@@ -23,6 +23,8 @@ _STRIDES = ((_PACKET, 0), (192, 4), (204, 0))
 """Distance of packets, and bytes before each: plain, with time codes, with error correction."""
 _WINDOW_PACKETS = 1 << 15
 _MAX_RESYNCS = 1000
+_MAX_PROGRAM_LISTS = 1000
+"""Each other list of programs costs one more look at the window."""
 _AUDIO_TYPES = frozenset({0x03, 0x04, 0x0F, 0x11, *range(0x80, 0x88), 0xA1, 0xA2})
 """Stream types of audio: MPEG, AAC, and those of ATSC and Blu-ray."""
 _PRIVATE = 0x06
@@ -53,7 +55,11 @@ def changes_of_audio(data: mmap.mmap) -> Iterator[int]:
     stride, prefix = found
     maps = _Maps()
     at, resyncs = 0, 0
-    while at + stride <= len(data) and resyncs < _MAX_RESYNCS:
+    while (
+        at + stride <= len(data)
+        and resyncs < _MAX_RESYNCS
+        and maps.program_lists < _MAX_PROGRAM_LISTS
+    ):
         packets = min(_WINDOW_PACKETS, (len(data) - at) // stride)
         window = np.frombuffer(data[at : at + packets * stride], np.uint8).reshape(-1, stride)
         bad = np.flatnonzero(window[:, prefix] != _SYNC)
@@ -82,6 +88,8 @@ class _Maps:
 
     pids: tuple[int, ...] = ()
     """PIDs of the program maps, by the latest PAT."""
+    program_lists: int = 0
+    """How often those have changed."""
     pat_at: int = 0
     """Row of the latest PAT, relative to the present window."""
     streams: dict[int, tuple[Stream, ...]] = field(default_factory=dict)
@@ -94,7 +102,7 @@ class _Maps:
         pids = (packets[:, 1].astype(np.int32) & 0x1F) << 8 | packets[:, 2]
         starts = packets[:, 1] & 0x40 > 0
         at = 0
-        while at < len(packets):
+        while at < len(packets) and self.program_lists < _MAX_PROGRAM_LISTS:
             wanted = np.isin(pids[at:], (0, *self.pids)) & starts[at:]
             for row in (np.flatnonzero(wanted) + at).tolist():
                 section = _section(packets[row].tobytes())
@@ -102,6 +110,7 @@ class _Maps:
                     self.pat_at = row
                     if (maps := _program_maps(section)) and maps != self.pids:
                         self.pids = maps
+                        self.program_lists += 1
                         at = row + 1
                         break
                 elif self._is_change(int(pids[row]), section):
