@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 from conftest import BUNDLED_MODELS, ROOT
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import ModelNotFoundError
 from parakeet_api.metrics import Metrics
+from parakeet_api.model import cuda
 from parakeet_api.model.checkpoints import CheckpointStore
+from parakeet_api.model.cuda import DeviceMemory
 from parakeet_api.model.devices import plan_inference
 from parakeet_api.model.pool import ModelPool
 from parakeet_api.model.slot import ModelSlot
@@ -91,6 +94,23 @@ def test_with_several_models_an_unknown_name_is_rejected_with_a_list(
         models.named(name)
 
     assert (caught.value.status, caught.value.param) == (404, "model")
+
+
+def test_metrics_are_there_after_the_gpu_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(device: str) -> DeviceMemory:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda, "device_memory", fail)
+    monkeypatch.setattr(ServedModels, "device", lambda self: "cuda:0")
+    monkeypatch.setattr(ServedModels, "waiting_chunks", lambda self: 0)
+    metrics = Metrics()
+    models_of(tmp_path)._export(metrics, with_gpu=True)
+
+    lines = metrics.exposition().decode().splitlines()
+
+    assert 'parakeet_device_memory_bytes{kind="used"} NaN' in lines
 
 
 def test_a_long_name_is_cut_in_the_message(tmp_path: Path) -> None:
