@@ -27,6 +27,8 @@ export class DocumentView {
   #settings;
   #found = [];
   #foundAt = -1;
+  /** The text that was last replaced and how often, until another one is searched. */
+  #replaced = null;
   #copyLabel = "result.copy";
   #player;
   /** The file in the player. */
@@ -270,9 +272,10 @@ export class DocumentView {
     byId("rename").addEventListener("click", () => this.#rename());
     byId("replace").addEventListener("submit", (event) => {
       event.preventDefault();
-      const count = this.#open.transcript.replaceAll(byId("search").value, byId("replacement").value);
-      say(text("replace.done", { count: number(count) }));
-      setText(byId("search-count"), text("replace.done", { count: number(count) }));
+      const wanted = byId("search").value;
+      this.#replaced = { wanted, count: this.#open.transcript.replaceAll(wanted, byId("replacement").value) };
+      say(text("replace.done", { count: number(this.#replaced.count) }));
+      this.#renderFound();
     });
     byId("edit").addEventListener("click", () => this.#toggleEditing());
     byId("uncertain").addEventListener("click", () => this.#nextUncertain());
@@ -404,6 +407,7 @@ export class DocumentView {
   // ---- Search ----
 
   #clearSearch() {
+    this.#replaced = null;
     byId("search").value = "";
     this.#found = [];
     this.#foundAt = -1;
@@ -412,12 +416,14 @@ export class DocumentView {
 
   /** Search again: an edit may have moved the matches. */
   #clearFound() {
+    this.#replaced = null;
     this.#found = [];
     this.#foundAt = -1;
     this.#transcriptView.markFound([], -1);
   }
 
   #search() {
+    if (this.#replaced?.wanted !== byId("search").value) this.#replaced = null;
     this.#found = this.#open?.transcript?.search(byId("search").value) ?? [];
     this.#foundAt = this.#found.length > 0 ? 0 : -1;
     this.#showFound();
@@ -426,6 +432,7 @@ export class DocumentView {
   #goToFound(step) {
     const count = this.#found.length;
     if (count === 0) return;
+    this.#replaced = null;
     this.#foundAt = (this.#foundAt + step + count) % count;
     this.#showFound();
   }
@@ -438,8 +445,9 @@ export class DocumentView {
   #renderFound() {
     const searching = byId("search").value.trim() !== "";
     const count = this.#found.length;
-    const values = { place: number(this.#foundAt + 1), count: number(count) };
-    setText(byId("search-count"), searching ? text(count > 0 ? "search.place" : "search.none", values) : "");
+    const values = { place: number(this.#foundAt + 1), count: number(this.#replaced ? this.#replaced.count : count) };
+    const key = this.#replaced ? "replace.done" : count > 0 ? "search.place" : "search.none";
+    setText(byId("search-count"), searching ? text(key, values) : "");
     byId("search-next").hidden = byId("search-previous").hidden = count === 0;
   }
 }

@@ -118,6 +118,8 @@ class TestEditing:
         clip.get_by_role("searchbox").fill("LIKES")
         clip.locator("#replacement").fill("loves")
         clip.get_by_role("button", name="Replace all").click()
+        # Also after the search that waits for further letters.
+        clip.wait_for_timeout(500)
         expect(clip.locator("#search-count")).to_have_text("2 replaced")
         assert transcript_of(clip) == SAID.replace("likes", "loves")
         clip.get_by_role("button", name="Undo").click()
