@@ -22,9 +22,10 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import httpx
 from websockets.asyncio.client import connect
@@ -72,14 +73,8 @@ def slow_clients(address: tuple[str, int], count: int) -> Iterator[None]:
             slow.sendall(start)
             if start in (HEAD, BODY):
                 trickling.append(slow)
-        thread = threading.Thread(target=_trickle, args=(trickling, done))
-        thread.start()
-        time.sleep(SETTLE_S)
-        try:
+        with _under_way(partial(_trickle, trickling, done), done):
             yield
-        finally:
-            done.set()
-            thread.join()
 
 
 @contextmanager
@@ -103,7 +98,14 @@ def live_clients(url: httpx.URL, idle: int, garbage: int) -> Iterator[None]:
         messages = [None] * idle + [GARBAGE[n % len(GARBAGE)] for n in range(garbage)]
         await asyncio.gather(*map(session, messages))
 
-    thread = threading.Thread(target=asyncio.run, args=(sessions(),))
+    with _under_way(lambda: asyncio.run(sessions()), done):
+        yield
+
+
+@contextmanager
+def _under_way(work: Callable[[], None], done: threading.Event) -> Iterator[None]:
+    """Run `work` in a thread; it begins before the block, and ends by `done`, set after it."""
+    thread = threading.Thread(target=work)
     thread.start()
     time.sleep(SETTLE_S)
     try:

@@ -213,21 +213,26 @@ class CheckpointStore:
         """Wait for a checkpoint or a failure; return whether either came in time."""
         return self._decided.wait(timeout_s)
 
-    def _find(self) -> Checkpoint | None:
-        """Find a checkpoint on disk. Raises `CheckpointError` if it is incomplete."""
+    def _find(self, *, any_file: bool = False) -> Checkpoint | None:
+        """Find a checkpoint on disk; `any_file` = also another one than `MODEL_ID`.
+
+        Raises `CheckpointError` if it is incomplete.
+        """
         if self._only is None:
-            return find_checkpoint(self._settings, self._bundled)
+            return find_checkpoint(self._settings, self._bundled, any_file=any_file)
         return find_named(self._settings, self._only, self._bundled)
 
     def _substitute(self) -> Checkpoint | None:
-        """Find another checkpoint on disk, for one that cannot be downloaded."""
-        if self._only is not None:
-            return None
+        """Find a checkpoint for one that cannot be downloaded: on disk, then the bundled one."""
         try:
-            return find_checkpoint(self._settings, self._bundled, any_file=True)
+            other = self._find(any_file=True)
         except CheckpointError as error:
             logger.warning("%s", error)
-            return None
+            other = None
+        english = self._bundled.english
+        if other is None and self._settings.demo_model == "auto" and english.is_file():
+            return self._check(english)
+        return other
 
     def _check(self, path: Path) -> Checkpoint:
         """Check a file. Raises `CheckpointError`."""
@@ -283,10 +288,6 @@ class CheckpointStore:
         if substitute is not None:
             logger.warning("%s", reason)
             self._settle(substitute)
-            return
-        if self._settings.demo_model == "auto" and self._bundled.english.is_file():
-            logger.warning("%s", reason)
-            self._settle(self._check(self._bundled.english))
             return
         logger.error("%s", reason)
         self._failed_at = self._clock()

@@ -124,7 +124,8 @@ class DiarizerStore(CheckpointStore):
         known = self.status.checkpoint
         return known.path.stat().st_size / 1e6 if known else _EXPECTED_MB
 
-    def _find(self) -> Checkpoint | None:
+    # Other files in the folder are recognizers, so `any_file` finds no more.
+    def _find(self, *, any_file: bool = False) -> Checkpoint | None:  # noqa: ARG002
         settings = self._settings
         if settings.model_path is not None:
             return self._check(settings.model_path)
@@ -133,10 +134,6 @@ class DiarizerStore(CheckpointStore):
             return self._check(forced)
         path = settings.models_dir / checkpoint_file(settings.model_id)
         return self._check(path) if path.is_file() else None
-
-    def _substitute(self) -> Checkpoint | None:
-        # Other files in the folder are recognizers.
-        return None
 
     def _check(self, path: Path) -> Checkpoint:
         config = read_config(path, setting=_SETTING)

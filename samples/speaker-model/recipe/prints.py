@@ -18,7 +18,7 @@ from pathlib import Path
 import librosa
 import numpy as np
 import torch
-from prepare import RATE, read, speech_spans
+from prepare import HOP, RATE, read, speech_spans
 from simulate import SPEEDS
 from torch import nn
 
@@ -48,15 +48,13 @@ class Encoder(nn.Module):
         return nn.functional.normalize(self.linear(hidden).relu(), dim=1)
 
 
-def partials(samples: np.ndarray, speed: float) -> np.ndarray:
-    """Return the mel spectrograms of the speech, shape (n, PARTIAL, BANDS)."""
-    spans = speech_spans(samples)
-    speech = np.concatenate([samples[160 * start : 160 * end] for start, end in spans])
+def partials(speech: np.ndarray, speed: float) -> np.ndarray:
+    """Return the mel spectrograms of speech without pauses, shape (n, PARTIAL, BANDS)."""
     speech = np.interp(np.arange(0, len(speech) - 1, speed), np.arange(len(speech)), speech)
     speech *= LEVEL / np.sqrt((speech**2).mean())
-    speech = np.pad(speech, (0, max(0, 160 * PARTIAL - len(speech))))
+    speech = np.pad(speech, (0, max(0, HOP * PARTIAL - len(speech))))
     mel = librosa.feature.melspectrogram(
-        y=speech.astype(np.float32), sr=RATE, n_fft=400, hop_length=160, n_mels=BANDS
+        y=speech.astype(np.float32), sr=RATE, n_fft=400, hop_length=HOP, n_mels=BANDS
     ).T
     starts = range(0, max(1, len(mel) - PARTIAL), STEP)
     return np.stack([mel[start : start + PARTIAL] for start in starts])
@@ -78,12 +76,14 @@ def main() -> None:
         if counts[row["speaker"]] == MAX_RECORDINGS:
             continue
         samples = read(arguments.audio / row["file"])
-        if not speech_spans(samples):
+        spans = speech_spans(samples)
+        if not spans:
             continue
+        speech = np.concatenate([samples[HOP * start : HOP * end] for start, end in spans])
         counts[row["speaker"]] += 1
         for variant, speed in enumerate(SPEEDS):
             with torch.inference_mode():
-                prints = encoder(torch.from_numpy(partials(samples, speed)))
+                prints = encoder(torch.from_numpy(partials(speech, speed)))
             sums[speakers.index(row["speaker"]), variant] += prints.sum(0).numpy()
     prints = sums / np.linalg.norm(sums, axis=2, keepdims=True)
     np.save(arguments.output, prints.reshape(-1, HIDDEN).astype(np.float32))
