@@ -16,7 +16,8 @@ from http_helpers import ENDPOINT
 
 from benchmarks.faulty_server import Switches
 from benchmarks.fire.journal import CUT, Journal
-from benchmarks.fire.load import Load, Outcome
+from benchmarks.fire.load import Load
+from benchmarks.fire.outcomes import Outcome
 from benchmarks.fire.recordings import Question, Recordings
 from benchmarks.fire.server import Disk, Server
 
@@ -33,6 +34,7 @@ def test_a_short_soak_test_has_no_findings() -> None:
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert "| server killed | 1 |" in outcome.stdout
     assert "| clip | right |" in outcome.stdout
+    assert "| live | right |" in outcome.stdout
     assert outcome.stdout.rstrip().endswith("0 findings")
 
 
@@ -87,7 +89,7 @@ def load(tmp_path: Path) -> Load:
     """A load that has not begun."""
     server = Server(tmp_path, Disk(tmp_path, is_small=False))
     right = {CLIP: "one two", LONG: " ".join(str(n) for n in range(100))}
-    return Load(server, Recordings([CLIP, LONG], []), right, Journal(), seed=0)
+    return Load(server, Recordings([CLIP, LONG], [], []), right, Journal(), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ import httpx
 import jiwer
 
 from benchmarks.fire.journal import CUT, Journal
+from benchmarks.fire.live import hang_up_live, transcribe_live
+from benchmarks.fire.outcomes import PATIENCE_S, Outcome, outcome_of, read_answer, read_stream
 from benchmarks.fire.recordings import ENDPOINT, Question, Recordings, transcript_in
 from benchmarks.fire.server import Server
 from benchmarks.fuzz import HEAD_BYTES, damage, damage_request, make_requests, wrong_with
 
-PATIENCE_S = 300.0
-"""An answer that takes longer is a finding. Beside the faults: a stop, a start, a load."""
 OTHER_SEAMS = 0.05
 """Words of a long recording that may differ where memory was short: it was then cut into pieces of
 5 to 15 s with 2 s of context, where of dense speech 4 % differ."""
@@ -40,20 +40,21 @@ AFTER_CUT_S = 0.5
 _SILENCE_S = 2.0
 """A server that has nothing more to say to a damaged request may wait for the rest of it."""
 _JOB_POLL_S = 0.5
+_LIVE_SPEEDS = (1.0, 50.0)
+_LIVE_GARBAGE = (
+    "{",
+    "[]",
+    b"\xff" * 1000,
+    '{"type": "no.such.event"}',
+    '{"type": "input_audio_buffer.append"}',
+    '{"type": "input_audio_buffer.append", "audio": "%%%"}',
+    '{"type": "session.update", "session": {"audio": 7}}',
+    '{"type": "input_audio_buffer.commit"}',
+)
 _PROBE_S = 1.0
 _PROBES = ("/health", "/health/simple", "/ready", "/metrics")
 _PROBE_WITHIN_S = 10.0
 """On a machine that is busy with the other clients."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The outcome of a request."""
-
-    text: str | None = None
-    """The body of a whole answer."""
-    code: str = ""
-    """Else the error's, or `CUT`."""
 
 
 @dataclass(slots=True)
@@ -275,6 +276,8 @@ class Client:
             self._stream: 15,
             self._hang_up: 20,
             self._slow: 5,
+            self._live: 8,
+            self._live_hang_up: 5,
             self._damaged_media: 8,
             self._damaged_request: 8,
             self._job: 12,
@@ -372,10 +375,22 @@ class Client:
                 answer = http.client.HTTPResponse(connection, method="POST")
                 answer.begin()
                 time.sleep(self._rng.uniform(0.0, 2.0))
-                outcome = _outcome(answer.status, answer.headers, answer.read().decode())
+                outcome = outcome_of(answer.status, answer.headers, answer.read().decode())
         except (OSError, http.client.HTTPException):
             outcome = Outcome(code=CUT)
         self._load.judge("slow", outcome, question, began)
+
+    def _live(self) -> None:
+        question = self._rng.choice(self._load.recordings.live)
+        speed, began = self._rng.choice(_LIVE_SPEEDS), time.monotonic()
+        outcome = transcribe_live(self._load.server.url, question.content, speed=speed)
+        self._load.judge("live", outcome, question, began)
+
+    def _live_hang_up(self) -> None:
+        sound = self._rng.choice(self._load.recordings.live).content
+        part = sound[: self._rng.randrange(len(sound))]
+        hang_up_live(self._load.server.url, part, self._rng.choice(_LIVE_GARBAGE))
+        self._load.journal.count("live hung up", "by the client")
 
     def _damaged_media(self) -> None:
         began = time.monotonic()
@@ -433,50 +448,6 @@ class Client:
             with contextlib.suppress(httpx.TransportError):
                 self._http.delete(f"/v1/jobs/{job.id}")
         self._load.jobs[job.id] = job
-
-
-def read_answer(answer: httpx.Response) -> Outcome:
-    """Read a whole answer."""
-    return _outcome(answer.status_code, answer.headers, answer.text)
-
-
-def _outcome(status: int, headers: Any, body: str) -> Outcome:
-    if status < 300:
-        return Outcome(text=body)
-    try:
-        error = json.loads(body)["error"]
-        in_shape = set(error) == {"message", "type", "param", "code"}
-    except (ValueError, KeyError, TypeError):
-        in_shape = False
-    if not in_shape or (status == 503 and not headers.get("Retry-After")):
-        return Outcome(code=f"{status} out of shape: {body[:200]!r}")
-    return Outcome(code=error["code"] or "invalid_request")
-
-
-def read_stream(answer: httpx.Response, response_format: str) -> Outcome:
-    """Read a stream to its end; its deltas must add up to its text."""
-    if answer.status_code != 200:
-        answer.read()
-        return read_answer(answer)
-    text = ""
-    for line in answer.iter_lines():
-        event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-        if "error" in event:
-            return Outcome(code=event["error"]["code"])
-        text += event.get("delta", "")
-        if event.get("type") == "transcript.text.done":
-            if text != event["text"]:
-                return Outcome(code=f"the deltas add up to {text[-100:]!r}")
-            return Outcome(text=_body_of(event, response_format))
-    return Outcome(code=CUT)
-
-
-def _body_of(done: dict[str, Any], response_format: str) -> str:
-    """Return the body that the same request would have got without a stream."""
-    if response_format == "text":
-        return str(done["text"])
-    rendering = done.get(response_format, done)
-    return rendering if isinstance(rendering, str) else json.dumps(rendering)
 
 
 def _request(question: Question, *, stream: bool = False) -> bytes:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import soundfile
 
 from benchmarks.fidelity import FORMATS, SPEECH
+from benchmarks.fire.live import transcribe_live
 from benchmarks.fuzz import make_media
 from parakeet_api.audio.ffmpeg import find_ffmpeg
 
@@ -37,6 +39,8 @@ class Recordings:
     questions: list[Question]
     media: list[bytes]
     """Media files to damage."""
+    live: list[Question]
+    """Samples for live sessions, the answer's format `text`."""
 
     @property
     def clips(self) -> list[Question]:
@@ -49,9 +53,11 @@ class Recordings:
 
 def make_recordings(folder: Path, *, clips: int = MOST_CLIPS, long: bool = True) -> Recordings:
     """Make clips in many containers, and take the two recordings of 12 minutes."""
-    questions = []
+    questions, live = [], []
     for number in range(clips):
         source = SPEECH / f"clip-{number:03d}.flac"
+        samples, _ = soundfile.read(source, dtype="int16")
+        live.append(Question(source.stem, samples.tobytes(), "text", False))
         suffix = sorted(FORMATS)[number % len(FORMATS)]
         clip = folder / f"{source.stem}.{suffix}"
         command = [find_ffmpeg(), "-loglevel", "error", "-y", "-i", str(source)]
@@ -59,22 +65,29 @@ def make_recordings(folder: Path, *, clips: int = MOST_CLIPS, long: bool = True)
         questions += [Question(clip.name, clip.read_bytes(), f, False) for f in CLIP_ANSWERS]
     if long:
         questions += [Question(name, (SPEECH / name).read_bytes(), f, True) for name, f in LONG]
-    return Recordings(questions, make_media(folder))
+    return Recordings(questions, make_media(folder), live)
 
 
 def ask_all(url: str, recordings: Recordings) -> dict[Question, str]:
     """Get the expected transcripts from an idle server."""
     with httpx.Client(base_url=url, timeout=600, trust_env=False, verify=False) as client:
-        return {
+        files = {
             question: transcript_in(_ask(client, question), question)
             for question in recordings.questions
         }
+    return files | {question: _say(url, question) for question in recordings.live}
 
 
 def _ask(client: httpx.Client, question: Question) -> str:
     fields = {"response_format": question.response_format}
     answer = client.post(ENDPOINT, files={"file": question.content}, data=fields)
     return answer.raise_for_status().text
+
+
+def _say(url: str, question: Question) -> str:
+    outcome = transcribe_live(url, question.content, speed=1.0)
+    assert outcome.text, outcome.code
+    return transcript_in(outcome.text, question)
 
 
 def transcript_in(body: str, question: Question) -> str:
