@@ -15,6 +15,7 @@ import { HistoryView } from "./history-view.js";
 import { chooseLanguage, onLanguageChange, pageLanguage, preferredLanguage, text, useLanguage } from "./i18n.js";
 import { listenForFiles, listenForUrls } from "./intake.js";
 import { ModelStatus } from "./model-status.js";
+import { openedEntry, openedJob, openedRecording } from "./opened-document.js";
 import { Peaks } from "./peaks.js";
 import { Queue } from "./queue.js";
 import { QueueView, stateOf } from "./queue-view.js";
@@ -104,7 +105,7 @@ class Page {
     });
     byId("try-sample").addEventListener("click", () => this.#trySample());
     byId("record-show").addEventListener("click", () => {
-      this.#document.open(this.#documentOfRecording(this.#recorder.current));
+      this.#document.open(openedRecording(this.#recorder.current));
       this.#render();
     });
     for (const id of ["export-all", "export-refused"]) byId(id).addEventListener("click", () => this.#exportAll());
@@ -150,17 +151,13 @@ class Page {
 
   /** Show the words of a recording while it is made: the document in which its transcript will stand. */
   #heard(recording) {
-    const opened = this.#documentOfRecording(recording);
+    const opened = openedRecording(recording);
     if (this.#heardId !== recording.id) {
       this.#heardId = recording.id;
       this.#openBefore = this.#document.opened;
       this.#document.open(opened);
     } else if (this.#document.openId === recording.id) this.#document.advance(opened);
     this.#render();
-  }
-
-  #documentOfRecording({ id, name, turns }) {
-    return { id, name, file: null, isRecording: true, isOver: false, deltas: [], turns, peaks: new Peaks(), durationS: () => 0, transcript: null };
   }
 
   /** Transcribe a recording; `file` is null if it was discarded. */
@@ -207,21 +204,11 @@ class Page {
   }
 
   #documentOf(job) {
-    return {
-      id: job.id,
-      name: job.name,
-      file: job.file,
-      isRecording: false,
-      isOver: job.isOver,
-      deltas: job.deltas,
-      turns: job.turns,
-      peaks: job.peaks,
-      durationS: () => job.transcript?.durationS ?? job.totalS ?? job.peaks.seconds,
-      transcript: job.transcript,
-      facts: job.transcript && { elapsedS: job.elapsedS, transcribingS: job.transcribingS || job.elapsedS },
-      onEdit: (event) => this.#keepEdit(job.id, event),
-      onRename: (name) => this.#rename(job, name),
-    };
+    return openedJob(job, this.#actionsOn(job));
+  }
+
+  #actionsOn(named) {
+    return { onEdit: (event) => this.#keepEdit(named.id, event), onRename: (name) => this.#rename(named, name) };
   }
 
   async #openStored(entry, { answer, peaks, edits }) {
@@ -229,21 +216,7 @@ class Page {
     const transcript = new Transcript(answer, edits);
     const kept = Peaks.from(peaks);
     const file = job?.file ?? (await this.#history.soundOf(entry.id, entry.name)) ?? null;
-    this.#document.open({
-      id: entry.id,
-      name: entry.name,
-      file,
-      isRecording: false,
-      isOver: true,
-      deltas: [],
-      turns: [],
-      peaks: kept,
-      durationS: () => transcript.durationS,
-      transcript,
-      facts: null,
-      onEdit: (event) => this.#keepEdit(entry.id, event),
-      onRename: (name) => this.#rename(entry, name),
-    });
+    this.#document.open(openedEntry(entry, { file, peaks: kept, transcript }, this.#actionsOn(entry)));
     this.#render();
     this.#document.focus();
   }

@@ -5,36 +5,26 @@ import { copy, download, saveFile, stem, write } from "./downloads.js";
 import { clock, number, onLanguageChange, text, timesRealTime } from "./i18n.js";
 import { LiveView } from "./live-view.js";
 import { Player } from "./player.js";
+import { SearchView } from "./search-view.js";
 import { TranscriptView } from "./transcript-view.js";
 import { Waveform } from "./waveform.js";
 
-const SEARCH_DELAY_MS = 150;
 /** Debounce: captions are rendered once editing pauses. */
 const CAPTIONS_DELAY_MS = 400;
 const COPY_FEEDBACK_MS = 2_000;
 /** Step of the keys for back and forward. */
 const STEP_S = 5;
 
-/**
- * What is open is `{id, name, file, isRecording, isOver, deltas, turns, peaks, durationS(), transcript, facts, onEdit(event), onRename(name)}`.
- *
- * `file` is null without a stored recording, `transcript` while it is being made. `turns` are the words
- * heard by the microphone; they are shown until the transcript takes their place. `facts`,
- * `{elapsedS, transcribingS}`, has the processing times, if known.
- */
 export class DocumentView {
   #open = null;
   #settings;
-  #found = [];
-  #foundAt = -1;
-  /** The text that was last replaced and how often, until another one is searched. */
-  #replaced = null;
   #copyLabel = "result.copy";
   #player;
   /** The file in the player. */
   #playable = null;
   #waveform;
   #transcriptView;
+  #search;
   #live = new LiveView();
   #writeCaptions = debounced(() => this.#showCaptions(), CAPTIONS_DELAY_MS);
   #uncertainAt = -1;
@@ -51,6 +41,7 @@ export class DocumentView {
       onEditing: () => this.#player.pause(),
       onFollow: () => this.#renderFollow(),
     });
+    this.#search = new SearchView(this.#transcriptView);
     this.#listen();
     onLanguageChange(() => this.render());
   }
@@ -75,12 +66,13 @@ export class DocumentView {
     return this.#open?.id ?? null;
   }
 
-  /** Show `opened`; `null` shows nothing. */
+  /** Show what `opened-document.js` has made; `null` shows nothing. */
   open(opened) {
     this.commit();
     const file = opened?.file ?? null;
     this.#open = opened;
-    this.#clearSearch();
+    this.#uncertainAt = -1;
+    this.#search.begin(opened?.transcript ?? null);
     if (file === null || file !== this.#playable) this.#player.load(file);
     this.#playable = file;
     this.#live.hide();
@@ -151,7 +143,7 @@ export class DocumentView {
     byId("replace").hidden = byId("edit-hint").hidden = !this.#transcriptView.isEditing;
     this.#renderWarnings();
     this.#renderUncertain();
-    this.#renderFound();
+    this.#search.render();
     this.#waveform.redraw();
   }
 
@@ -244,7 +236,7 @@ export class DocumentView {
     transcript.onChange = (change) => {
       this.#transcriptView.changed(change);
       this.#writeCaptions();
-      this.#clearFound();
+      this.#search.forget();
       this.render();
       this.#showSound();
     };
@@ -270,13 +262,6 @@ export class DocumentView {
     byId("back").addEventListener("click", () => this.#step(-STEP_S));
     byId("forward").addEventListener("click", () => this.#step(STEP_S));
     byId("rename").addEventListener("click", () => this.#rename());
-    byId("replace").addEventListener("submit", (event) => {
-      event.preventDefault();
-      const wanted = byId("search").value;
-      this.#replaced = { wanted, count: this.#open.transcript.replaceAll(wanted, byId("replacement").value) };
-      say(text("replace.done", { count: number(this.#replaced.count) }));
-      this.#renderFound();
-    });
     byId("edit").addEventListener("click", () => this.#toggleEditing());
     byId("uncertain").addEventListener("click", () => this.#nextUncertain());
     byId("save-recording").addEventListener("click", () => saveFile(this.#open.file, this.#open.file.name));
@@ -285,14 +270,6 @@ export class DocumentView {
       if (target.files.length > 0) this.open({ ...this.#open, file: target.files[0] });
       target.value = "";
     });
-    byId("search").addEventListener("input", debounced(() => this.#search(), SEARCH_DELAY_MS));
-    byId("search").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter") return;
-      event.preventDefault();
-      this.#goToFound(event.shiftKey ? -1 : 1);
-    });
-    byId("search-next").addEventListener("click", () => this.#goToFound(1));
-    byId("search-previous").addEventListener("click", () => this.#goToFound(-1));
     window.addEventListener("keydown", (event) => this.#key(event));
   }
 
@@ -402,53 +379,6 @@ export class DocumentView {
   #nextUncertain() {
     this.#uncertainAt = this.#open.transcript.uncertainAfter(this.#uncertainAt);
     this.#transcriptView.goTo(this.#uncertainAt);
-  }
-
-  // ---- Search ----
-
-  #clearSearch() {
-    this.#replaced = null;
-    byId("search").value = "";
-    this.#found = [];
-    this.#foundAt = -1;
-    this.#uncertainAt = -1;
-  }
-
-  /** Search again: an edit may have moved the matches. */
-  #clearFound() {
-    this.#replaced = null;
-    this.#found = [];
-    this.#foundAt = -1;
-    this.#transcriptView.markFound([], -1);
-  }
-
-  #search() {
-    if (this.#replaced?.wanted !== byId("search").value) this.#replaced = null;
-    this.#found = this.#open?.transcript?.search(byId("search").value) ?? [];
-    this.#foundAt = this.#found.length > 0 ? 0 : -1;
-    this.#showFound();
-  }
-
-  #goToFound(step) {
-    const count = this.#found.length;
-    if (count === 0) return;
-    this.#replaced = null;
-    this.#foundAt = (this.#foundAt + step + count) % count;
-    this.#showFound();
-  }
-
-  #showFound() {
-    this.#transcriptView.markFound(this.#found, this.#foundAt);
-    this.#renderFound();
-  }
-
-  #renderFound() {
-    const searching = byId("search").value.trim() !== "";
-    const count = this.#found.length;
-    const values = { place: number(this.#foundAt + 1), count: number(this.#replaced ? this.#replaced.count : count) };
-    const key = this.#replaced ? "replace.done" : count > 0 ? "search.place" : "search.none";
-    setText(byId("search-count"), searching ? text(key, values) : "");
-    byId("search-next").hidden = byId("search-previous").hidden = count === 0;
   }
 }
 
