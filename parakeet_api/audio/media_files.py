@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from parakeet_api.audio import flash_video
 from parakeet_api.audio.transport_streams import changes_of_audio, stride_of
 from parakeet_api.errors import AudioDecodeError
 
@@ -66,7 +67,6 @@ _WINDOW = 1 << 23
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _FILE_HEADERS = {
-    b"FLV\1": re.compile(rb"FLV\x01.\x00\x00\x00\x09\x00\x00\x00\x00", re.DOTALL),
     b"fLaC": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
     b"caff": re.compile(rb"caff\x00\x01\x00\x00desc"),
     b"TTA1": re.compile(rb"TTA1[\x01\x02]\x00[\x01-\x10]\x00"),
@@ -93,6 +93,10 @@ _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _FLV_TAG_HEAD = 11
 _SOX = frozenset({b".SoX", b"XoS."})
 _SOX_SAMPLE_BYTES = 4
+_IRCAM = re.compile(rb"\x64\xa3[\x01-\x04]\x00|\x00[\x01-\x04]\xa3\x64")
+_IRCAM_HEADER_BYTES = 1024
+_IRCAM_SAMPLE_BYTES = 0xFF
+"""The bits of an encoding's number that give the size of a sample."""
 _WTV_HEADER = bytes.fromhex("b7d800203749da11a64e0007e95ead8d")
 _WTV_ROOT = 0x38
 """Where the number of the root directory's first sector stands."""
@@ -125,6 +129,8 @@ class MediaFile:
     """Bytes that the structure declares beyond the end of the file."""
     expected_bytes: int = 0
     """Length of the file with the missing bytes."""
+    ends_within_sample: bool = False
+    """Whether the last sample of a format that declares no length is incomplete."""
     lacks_index: bool = False
     """Whether an index, without which nothing can be decoded, is beyond the end of the file."""
 
@@ -495,6 +501,17 @@ def _inspect_transport_stream(data: mmap.mmap) -> MediaFile:
     return _split_at(_file_offsets(itertools.chain([0], changes_of_audio(data))), len(data))
 
 
+def _inspect_flash_video(data: mmap.mmap) -> MediaFile:
+    starts = _file_offsets(itertools.chain([0], flash_video.changes_of_audio(data)))
+    files = _split_at(starts, len(data))
+    heads = (flash_video.header_for(data, start) for start in starts)
+    return MediaFile(
+        parts=tuple(
+            replace(part, head=head) for part, head in zip(files.parts, heads, strict=False)
+        )
+    )
+
+
 def _inspect_sox(data: mmap.mmap) -> MediaFile:
     """Compare the data with the number of samples that the header declares."""
     order = "<" if data[:4] == b".SoX" else ">"
@@ -503,6 +520,15 @@ def _inspect_sox(data: mmap.mmap) -> MediaFile:
     is_short = expected - len(data) > _SOX_SAMPLE_BYTES * channels * rate
     missing = expected - len(data) if is_short else 0
     return MediaFile(missing_bytes=missing, expected_bytes=expected)
+
+
+def _inspect_ircam(data: mmap.mmap) -> MediaFile:
+    """Find out whether a file that declares no length ends within a sample of all channels."""
+    order = "<" if data[3] == 0 else ">"
+    channels, encoding = struct.unpack_from(f"{order}II", data, 8)
+    frame_bytes = channels * (encoding & _IRCAM_SAMPLE_BYTES)
+    rest = (len(data) - _IRCAM_HEADER_BYTES) % frame_bytes if frame_bytes else 0
+    return MediaFile(ends_within_sample=rest > 0)
 
 
 def _inspect_wtv(data: mmap.mmap) -> MediaFile:
@@ -532,7 +558,12 @@ _INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], Medi
     (lambda data: data[:4] == b"OggS", _inspect_ogg),
     (lambda data: data[:16] == _ASF_HEADER, _inspect_asf),
     (lambda data: data[4:8] == b"ftyp", _inspect_mov),
+    (flash_video.is_flash_video, _inspect_flash_video),
     (lambda data: data[:4] in _SOX and len(data) >= 28, _inspect_sox),  # noqa: PLR2004
+    (
+        lambda data: _IRCAM.match(data) is not None and len(data) > _IRCAM_HEADER_BYTES,
+        _inspect_ircam,
+    ),
     (lambda data: data[:16] == _WTV_HEADER and len(data) >= _WTV_SECTOR, _inspect_wtv),
     (lambda data: stride_of(data) is not None, _inspect_transport_stream),
     (

@@ -83,8 +83,8 @@ _LAYOUTS: dict[Mix, str] = {
     "discrete": "",
 }
 """How ffmpeg outputs channels: one or two unchanged, a surround layout downmixed by the standard
-coefficients, channels without a speaker layout unchanged. The downmix is to stereo: its mean is that
-to mono, in which a front pair in antiphase would be lost unnoticed."""
+coefficients, channels without a speaker layout unchanged. The downmix is to stereo: its mean is the
+downmix to mono, in which pairs in antiphase would be lost unnoticed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,32 @@ def test_joined_files_of_any_codec_are_all_decoded(
     assert_all_is_heard(decoder, joined, parts)
 
 
+RECONNECTED: dict[str, list[tuple[str, ...]]] = {
+    "aac, mp3": [("-c:a", "aac"), ("-c:a", "libmp3lame")],
+    "mp3, aac": [("-c:a", "libmp3lame"), ("-c:a", "aac")],
+    "aac, mp3, aac": [("-c:a", "aac"), ("-c:a", "libmp3lame"), ("-c:a", "aac")],
+    "pcm, aac of another rate": [("-c:a", "pcm_s16le"), ("-c:a", "aac", "-ar", "22050")],
+}
+FLV_HEADER_BYTES = 13
+
+
+@pytest.mark.parametrize("between", [b"", bytes(300)], ids=["", "damaged"])
+@pytest.mark.parametrize("name", RECONNECTED)
+def test_an_flv_whose_codec_changes_is_all_decoded(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str, between: bytes
+) -> None:
+    mono = ("-ar", "44100", "-ac", "1")
+    parts = [
+        encode(clip.path, tmp_path / f"{number}.flv", *mono, *options)
+        for number, (clip, options) in enumerate(zip(clips[5:], RECONNECTED[name], strict=False))
+    ]
+    joined = tmp_path / "joined.flv"
+    first, *others = (part.read_bytes() for part in parts)
+    joined.write_bytes(between.join([first, *(content[FLV_HEADER_BYTES:] for content in others)]))
+
+    assert_all_is_heard(decoder, joined, parts)
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_part_without_sound_does_not_hide_the_others(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, order: tuple[int, int]
@@ -191,6 +217,18 @@ def test_a_file_that_was_cut_is_refused_and_a_whole_one_accepted(
     content = file.read_bytes()
     file.write_bytes(content[: round(len(content) * share)])
     with pytest.raises(TruncatedAudioError):
+        decode(decoder, file)
+
+
+def test_an_ircam_file_that_ends_within_a_sample_is_refused(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = encode(clips[6].path, tmp_path / "a.ircam", "-ac", "2")
+    assert codes_of(decoder, file) == []
+
+    file.write_bytes(file.read_bytes()[:40_001])
+
+    with pytest.raises(TruncatedAudioError, match="ends within a sample, after 0\\.6 s"):
         decode(decoder, file)
 
 
