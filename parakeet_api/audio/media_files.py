@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parakeet_api.audio import flash_video
+from parakeet_api.audio import flash_video, ogg_pages
 from parakeet_api.audio.transport_streams import changes_of_audio, stride_of
 from parakeet_api.errors import AudioDecodeError
 
@@ -54,14 +54,6 @@ _MIN_FMT = 16
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 """Magic numbers of tags that follow the audio without a RIFF chunk."""
 
-_OGG_PAGE = re.compile(rb"OggS\x00[\x00-\x07]")
-_OGG_MAGIC = b"OggS\0"
-_OGG_BOS_FLAGS = frozenset({b"\2", b"\3", b"\6", b"\7"})
-"""Header flags with the bit "beginning of stream"."""
-_OGG_HEADER_BYTES = 27
-_MAX_OGG_PAGE = _OGG_HEADER_BYTES + 255 + 255 * 255
-_MAX_OGG_FIRST_PAGE = 4096
-"""It holds only the codec's first header, about 100 bytes; a longer one is not a first page."""
 _WINDOW = 1 << 23
 """Bytes searched at once, so that other threads get the GIL in between."""
 
@@ -115,8 +107,8 @@ class Part:
 
     head: bytes
     """A header to send before the ranges."""
-    ranges: tuple[range, ...]
-    """Byte ranges of the upload."""
+    ranges: tuple[range | bytes, ...]
+    """Byte ranges of the upload; bytes replace some of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,21 +332,39 @@ def _inspect_avi(data: mmap.mmap) -> MediaFile:
 
 def _inspect_ogg(data: mmap.mmap) -> MediaFile:
     missing = _missing_of_last_page(data)
-    links = _split_at(list(_ogg_links(data)) or [0], len(data))
+    starts = list(_ogg_links(data)) or [0]
+    links = _split_at(starts, len(data))
+    extents = [range(*ends) for ends in zip(starts, [*starts[1:], len(data)], strict=True)]
+    patches = [ogg_pages.mended_positions(data, extent) for extent in extents]
+    if any(patches):
+        parts = map(_patched, extents, patches)
+        links = MediaFile(parts=tuple(parts))
     return replace(links, missing_bytes=missing, expected_bytes=len(data) + missing)
+
+
+def _patched(extent: range, patches: list[ogg_pages.Patch]) -> Part:
+    """Replace bytes of a range."""
+    ranges: list[range | bytes] = []
+    at = extent.start
+    for start, content in patches:
+        ranges += [range(at, start), content]
+        at = start + len(content)
+    return Part(b"", (*ranges, range(at, extent.stop)))
 
 
 def _ogg_links(data: mmap.mmap) -> Iterator[int]:
     """Yield the offsets of a chained stream's links: first pages after later ones (RFC 3533, 4)."""
     end_of_firsts = links = 0
     first_pages = (
-        at for at in _find_all(data, _OGG_MAGIC) if data[at + 5 : at + 6] in _OGG_BOS_FLAGS
+        at
+        for at in _find_all(data, ogg_pages.MAGIC)
+        if data[at + 5 : at + 6] in ogg_pages.BOS_FLAGS
     )
     for number, start in enumerate(first_pages):
         if number > 2 * _MAX_PARTS:
             raise _too_many(links)
-        end = _ogg_page_end(data, start)
-        if not _is_first_page(data, start, end):
+        end = ogg_pages.page_end(data, start)
+        if not ogg_pages.is_first_page(data, start, end):
             continue
         # First pages of multiplexed streams follow each other.
         if start != end_of_firsts or not links:
@@ -377,37 +387,19 @@ def _positions(data: mmap.mmap, pattern: bytes, start: int, end: int) -> Iterato
         start += 1
 
 
-def _ogg_page_end(data: mmap.mmap, start: int) -> int:
-    """Return a page's end by its header; past the end of the file if the header is incomplete."""
-    header = data[start : start + _OGG_HEADER_BYTES]
-    segments = header[-1]
-    table = data[start + _OGG_HEADER_BYTES : start + _OGG_HEADER_BYTES + segments]
-    if len(header) < _OGG_HEADER_BYTES or len(table) < segments:
-        return len(data) + 1
-    return start + _OGG_HEADER_BYTES + segments + sum(table)
-
-
-def _is_first_page(data: mmap.mmap, start: int, end: int) -> bool:
-    if not _OGG_HEADER_BYTES < end - start <= _MAX_OGG_FIRST_PAGE or end > len(data):
-        return False
-    page = data[start:end]
-    (checksum,) = struct.unpack_from("<I", page, 22)
-    return _crc32(page[:22] + bytes(4) + page[26:]) == int(checksum)
-
-
 def _missing_of_last_page(data: mmap.mmap) -> int:
     """Count the bytes missing from the last page."""
-    at = max(0, len(data) - 2 * _MAX_OGG_PAGE)
-    first = _OGG_PAGE.search(data, at)
+    at = max(0, len(data) - 2 * ogg_pages.MAX_PAGE)
+    first = ogg_pages.PAGE.search(data, at)
     at = first.start() if first else len(data)
     while at < len(data):
-        if not _OGG_PAGE.match(data, at):
+        if not ogg_pages.PAGE.match(data, at):
             # Not a page, or a damaged one: go to the next.
-            following = _OGG_PAGE.search(data, at)
+            following = ogg_pages.PAGE.search(data, at)
             if following is None:
                 return 0
             at = following.start()
-        at = _ogg_page_end(data, at)
+        at = ogg_pages.page_end(data, at)
     return at - len(data)
 
 
@@ -575,19 +567,18 @@ _INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], Medi
 """Pairs of a format check and an inspector; the first match is used."""
 
 
-def _table(width: int, polynomial: int) -> list[int]:
+def _table() -> list[int]:
     table = []
     for byte in range(256):
-        value = byte << (width - 8)
+        value = byte << 8
         for _ in range(8):
-            value = value << 1 ^ (polynomial if value >> (width - 1) else 0)
-            value &= (1 << width) - 1
+            value = value << 1 ^ (0x8005 if value >> 15 else 0)
+            value &= 0xFFFF
         table.append(value)
     return table
 
 
-_CRC16 = _table(16, 0x8005)
-_CRC32 = _table(32, 0x04C11DB7)
+_CRC16 = _table()
 
 
 def _crc16(data: bytes) -> int:
@@ -595,12 +586,4 @@ def _crc16(data: bytes) -> int:
     value = 0
     for byte in data:
         value = value << 8 & 0xFFFF ^ _CRC16[value >> 8 ^ byte]
-    return value
-
-
-def _crc32(data: bytes) -> int:
-    """Return the CRC-32 of an Ogg page."""
-    value = 0
-    for byte in data:
-        value = value << 8 & 0xFFFFFFFF ^ _CRC32[value >> 24 ^ byte]
     return value

@@ -302,6 +302,17 @@ def test_surround_sound_is_mixed_by_the_standard_coefficients(
     assert np.abs(ours[: len(theirs)] - theirs[: len(ours)]).max() <= 2
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("samples", [1, 3, 8])
+def test_a_stereo_recording_of_a_few_samples_is_decoded(
+    either: FfmpegDecoder, tmp_path: Path, samples: int
+) -> None:
+    file = tmp_path / "a.aiff"
+    soundfile.write(file, np.full((samples, 2), 0.5), SAMPLE_RATE)
+
+    assert decode_file(either, file).samples.tolist() == [16384] * samples
+
+
 ANTIPHASE = {
     "5.1": ("FL", "FR"),
     "5.1(side)": ("SL", "SR"),
