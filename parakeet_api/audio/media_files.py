@@ -65,6 +65,7 @@ _FILE_HEADERS = {
     b"#!AMR": re.compile(rb"#!AMR(?:-WB)?\n"),
     b"riff": re.compile(rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb"),
     b"FORM": re.compile(rb"FORM....AIF[FC](?:COMM|FVER)", re.DOTALL),
+    b"NIST": re.compile(rb"NIST_1A\n *\d{4,5}\n"),
     _ASF_HEADER: re.compile(re.escape(_ASF_HEADER)),
     # An EBML header (RFC 8794, 11.2) with its document type.
     b"\x1aE\xdf\xa3": re.compile(
@@ -83,6 +84,11 @@ _MAX_CANDIDATES = 10_000
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _FLV_TAG_HEAD = 11
+_MAX_HEADER = 1 << 16
+_UNKNOWN_LONG_SIZE = 1 << 48
+_W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
+_W64_CHUNK_HEAD = 24
+_SPHERE_CODINGS = frozenset({b"pcm", b"ulaw", b"alaw", b"mu-law"})
 _SOX = frozenset({b".SoX", b"XoS."})
 _SOX_SAMPLE_BYTES = 4
 _IRCAM = re.compile(rb"\x64\xa3[\x01-\x04]\x00|\x00[\x01-\x04]\xa3\x64")
@@ -409,7 +415,60 @@ def _inspect_concatenated(data: mmap.mmap) -> MediaFile:
         (magic, head) for magic, head in _FILE_HEADERS.items() if data[: len(magic)] == magic
     )
     starts = (at for at in _find_all(data, magic) if head.match(data, at))
-    return _split_at(_file_offsets(starts), len(data))
+    files = _split_at(_file_offsets(starts), len(data))
+    end = _ENDS[magic](data) if magic in _ENDS else None
+    # Some writers declare a few bytes too many.
+    missing = 0 if end is None else end - len(data)
+    if end is None or missing <= end // 100:
+        return files
+    return replace(files, missing_bytes=missing, expected_bytes=end)
+
+
+def _w64_end(data: mmap.mmap) -> int | None:
+    """Return the declared end of a Sony Wave64 file's samples; `None` if it is unknown."""
+    chunk = data.find(_W64_DATA, 0, _MAX_HEADER)
+    size = int.from_bytes(data[chunk + 16 : chunk + 24], "little") if chunk >= 0 else 0
+    return chunk + size if _W64_CHUNK_HEAD < size < _UNKNOWN_LONG_SIZE else None
+
+
+def _caf_end(data: mmap.mmap) -> int | None:
+    """Return the declared end of a Core Audio file's samples; `None` if it is unknown."""
+    at = 8
+    for _ in range(_MAX_CHUNKS):
+        if at + 12 > len(data):
+            break
+        kind, size = struct.unpack_from(">4sq", data, at)
+        if kind == b"data" and size < _UNKNOWN_LONG_SIZE:
+            return at + 12 + int(size) if size >= 0 else None
+        if size < 0:
+            break
+        at += 12 + size
+    return None
+
+
+def _sphere_end(data: mmap.mmap) -> int | None:
+    """Return the declared end of a NIST SPHERE file's samples; `None` if it is unknown."""
+    lines = data[:_MAX_HEADER].split(b"end_head")[0].split(b"\n")
+    fields = {words[0]: words[2] for line in lines[2:] if len(words := line.split()) == 3}  # noqa: PLR2004
+    names = (b"sample_count", b"channel_count", b"sample_n_bytes")
+    header = lines[1:2]
+    numbers = [*(line.strip() for line in header), *(fields.get(name, b"") for name in names)]
+    if (
+        not header
+        or fields.get(b"sample_coding", b"pcm") not in _SPHERE_CODINGS
+        or not all(
+            len(number) < 12 and number.isdigit()  # noqa: PLR2004
+            for number in numbers
+        )
+    ):
+        return None
+    start, count, channels, sample_bytes = map(int, numbers)
+    return start + count * channels * sample_bytes
+
+
+_ENDS = {b"riff": _w64_end, b"caff": _caf_end, b"NIST": _sphere_end}
+"""Magic number -> declared end: where such a file is cut between two packets, ffmpeg reports
+nothing."""
 
 
 def _inspect_mov(data: mmap.mmap) -> MediaFile:

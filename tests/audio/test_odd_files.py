@@ -15,8 +15,8 @@ from conftest import Clip, decode, encode
 from parakeet_api.audio import ogg_pages
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
-from parakeet_api.errors import TruncatedAudioError
-from parakeet_api.transcript import SAMPLE_RATE
+from parakeet_api.errors import AudioDecodeError, TruncatedAudioError
+from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 AAC = ("-c:a", "aac", "-ar", "44100", "-ac", "2")
 AC3 = ("-c:a", "ac3", "-ar", "48000")
@@ -277,6 +277,44 @@ def test_a_link_of_chained_ogg_without_positions_is_decoded(
     joined.write_bytes(parts[0].read_bytes() + broken + parts[0].read_bytes())
 
     assert_all_is_heard(decoder, joined, [*parts, parts[0]])
+
+
+def sphere(samples: Pcm) -> bytes:
+    """Write a NIST SPHERE file."""
+    fields = f"sample_count -i {len(samples)}\nchannel_count -i 1\nsample_n_bytes -i 2\n"
+    coding = "sample_rate -i 16000\nsample_byte_format -s2 01\nsample_coding -s3 pcm\nend_head\n"
+    return f"NIST_1A\n   1024\n{fields}{coding}".encode().ljust(1024) + samples.tobytes()
+
+
+@pytest.mark.parametrize("name", ["a.w64", "a.caf", "a.sph"])
+def test_a_file_that_was_cut_between_two_packets_is_refused(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    samples = decode(decoder, clips[6].path)
+    if name == "a.sph":
+        file.write_bytes(sphere(samples))
+    else:
+        encode(clips[6].path, file, "-c:a", "pcm_s16le")
+    assert len(decode(decoder, file)) == pytest.approx(len(samples), abs=8)
+
+    content = file.read_bytes()
+    samples_start = content.index(samples[:4096].tobytes())
+    file.write_bytes(content[: samples_start + 10 * 4096])
+
+    with pytest.raises(TruncatedAudioError):
+        decode(decoder, file)
+
+
+@pytest.mark.parametrize("head", [b"NIST", b"NIST_1A\n", b"riff", b"caff", b"FLV\1", b"OggS"])
+def test_the_beginning_of_a_header_is_refused(
+    decoder: FfmpegDecoder, tmp_path: Path, head: bytes
+) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(head)
+
+    with pytest.raises(AudioDecodeError):
+        decode(decoder, file)
 
 
 def test_an_ircam_file_that_ends_within_a_sample_is_refused(
