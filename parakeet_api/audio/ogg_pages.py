@@ -26,6 +26,8 @@ _NO_POSITION = re.compile(rb"OggS\x00[\x00\x01\x04\x05]\xff{8}")
 _POSITION_AT, _CHECKSUM_AT = 6, 22
 _MAX_MENDED = 50_000
 """Pages: 14 hours of one page a second."""
+_WINDOW = 1 << 23
+"""Bytes searched at once, so that other threads get the GIL in between."""
 _OPUS_HEADERS = (b"OpusHead", b"OpusTags")
 _SILK_FRAMES, _HYBRID_FRAMES, _CELT_FRAMES = (
     (480, 960, 1920, 2880),
@@ -90,6 +92,13 @@ def mended_positions(data: mmap.mmap, extent: range) -> list[Patch]:
         patches += stream.mended(data[at:end], at)
         at = end
     return patches
+
+
+def _lacks_positions(data: mmap.mmap, extent: range) -> bool:
+    return any(
+        _NO_POSITION.search(data, start, min(extent.stop, start + _WINDOW + _HEADER_BYTES))
+        for start in range(extent.start, extent.stop, _WINDOW)
+    )
 
 
 @dataclass(slots=True)
