@@ -33,6 +33,7 @@ from typing import Any, cast
 
 from app import build_services
 from benchmarks.fidelity import ROOT, SPEECH
+from parakeet_api.audio import ogg_pages
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
 from parakeet_api.errors import ApiError, AudioDecodeError, ServiceUnavailableError
@@ -54,6 +55,8 @@ HEAD_BYTES = 2048
 
 Report = Callable[[int, str], None]
 """Callback with the seed and the description of a finding."""
+
+FLV_HEADER_BYTES = 13
 
 SOURCE = SPEECH / "clip-003.flac"
 PICTURE = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=5:duration=2")
@@ -102,20 +105,30 @@ CONTAINERS: dict[str, tuple[str, ...]] = {
     "two-tracks.mp4": ("-map", "0", "-map", "0", "-c:a", "aac"),
     "sixteen.wav": ("-af", "pan=hexadecagonal|c0=c0|c15=c0"),
     "float.wav": ("-c:a", "pcm_f32le"),
+    "surround.flac": ("-ac", "6"),
+    "inverted.wav": ("-af", "pan=stereo|c0=c0|c1=-1*c0"),
+    "film.flv": (*PICTURE, "-ar", "44100", "-shortest"),
+    "film.nut": (*PICTURE, "-c:v", "mpeg4", "-shortest"),
+    "film.mpg": (*PICTURE_PAL, "-c:a", "ac3", "-ar", "48000", "-shortest"),
+    "ac3.ts": ("-c:a", "ac3", "-ar", "48000"),
+    "mp2.m2ts": ("-c:a", "mp2", "-ar", "48000", "-mpegts_m2ts_mode", "1"),
+    "mp3.flv": ("-c:a", "libmp3lame", "-ar", "44100"),
+    "vorbis.webm": ("-c:a", "libvorbis"),
+    "stereo.mp3": ("-ac", "2", "-ar", "44100"),
 }
 """Files of every container, and their ffmpeg options."""
 
 
 def make_media(folder: Path) -> list[bytes]:
     """Make one recording in every container."""
-    recordings = []
+    recordings: dict[str, bytes] = {}
     for name, options in CONTAINERS.items():
         target = folder / name
         command = [find_ffmpeg(), "-loglevel", "error", "-y", "-t", "1.5", "-i", str(SOURCE)]
         subprocess.run([*command, *options, str(target)], check=True, timeout=60)
-        recordings.append(target.read_bytes())
-    recordings += [samples_of_sphere(), *joined(recordings), *HEADS]
-    return recordings
+        recordings[name] = target.read_bytes()
+    twice = joined([*recordings.values()])
+    return [*recordings.values(), samples_of_sphere(), *twice, *changed(recordings), *HEADS]
 
 
 def samples_of_sphere() -> bytes:
@@ -129,8 +142,35 @@ def samples_of_sphere() -> bytes:
 
 def joined(recordings: list[bytes]) -> list[bytes]:
     """Concatenate files of the same format, as some tools do."""
-    kinds = (b"ID3", b"RIFF", b"OggS", b"FLV", b"\x1aE")
+    kinds = (b"ID3", b"RIFF", b"OggS", b"FLV", b"\x1aE", b"TTA1", b"caff", b"FORM", b"fLaC")
     return [content * 2 for content in recordings if content.startswith(kinds)]
+
+
+def changed(recordings: dict[str, bytes]) -> list[bytes]:
+    """Concatenate files of different codecs: the audio becomes another within a file."""
+    return [
+        recordings["film.ts"] + recordings["ac3.ts"],
+        recordings["ac3.ts"] + recordings["film.ts"],
+        recordings["mp2.m2ts"] * 2,
+        recordings["film.flv"] + recordings["a.flv"][FLV_HEADER_BYTES:],
+        recordings["mp3.flv"] + recordings["film.flv"][FLV_HEADER_BYTES:],
+        recordings["a.webm"] + recordings["vorbis.webm"],
+        recordings["film.mkv"] + recordings["a.mka"],
+        recordings["vorbis.ogg"] + recordings["opus.ogg"],
+        recordings["vorbis.ogg"] + without_positions(recordings["opus.ogg"]),
+        recordings["stereo.mp3"] + recordings["a.mp3"],
+    ]
+
+
+def without_positions(ogg: bytes) -> bytes:
+    """Write the granule position -1 on all pages but the headers, as some recorders do."""
+    first, second, *pages = (b"OggS" + page for page in ogg.split(b"OggS")[1:])
+    changed_pages = (page[:6] + b"\xff" * 8 + page[14:] for page in pages)
+    checked = (
+        page[:22] + struct.pack("<I", ogg_pages.checksum(page)) + page[26:]
+        for page in changed_pages
+    )
+    return b"".join([first, second, *checked])
 
 
 HEADS = [

@@ -523,7 +523,9 @@ class _Decoding:
         self._check_whole(offset / SAMPLE_RATE)
 
     def _check_whole(self, decoded_s: float) -> None:
-        """Raise `TruncatedAudioError` if the file's structure declares more bytes than it has."""
+        """Raise `TruncatedAudioError` if the file's structure tells that its end is missing."""
+        if self._file.ends_within_sample:
+            self.end_early(f"it ends within a sample, after {decoded_s:.1f} s", decoded_s)
         if self._file.missing_bytes:
             self.end_early(
                 f"{self._file.missing_bytes} of {self._file.expected_bytes} bytes are missing, and"

@@ -156,6 +156,9 @@ def _powers(sound: Floats, rate: int) -> Floats:
     codecs make high frequencies so.
     """
     squares = speech_band(sound, rate) ** 2
+    if not len(squares):
+        # Less than a millisecond.
+        return np.zeros(1, np.float32)
     tenth = max(1, len(squares) // _TENTHS)
     whole = squares[: len(squares) // tenth * tenth].reshape(-1, tenth)
     powers: Floats = whole.mean(axis=1)

@@ -183,8 +183,8 @@ class Input:
 
     path: Path
     head: bytes = b""
-    ranges: tuple[range, ...] = ()
-    """Byte ranges of the file, sent after `head`; empty = the whole file."""
+    ranges: tuple[range | bytes, ...] = ()
+    """Byte ranges of the file, sent after `head`, and bytes in between; empty = the whole file."""
 
     @property
     def is_sent(self) -> bool:
@@ -198,7 +198,9 @@ class Input:
         file = f"file:{self.path.absolute()}"
         if not self.ranges:
             return file
-        return f"subfile,,start,{self.ranges[0].start},end,{self.ranges[0].stop},,:{file}"
+        (extent,) = self.ranges
+        assert isinstance(extent, range)
+        return f"subfile,,start,{extent.start},end,{extent.stop},,:{file}"
 
     @property
     def protocols(self) -> str:
@@ -210,6 +212,9 @@ class Input:
         yield self.head
         with self.path.open("rb") as file:
             for part in self.ranges:
+                if isinstance(part, bytes):
+                    yield part
+                    continue
                 file.seek(part.start)
                 left = len(part)
                 while left and (data := file.read(min(left, _PIPE_BYTES))):

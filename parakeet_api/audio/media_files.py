@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from parakeet_api.audio import flash_video, ogg_pages
 from parakeet_api.audio.transport_streams import changes_of_audio, stride_of
 from parakeet_api.errors import AudioDecodeError
 
@@ -53,26 +54,18 @@ _MIN_FMT = 16
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 """Magic numbers of tags that follow the audio without a RIFF chunk."""
 
-_OGG_PAGE = re.compile(rb"OggS\x00[\x00-\x07]")
-_OGG_MAGIC = b"OggS\0"
-_OGG_BOS_FLAGS = frozenset({b"\2", b"\3", b"\6", b"\7"})
-"""Header flags with the bit "beginning of stream"."""
-_OGG_HEADER_BYTES = 27
-_MAX_OGG_PAGE = _OGG_HEADER_BYTES + 255 + 255 * 255
-_MAX_OGG_FIRST_PAGE = 4096
-"""It holds only the codec's first header, about 100 bytes; a longer one is not a first page."""
 _WINDOW = 1 << 23
 """Bytes searched at once, so that other threads get the GIL in between."""
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _FILE_HEADERS = {
-    b"FLV\1": re.compile(rb"FLV\x01.\x00\x00\x00\x09\x00\x00\x00\x00", re.DOTALL),
     b"fLaC": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
     b"caff": re.compile(rb"caff\x00\x01\x00\x00desc"),
     b"TTA1": re.compile(rb"TTA1[\x01\x02]\x00[\x01-\x10]\x00"),
     b"#!AMR": re.compile(rb"#!AMR(?:-WB)?\n"),
     b"riff": re.compile(rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb"),
     b"FORM": re.compile(rb"FORM....AIF[FC](?:COMM|FVER)", re.DOTALL),
+    b"NIST": re.compile(rb"NIST_1A\n *\d{4,5}\n"),
     _ASF_HEADER: re.compile(re.escape(_ASF_HEADER)),
     # An EBML header (RFC 8794, 11.2) with its document type.
     b"\x1aE\xdf\xa3": re.compile(
@@ -91,8 +84,17 @@ _MAX_CANDIDATES = 10_000
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _FLV_TAG_HEAD = 11
+_MAX_HEADER = 1 << 16
+_UNKNOWN_LONG_SIZE = 1 << 48
+_W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
+_W64_CHUNK_HEAD = 24
+_SPHERE_CODINGS = frozenset({b"pcm", b"ulaw", b"alaw", b"mu-law"})
 _SOX = frozenset({b".SoX", b"XoS."})
 _SOX_SAMPLE_BYTES = 4
+_IRCAM = re.compile(rb"\x64\xa3[\x01-\x04]\x00|\x00[\x01-\x04]\xa3\x64")
+_IRCAM_HEADER_BYTES = 1024
+_IRCAM_SAMPLE_BYTES = 0xFF
+"""The bits of an encoding's number that give the size of a sample."""
 _WTV_HEADER = bytes.fromhex("b7d800203749da11a64e0007e95ead8d")
 _WTV_ROOT = 0x38
 """Where the number of the root directory's first sector stands."""
@@ -111,8 +113,8 @@ class Part:
 
     head: bytes
     """A header to send before the ranges."""
-    ranges: tuple[range, ...]
-    """Byte ranges of the upload."""
+    ranges: tuple[range | bytes, ...]
+    """Byte ranges of the upload; bytes replace some of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class MediaFile:
     """Bytes that the structure declares beyond the end of the file."""
     expected_bytes: int = 0
     """Length of the file with the missing bytes."""
+    ends_within_sample: bool = False
+    """Whether the last sample of a format that declares no length is incomplete."""
     lacks_index: bool = False
     """Whether an index, without which nothing can be decoded, is beyond the end of the file."""
 
@@ -334,21 +338,39 @@ def _inspect_avi(data: mmap.mmap) -> MediaFile:
 
 def _inspect_ogg(data: mmap.mmap) -> MediaFile:
     missing = _missing_of_last_page(data)
-    links = _split_at(list(_ogg_links(data)) or [0], len(data))
+    starts = list(_ogg_links(data)) or [0]
+    links = _split_at(starts, len(data))
+    extents = [range(*ends) for ends in zip(starts, [*starts[1:], len(data)], strict=True)]
+    patches = [ogg_pages.mended_positions(data, extent) for extent in extents]
+    if any(patches):
+        parts = map(_patched, extents, patches)
+        links = MediaFile(parts=tuple(parts))
     return replace(links, missing_bytes=missing, expected_bytes=len(data) + missing)
+
+
+def _patched(extent: range, patches: list[ogg_pages.Patch]) -> Part:
+    """Replace bytes of a range."""
+    ranges: list[range | bytes] = []
+    at = extent.start
+    for start, content in patches:
+        ranges += [range(at, start), content]
+        at = start + len(content)
+    return Part(b"", (*ranges, range(at, extent.stop)))
 
 
 def _ogg_links(data: mmap.mmap) -> Iterator[int]:
     """Yield the offsets of a chained stream's links: first pages after later ones (RFC 3533, 4)."""
     end_of_firsts = links = 0
     first_pages = (
-        at for at in _find_all(data, _OGG_MAGIC) if data[at + 5 : at + 6] in _OGG_BOS_FLAGS
+        at
+        for at in _find_all(data, ogg_pages.MAGIC)
+        if data[at + 5 : at + 6] in ogg_pages.BOS_FLAGS
     )
     for number, start in enumerate(first_pages):
         if number > 2 * _MAX_PARTS:
             raise _too_many(links)
-        end = _ogg_page_end(data, start)
-        if not _is_first_page(data, start, end):
+        end = ogg_pages.page_end(data, start)
+        if not ogg_pages.is_first_page(data, start, end):
             continue
         # First pages of multiplexed streams follow each other.
         if start != end_of_firsts or not links:
@@ -371,37 +393,19 @@ def _positions(data: mmap.mmap, pattern: bytes, start: int, end: int) -> Iterato
         start += 1
 
 
-def _ogg_page_end(data: mmap.mmap, start: int) -> int:
-    """Return a page's end by its header; past the end of the file if the header is incomplete."""
-    header = data[start : start + _OGG_HEADER_BYTES]
-    segments = header[-1]
-    table = data[start + _OGG_HEADER_BYTES : start + _OGG_HEADER_BYTES + segments]
-    if len(header) < _OGG_HEADER_BYTES or len(table) < segments:
-        return len(data) + 1
-    return start + _OGG_HEADER_BYTES + segments + sum(table)
-
-
-def _is_first_page(data: mmap.mmap, start: int, end: int) -> bool:
-    if not _OGG_HEADER_BYTES < end - start <= _MAX_OGG_FIRST_PAGE or end > len(data):
-        return False
-    page = data[start:end]
-    (checksum,) = struct.unpack_from("<I", page, 22)
-    return _crc32(page[:22] + bytes(4) + page[26:]) == int(checksum)
-
-
 def _missing_of_last_page(data: mmap.mmap) -> int:
     """Count the bytes missing from the last page."""
-    at = max(0, len(data) - 2 * _MAX_OGG_PAGE)
-    first = _OGG_PAGE.search(data, at)
+    at = max(0, len(data) - 2 * ogg_pages.MAX_PAGE)
+    first = ogg_pages.PAGE.search(data, at)
     at = first.start() if first else len(data)
     while at < len(data):
-        if not _OGG_PAGE.match(data, at):
+        if not ogg_pages.PAGE.match(data, at):
             # Not a page, or a damaged one: go to the next.
-            following = _OGG_PAGE.search(data, at)
+            following = ogg_pages.PAGE.search(data, at)
             if following is None:
                 return 0
             at = following.start()
-        at = _ogg_page_end(data, at)
+        at = ogg_pages.page_end(data, at)
     return at - len(data)
 
 
@@ -411,7 +415,60 @@ def _inspect_concatenated(data: mmap.mmap) -> MediaFile:
         (magic, head) for magic, head in _FILE_HEADERS.items() if data[: len(magic)] == magic
     )
     starts = (at for at in _find_all(data, magic) if head.match(data, at))
-    return _split_at(_file_offsets(starts), len(data))
+    files = _split_at(_file_offsets(starts), len(data))
+    end = _ENDS[magic](data) if magic in _ENDS else None
+    # Some writers declare a few bytes too many.
+    missing = 0 if end is None else end - len(data)
+    if end is None or missing <= end // 100:
+        return files
+    return replace(files, missing_bytes=missing, expected_bytes=end)
+
+
+def _w64_end(data: mmap.mmap) -> int | None:
+    """Return the declared end of a Sony Wave64 file's samples; `None` if it is unknown."""
+    chunk = data.find(_W64_DATA, 0, _MAX_HEADER)
+    size = int.from_bytes(data[chunk + 16 : chunk + 24], "little") if chunk >= 0 else 0
+    return chunk + size if _W64_CHUNK_HEAD < size < _UNKNOWN_LONG_SIZE else None
+
+
+def _caf_end(data: mmap.mmap) -> int | None:
+    """Return the declared end of a Core Audio file's samples; `None` if it is unknown."""
+    at = 8
+    for _ in range(_MAX_CHUNKS):
+        if at + 12 > len(data):
+            break
+        kind, size = struct.unpack_from(">4sq", data, at)
+        if kind == b"data" and size < _UNKNOWN_LONG_SIZE:
+            return at + 12 + int(size) if size >= 0 else None
+        if size < 0:
+            break
+        at += 12 + size
+    return None
+
+
+def _sphere_end(data: mmap.mmap) -> int | None:
+    """Return the declared end of a NIST SPHERE file's samples; `None` if it is unknown."""
+    lines = data[:_MAX_HEADER].split(b"end_head")[0].split(b"\n")
+    fields = {words[0]: words[2] for line in lines[2:] if len(words := line.split()) == 3}  # noqa: PLR2004
+    names = (b"sample_count", b"channel_count", b"sample_n_bytes")
+    header = lines[1:2]
+    numbers = [*(line.strip() for line in header), *(fields.get(name, b"") for name in names)]
+    if (
+        not header
+        or fields.get(b"sample_coding", b"pcm") not in _SPHERE_CODINGS
+        or not all(
+            len(number) < 12 and number.isdigit()  # noqa: PLR2004
+            for number in numbers
+        )
+    ):
+        return None
+    start, count, channels, sample_bytes = map(int, numbers)
+    return start + count * channels * sample_bytes
+
+
+_ENDS = {b"riff": _w64_end, b"caff": _caf_end, b"NIST": _sphere_end}
+"""Magic number -> declared end: where such a file is cut between two packets, ffmpeg reports
+nothing."""
 
 
 def _inspect_mov(data: mmap.mmap) -> MediaFile:
@@ -495,6 +552,17 @@ def _inspect_transport_stream(data: mmap.mmap) -> MediaFile:
     return _split_at(_file_offsets(itertools.chain([0], changes_of_audio(data))), len(data))
 
 
+def _inspect_flash_video(data: mmap.mmap) -> MediaFile:
+    starts = _file_offsets(itertools.chain([0], flash_video.changes_of_audio(data)))
+    files = _split_at(starts, len(data))
+    heads = (flash_video.header_for(data, start) for start in starts)
+    return MediaFile(
+        parts=tuple(
+            replace(part, head=head) for part, head in zip(files.parts, heads, strict=False)
+        )
+    )
+
+
 def _inspect_sox(data: mmap.mmap) -> MediaFile:
     """Compare the data with the number of samples that the header declares."""
     order = "<" if data[:4] == b".SoX" else ">"
@@ -503,6 +571,15 @@ def _inspect_sox(data: mmap.mmap) -> MediaFile:
     is_short = expected - len(data) > _SOX_SAMPLE_BYTES * channels * rate
     missing = expected - len(data) if is_short else 0
     return MediaFile(missing_bytes=missing, expected_bytes=expected)
+
+
+def _inspect_ircam(data: mmap.mmap) -> MediaFile:
+    """Find out whether a file that declares no length ends within a sample of all channels."""
+    order = "<" if data[3] == 0 else ">"
+    channels, encoding = struct.unpack_from(f"{order}II", data, 8)
+    frame_bytes = channels * (encoding & _IRCAM_SAMPLE_BYTES)
+    rest = (len(data) - _IRCAM_HEADER_BYTES) % frame_bytes if frame_bytes else 0
+    return MediaFile(ends_within_sample=rest > 0)
 
 
 def _inspect_wtv(data: mmap.mmap) -> MediaFile:
@@ -532,7 +609,12 @@ _INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], Medi
     (lambda data: data[:4] == b"OggS", _inspect_ogg),
     (lambda data: data[:16] == _ASF_HEADER, _inspect_asf),
     (lambda data: data[4:8] == b"ftyp", _inspect_mov),
+    (flash_video.is_flash_video, _inspect_flash_video),
     (lambda data: data[:4] in _SOX and len(data) >= 28, _inspect_sox),  # noqa: PLR2004
+    (
+        lambda data: _IRCAM.match(data) is not None and len(data) > _IRCAM_HEADER_BYTES,
+        _inspect_ircam,
+    ),
     (lambda data: data[:16] == _WTV_HEADER and len(data) >= _WTV_SECTOR, _inspect_wtv),
     (lambda data: stride_of(data) is not None, _inspect_transport_stream),
     (
@@ -544,19 +626,18 @@ _INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], Medi
 """Pairs of a format check and an inspector; the first match is used."""
 
 
-def _table(width: int, polynomial: int) -> list[int]:
+def _table() -> list[int]:
     table = []
     for byte in range(256):
-        value = byte << (width - 8)
+        value = byte << 8
         for _ in range(8):
-            value = value << 1 ^ (polynomial if value >> (width - 1) else 0)
-            value &= (1 << width) - 1
+            value = value << 1 ^ (0x8005 if value >> 15 else 0)
+            value &= 0xFFFF
         table.append(value)
     return table
 
 
-_CRC16 = _table(16, 0x8005)
-_CRC32 = _table(32, 0x04C11DB7)
+_CRC16 = _table()
 
 
 def _crc16(data: bytes) -> int:
@@ -564,12 +645,4 @@ def _crc16(data: bytes) -> int:
     value = 0
     for byte in data:
         value = value << 8 & 0xFFFF ^ _CRC16[value >> 8 ^ byte]
-    return value
-
-
-def _crc32(data: bytes) -> int:
-    """Return the CRC-32 of an Ogg page."""
-    value = 0
-    for byte in data:
-        value = value << 8 & 0xFFFFFFFF ^ _CRC32[value >> 24 ^ byte]
     return value

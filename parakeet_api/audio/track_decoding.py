@@ -79,11 +79,12 @@ Mix = Literal["stereo", "surround", "discrete"]
 
 _LAYOUTS: dict[Mix, str] = {
     "stereo": ":channel_layouts=mono|stereo",
-    "surround": ":channel_layouts=mono",
+    "surround": ":channel_layouts=stereo",
     "discrete": "",
 }
 """How ffmpeg outputs channels: one or two unchanged, a surround layout downmixed by the standard
-coefficients, channels without a speaker layout unchanged."""
+coefficients, channels without a speaker layout unchanged. The downmix is to stereo: its mean is the
+downmix to mono, in which pairs in antiphase would be lost unnoticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +303,7 @@ class TrackDecoding:
         downmix = Downmix()
         caveats: list[Caveat] = []
         placed = self._frames_and_gaps(run, blocks, timeline, plan, caveats)
-        sound = self._recording.channels.blocks(placed, downmix)
+        sound = self._recording.channels.blocks(*_mixed_first(placed, downmix, plan))
         if (
             not plan.as_float
             and self._recording.track is not None
@@ -411,6 +412,15 @@ def _no_track_output_error(track: Track, log: FfmpegLog) -> NothingDecodedError:
     return NothingDecodedError(
         f"The file holds no sound that can be decoded. {supported()}", is_empty=True
     )
+
+
+def _mixed_first(
+    pieces: Iterator[Frames | Gap], downmix: Downmix, plan: _Plan
+) -> tuple[Iterator[Frames | Gap], Downmix]:
+    """Mix a surround layout: the two channels of its downmix are none of the recording's."""
+    if plan.mix != "surround":
+        return pieces, downmix
+    return (block[:, np.newaxis] for block in downmix.mix(pieces)), Downmix()
 
 
 def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, as_float: bool) -> Iterator[Frames]:

@@ -7,6 +7,7 @@ its codec, change those maps in the middle.
 
 from __future__ import annotations
 
+import functools
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ _AUDIO_DESCRIPTORS = frozenset({0x6A, 0x73, 0x7A, 0x7B, 0x7C})
 """DVB's descriptors of AC-3, DTS, E-AC-3 and AAC in private streams (EN 300 468, 6.1)."""
 _AUDIO_FORMATS = frozenset({b"AC-3", b"EAC3", b"Opus", b"BSSD", b"DTS1", b"DTS2", b"DTS3"})
 """Registered formats of audio in private streams."""
+
+_CACHED_TABLES = 256
+"""Tables are sent several times a second, and mostly the same."""
 
 Stream = tuple[int, int, bytes]
 """PID, stream type, and in private streams the format."""
@@ -149,12 +153,14 @@ def _body(section: bytes, table: int) -> bytes:
     return section[8 : max(8, 3 + length - 4)]
 
 
+@functools.lru_cache(_CACHED_TABLES)
 def _program_maps(section: bytes) -> tuple[int, ...]:
     body = _body(section, 0)
     programs = (body[at : at + 4] for at in range(0, len(body) - 3, 4))
     return tuple(int.from_bytes(program[2:]) & 0x1FFF for program in programs if any(program[:2]))
 
 
+@functools.lru_cache(_CACHED_TABLES)
 def _audio_streams(section: bytes) -> tuple[Stream, ...] | None:
     body = _body(section, 2)
     if not body:

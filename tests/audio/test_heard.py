@@ -302,6 +302,44 @@ def test_surround_sound_is_mixed_by_the_standard_coefficients(
     assert np.abs(ours[: len(theirs)] - theirs[: len(ours)]).max() <= 2
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("samples", [1, 3, 8])
+def test_a_stereo_recording_of_a_few_samples_is_decoded(
+    either: FfmpegDecoder, tmp_path: Path, samples: int
+) -> None:
+    file = tmp_path / "a.aiff"
+    soundfile.write(file, np.full((samples, 2), 0.5), SAMPLE_RATE)
+
+    assert decode_file(either, file).samples.tolist() == [16384] * samples
+
+
+ANTIPHASE = {
+    "5.1": ("FL", "FR"),
+    "5.1(side)": ("SL", "SR"),
+    "quad": ("BL", "BR"),
+    "7.1": ("SL", "SR"),
+    "3.0": ("FL", "FR"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mka"])
+@pytest.mark.parametrize("layout", ANTIPHASE)
+def test_a_pair_of_a_surround_layout_in_antiphase_is_heard(
+    either: FfmpegDecoder, clips: list[Clip], tmp_path: Path, layout: str, name: str
+) -> None:
+    left, right = ANTIPHASE[layout]
+    pan = f"pan={layout}|{left}=c0|{right}=-1*c0"
+    file = encode(clips[3].path, tmp_path / name, "-af", pan, "-c:a", "flac")
+    same = encode(clips[3].path, tmp_path / f"same-{name}", "-af", pan.replace("-1*", ""),
+                  "-c:a", "flac")  # fmt: skip
+
+    turned, in_phase = decode_file(either, file), decode_file(either, same)
+
+    assert turned.codes == ["channels_out_of_phase"]
+    assert in_phase.codes == []
+    assert turned.level(0.2, 1.5) == pytest.approx(in_phase.level(0.2, 1.5), rel=0.1)
+
+
 def test_ambisonic_audio_is_decoded(
     either: FfmpegDecoder, clips: list[Clip], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import soundfile
 from conftest import Clip, decode, encode
 
+from parakeet_api.audio import ogg_pages
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
-from parakeet_api.errors import TruncatedAudioError
-from parakeet_api.transcript import SAMPLE_RATE
+from parakeet_api.errors import AudioDecodeError, TruncatedAudioError
+from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 AAC = ("-c:a", "aac", "-ar", "44100", "-ac", "2")
 AC3 = ("-c:a", "ac3", "-ar", "48000")
@@ -77,6 +79,32 @@ def test_joined_files_of_any_codec_are_all_decoded(
     ]
     joined = tmp_path / f"joined{suffix}"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+
+    assert_all_is_heard(decoder, joined, parts)
+
+
+RECONNECTED: dict[str, list[tuple[str, ...]]] = {
+    "aac, mp3": [("-c:a", "aac"), ("-c:a", "libmp3lame")],
+    "mp3, aac": [("-c:a", "libmp3lame"), ("-c:a", "aac")],
+    "aac, mp3, aac": [("-c:a", "aac"), ("-c:a", "libmp3lame"), ("-c:a", "aac")],
+    "pcm, aac of another rate": [("-c:a", "pcm_s16le"), ("-c:a", "aac", "-ar", "22050")],
+}
+FLV_HEADER_BYTES = 13
+
+
+@pytest.mark.parametrize("between", [b"", bytes(300)], ids=["", "damaged"])
+@pytest.mark.parametrize("name", RECONNECTED)
+def test_an_flv_whose_codec_changes_is_all_decoded(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str, between: bytes
+) -> None:
+    mono = ("-ar", "44100", "-ac", "1")
+    parts = [
+        encode(clip.path, tmp_path / f"{number}.flv", *mono, *options)
+        for number, (clip, options) in enumerate(zip(clips[5:], RECONNECTED[name], strict=False))
+    ]
+    joined = tmp_path / "joined.flv"
+    first, *others = (part.read_bytes() for part in parts)
+    joined.write_bytes(between.join([first, *(content[FLV_HEADER_BYTES:] for content in others)]))
 
     assert_all_is_heard(decoder, joined, parts)
 
@@ -191,6 +219,113 @@ def test_a_file_that_was_cut_is_refused_and_a_whole_one_accepted(
     content = file.read_bytes()
     file.write_bytes(content[: round(len(content) * share)])
     with pytest.raises(TruncatedAudioError):
+        decode(decoder, file)
+
+
+def without_positions(content: bytes, *, pages: range) -> bytes:
+    """Set the granule position of some pages of an Ogg file to -1, as if no packet ended there."""
+    out, starts = bytearray(content), [match.start() for match in ogg_pages.PAGE.finditer(content)]
+    for start in [*starts[2:]][pages.start : pages.stop]:
+        with mmap.mmap(-1, len(content)) as data:
+            data.write(content)
+            end = ogg_pages.page_end(data, start)
+        out[start + 6 : start + 14] = b"\xff" * 8
+        out[start + 22 : start + 26] = bytes(4)
+        out[start + 22 : start + 26] = ogg_checksum(bytes(out[start:end])).to_bytes(4, "little")
+    return bytes(out)
+
+
+def ogg_checksum(page: bytes) -> int:
+    """Return a page's CRC-32, bit by bit (RFC 3533, 6)."""
+    value = 0
+    for byte in page:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ (0x04C11DB7 if value >> 31 else 0)) & 0xFFFFFFFF
+    return value
+
+
+MISSING = {
+    "all": range(1000),
+    "the first": range(3),
+    "some": range(5, 9),
+    "the last": range(-1, 1000),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+@pytest.mark.parametrize("codec", ["libopus", "libvorbis"])
+def test_ogg_pages_without_a_position_are_decoded(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, codec: str, name: str
+) -> None:
+    options = ("-c:a", codec, "-b:a", "16k", "-page_duration", "200000")
+    whole = encode(clips[6].path, tmp_path / "whole.ogg", *options)
+    file = tmp_path / "a.ogg"
+    file.write_bytes(without_positions(whole.read_bytes(), pages=MISSING[name]))
+
+    assert_all_is_heard(decoder, file, [whole], within=0.06)
+    assert codes_of(decoder, file) == []
+
+
+def test_a_link_of_chained_ogg_without_positions_is_decoded(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    opus = ("-c:a", "libopus", "-b:a", "16k", "-page_duration", "200000")
+    parts = [encode(clip.path, tmp_path / f"{clip.path.stem}.ogg", *opus) for clip in clips[6:8]]
+    joined = tmp_path / "joined.ogg"
+    broken = without_positions(parts[1].read_bytes(), pages=range(1000))
+    joined.write_bytes(parts[0].read_bytes() + broken + parts[0].read_bytes())
+
+    assert_all_is_heard(decoder, joined, [*parts, parts[0]])
+
+
+def sphere(samples: Pcm) -> bytes:
+    """Write a NIST SPHERE file."""
+    fields = f"sample_count -i {len(samples)}\nchannel_count -i 1\nsample_n_bytes -i 2\n"
+    coding = "sample_rate -i 16000\nsample_byte_format -s2 01\nsample_coding -s3 pcm\nend_head\n"
+    return f"NIST_1A\n   1024\n{fields}{coding}".encode().ljust(1024) + samples.tobytes()
+
+
+@pytest.mark.parametrize("name", ["a.w64", "a.caf", "a.sph"])
+def test_a_file_that_was_cut_between_two_packets_is_refused(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    samples = decode(decoder, clips[6].path)
+    if name == "a.sph":
+        file.write_bytes(sphere(samples))
+    else:
+        encode(clips[6].path, file, "-c:a", "pcm_s16le")
+    assert len(decode(decoder, file)) == pytest.approx(len(samples), abs=8)
+
+    content = file.read_bytes()
+    samples_start = content.index(samples[:4096].tobytes())
+    file.write_bytes(content[: samples_start + 10 * 4096])
+
+    with pytest.raises(TruncatedAudioError):
+        decode(decoder, file)
+
+
+@pytest.mark.parametrize("head", [b"NIST", b"NIST_1A\n", b"riff", b"caff", b"FLV\1", b"OggS"])
+def test_the_beginning_of_a_header_is_refused(
+    decoder: FfmpegDecoder, tmp_path: Path, head: bytes
+) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(head)
+
+    with pytest.raises(AudioDecodeError):
+        decode(decoder, file)
+
+
+def test_an_ircam_file_that_ends_within_a_sample_is_refused(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = encode(clips[6].path, tmp_path / "a.ircam", "-ac", "2")
+    assert codes_of(decoder, file) == []
+
+    file.write_bytes(file.read_bytes()[:40_001])
+
+    with pytest.raises(TruncatedAudioError, match="ends within a sample, after 0\\.6 s"):
         decode(decoder, file)
 
 

@@ -144,6 +144,12 @@ def test_pieces_equal_the_output_of_one_ffmpeg(
     assert len(decoded_pieces) >= 5
 
 
+def extent_of(piece: Piece) -> range:
+    (extent,) = piece.source.ranges
+    assert isinstance(extent, range)
+    return extent
+
+
 @given(
     rate=st.sampled_from([8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000, 44099]),
     samples=st.integers(20 * 96_000, 3600 * 48_000),
@@ -156,7 +162,7 @@ def test_pieces_of_wav_files_tile_them(rate: int, samples: int, workers: int) ->
 
     position = first.samples
     for piece in others:
-        (extent,) = piece.source.ranges
+        extent = extent_of(piece)
         start, rest = divmod(extent.start - 44, 4)
         assert (rest, position * rate) == (0, (start * SAMPLE_RATE + piece.skipped * rate))
         position += piece.samples
@@ -171,7 +177,7 @@ def test_pieces_of_mp3_files_tile_them_and_begin_with_a_frame(name: str, tmp_pat
 
     _, *others = plan_pieces(file, workers=4)
 
-    extents = [piece.source.ranges[0] for piece in others]
+    extents = [extent_of(piece) for piece in others]
     assert all(
         data[extent.start] == 0xFF and data[extent.start + 1] >> 5 == 7 for extent in extents
     )
