@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ _SILENCE = bytes(2 * 2 * SOUND_RATE)
 """Two seconds, which end the last turn."""
 _GOING_AWAY = 1001
 """The close code of a server that stops."""
+_CLIENT_LOG = logging.getLogger(__name__)
+"""The client library reports connections that a fault has cut as errors; here they are expected."""
+_CLIENT_LOG.propagate = False
+_CLIENT_LOG.addHandler(logging.NullHandler())
 
 
 def transcribe_live(url: str, sound: bytes, *, speed: float) -> Outcome:
@@ -62,7 +67,7 @@ def _session(url: str) -> Iterator[ClientConnection]:
     address = url.replace("http", "ws", 1) + "/v1/realtime"
     audio = {"input": {"format": {"type": "audio/pcm", "rate": SOUND_RATE}}}
     session = {"type": "transcription", "audio": audio}
-    with connect(address, proxy=None, open_timeout=PATIENCE_S) as connection:
+    with connect(address, proxy=None, open_timeout=PATIENCE_S, logger=_CLIENT_LOG) as connection:
         connection.send(json.dumps({"type": "session.update", "session": session}))
         yield connection
 

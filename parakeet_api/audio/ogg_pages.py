@@ -73,10 +73,7 @@ def checksum(page: bytes) -> int:
 def mended_positions(data: mmap.mmap, extent: range) -> list[Patch]:
     """Compute the missing positions of an Opus stream; none for other streams, or if none miss."""
     first = data[extent.start : min(extent.stop, extent.start + _MAX_FIRST_PAGE)]
-    if (
-        _OPUS_HEADERS[0] not in first
-        or _NO_POSITION.search(data, extent.start, extent.stop) is None
-    ):
+    if _OPUS_HEADERS[0] not in first or not _lacks_positions(data, extent):
         return []
     stream = _OpusStream(serial=first[14:18])
     patches: list[Patch] = []
