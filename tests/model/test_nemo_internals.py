@@ -132,12 +132,13 @@ def test_a_loop_that_fails_while_it_is_captured_leaves_no_capture_open(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
 
-    with (
-        pytest.raises(torch.cuda.OutOfMemoryError),
-        cuda_python_utils.with_conditional_node("kernel", MagicMock(), "handle", device="cuda:0"),
-    ):
-        assert streams[-1] is body
-        raise torch.cuda.OutOfMemoryError
+    def capture() -> None:
+        with cuda_python_utils.with_conditional_node("kernel", MagicMock(), "handle", device=0):
+            assert streams[-1] is body
+            raise torch.cuda.OutOfMemoryError
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        capture()
 
     assert streams[-1] is outer
     cuda.cudaStreamEndCapture.assert_called_once_with(body.cuda_stream)
