@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
-from parakeet_api.model.nemo_internals import extend_positions, float_dtype
+from parakeet_api.model.nemo_internals import extend_positions, float_dtype, own_workspaces
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 if TYPE_CHECKING:
@@ -282,13 +282,19 @@ class Encoder:
             # In the first pass libraries choose kernels and allocate workspaces, which cannot be
             # captured.
             expected, _ = encode(self._network, samples, lengths)
-            if self._pool is None:
+            if not self._graphs:
+                # Also after a failed capture: torch refuses a pool that no graph keeps.
                 self._pool = torch.cuda.graph_pool_handle()
                 # One for all: memory freed by a capture is only reused on the same stream.
                 self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            with (
+                own_workspaces(),
+                # A capture that fails leaves its stream the current one.
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
             ):
                 encoded, frames = encode(self._network, samples, lengths)
         graph.replay()

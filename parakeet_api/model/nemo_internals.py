@@ -122,6 +122,29 @@ def compile_kernel(kernel_string: str, kernel_name: bytes, program_name: bytes) 
     return kernel
 
 
+@contextlib.contextmanager
+def own_workspaces() -> Iterator[None]:
+    """Let what is captured in the block allocate workspaces of cuBLAS in the graphs' own pool.
+
+    torch keeps a workspace for each thread and stream, 32 MB on newer GPUs. It releases those of a
+    graph's stream with the graph, also where another graph uses them, since streams are reused; but
+    never those of NeMo's loops, whose streams it does not know: they would keep the memory of each
+    pool. For a thread that has the GPU.
+    """
+    release_workspaces()
+    try:
+        yield
+    finally:
+        release_workspaces()
+
+
+def release_workspaces() -> None:
+    """Release cuBLAS' workspaces; for a thread that has the GPU, as others may be using them."""
+    import torch
+
+    torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001
+
+
 def use_fused_attention(encoder: Any) -> None:
     """Compute attention in one kernel if torch has one; the error is 7e-8 in fp32."""
     for layer in encoder.layers:
