@@ -38,6 +38,8 @@ class FakeGpu:
         self.lost = False
         self.emptied = 0
         """How often unused memory was given back."""
+        self.workspaces: list[str] = []
+        """Workspaces of cuBLAS that torch keeps, by the work that allocated them."""
         self.capturing = False
         self.pools = 0
         """Pools that are in use by the code that runs now."""
@@ -84,6 +86,7 @@ class FakeGpu:
             "empty_cache": self.empty_cache,
             "device": lambda _: contextlib.nullcontext(),
             "Stream": lambda _=None: object(),
+            "stream": lambda _: contextlib.nullcontext(),
             "graph_pool_handle": object,
             "CUDAGraph": lambda: _Graph(self),
             "graph": self._capture,
@@ -92,6 +95,10 @@ class FakeGpu:
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
+        # Absent from a torch without CUDA.
+        monkeypatch.setattr(
+            torch._C, "_cuda_clearCublasWorkspaces", self.workspaces.clear, raising=False
+        )
         self._patch_token_decoder(monkeypatch)
 
     def _patch_token_decoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +122,7 @@ class FakeGpu:
             if self.fail_captures is not None:
                 raise self.fail_captures
             reinitialize(it, encoded)
+            self.workspaces.append("decoder")
             self.captures.append((it.state.batch_size, it.state.max_time))
             self.decoder_graphs[id(it)] = "own" if self.pools else "foreign"
 
@@ -156,6 +164,7 @@ class FakeGpu:
         finally:
             self.capturing = False
         self.captures.append(graph.recorder.shape())
+        self.workspaces.append("encoder")
 
 
 class _Graph:

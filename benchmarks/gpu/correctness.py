@@ -56,8 +56,6 @@ def tokens(
         warm=(max(_ROWS), 30),
         cudnn_benchmark=benchmark,
     )
-    with load(cuda_graphs=False) as plain:
-        expected = [row for batch in batches for row in _tokens(plain.recognize(batch))]
     given = []
     with load() as graphed:
         bystanders = _bystanders(bench)
@@ -67,6 +65,11 @@ def tokens(
                 bench.empty_cache()
         in_use = _graphs_in_use(graphed)
         overwritten = sum(not bool((tensor == 7).all()) for tensor in bystanders)
+        shapes = graphed._encoder.shapes
+    with load(cuda_graphs=False) as plain:
+        # In others, half precision rounds differently, which may decide near ties.
+        plain._encoder.shapes, plain._encoder._graphs_work = shapes, False
+        expected = [row for batch in batches for row in _tokens(plain.recognize(batch))]
     differing = sum(one != other for one, other in zip(expected, given, strict=True))
     report.header(
         *("cuDNN benchmark", "`empty_cache()`", "torch's allocator", "clips that differ"),

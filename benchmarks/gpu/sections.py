@@ -148,7 +148,7 @@ def _checks(from_source: Mapping[str, str]) -> list[Section]:
             name="loads",
             title="Load, work, unload",
             run=correctness.loads,
-            limit_s=120,
+            limit_s=180,
             beside="loads",
             is_check=True,
         ),

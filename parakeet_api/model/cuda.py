@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from parakeet_api.model.nemo_internals import release_workspaces
+
 logger = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = re.compile(
@@ -87,6 +89,20 @@ def is_memory_shortage(error: BaseException) -> bool:
     return isinstance(error, torch.cuda.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
     )
+
+
+def release_cached_memory(device: str) -> None:
+    """Release what torch keeps cached on a GPU, workspaces included.
+
+    Waits for its turn: unmapping memory synchronises streams, one of which may be capturing.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    with turn_on(device):
+        release_workspaces()
+        torch.cuda.empty_cache()
 
 
 def context_is_lost(device: str) -> bool:

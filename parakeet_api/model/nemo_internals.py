@@ -11,7 +11,7 @@ import contextlib
 import copy
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,13 +53,48 @@ def mend_kernel_compilation() -> None:
     """
     from nemo.core.utils import cuda_python_utils
 
-    faulty = cuda_python_utils.run_nvrtc
-    if faulty is compile_kernel:
+    _replace_everywhere(cuda_python_utils.run_nvrtc, compile_kernel)
+
+
+def mend_conditional_nodes() -> None:
+    """Replace NeMo's `with_conditional_node`, which leaves its capture open if the body fails.
+
+    The body's stream then remains the current one. torch refuses to end the outer capture on it,
+    counts that capture as active for ever, and aborts the process when the graphs' pool is
+    released. So a lack of memory in a loop's body would look like a lost GPU.
+    """
+    from nemo.core.utils import cuda_python_utils
+
+    faulty = cuda_python_utils.with_conditional_node
+    if faulty.__module__ == __name__:
         return
+
+    @contextlib.contextmanager
+    def conditional_node(kernel: Any, args: Any, handle: Any, device: Any) -> Iterator[Any]:
+        import torch
+        from cuda.bindings import runtime
+
+        outer_stream = torch.cuda.current_stream(device)
+        with faulty(kernel, args, handle, device) as (stream, graph):
+            try:
+                yield stream, graph
+            except BaseException:
+                # Its error is of no interest: the first one is raised.
+                runtime.cudaStreamEndCapture(stream.cuda_stream)
+                torch.cuda.set_stream(outer_stream)
+                raise
+
+    _replace_everywhere(faulty, conditional_node)
+
+
+def _replace_everywhere(faulty: Callable[..., Any], mended: Callable[..., Any]) -> None:
+    """Replace a function of NeMo, also in modules that imported it by name."""
+    if faulty is mended:
+        return
+    name = faulty.__name__
     for module in list(sys.modules.values()):
-        # Also replace it in modules that imported it by name.
-        if isinstance(module, types.ModuleType) and vars(module).get("run_nvrtc") is faulty:
-            module.run_nvrtc = compile_kernel  # type: ignore[attr-defined]
+        if isinstance(module, types.ModuleType) and vars(module).get(name) is faulty:
+            setattr(module, name, mended)
 
 
 def compile_kernel(kernel_string: str, kernel_name: bytes, program_name: bytes) -> Any:
@@ -85,6 +120,29 @@ def compile_kernel(kernel_string: str, kernel_name: bytes, program_name: bytes) 
     error, kernel = driver.cuModuleGetFunction(module, kernel_name)
     assert_drv(error)
     return kernel
+
+
+@contextlib.contextmanager
+def own_workspaces() -> Iterator[None]:
+    """Let what is captured in the block allocate workspaces of cuBLAS in the graphs' own pool.
+
+    torch keeps a workspace for each thread and stream, 32 MB on newer GPUs. It releases those of a
+    graph's stream with the graph, also where another graph uses them, since streams are reused; but
+    never those of NeMo's loops, whose streams it does not know: they would keep the memory of each
+    pool. For a thread that has the GPU.
+    """
+    release_workspaces()
+    try:
+        yield
+    finally:
+        release_workspaces()
+
+
+def release_workspaces() -> None:
+    """Release cuBLAS' workspaces; for a thread that has the GPU, as others may be using them."""
+    import torch
+
+    torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001
 
 
 def use_fused_attention(encoder: Any) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from parakeet_api.errors import SettingsError
+from parakeet_api.model.cuda import turn_on
 from parakeet_api.model.encoder import encode
 from parakeet_api.model.nemo_internals import avoid_convolution_plans
 from parakeet_api.settings import Precision
@@ -58,7 +59,8 @@ def place(
     for candidate in candidates:
         _cast_encoder(model, candidate, device=device)
         _move(model, device, keep_cudnn=keep_cudnn)
-        error = _relative_error(_self_test_output(model), reference)
+        with turn_on(device):
+            error = _relative_error(_self_test_output(model), reference)
         if error <= _SELF_TEST_MAX_ERROR:
             return candidate, f"self-test passed: encoder error {error:.4f} against fp32"
         reason = f"{candidate} failed its self-test: encoder error {error:.4f} against fp32"

@@ -24,6 +24,7 @@ from parakeet_api.model.cuda import (
     context_is_lost,
     is_memory_shortage,
     limit_device_memory,
+    release_cached_memory,
     turn_on,
 )
 from parakeet_api.model.devices import Gpu, InferencePlan
@@ -146,10 +147,8 @@ class NemoRecognizer:
                 raise
             shortage = str(error).partition("\n")[0]
         # After the handler: the error referred to what was already loaded, and kept its memory.
-        import torch
-
         gc.collect()
-        torch.cuda.empty_cache()
+        release_cached_memory(options.device)
         raise ModelLoadError(f"The GPU has not enough free memory for the model: {shortage}")
 
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
@@ -182,9 +181,7 @@ class NemoRecognizer:
                 raise
         if shortage is not None:
             # After the handler: the error referred to the tensors of the failed pass.
-            import torch
-
-            torch.cuda.empty_cache()
+            release_cached_memory(self.info.device)
             raise OutOfDeviceMemoryError(shortage)
         boosted = iter(emissions[len(chunks) :])
         return [
@@ -224,8 +221,6 @@ class NemoRecognizer:
 
     def close(self) -> None:
         """Drop the model, and release GPU memory cached by torch."""
-        import torch
-
         if self._cache is not None:
             self._cache.close()
         if not self._lost:
@@ -235,8 +230,8 @@ class NemoRecognizer:
         del self._decoder, self._encoder, self._model, self._prompts
         # NeMo's modules form reference cycles, which would keep their memory in use.
         gc.collect()
-        if self.info.device != "cpu" and not self._lost:
-            torch.cuda.empty_cache()
+        if not self._lost:
+            release_cached_memory(self.info.device)
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""

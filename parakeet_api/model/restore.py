@@ -24,7 +24,11 @@ from parakeet_api.errors import DISK_FULL, CheckpointError
 from parakeet_api.model.architecture import Architecture
 from parakeet_api.model.checkpoints import WEIGHTS, is_gzip
 from parakeet_api.model.family import UnsupportedModelError, describe
-from parakeet_api.model.nemo_internals import mend_kernel_compilation, no_random_init
+from parakeet_api.model.nemo_internals import (
+    mend_conditional_nodes,
+    mend_kernel_compilation,
+    no_random_init,
+)
 
 _UNPACKED = "parakeet-api-checkpoint-"
 """Prefix of the folders of unpacked checkpoints in TMPDIR."""
@@ -173,6 +177,7 @@ def _import_nemo_quietly() -> None:
         from nemo.utils import logging as nemo_logging
 
     mend_kernel_compilation()
+    mend_conditional_nodes()
     nemo_logging.captureWarnings(False)
     nemo_logger = logging.getLogger("nemo_logger")
     # It prints the checkpoint's whole configuration as warnings.

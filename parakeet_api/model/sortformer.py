@@ -22,6 +22,7 @@ from parakeet_api.model.cuda import (
     current,
     is_memory_shortage,
     limit_device_memory,
+    release_cached_memory,
     turn_on,
 )
 from parakeet_api.model.devices import Gpu
@@ -176,7 +177,7 @@ class Sortformer:
                         raise DeviceLostError from error
                     raise
             # After the handler: the error referred to the tensors of the failed step.
-            self._free_cached_memory()
+            release_cached_memory(self.info.device)
             if is_last_try:
                 break
         raise ServiceUnavailableError("The GPU has not enough free memory to tell speakers apart.")
@@ -187,7 +188,7 @@ class Sortformer:
         # NeMo's modules form reference cycles, which would keep their memory in use.
         gc.collect()
         if not self._lost:
-            self._free_cached_memory()
+            release_cached_memory(self.info.device)
 
     def _step(
         self, state: SpeakerState, samples: FloatArray, used: slice, context: tuple[int, int]
@@ -208,9 +209,3 @@ class Sortformer:
         if self._heap is not None:
             self._heap.trim_if_grown()
         return result
-
-    def _free_cached_memory(self) -> None:
-        if self.info.device != "cpu":
-            import torch
-
-            torch.cuda.empty_cache()

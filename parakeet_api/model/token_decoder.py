@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
 from parakeet_api.model.fusion import FusionModel, with_fusion
+from parakeet_api.model.nemo_internals import own_workspaces
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,8 @@ _CHECK_ROWS = 8
 _CHECK_FRAMES = 100
 """8 s: enough for some hundred steps of the decoder's loops."""
 _CHECK_AGREEING = 7
-"""Rows that must agree. Rounding may change one near tie, since a graph computes in the largest
-batch's shape; a graph whose memory was overwritten agrees in none."""
+"""Rows that must agree. Rounding may change one near tie, since a beam's graph computes in the
+largest batch's shape; a graph whose memory was overwritten agrees in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class TokenDecoder:
         decoding: Any = self.nemo.decoding
         if fusion:
             decoding = with_fusion(decoding, fusion)
-        with self._graphs_as_captured():
+        with self._graphs_as_captured(encoded):
             if self._beam:
                 return _of_beams(*decoding(encoder_output=encoded, encoded_lengths=lengths))
             # Not through `decoding`: it would split the decoder's state for all rows of the graphs'
@@ -148,9 +149,9 @@ class TokenDecoder:
         )
 
     @contextlib.contextmanager
-    def _graphs_as_captured(self) -> Iterator[None]:
-        """Let NeMo use graphs if they are captured; otherwise keep it from capturing some."""
-        if self._captured:
+    def _graphs_as_captured(self, encoded: Tensor) -> Iterator[None]:
+        """Let NeMo use graphs that are captured for such a batch; keep it from capturing others."""
+        if self._captured and self._fits(encoded):
             yield
             return
         computer = self.nemo.decoding.decoding_computer
@@ -159,6 +160,11 @@ class TokenDecoder:
             yield
         finally:
             computer.cuda_graphs_mode = mode
+
+    def _fits(self, encoded: Tensor) -> bool:
+        rows, _, frames = encoded.shape
+        shape = self._graphs
+        return shape is not None and rows <= shape.rows and frames <= shape.frames
 
     def _capture_once(self) -> None:
         if self._graphs is None or self._captured or self._clock() < self._retry_at:
@@ -201,7 +207,7 @@ class TokenDecoder:
         import torch
 
         self._pool = torch.cuda.MemPool()
-        with torch.cuda.use_mem_pool(self._pool, self._device):
+        with torch.cuda.use_mem_pool(self._pool, self._device), own_workspaces():
             yield
 
     def _rows_that_differ(self, shape: GraphShape) -> int:
@@ -212,10 +218,13 @@ class TokenDecoder:
         import torch
 
         rows, frames = min(_CHECK_ROWS, shape.rows), min(_CHECK_FRAMES, shape.frames)
-        noise = torch.randn(
-            rows, shape.width, frames, generator=torch.Generator().manual_seed(0)
-        ).to(self._device)
-        lengths = torch.full((rows,), frames, dtype=torch.long, device=self._device)
+        # Empty rows, so that both ways compute in the same shape: in another one, rounding may
+        # decide a near tie.
+        noise = torch.zeros(rows if self._beam else shape.rows, shape.width, frames)
+        noise[:rows].normal_(generator=torch.Generator().manual_seed(0))
+        noise = noise.to(self._device)
+        lengths = torch.zeros(len(noise), dtype=torch.long, device=self._device)
+        lengths[:rows] = frames
         if self._device != "cpu":
             # Release memory that is not in the graphs' pool, so that its misuse shows in this test.
             torch.cuda.empty_cache()

@@ -10,7 +10,12 @@ from conftest import Clock, wait_until
 from fake_gpu import FakeGpu
 
 from parakeet_api.model import cuda
-from parakeet_api.model.cuda import CacheTrimmer, is_memory_shortage, turn_on
+from parakeet_api.model.cuda import (
+    CacheTrimmer,
+    is_memory_shortage,
+    release_cached_memory,
+    turn_on,
+)
 
 
 def trimmer(clock: Clock, *, keep_mb: float | None = 1500) -> CacheTrimmer:
@@ -101,6 +106,21 @@ def test_one_thread_at_a_time_has_a_gpu(gpu: FakeGpu) -> None:
         thread.join()
 
     assert most == 1
+
+
+def test_cached_memory_is_released_when_no_other_thread_has_the_gpu(gpu: FakeGpu) -> None:
+    """Another thread may be capturing. Only a fake has shown this."""
+    gpu.workspaces.append("eager")
+    other = threading.Thread(target=release_cached_memory, args=("cuda:0",))
+    with turn_on("cuda:0"):
+        other.start()
+        other.join(0.1)
+        assert gpu.emptied == 0
+        assert gpu.workspaces
+    other.join()
+
+    assert gpu.emptied == 1
+    assert not gpu.workspaces
 
 
 def test_a_cpu_takes_several_at_a_time() -> None:

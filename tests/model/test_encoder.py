@@ -122,8 +122,18 @@ def test_graphs_are_captured_while_loading_and_not_again(
     for wave in waves(clips, decoder, 8):
         encoded(loaded.encoder, [wave])
 
-    assert captured[1:] == loaded.encoder.shapes.graphed
+    *smaller, largest = loaded.encoder.shapes.graphed
+    assert captured[1:] == [largest, *smaller], "the others fit into its memory"
     assert gpu.captures == captured
+
+
+def test_captures_leave_no_workspaces_behind(loaded: LoadedModel, gpu: FakeGpu) -> None:
+    """torch would keep them, and with them the graphs' memory, after the model is unloaded.
+
+    Only a fake has shown this; that torch keeps them is seen in its code.
+    """
+    assert len(gpu.captures) > 1
+    assert not gpu.workspaces
 
 
 def test_the_warm_up_reports_its_progress(gpu: FakeGpu) -> None:
@@ -162,11 +172,13 @@ def test_without_memory_for_a_graph_passes_go_on_and_it_comes_later(
     gpu.fail_captures = None
     encoded(encoder, [wave])
     assert not gpu.captures
+    without_graphs = encoder._pool
 
     clock.now += 31
     with_graph, _ = encoded(encoder, [wave])
 
     assert len(gpu.captures) == 1
+    assert encoder._pool is not without_graphs, "torch refuses a pool that no graph keeps"
     torch.testing.assert_close(with_graph, without, rtol=1e-3, atol=1e-3)
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,7 +15,11 @@ from conftest import DEMO_MODEL, ROOT, demo_options
 
 from parakeet_api.model import nemo_internals
 from parakeet_api.model.loading import load_model
-from parakeet_api.model.nemo_internals import avoid_convolution_plans, mend_kernel_compilation
+from parakeet_api.model.nemo_internals import (
+    avoid_convolution_plans,
+    mend_conditional_nodes,
+    mend_kernel_compilation,
+)
 from parakeet_api.model.restore import import_libraries
 
 COMPILE = """
@@ -85,20 +90,58 @@ def test_nemo_alone_would_make_every_space_a_zero_byte(tmp_path: Path) -> None:
     assert output.splitlines() == [r"b'\x00'|b'\x00'"]
 
 
-def test_every_module_of_nemo_compiles_as_patched() -> None:
+@pytest.mark.parametrize("name", ["run_nvrtc", "with_conditional_node"])
+def test_every_module_of_nemo_captures_as_patched(name: str) -> None:
     import_libraries()
     mend_kernel_compilation()
+    mend_conditional_nodes()
     from nemo.core.utils import cuda_python_utils
 
     holders = [
         module
         for module in list(sys.modules.values())
-        if getattr(module, "__name__", "").startswith("nemo.") and "run_nvrtc" in vars(module)
+        if getattr(module, "__name__", "").startswith("nemo.") and name in vars(module)
     ]
     assert cuda_python_utils in holders
     assert len(holders) >= 5
     for module in holders:
-        assert vars(module)["run_nvrtc"] is nemo_internals.compile_kernel, module.__name__
+        assert vars(module)[name].__module__ == nemo_internals.__name__, module.__name__
+
+
+def test_a_loop_that_fails_while_it_is_captured_leaves_no_capture_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NeMo's own code; CUDA and its streams are fakes, and no GPU has shown this."""
+    import_libraries()
+    mend_conditional_nodes()
+    from nemo.core.utils import cuda_python_utils
+
+    cuda = MagicMock()
+    cuda.cuCtxGetCurrent.return_value = cuda.cuGraphAddNode.return_value = (0, "made")
+    cuda.cudaError_t.cudaSuccess = 0
+    active = cuda.cudaStreamCaptureStatus.cudaStreamCaptureStatusActive
+    cuda.cudaStreamGetCaptureInfo.return_value = (0, active, 1, "graph", [])
+    cuda.cudaStreamUpdateCaptureDependencies.return_value = (0,)
+    cuda.cudaStreamBeginCaptureToGraph.return_value = (0,)
+    monkeypatch.setattr(cuda_python_utils, "cuda", cuda)
+    monkeypatch.setattr(cuda_python_utils, "cudart", cuda)
+    monkeypatch.setattr("cuda.bindings.runtime.cudaStreamEndCapture", cuda.cudaStreamEndCapture)
+    outer, body = MagicMock(), MagicMock()
+    streams = [outer]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: body)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+
+    def capture() -> None:
+        with cuda_python_utils.with_conditional_node("kernel", MagicMock(), "handle", device=0):
+            assert streams[-1] is body
+            raise torch.cuda.OutOfMemoryError
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        capture()
+
+    assert streams[-1] is outer
+    cuda.cudaStreamEndCapture.assert_called_once_with(body.cuda_stream)
 
 
 def test_an_encoder_without_convolution_plans_gives_the_same_output() -> None:

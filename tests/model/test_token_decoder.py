@@ -54,6 +54,20 @@ def test_graphs_are_captured_once_and_for_the_largest_batch(
     assert decoder.uses_graphs
 
 
+@pytest.mark.parametrize(("count", "frames"), [(5, 20), (2, 140)])
+def test_a_larger_batch_than_planned_is_decoded_without_graphs(
+    recognizer: NemoRecognizer, gpu: FakeGpu, count: int, frames: int
+) -> None:
+    """NeMo would capture again, outside the pool. Only a fake has shown this."""
+    decoder = graphed(recognizer)
+    exact = graphed(recognizer)
+    exact._graphs = None
+
+    assert rows(decoder.decode(*batch(count, frames))) == rows(exact.decode(*batch(count, frames)))
+    assert gpu.captures == [(LARGEST.rows, LARGEST.frames)]
+    assert decoder.uses_graphs
+
+
 def test_nemo_alone_would_capture_again_and_again(recognizer: NemoRecognizer, gpu: FakeGpu) -> None:
     """The reason to capture the largest batch first: NeMo does not keep its row count."""
     decoder = graphed(recognizer, GraphShape(rows=1, frames=1, width=LARGEST.width))
