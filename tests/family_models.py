@@ -266,7 +266,7 @@ def _let_it_speak(model: Any, kind: Kind, sound: Samples) -> None:
         scores[:, 0] -= 1e4
         labels = kind.vocabulary + 1
         marks = range(labels - 1 - len(kind.marks), labels - 1)
-        blanks = 0.5 if kind.durations else 0.95 if kind.target == _PROMPT else 0.75
+        blanks = 0.5 if kind.durations else 0.97 if kind.target == _PROMPT else 0.85
         for label, share in ((labels - 1, blanks), *((mark, 0.05) for mark in marks)):
             others = torch.cat([scores[:, :label], scores[:, label + 1 : labels]], 1).amax(1)
             lift = (others - scores[:, label]).quantile(share)
@@ -301,8 +301,16 @@ def transcribe(model: Any, recordings: list[Samples], **options: Any) -> list[An
 def heard(hypothesis: Any) -> dict[str, Any]:
     """Give what is compared of one of NeMo's hypotheses."""
     if np.ndim(hypothesis.y_sequence) > 1:
-        # Of CTC it gives scores in the place of tokens.
-        return {"text": hypothesis.text, "ids": [], "frames": []}
+        # Of CTC it gives scores in the place of tokens, (T, V + 1).
+        labels = np.asarray(hypothesis.y_sequence).argmax(1)
+        blank = hypothesis.y_sequence.shape[1] - 1
+        begins = (labels != blank) & (np.diff(labels, prepend=blank) != 0)
+        frames = np.flatnonzero(begins)
+        return {
+            "text": hypothesis.text,
+            "ids": labels[frames].tolist(),
+            "frames": frames.tolist(),
+        }
     return {
         "text": hypothesis.text,
         "ids": [int(token) for token in hypothesis.y_sequence],
@@ -321,8 +329,17 @@ def main(folder: Path, recordings: Path) -> None:
 
     nemo_logging.setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    sounds = list(np.load(recordings).values())
-    print(json.dumps({name: _report(folder, name, sounds) for name in FAMILY}))
+    sounds = np.load(recordings)
+    reports = {
+        name: _report(folder, name, [sounds[key] for key in sounds if _is_for(name, key)])
+        for name in FAMILY
+    }
+    print(json.dumps(reports))
+
+
+def _is_for(name: str, key: str) -> bool:
+    """Tell whether a checkpoint hears a recording: those of no name, and those of its own."""
+    return key.rpartition(":")[0] in {"", name}
 
 
 def _report(folder: Path, name: str, sounds: list[Samples]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 from parakeet_api.model.prompts import prompt_languages
 from parakeet_api.model.vocabulary import tagged_language
+from parakeet_api.transcript import FRAME, SAMPLE_RATE
 
 Decoder = Literal["tdt", "rnnt", "ctc"]
 
 _FRAME_S = 0.08
+_STRIDE_S = 0.01
 _MAX_REFERENCES = 10
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _FULL_MELS, _FULL_CHANNELS, _FULL_HEADS = 128, 256, 8
@@ -48,6 +50,17 @@ class StreamingContext:
     """Lengths of chunks in seconds that a server may choose from; the first is the default."""
 
 
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """How the encoder divides time."""
+
+    samples: int = FRAME
+    """Samples of one frame."""
+    attended: int = 1
+    """Frames that see each other in attention by chunks, counted from a recording's start; 1 = the
+    position of a frame makes no difference."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The properties of a network on which loading and planning depend."""
@@ -63,6 +76,7 @@ class Architecture:
     """Whether the memory of attention grows linearly with the length of a chunk."""
     streaming: StreamingContext | None
     """`None` = not trained for streaming."""
+    frames: Frames
     prompts: Mapping[str, int]
     """Index of each prompt by its name, such as `de-DE` and `auto`; empty = no prompts."""
     pieces: tuple[str, ...]
@@ -77,6 +91,11 @@ class Architecture:
         prompted = set(prompt_languages(self.prompts))
         # Prompts may exist for languages that the model was not trained on.
         return frozenset((tagged & prompted) or prompted or tagged)
+
+    @property
+    def chunk_grid(self) -> int:
+        """Return the samples after which the encoder's division of time repeats."""
+        return self.frames.samples * self.frames.attended
 
     @property
     def parameters(self) -> int:
@@ -119,6 +138,7 @@ def read_architecture(config: Mapping[str, Any], *, decoder: Decoder) -> Archite
         heads=_FULL_HEADS if is_full else read.number("encoder.n_heads", 4),
         attends_locally=read.text("encoder.self_attention_model") == "rel_pos_local_attn",
         streaming=_streaming(read),
+        frames=_frames(read),
         prompts={
             name: index
             for name, index in read.section("model_defaults.prompt_dictionary").items()
@@ -255,6 +275,16 @@ def _streaming(read: _Config) -> StreamingContext | None:
         return None
     left_s = math.inf if lefts[0] < 0 else round(lefts[0] * _FRAME_S, 2)
     return StreamingContext(left_s, tuple(round(frames * _FRAME_S, 2) for frames in chunks))
+
+
+def _frames(read: _Config) -> Frames:
+    stride = read.value("preprocessor.window_stride")
+    seconds = stride if isinstance(stride, float) and stride > 0 else _STRIDE_S
+    samples = round(seconds * SAMPLE_RATE) * read.number("encoder.subsampling_factor", 4)
+    # With a right context as well, the default is to attend to everything.
+    is_limited = read.text("encoder.att_context_style") == "chunked_limited"
+    sizes = _contexts(read)[1] if is_limited else []
+    return Frames(samples, max([1, *sizes[:1]]))
 
 
 def _contexts(read: _Config) -> tuple[list[int], list[int]]:
