@@ -25,7 +25,7 @@ DEMO_MODEL = Path(__file__).parent / "grammar-model" / "parakeet-tdt-demo-en.nem
 _WIDTH, _HIDDEN, _CHANNELS = 64, 48, 16
 _RNNT = "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel"
 _HYBRID = "nemo.collections.asr.models.hybrid_rnnt_ctc_bpe_models.EncDecHybridRNNTCTCBPEModel"
-_CTC = "nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE"
+CTC = "nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE"
 _PROMPT = "nemo.collections.asr.models.rnnt_bpe_models_prompt.EncDecRNNTBPEModelWithPrompt"
 PROMPTS = {"en-US": 0, "en-GB": 1, "de-DE": 2, "fr-FR": 3, "ja-JP": 4, "auto": 101}
 TAGS = ("<en-US>", "<de-DE>", "<fr-FR>", "<ja-JP>")
@@ -71,7 +71,7 @@ FAMILY = {
     ),
     "parakeet-tdt_ctc-0.6b-ja": Kind(_HYBRID, mels=80, vocabulary=500),
     "parakeet-rnnt-0.6b": Kind(durations=(), mels=80, encoder=_BIASED),
-    "parakeet-ctc-0.6b": Kind(_CTC, durations=(), mels=80, encoder=_BIASED),
+    "parakeet-ctc-0.6b": Kind(CTC, durations=(), mels=80, encoder=_BIASED),
     "parakeet-unified-en-0.6b": Kind(
         durations=(),
         encoder={
@@ -103,11 +103,11 @@ FAMILY = {
 """By the name of the checkpoint whose keys it has; sizes are a test's."""
 
 
-def write_checkpoint(folder: Path, name: str, sound: Samples) -> Any:
+def write_checkpoint(folder: Path, name: str, sound: Samples, kind: Kind | None = None) -> Any:
     """Write the `.nemo` file of that name, which finds words in a recording; give its model."""
     import torch
 
-    kind = FAMILY[name]
+    kind = kind or FAMILY[name]
     with tempfile.TemporaryDirectory() as scratch:
         pieces = _write_tokenizer(Path(scratch), kind)
         torch.manual_seed(0)
@@ -199,7 +199,7 @@ def _config(kind: Kind, tokenizer: Path, pieces: list[str]) -> Any:
         "vocabulary": pieces,
     }
     greedy = {"strategy": "greedy_batch", "greedy": {"max_symbols": 10}}
-    if kind.target == _CTC:
+    if kind.target == CTC:
         config |= {"decoder": ctc, "decoding": {"strategy": "greedy_batch"}}
         return OmegaConf.create(config)
     config |= {
@@ -254,7 +254,7 @@ def _let_it_speak(model: Any, kind: Kind, sound: Samples) -> None:
             model.prompt_kernel[0].weight[:, _WIDTH:] *= 4
             prompt = torch.zeros(1, encoded.shape[1], 128)
             encoded = model.prompt_kernel(torch.cat([encoded, prompt], -1))
-        is_ctc = kind.target == _CTC
+        is_ctc = kind.target == CTC
         layer = model.decoder.decoder_layers[0] if is_ctc else model.joint.enc
         mean, deviation = encoded[0].mean(0), encoded[0].std(0).mean()
         layer.weight *= 4 / deviation

@@ -125,7 +125,7 @@ class Architecture:
 
 def read_architecture(config: Mapping[str, Any], *, decoder: Decoder) -> Architecture:
     """Read the configuration of a model whose decoder is known."""
-    read = _Config(config)
+    read = Config(config)
     # Measured: a pass through Whisper's front end fits the memory planned for the 0.6 B model.
     is_full = _has_whisper(read)
     return Architecture(
@@ -149,7 +149,7 @@ def read_architecture(config: Mapping[str, Any], *, decoder: Decoder) -> Archite
     )
 
 
-class _Config:
+class Config:
     """Values of a nested configuration by their path, such as `encoder.d_model`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -192,28 +192,28 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
 
 
-def _pieces(read: _Config) -> tuple[str, ...]:
+def _pieces(read: Config) -> tuple[str, ...]:
     for path in ("labels", "joint.vocabulary", "decoder.vocabulary"):
         if pieces := read.numbers(path):
             return tuple(piece for piece in pieces if isinstance(piece, str))
     return ()
 
 
-def _vocabulary(read: _Config) -> int:
+def _vocabulary(read: Config) -> int:
     """Count the pieces without the blank."""
     stated = read.number("joint.num_classes", 0) or read.number("decoder.num_classes", 0)
     return stated or len(_pieces(read))
 
 
-def _subsampling_channels(read: _Config) -> int:
+def _subsampling_channels(read: Config) -> int:
     return read.number("encoder.subsampling_conv_channels", read.number("encoder.d_model", 512))
 
 
-def _has_whisper(read: _Config) -> bool:
+def _has_whisper(read: Config) -> bool:
     return read.text("encoder._target_").endswith(_WHISPER)
 
 
-def _encoder_parameters(read: _Config) -> int:
+def _encoder_parameters(read: Config) -> int:
     layers = read.number("encoder.n_layers", 0) * _layer_parameters(read)
     if _has_whisper(read):
         width = read.number("encoder.d_model", 512)
@@ -221,7 +221,7 @@ def _encoder_parameters(read: _Config) -> int:
     return layers + _subsampling_parameters(read)
 
 
-def _layer_parameters(read: _Config) -> int:
+def _layer_parameters(read: Config) -> int:
     """Count the weights of one of NeMo's ConformerLayers with relative positions."""
     d = read.number("encoder.d_model", 512)
     wide = d * read.number("encoder.ff_expansion_factor", 4)
@@ -234,7 +234,7 @@ def _layer_parameters(read: _Config) -> int:
     return 2 * feed_forward + attention + convolution + 5 * 2 * d
 
 
-def _subsampling_parameters(read: _Config) -> int:
+def _subsampling_parameters(read: Config) -> int:
     """Count the weights of depthwise striding convolutions, the family's only subsampling."""
     channels, mels = _subsampling_channels(read), read.number("encoder.feat_in", 80)
     steps = round(math.log2(read.number("encoder.subsampling_factor", 4)))
@@ -247,7 +247,7 @@ def _subsampling_parameters(read: _Config) -> int:
     return first + others + channels * mels * d + d
 
 
-def _head_parameters(read: _Config, decoder: Decoder) -> int:
+def _head_parameters(read: Config, decoder: Decoder) -> int:
     d, labels = read.number("encoder.d_model", 512), _vocabulary(read) + 1
     ctc = d * labels + labels
     if decoder == "ctc":
@@ -261,7 +261,7 @@ def _head_parameters(read: _Config, decoder: Decoder) -> int:
     return predicting + joint + (ctc if read.section("aux_ctc") else 0)
 
 
-def _prompt_parameters(read: _Config) -> int:
+def _prompt_parameters(read: Config) -> int:
     if not read.is_on("model_defaults.initialize_prompt_feature", False):
         return 0
     d = read.number("encoder.d_model", 512)
@@ -269,7 +269,7 @@ def _prompt_parameters(read: _Config) -> int:
     return (d + prompts + 1) * 2 * d + (2 * d + 1) * d
 
 
-def _streaming(read: _Config) -> StreamingContext | None:
+def _streaming(read: Config) -> StreamingContext | None:
     lefts, chunks = _contexts(read)
     if not lefts or not chunks:
         return None
@@ -277,7 +277,7 @@ def _streaming(read: _Config) -> StreamingContext | None:
     return StreamingContext(left_s, tuple(round(frames * _FRAME_S, 2) for frames in chunks))
 
 
-def _frames(read: _Config) -> Frames:
+def _frames(read: Config) -> Frames:
     stride = read.value("preprocessor.window_stride")
     seconds = stride if isinstance(stride, float) and stride > 0 else _STRIDE_S
     samples = round(seconds * SAMPLE_RATE) * read.number("encoder.subsampling_factor", 4)
@@ -287,7 +287,7 @@ def _frames(read: _Config) -> Frames:
     return Frames(samples, max([1, *sizes[:1]]))
 
 
-def _contexts(read: _Config) -> tuple[list[int], list[int]]:
+def _contexts(read: Config) -> tuple[list[int], list[int]]:
     """Return the left contexts and the chunk sizes, in encoder frames, of the training."""
     style = read.text("encoder.att_context_style")
     if style == "chunked_limited_with_rc":
