@@ -330,21 +330,20 @@ def main(folder: Path, recordings: Path) -> None:
     nemo_logging.setLevel(logging.ERROR)
     torch.set_num_threads(1)
     sounds = np.load(recordings)
-    reports = {
-        name: _report(folder, name, [sounds[key] for key in sounds if _is_for(name, key)])
-        for name in FAMILY
-    }
+    shared = [sounds[key] for key in sounds if ":" not in key]
+    reports = {}
+    for name in FAMILY:
+        own = [sounds[key] for key in sounds if key.startswith(f"{name}:")]
+        reports[name] = _report(folder, name, shared, own)
     print(json.dumps(reports))
 
 
-def _is_for(name: str, key: str) -> bool:
-    """Tell whether a checkpoint hears a recording: those of no name, and those of its own."""
-    return key.rpartition(":")[0] in {"", name}
+def _report(folder: Path, name: str, shared: list[Samples], own: list[Samples]) -> dict[str, Any]:
+    """Write a checkpoint; tell how large it is and what NeMo hears with it, for each prompt.
 
-
-def _report(folder: Path, name: str, sounds: list[Samples]) -> dict[str, Any]:
-    """Write a checkpoint; tell how large it is and what NeMo hears with it, for each prompt."""
-    model = write_checkpoint(folder, name, sounds[0])
+    Its own recordings are heard with the first prompt alone.
+    """
+    model = write_checkpoint(folder, name, [*shared, *own][0])
     prompts = ["auto", "de-DE"] if FAMILY[name].target == _PROMPT else [""]
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -353,7 +352,9 @@ def _report(folder: Path, name: str, sounds: list[Samples]) -> dict[str, Any]:
             prompt: [
                 heard(hypothesis)
                 for hypothesis in transcribe(
-                    model, sounds, **({"target_lang": prompt} if prompt else {})
+                    model,
+                    shared + (own if prompt == prompts[0] else []),
+                    **({"target_lang": prompt} if prompt else {}),
                 )
             ]
             for prompt in prompts
