@@ -279,7 +279,8 @@ def _streaming(read: Config) -> StreamingContext | None:
 
 def _frames(read: Config) -> Frames:
     stride = read.value("preprocessor.window_stride")
-    seconds = stride if isinstance(stride, float) and stride > 0 else _STRIDE_S
+    # At least a millisecond, so that a frame has samples.
+    seconds = stride if isinstance(stride, float) and 0.001 <= stride < 1 else _STRIDE_S  # noqa: PLR2004
     samples = round(seconds * SAMPLE_RATE) * read.number("encoder.subsampling_factor", 4)
     # With a right context as well, the default is to attend to everything.
     is_limited = read.text("encoder.att_context_style") == "chunked_limited"

@@ -23,6 +23,7 @@ from parakeet_api.settings import Settings
 RNNT = "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel"
 KEYS = (
     *("target", "preprocessor", "features", "sample_rate", "encoder", "d_model", "n_layers"),
+    *("window_stride", "_target_", "tokenizer", "type"),
     *("att_context_style", "att_context_size", "att_chunk_context_size", "subsampling_factor"),
     *("decoding", "durations", "loss", "loss_name", "labels", "joint", "vocabulary", "license"),
     *("model_defaults", "prompt_dictionary", "num_prompts", "initialize_prompt_feature"),
@@ -124,7 +125,6 @@ def test_local_attention_takes_no_more_for_longer_chunks() -> None:
     assert FULL_SIZE.activations_mb(1, 600) > 20 * FULL_SIZE.activations_mb(1, 60)
 
 
-RNNT = "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel"
 CITRINET = "nemo.collections.asr.modules.ConvASREncoder"
 
 
