@@ -30,6 +30,7 @@ from parakeet_api.speech.speaker_hearing import SpeakerHearing
 from parakeet_api.speech.speech_gate import drop_hallucinations
 from parakeet_api.speech.stitching import Stitcher
 from parakeet_api.transcript import (
+    FRAME,
     NO_SPEAKERS,
     SAMPLE_RATE,
     Caveat,
@@ -100,12 +101,14 @@ class Pipeline:
         detector: SpeechDetector | None = None,
         keywords: Keywords | None = None,
         diarizer: Diarizer | None = None,
+        grid: Callable[[], int] = lambda: FRAME,
     ) -> None:
         """Without a `detector`, speech without words is not searched for.
 
         Without `keywords`, those of recordings have no effect. Without a `diarizer`, no voices are
-        told apart.
+        told apart. `grid` returns the distance in samples of the places where chunks may start.
         """
+        self._grid = grid
         self._keywords = keywords
         self._diarizer = diarizer
         self._metrics = metrics or Metrics()
@@ -263,7 +266,7 @@ class Pipeline:
             sentence_boundary_threshold_s=self._settings.sentence_boundary_threshold_s
         )
         words: list[Word] = []
-        chunks = self._with_hints(plan_chunks([samples], self._policy), languages, keywords)
+        chunks = self._with_hints(self._chunks([samples]), languages, keywords)
         with (
             self.counted(),
             closing(self._batcher.recognize(chunks, cancelled=cancelled)) as recognized,
@@ -341,7 +344,10 @@ class Pipeline:
     def _planned(self, audio: Iterable[Pcm], hearing: SpeakerHearing | None) -> Generator[Chunk]:
         """Cut a recording into chunks, one for each channel that is apart."""
         blocks = audio if hearing is None else hearing.through(audio)
-        return split_channels(plan_chunks(blocks, self._policy))
+        return split_channels(self._chunks(blocks))
+
+    def _chunks(self, blocks: Iterable[Pcm]) -> Generator[Chunk]:
+        return plan_chunks(blocks, self._policy.on_grid(self._grid()))
 
     def _with_hints(
         self,

@@ -188,6 +188,7 @@ class ServedModels:
                 detector=detector,
                 keywords=keywords,
                 diarizer=diarizer,
+                grid=lambda: slot.checkpoints.architecture.chunk_grid,
             )
             return ServedModel(
                 slot=slot,

@@ -25,7 +25,7 @@ DEMO_MODEL = Path(__file__).parent / "grammar-model" / "parakeet-tdt-demo-en.nem
 _WIDTH, _HIDDEN, _CHANNELS = 64, 48, 16
 _RNNT = "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel"
 _HYBRID = "nemo.collections.asr.models.hybrid_rnnt_ctc_bpe_models.EncDecHybridRNNTCTCBPEModel"
-_CTC = "nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE"
+CTC = "nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE"
 _PROMPT = "nemo.collections.asr.models.rnnt_bpe_models_prompt.EncDecRNNTBPEModelWithPrompt"
 PROMPTS = {"en-US": 0, "en-GB": 1, "de-DE": 2, "fr-FR": 3, "ja-JP": 4, "auto": 101}
 TAGS = ("<en-US>", "<de-DE>", "<fr-FR>", "<ja-JP>")
@@ -71,7 +71,7 @@ FAMILY = {
     ),
     "parakeet-tdt_ctc-0.6b-ja": Kind(_HYBRID, mels=80, vocabulary=500),
     "parakeet-rnnt-0.6b": Kind(durations=(), mels=80, encoder=_BIASED),
-    "parakeet-ctc-0.6b": Kind(_CTC, durations=(), mels=80, encoder=_BIASED),
+    "parakeet-ctc-0.6b": Kind(CTC, durations=(), mels=80, encoder=_BIASED),
     "parakeet-unified-en-0.6b": Kind(
         durations=(),
         encoder={
@@ -103,11 +103,11 @@ FAMILY = {
 """By the name of the checkpoint whose keys it has; sizes are a test's."""
 
 
-def write_checkpoint(folder: Path, name: str, sound: Samples) -> Any:
+def write_checkpoint(folder: Path, name: str, sound: Samples, kind: Kind | None = None) -> Any:
     """Write the `.nemo` file of that name, which finds words in a recording; give its model."""
     import torch
 
-    kind = FAMILY[name]
+    kind = kind or FAMILY[name]
     with tempfile.TemporaryDirectory() as scratch:
         pieces = _write_tokenizer(Path(scratch), kind)
         torch.manual_seed(0)
@@ -199,7 +199,7 @@ def _config(kind: Kind, tokenizer: Path, pieces: list[str]) -> Any:
         "vocabulary": pieces,
     }
     greedy = {"strategy": "greedy_batch", "greedy": {"max_symbols": 10}}
-    if kind.target == _CTC:
+    if kind.target == CTC:
         config |= {"decoder": ctc, "decoding": {"strategy": "greedy_batch"}}
         return OmegaConf.create(config)
     config |= {
@@ -254,7 +254,7 @@ def _let_it_speak(model: Any, kind: Kind, sound: Samples) -> None:
             model.prompt_kernel[0].weight[:, _WIDTH:] *= 4
             prompt = torch.zeros(1, encoded.shape[1], 128)
             encoded = model.prompt_kernel(torch.cat([encoded, prompt], -1))
-        is_ctc = kind.target == _CTC
+        is_ctc = kind.target == CTC
         layer = model.decoder.decoder_layers[0] if is_ctc else model.joint.enc
         mean, deviation = encoded[0].mean(0), encoded[0].std(0).mean()
         layer.weight *= 4 / deviation
@@ -266,7 +266,7 @@ def _let_it_speak(model: Any, kind: Kind, sound: Samples) -> None:
         scores[:, 0] -= 1e4
         labels = kind.vocabulary + 1
         marks = range(labels - 1 - len(kind.marks), labels - 1)
-        blanks = 0.5 if kind.durations else 0.95 if kind.target == _PROMPT else 0.75
+        blanks = 0.5 if kind.durations else 0.97 if kind.target == _PROMPT else 0.85
         for label, share in ((labels - 1, blanks), *((mark, 0.05) for mark in marks)):
             others = torch.cat([scores[:, :label], scores[:, label + 1 : labels]], 1).amax(1)
             lift = (others - scores[:, label]).quantile(share)
@@ -301,8 +301,16 @@ def transcribe(model: Any, recordings: list[Samples], **options: Any) -> list[An
 def heard(hypothesis: Any) -> dict[str, Any]:
     """Give what is compared of one of NeMo's hypotheses."""
     if np.ndim(hypothesis.y_sequence) > 1:
-        # Of CTC it gives scores in the place of tokens.
-        return {"text": hypothesis.text, "ids": [], "frames": []}
+        # Of CTC it gives scores in the place of tokens, (T, V + 1).
+        labels = np.asarray(hypothesis.y_sequence).argmax(1)
+        blank = hypothesis.y_sequence.shape[1] - 1
+        begins = (labels != blank) & (np.diff(labels, prepend=blank) != 0)
+        frames = np.flatnonzero(begins)
+        return {
+            "text": hypothesis.text,
+            "ids": labels[frames].tolist(),
+            "frames": frames.tolist(),
+        }
     return {
         "text": hypothesis.text,
         "ids": [int(token) for token in hypothesis.y_sequence],
@@ -321,13 +329,21 @@ def main(folder: Path, recordings: Path) -> None:
 
     nemo_logging.setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    sounds = list(np.load(recordings).values())
-    print(json.dumps({name: _report(folder, name, sounds) for name in FAMILY}))
+    sounds = np.load(recordings)
+    shared = [sounds[key] for key in sounds if ":" not in key]
+    reports = {}
+    for name in FAMILY:
+        own = [sounds[key] for key in sounds if key.startswith(f"{name}:")]
+        reports[name] = _report(folder, name, shared, own)
+    print(json.dumps(reports))
 
 
-def _report(folder: Path, name: str, sounds: list[Samples]) -> dict[str, Any]:
-    """Write a checkpoint; tell how large it is and what NeMo hears with it, for each prompt."""
-    model = write_checkpoint(folder, name, sounds[0])
+def _report(folder: Path, name: str, shared: list[Samples], own: list[Samples]) -> dict[str, Any]:
+    """Write a checkpoint; tell how large it is and what NeMo hears with it, for each prompt.
+
+    Its own recordings are heard with the first prompt alone.
+    """
+    model = write_checkpoint(folder, name, [*shared, *own][0])
     prompts = ["auto", "de-DE"] if FAMILY[name].target == _PROMPT else [""]
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -336,7 +352,9 @@ def _report(folder: Path, name: str, sounds: list[Samples]) -> dict[str, Any]:
             prompt: [
                 heard(hypothesis)
                 for hypothesis in transcribe(
-                    model, sounds, **({"target_lang": prompt} if prompt else {})
+                    model,
+                    shared + (own if prompt == prompts[0] else []),
+                    **({"target_lang": prompt} if prompt else {}),
                 )
             ]
             for prompt in prompts

@@ -17,7 +17,7 @@ from parakeet_api.model.recognizer import Recognizer
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.settings import Settings
 from parakeet_api.speech.chunking import ChunkPolicy
-from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
+from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 
 
 @contextmanager
@@ -26,6 +26,7 @@ def pipeline_of(
     *,
     leased: Callable[[], None] = lambda: None,
     max_seconds: float = 12 * 3600,
+    grid: Callable[[], int] = lambda: FRAME,
     **environ: str,
 ) -> Iterator[Pipeline]:
     settings = Settings.from_env(environ)
@@ -42,6 +43,7 @@ def pipeline_of(
         batcher=batcher,
         policy=ChunkPolicy.from_settings(settings, longest_s=plan.longest_chunk_s),
         settings=settings,
+        grid=grid,
     )
     try:
         yield pipeline

@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 from parakeet_api.model.prompts import prompt_languages
 from parakeet_api.model.vocabulary import tagged_language
+from parakeet_api.transcript import FRAME, SAMPLE_RATE
 
 Decoder = Literal["tdt", "rnnt", "ctc"]
 
 _FRAME_S = 0.08
+_STRIDE_S = 0.01
 _MAX_REFERENCES = 10
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _FULL_MELS, _FULL_CHANNELS, _FULL_HEADS = 128, 256, 8
@@ -48,6 +50,17 @@ class StreamingContext:
     """Lengths of chunks in seconds that a server may choose from; the first is the default."""
 
 
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """How the encoder divides time."""
+
+    samples: int = FRAME
+    """Samples of one frame."""
+    attended: int = 1
+    """Frames that see each other in attention by chunks, counted from a recording's start; 1 = the
+    position of a frame makes no difference."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The properties of a network on which loading and planning depend."""
@@ -63,6 +76,7 @@ class Architecture:
     """Whether the memory of attention grows linearly with the length of a chunk."""
     streaming: StreamingContext | None
     """`None` = not trained for streaming."""
+    frames: Frames
     prompts: Mapping[str, int]
     """Index of each prompt by its name, such as `de-DE` and `auto`; empty = no prompts."""
     pieces: tuple[str, ...]
@@ -77,6 +91,11 @@ class Architecture:
         prompted = set(prompt_languages(self.prompts))
         # Prompts may exist for languages that the model was not trained on.
         return frozenset((tagged & prompted) or prompted or tagged)
+
+    @property
+    def chunk_grid(self) -> int:
+        """Return the samples after which the encoder's division of time repeats."""
+        return self.frames.samples * self.frames.attended
 
     @property
     def parameters(self) -> int:
@@ -106,7 +125,7 @@ class Architecture:
 
 def read_architecture(config: Mapping[str, Any], *, decoder: Decoder) -> Architecture:
     """Read the configuration of a model whose decoder is known."""
-    read = _Config(config)
+    read = Config(config)
     # Measured: a pass through Whisper's front end fits the memory planned for the 0.6 B model.
     is_full = _has_whisper(read)
     return Architecture(
@@ -119,6 +138,7 @@ def read_architecture(config: Mapping[str, Any], *, decoder: Decoder) -> Archite
         heads=_FULL_HEADS if is_full else read.number("encoder.n_heads", 4),
         attends_locally=read.text("encoder.self_attention_model") == "rel_pos_local_attn",
         streaming=_streaming(read),
+        frames=_frames(read),
         prompts={
             name: index
             for name, index in read.section("model_defaults.prompt_dictionary").items()
@@ -129,7 +149,7 @@ def read_architecture(config: Mapping[str, Any], *, decoder: Decoder) -> Archite
     )
 
 
-class _Config:
+class Config:
     """Values of a nested configuration by their path, such as `encoder.d_model`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -172,28 +192,28 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
 
 
-def _pieces(read: _Config) -> tuple[str, ...]:
+def _pieces(read: Config) -> tuple[str, ...]:
     for path in ("labels", "joint.vocabulary", "decoder.vocabulary"):
         if pieces := read.numbers(path):
             return tuple(piece for piece in pieces if isinstance(piece, str))
     return ()
 
 
-def _vocabulary(read: _Config) -> int:
+def _vocabulary(read: Config) -> int:
     """Count the pieces without the blank."""
     stated = read.number("joint.num_classes", 0) or read.number("decoder.num_classes", 0)
     return stated or len(_pieces(read))
 
 
-def _subsampling_channels(read: _Config) -> int:
+def _subsampling_channels(read: Config) -> int:
     return read.number("encoder.subsampling_conv_channels", read.number("encoder.d_model", 512))
 
 
-def _has_whisper(read: _Config) -> bool:
+def _has_whisper(read: Config) -> bool:
     return read.text("encoder._target_").endswith(_WHISPER)
 
 
-def _encoder_parameters(read: _Config) -> int:
+def _encoder_parameters(read: Config) -> int:
     layers = read.number("encoder.n_layers", 0) * _layer_parameters(read)
     if _has_whisper(read):
         width = read.number("encoder.d_model", 512)
@@ -201,7 +221,7 @@ def _encoder_parameters(read: _Config) -> int:
     return layers + _subsampling_parameters(read)
 
 
-def _layer_parameters(read: _Config) -> int:
+def _layer_parameters(read: Config) -> int:
     """Count the weights of one of NeMo's ConformerLayers with relative positions."""
     d = read.number("encoder.d_model", 512)
     wide = d * read.number("encoder.ff_expansion_factor", 4)
@@ -214,7 +234,7 @@ def _layer_parameters(read: _Config) -> int:
     return 2 * feed_forward + attention + convolution + 5 * 2 * d
 
 
-def _subsampling_parameters(read: _Config) -> int:
+def _subsampling_parameters(read: Config) -> int:
     """Count the weights of depthwise striding convolutions, the family's only subsampling."""
     channels, mels = _subsampling_channels(read), read.number("encoder.feat_in", 80)
     steps = round(math.log2(read.number("encoder.subsampling_factor", 4)))
@@ -227,7 +247,7 @@ def _subsampling_parameters(read: _Config) -> int:
     return first + others + channels * mels * d + d
 
 
-def _head_parameters(read: _Config, decoder: Decoder) -> int:
+def _head_parameters(read: Config, decoder: Decoder) -> int:
     d, labels = read.number("encoder.d_model", 512), _vocabulary(read) + 1
     ctc = d * labels + labels
     if decoder == "ctc":
@@ -241,7 +261,7 @@ def _head_parameters(read: _Config, decoder: Decoder) -> int:
     return predicting + joint + (ctc if read.section("aux_ctc") else 0)
 
 
-def _prompt_parameters(read: _Config) -> int:
+def _prompt_parameters(read: Config) -> int:
     if not read.is_on("model_defaults.initialize_prompt_feature", False):
         return 0
     d = read.number("encoder.d_model", 512)
@@ -249,7 +269,7 @@ def _prompt_parameters(read: _Config) -> int:
     return (d + prompts + 1) * 2 * d + (2 * d + 1) * d
 
 
-def _streaming(read: _Config) -> StreamingContext | None:
+def _streaming(read: Config) -> StreamingContext | None:
     lefts, chunks = _contexts(read)
     if not lefts or not chunks:
         return None
@@ -257,7 +277,18 @@ def _streaming(read: _Config) -> StreamingContext | None:
     return StreamingContext(left_s, tuple(round(frames * _FRAME_S, 2) for frames in chunks))
 
 
-def _contexts(read: _Config) -> tuple[list[int], list[int]]:
+def _frames(read: Config) -> Frames:
+    stride = read.value("preprocessor.window_stride")
+    # At least a millisecond, so that a frame has samples.
+    seconds = stride if isinstance(stride, float) and 0.001 <= stride < 1 else _STRIDE_S  # noqa: PLR2004
+    samples = round(seconds * SAMPLE_RATE) * read.number("encoder.subsampling_factor", 4)
+    # With a right context as well, the default is to attend to everything.
+    is_limited = read.text("encoder.att_context_style") == "chunked_limited"
+    sizes = _contexts(read)[1] if is_limited else []
+    return Frames(samples, max([1, *sizes[:1]]))
+
+
+def _contexts(read: Config) -> tuple[list[int], list[int]]:
     """Return the left contexts and the chunk sizes, in encoder frames, of the training."""
     style = read.text("encoder.att_context_style")
     if style == "chunked_limited_with_rc":

@@ -1,4 +1,8 @@
-"""Greedy CTC decoding: each frame's most probable label, without repetitions and blanks."""
+"""Greedy CTC decoding: each frame's most probable label, without repetitions and blanks.
+
+As in a transducer, scores of fusion models change which token is emitted, never whether one is: a
+frame whose most probable label is the blank keeps it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 class CtcDecoder(TokenDecoder):
     """Decode an encoder's output greedily, without CUDA graphs."""
 
-    supports_fusion = False
+    supports_keywords = False
 
     def __init__(self, network: Any, *, device: str) -> None:
         """Wrap NeMo's network, whose decoder scores every label of every frame."""
@@ -27,13 +31,16 @@ class CtcDecoder(TokenDecoder):
     def _decode(
         self, encoded: Tensor, lengths: Tensor, fusion: Sequence[FusionModel] = ()
     ) -> Tokens:
-        assert not fusion
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
         # Log-probabilities, (B, T, labels); the last label is the blank.
-        scored, labels = self._network.decoder(encoder_output=encoded).max(-1)
-        blank = int(self._network.decoder.num_classes_with_blank) - 1
+        scores = self._network.decoder(encoder_output=encoded)
+        blank = scores.shape[-1] - 1
+        labels = scores.argmax(-1)
+        if fusion:
+            labels = torch.where(labels == blank, blank, _best_token(scores[..., :blank], fusion))
+        scored = scores.gather(-1, labels[..., None])[..., 0]
         before = torch.nn.functional.pad(labels, (1, 0), value=blank)[:, :-1]
         present = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]
         begins = (labels != blank) & (labels != before) & present
@@ -45,3 +52,11 @@ class CtcDecoder(TokenDecoder):
             counts=[len(at) for at in frames],
             logprobs=pad_sequence([row[at] for row, at in zip(scored, frames, strict=True)], True),
         )
+
+
+def _best_token(scores: Tensor, fusion: Sequence[FusionModel]) -> Tensor:
+    """Return each frame's best token, (B, T), of scores (B, T, V) with those of fusion models."""
+    for model in fusion:
+        added, _ = model.advance(model.get_init_states(len(scores)))
+        scores = scores + added[:, None]
+    return scores.argmax(-1)

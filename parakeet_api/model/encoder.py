@@ -383,5 +383,6 @@ def device_of(network: Any) -> torch.device:
 
 def frame_samples(network: Any) -> int:
     """Return the number of samples per encoder frame: 1,280 (80 ms)."""
-    stride = float(network.cfg.preprocessor.window_stride) * SAMPLE_RATE
-    return round(stride) * int(network.cfg.encoder.subsampling_factor)
+    # The defaults are NeMo's.
+    stride = float(network.cfg.preprocessor.get("window_stride", 0.01)) * SAMPLE_RATE
+    return round(stride) * int(network.cfg.encoder.get("subsampling_factor", 4))

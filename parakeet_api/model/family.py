@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from parakeet_api.errors import CheckpointError
-from parakeet_api.model.architecture import FULL_SIZE, Architecture, Decoder, read_architecture
+from parakeet_api.model.architecture import (
+    FULL_SIZE,
+    Architecture,
+    Config,
+    Decoder,
+    read_architecture,
+)
 from parakeet_api.transcript import SAMPLE_RATE
 
 _UNSUPPORTED = (
@@ -20,11 +26,17 @@ _UNSUPPORTED = (
     (r"\w*Sortformer\w*|\w*Diar\w*", "a model that tells speakers apart and writes no words"),
     (r"\w*SALM\w*|\w*SpeechLM\w*", "a language model that listens"),
     (r"\w*Label\w*|\w*Classification\w*", "a model that classifies sound and writes no words"),
+    (
+        r"EncDec(CTC|RNNT|HybridRNNTCTC)Model",
+        "an older model, which writes single characters instead of word pieces",
+    ),
 )
 """Other classes of NeMo, described for error messages."""
 _TRANSDUCER = re.compile(r"EncDec\w*RNNT\w*BPE\w*")
 """EncDecRNNTBPEModel and EncDecHybridRNNTCTCBPEModel, each also with a prompt."""
 _CTC = re.compile(r"EncDecCTCModelBPE")
+_CONFORMER = re.compile(r"ConformerEncoder|WhisperConformer")
+_WORD_PIECES = "bpe"
 _SERVED = "a Parakeet of the kinds TDT, RNNT or CTC, alone, hybrid or with a prompt"
 
 
@@ -38,11 +50,21 @@ class UnsupportedModelError(CheckpointError):
 
 def describe(config: Mapping[str, Any]) -> Architecture:
     """Return a configuration's architecture; raise `UnsupportedModelError` for other models."""
+    read = Config(config)
     kind = str(config.get("target") or "model of no known kind").rpartition(".")[2]
-    decoder = _decoder(kind, config)
-    rate = _get(config, "preprocessor", "sample_rate")
-    if isinstance(rate, int) and rate != SAMPLE_RATE:
+    decoder = _decoder(kind, read)
+    rate = read.value("preprocessor.sample_rate")
+    if isinstance(rate, (int, float)) and rate != SAMPLE_RATE:
         raise UnsupportedModelError(f"a {kind} for audio of {rate} Hz; {SAMPLE_RATE} are needed")
+    encoder = read.text("encoder._target_").rpartition(".")[2]
+    if encoder and not _CONFORMER.fullmatch(encoder):
+        raise UnsupportedModelError(f"a {kind} whose encoder is a {encoder}; needed is {_SERVED}")
+    tokenizer = read.text("tokenizer.type")
+    if tokenizer and tokenizer != _WORD_PIECES:
+        raise UnsupportedModelError(
+            f"a {kind} whose tokenizer is of the type {tokenizer};"
+            f" needed is {_WORD_PIECES}, which is SentencePiece's"
+        )
     return read_architecture(config, decoder=decoder)
 
 
@@ -56,7 +78,7 @@ def expect(model_id: str) -> Architecture:
     return dataclasses.replace(FULL_SIZE, encoder_parameters=max(encoder, 0))
 
 
-def _decoder(kind: str, config: Mapping[str, Any]) -> Decoder:
+def _decoder(kind: str, read: Config) -> Decoder:
     for pattern, what in _UNSUPPORTED:
         if re.fullmatch(pattern, kind):
             raise UnsupportedModelError(f"a {kind}, {what}; needed is {_SERVED}")
@@ -64,13 +86,8 @@ def _decoder(kind: str, config: Mapping[str, Any]) -> Decoder:
         return "ctc"
     if not _TRANSDUCER.fullmatch(kind):
         raise UnsupportedModelError(f"a {kind}; needed is {_SERVED}")
-    loss = _get(config, "loss", "loss_name")
-    if loss == "multiblank_rnnt" or _get(config, "decoding", "big_blank_durations"):
+    loss = read.value("loss.loss_name")
+    if loss == "multiblank_rnnt" or read.value("decoding.big_blank_durations"):
         raise UnsupportedModelError(f"a {kind} with several blanks; needed is {_SERVED}")
     # As in NeMo, which reads durations from the loss if there is one.
-    return "tdt" if loss == "tdt" or _get(config, "decoding", "durations") else "rnnt"
-
-
-def _get(config: Mapping[str, Any], section: str, key: str) -> Any:
-    values: Any = config.get(section)
-    return values.get(key) if hasattr(values, "get") else None
+    return "tdt" if loss == "tdt" or read.value("decoding.durations") else "rnnt"

@@ -214,6 +214,9 @@ def _prepare_for_inference(model: Any) -> None:
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if hasattr(model.preprocessor, "featurizer"):
+        # As in NeMo's own transcription; padding would exceed the table of positions.
+        model.preprocessor.featurizer.pad_to = 0
     use_fused_attention(model.encoder)
     extend_positions(model.encoder, _SELF_TEST_FRAMES, float_dtype(model.encoder))
 

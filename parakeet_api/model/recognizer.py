@@ -160,7 +160,7 @@ class NemoRecognizer:
         fails for the rest of the process.
         """
         audible = [chunk for chunk in chunks if chunk.samples.any()]
-        if not self._decoder.supports_fusion:
+        if not self._decoder.supports_keywords:
             audible = [replace(chunk, keywords=None) for chunk in audible]
         words = iter(self._recognize(audible) if audible else [])
         return [next(words) if chunk.samples.any() else [] for chunk in chunks]
@@ -290,7 +290,7 @@ class NemoRecognizer:
 
     def _penalties(self, chunk: Chunk) -> NDArray[np.float32] | None:
         """Return the tokens' penalties for a chunk's language; prompts state it otherwise."""
-        if self._prompts is not None or not self._decoder.supports_fusion:
+        if self._prompts is not None:
             return None
         return self._scripts.penalties(chunk.language)
 

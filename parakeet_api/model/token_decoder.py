@@ -70,8 +70,8 @@ class TokenDecoder:
     attribute to the capture, so their memory would otherwise be freed when the capture ends.
     """
 
-    supports_fusion = True
-    """Whether `decode` takes fusion models."""
+    supports_keywords = True
+    """Whether `decode` takes fusion models whose states change from token to token."""
 
     def __init__(
         self,

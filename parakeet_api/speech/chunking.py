@@ -2,7 +2,8 @@
 
 The contract: owned ranges tile the recording, first sample to last; every chunk holds what it
 owns plus up to half the overlap on each side, less if the seam lies in a long silence; no chunk
-is longer than `ChunkPolicy.longest` samples; every chunk owns at least one sample.
+is longer than `ChunkPolicy.longest` samples; every chunk owns at least one sample. Before its seam
+a chunk may have up to one step of `ChunkPolicy.grid` more.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class ChunkPolicy:
     """Shortest silence that counts."""
     silence_level: float
     """Root mean square below which a frame is silent, int16 units."""
+    grid: int = FRAME
+    """Chunks with context start at multiples of this. Neighbours then divide their shared audio
+    into the same frames, or the same spans of attention, and agree on words and their times."""
 
     @property
     def context(self) -> int:
@@ -72,6 +76,10 @@ class ChunkPolicy:
             silence_level=_FULL_SCALE * 10 ** (settings.silence_threshold_db / 20),
         )
 
+    def on_grid(self, grid: int) -> ChunkPolicy:
+        """Return the same policy for chunks on a grid, unless they are too short for it."""
+        return replace(self, grid=grid) if grid * _OVERLAP_SHARE <= self.longest else self
+
 
 def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
     """Cut a recording, given as consecutive blocks of int16 samples, into chunks.
@@ -84,7 +92,7 @@ def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
     buffer = _Buffer(blocks)
     owned_start = context_before = 0
     for index in itertools.count():
-        start = _on_grid(max(0, owned_start - context_before), owned_start)
+        start = _start(owned_start, context_before, policy.grid)
         buffer.drop_before(start)
         if is_last := buffer.end_within(start + policy.longest):
             owned_end = end = buffer.end
@@ -124,12 +132,15 @@ def split_channels(chunks: Iterable[Chunk]) -> Generator[Chunk]:
             yield replace(chunk, samples=samples, channel=number, channels=channels)
 
 
-def _on_grid(start: int, latest: int) -> int:
-    """Round a start up to the recording's grid of encoder frames, but not beyond `latest`.
+def _start(owned_start: int, context: int, grid: int) -> int:
+    """Return the first sample of a chunk: on the grid, with less than a frame less context.
 
-    Neighbours then divide their shared audio into the same frames and agree on word times.
+    A chunk without context starts where it owns: its neighbour has the words before.
     """
-    return min(-(-start // FRAME) * FRAME, latest)
+    if not context:
+        return owned_start
+    start = max(0, owned_start - context)
+    return min((start + FRAME - 1) // grid * grid, owned_start)
 
 
 class _Buffer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from parakeet_api.settings import Settings
 RNNT = "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel"
 KEYS = (
     *("target", "preprocessor", "features", "sample_rate", "encoder", "d_model", "n_layers"),
+    *("window_stride", "_target_", "tokenizer", "type"),
     *("att_context_style", "att_context_size", "att_chunk_context_size", "subsampling_factor"),
     *("decoding", "durations", "loss", "loss_name", "labels", "joint", "vocabulary", "license"),
     *("model_defaults", "prompt_dictionary", "num_prompts", "initialize_prompt_feature"),
@@ -121,6 +123,95 @@ def test_local_attention_takes_no_more_for_longer_chunks() -> None:
 
     assert local.activations_mb(1, 600) == pytest.approx(10 * local.activations_mb(1, 60))
     assert FULL_SIZE.activations_mb(1, 600) > 20 * FULL_SIZE.activations_mb(1, 60)
+
+
+CITRINET = "nemo.collections.asr.modules.ConvASREncoder"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"target": "a.EncDecCTCModel"}, "writes single characters instead of word pieces"),
+        ({"target": "a.EncDecRNNTModel"}, "writes single characters instead of word pieces"),
+        ({"target": "a.EncDecHybridRNNTCTCModel"}, "writes single characters"),
+        ({"target": "a.EncDecMultiTaskModel"}, "a Canary model"),
+        ({"target": "a.EncDecMultiTalkerRNNTBPEModel"}, "a multitalker model"),
+        ({"target": "a.Unheard"}, "a Unheard; needed is a Parakeet"),
+        ({"target": 7}, "a 7; needed is a Parakeet"),
+        ({}, "a model of no known kind; needed is a Parakeet"),
+        (
+            {
+                "target": RNNT,
+                "sample_rate": 8000,
+                "preprocessor": {"sample_rate": "${sample_rate}"},
+            },
+            "for audio of 8000 Hz",
+        ),
+        ({"target": RNNT, "encoder": {"_target_": CITRINET}}, "whose encoder is a ConvASREncoder"),
+        ({"target": RNNT, "tokenizer": {"type": "wpe"}}, "whose tokenizer is of the type wpe"),
+        ({"target": RNNT, "tokenizer": {"type": "agg"}}, "whose tokenizer is of the type agg"),
+    ],
+)
+def test_what_cannot_be_served_is_named(config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
+        describe(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "decoder"),
+    [
+        ({}, "rnnt"),
+        ({"decoding": {"durations": "${model_defaults.durations}"}}, "rnnt"),
+        (
+            {
+                "decoding": {"durations": "${model_defaults.durations}"},
+                "model_defaults": {"durations": [0, 1]},
+            },
+            "tdt",
+        ),
+        ({"loss": {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1]}}}, "tdt"),
+    ],
+)
+def test_durations_may_be_elsewhere_or_missing(config: dict[str, Any], decoder: str) -> None:
+    assert describe({"target": RNNT, "sample_rate": 16000, **config}).decoder == decoder
+
+
+@pytest.mark.parametrize(
+    ("encoder", "stride", "grid"),
+    [
+        ({}, None, 1280),
+        ({}, 0.02, 2560),
+        ({"subsampling_factor": 4}, 0.01, 640),
+        (
+            {"att_context_style": "chunked_limited", "att_context_size": [[70, 13], [70, 0]]},
+            0.01,
+            17920,
+        ),
+        (
+            {"att_context_style": "chunked_limited", "att_context_size": [[70, -1], [70, 1]]},
+            0.01,
+            1280,
+        ),
+        ({"att_context_style": "regular", "att_context_size": [70, 1]}, 0.01, 1280),
+        (
+            {
+                "att_context_style": "chunked_limited_with_rc",
+                "att_chunk_context_size": [[70], [7, 13], [1]],
+            },
+            0.01,
+            1280,
+        ),
+    ],
+)
+def test_chunks_start_where_the_encoder_divides_time(
+    encoder: dict[str, Any], stride: float | None, grid: int
+) -> None:
+    config = {
+        "preprocessor": {} if stride is None else {"window_stride": stride},
+        "encoder": {"subsampling_factor": 8} | encoder,
+    }
+
+    assert read_architecture(config, decoder="rnnt").chunk_grid == grid
 
 
 def test_a_region_of_a_language_stands_for_it() -> None:

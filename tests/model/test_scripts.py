@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Clip, decode, demo_options, whole
-from family_models import write_checkpoint
+from family_models import CTC, Kind, write_checkpoint
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.model.recognizer import NemoRecognizer, _RowDecoding
@@ -145,6 +145,29 @@ def test_a_row_in_the_right_script_is_decoded_once(
     wrong = [row for row, words in enumerate(plain) if scripts(words) != {"LATIN"}]
     multilingual.recognize([replace(chunk, language="de") for chunk in sounds])
     assert decoded == [3, 3, *([len(wrong)] if wrong else [])]
+
+
+def test_a_ctc_model_keeps_to_the_script_and_to_its_blanks(
+    tmp_path: Path, sounds: list[Chunk]
+) -> None:
+    kind = Kind(CTC, durations=(), vocabulary=1000, words=("слово", "λέξη"))
+    floats = sounds[0].samples.astype(np.float32) / np.float32(32768)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_checkpoint(tmp_path, "ctc", floats, kind)
+    ctc = NemoRecognizer.load(tmp_path / "ctc.nemo", demo_options())
+
+    free = ctc.recognize(sounds)
+    mixed = ctc.recognize([replace(sounds[0], language="de"), sounds[1]])
+
+    assert set().union(*map(scripts, free)) > {"LATIN"}
+    assert scripts(free[0]) != {"LATIN"}
+    assert scripts(mixed[0]) == {"LATIN"}
+    assert spoken(mixed[1]) == spoken(free[1])
+    first = [word.start for word in free[0]]
+    assert {word.start for word in mixed[0]} >= {first[0]}
+    assert all(t.logprob is not None and t.logprob <= 0 for w in mixed[0] for t in w.tokens)
+    ctc.close()
 
 
 def test_a_beam_keeps_to_the_script(checkpoint: Path, sounds: list[Chunk]) -> None:

@@ -209,3 +209,17 @@ def test_chunks_are_yielded_before_the_recording_has_been_read() -> None:
     next(chunks)
 
     assert read < 60
+
+
+def test_on_a_coarse_grid_chunks_start_earlier_rather_than_with_less_context() -> None:
+    grid = 14 * 1280
+    coarse = policy(30).on_grid(grid)
+
+    chunks = list(plan_chunks([speech_like(100)], coarse))
+
+    assert [chunk.owned_start for chunk in chunks[1:]] == [c.owned_end for c in chunks[:-1]]
+    for chunk in chunks[1:]:
+        assert chunk.start % grid == 0
+        assert 0 <= chunk.owned_start - chunk.start - coarse.context + 1280 <= grid + 1280
+    assert all(len(chunk.samples) <= coarse.longest for chunk in chunks)
+    assert policy(5).on_grid(grid) == policy(5)
