@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Clip, decode, demo_options, whole
-from family_models import FAMILY
+from conftest import Clip, decode, demo_options, whole
+from family_models import FAMILY, floats, heard_by_nemo
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.model.checkpoints import check_checkpoint
@@ -40,16 +37,8 @@ def family(
     """Write them all in a separate process, since `transcribe()` modifies models."""
     folder = tmp_path_factory.mktemp("family")
     sounds = [decode(decoder, clip.path) for clip in clips[:3]]
-    np.savez(folder / "sounds.npz", *[sound.astype(np.float32) / 32768 for sound in sounds])
-    program = [sys.executable, str(ROOT / "tests" / "family_models.py")]
-    done = subprocess.run(
-        [*program, str(folder), str(folder / "sounds.npz")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Family(folder, sounds, json.loads(done.stdout.splitlines()[-1]))
+    reports = heard_by_nemo(folder, {str(n): floats(sound) for n, sound in enumerate(sounds)})
+    return Family(folder, sounds, reports)
 
 
 @pytest.fixture(scope="module", params=FAMILY)

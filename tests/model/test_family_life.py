@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import Clip, decode
-from family_models import write_checkpoint
+from family_models import floats, write_checkpoint
 from http_helpers import events, request, streamed, transcribe
 from in_process import Served, served
 
@@ -33,7 +32,7 @@ def here(
 ) -> Iterator[Served]:
     import_libraries()
     folder = tmp_path_factory.mktemp("kinds")
-    sound = decode(decoder, clips[0].path).astype(np.float32) / np.float32(32768)
+    sound = floats(decode(decoder, clips[0].path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in KINDS.values():

@@ -8,10 +8,7 @@ chunk's start as the encoder's layers look back together.
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Clip, decode, demo_options
-from family_models import FAMILY
+from conftest import Clip, decode, demo_options
+from family_models import FAMILY, floats, heard_by_nemo
 from pipeline_helpers import pipeline_of
 
 from parakeet_api.audio.decoder import FfmpegDecoder
@@ -66,10 +63,6 @@ def chunks_of(samples: Pcm, name: str) -> list[Chunk]:
     return list(plan_chunks([samples], policy.on_grid(FRAME * ATTENDED.get(name, 1))))
 
 
-def floats(samples: Pcm) -> Any:
-    return samples.astype(np.float32) / np.float32(32768)
-
-
 @pytest.fixture(scope="module")
 def nemo(
     tmp_path_factory: pytest.TempPathFactory, clips: list[Clip], decoder: FfmpegDecoder
@@ -85,16 +78,7 @@ def nemo(
         )
         if name in ATTENDED or part is not samples
     }
-    np.savez(folder / "sounds.npz", **parts)
-    program = [sys.executable, str(ROOT / "tests" / "family_models.py")]
-    done = subprocess.run(
-        [*program, str(folder), str(folder / "sounds.npz")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Heard(folder, samples, json.loads(done.stdout.splitlines()[-1]))
+    return Heard(folder, samples, heard_by_nemo(folder, parts))
 
 
 @pytest.fixture(scope="module", params=FAMILY)
