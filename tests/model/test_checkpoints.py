@@ -438,7 +438,7 @@ def test_a_folder_named_like_a_model_stops_the_start(models: Path) -> None:
     [
         (CANARY_CONFIG, "EncDecMultiTaskModel, a Canary model"),
         (MULTITALKER_CONFIG, "EncDecMultiTalkerRNNTBPEModel, a multitalker model"),
-        (CHARACTERS_CONFIG, "EncDecCTCModel; needed is a Parakeet"),
+        (CHARACTERS_CONFIG, "EncDecCTCModel, an older model, which writes single characters"),
         (TELEPHONE_CONFIG, "EncDecRNNTBPEModel for audio of 8000 Hz"),
         ("target: nemo.collections.asr.models.SortformerEncLabelModel", "SortformerEncLabelModel"),
         (RNNT_CONFIG + "loss: {loss_name: multiblank_rnnt}", "EncDecRNNTBPEModel with several"),
