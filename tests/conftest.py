@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from fake_gpu import gpu
+from fork_server import ServerProcess, can_fork, fork, start_anew
 from hypothesis import settings as hypothesis_settings
 
 from parakeet_api.audio.decoder import FfmpegDecoder
@@ -83,7 +84,7 @@ class Server:
     url: str
     uploads: Path
     log: Path
-    process: subprocess.Popen[bytes]
+    process: ServerProcess
 
     def health(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.url}/health", timeout=10) as answer:
@@ -95,19 +96,18 @@ StartServer = Callable[..., Iterator[Server]]
 
 @contextmanager
 def running_server(
-    folder: Path, program: Sequence[str] = ("app.py",), **environ: str
+    folder: Path, program: Sequence[str] = ("app.py",), *, forked: bool = True, **environ: str
 ) -> Iterator[Server]:
-    """Run `python app.py` on a free port until the block ends; settings are keywords."""
+    """Run `python app.py` on a free port until the block ends; settings are keywords.
+
+    A server that is not `forked` imports its packages itself, in ten seconds of a core.
+    """
     uploads, log = folder / "uploads", folder / "server.log"
     defaults = {"HOST": "127.0.0.1", "PORT": "0", "DEMO_MODEL": "grammar"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *program],
-            cwd=ROOT,
-            env=os.environ | defaults | {"TEMP_UPLOADS_DIR": str(uploads)} | environ,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    defaults["TEMP_UPLOADS_DIR"] = str(uploads)
+    log.write_bytes(b"")
+    start = fork if forked and can_fork(program, environ) else start_anew
+    process = start(program, folder=ROOT, environ=os.environ | defaults | environ, log=log)
     try:
         yield Server(_wait_for_url(process, log), uploads, log, process)
     finally:
@@ -115,7 +115,7 @@ def running_server(
         process.wait(timeout=60)
 
 
-def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
+def _wait_for_url(process: ServerProcess, log: Path) -> str:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.poll() is None:
         listening = re.search(r"listening on (http://[^\s\"]+)", log.read_text(errors="replace"))
@@ -145,7 +145,7 @@ def output_of(
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with the grammar model, shared by tests that only send requests."""
-    with running_server(tmp_path_factory.mktemp("server")) as started:
+    with running_server(tmp_path_factory.mktemp("server"), forked=False) as started:
         yield started
 
 

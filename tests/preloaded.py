@@ -1,0 +1,9 @@
+"""What a forked server finds imported: the application, and all that it imports to load a model."""
+
+import os
+
+# As app.py does before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import app  # noqa: E402, F401
+import nemo.collections.asr.models  # noqa: E402, F401
