@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from fake_gpu import gpu
-from fork_server import ServerProcess, can_fork, fork, start_anew
+from fork_server import ServerProcess, StartProcess, can_fork, fork, start_anew
 from hypothesis import settings as hypothesis_settings
 
 from parakeet_api.audio.decoder import FfmpegDecoder
@@ -96,18 +95,33 @@ StartServer = Callable[..., Iterator[Server]]
 
 @contextmanager
 def running_server(
-    folder: Path, program: Sequence[str] = ("app.py",), *, forked: bool = True, **environ: str
+    folder: Path, program: Sequence[str] = ("app.py",), **environ: str
 ) -> Iterator[Server]:
     """Run `python app.py` on a free port until the block ends; settings are keywords.
 
-    A server that is not `forked` imports its packages itself, in ten seconds of a core.
+    Where that makes no difference, it is a copy of a process with torch and NeMo imported.
     """
+    start = fork if can_fork(program, environ) else start_anew
+    with _running(folder, program, environ, start=start) as server:
+        yield server
+
+
+@contextmanager
+def new_server(folder: Path, **environ: str) -> Iterator[Server]:
+    """Do the same in a process that imports torch and NeMo itself."""
+    with _running(folder, ("app.py",), environ, start=start_anew) as server:
+        yield server
+
+
+@contextmanager
+def _running(
+    folder: Path, program: Sequence[str], environ: Mapping[str, str], *, start: StartProcess
+) -> Iterator[Server]:
     uploads, log = folder / "uploads", folder / "server.log"
     defaults = {"HOST": "127.0.0.1", "PORT": "0", "DEMO_MODEL": "grammar"}
     defaults["TEMP_UPLOADS_DIR"] = str(uploads)
     log.write_bytes(b"")
-    start = fork if forked and can_fork(program, environ) else start_anew
-    process = start(program, folder=ROOT, environ=os.environ | defaults | environ, log=log)
+    process = start(program, folder=ROOT, environ=os.environ | defaults | dict(environ), log=log)
     try:
         yield Server(_wait_for_url(process, log), uploads, log, process)
     finally:
@@ -145,7 +159,7 @@ def output_of(
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with the grammar model, shared by tests that only send requests."""
-    with running_server(tmp_path_factory.mktemp("server"), forked=False) as started:
+    with new_server(tmp_path_factory.mktemp("server")) as started:
         yield started
 
 

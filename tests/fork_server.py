@@ -39,6 +39,14 @@ class ServerProcess(Protocol):
     def kill(self) -> None: ...
 
 
+class StartProcess(Protocol):
+    """`start_anew` or `fork`."""
+
+    def __call__(
+        self, program: Sequence[str], *, folder: Path, environ: Mapping[str, str], log: Path
+    ) -> ServerProcess: ...
+
+
 class ForkedServer:
     """A `ServerProcess` that the fork server started."""
 
@@ -100,7 +108,9 @@ def fork(
     program: Sequence[str], *, folder: Path, environ: Mapping[str, str], log: Path
 ) -> ServerProcess:
     """Do the same in a copy of the fork server."""
-    process = _start_fork_server().Process(target=_run, args=(tuple(program), folder, dict(environ), log))
+    process = _start_fork_server().Process(
+        target=_run, args=(tuple(program), folder, dict(environ), log)
+    )
     process.start()
     return ForkedServer(process)
 

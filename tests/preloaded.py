@@ -5,5 +5,7 @@ import os
 # As app.py does before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import app  # noqa: E402, F401
-import nemo.collections.asr.models  # noqa: E402, F401
+import app  # noqa: F401
+from parakeet_api.model.restore import import_libraries
+
+import_libraries()

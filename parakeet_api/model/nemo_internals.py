@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from parakeet_api.model.deferred_imports import deferred
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +45,51 @@ def no_random_init() -> Iterator[None]:
     finally:
         for name, original in originals.items():
             setattr(init, name, original)
+
+
+_NAME_THE_COMPILER = (
+    "lightning.fabric.wrappers",
+    "lightning.pytorch.utilities.compile",
+    "pytorch_lightning.utilities.compile",
+)
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import lightning and NeMo without torch's compiler, which takes 3 s and 120 MB.
+
+    They name one of its classes, exempt two methods of training from it, and compile a function of
+    an encoder that no Parakeet has; that one is compiled when it is called.
+    """
+    import torch
+
+    # mypy knows `compile` as the function that it is.
+    patched: Any = torch
+    compile_now, disable = torch.compile, torch.compiler.disable
+    try:
+        patched.compiler.disable = lambda function, *_args, **_options: function
+        with deferred("torch._dynamo"):
+            for module in _NAME_THE_COMPILER:
+                importlib.import_module(module)
+        # After lightning, which replaces it too.
+        patched.compile = functools.partial(_compile_when_called, compile_now)
+        yield
+    finally:
+        patched.compile, patched.compiler.disable = compile_now, disable
+
+
+def _compile_when_called(
+    compile_now: Callable[..., Callable[..., Any]], function: Callable[..., Any], **options: Any
+) -> Callable[..., Any]:
+    @functools.cache
+    def compiled() -> Callable[..., Any]:
+        return compile_now(function, **options)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return compiled()(*args, **kwargs)
+
+    return call
 
 
 def mend_kernel_compilation() -> None:

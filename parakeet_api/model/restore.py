@@ -23,15 +23,20 @@ from typing import Any
 from parakeet_api.errors import DISK_FULL, CheckpointError
 from parakeet_api.model.architecture import Architecture
 from parakeet_api.model.checkpoints import WEIGHTS, is_gzip
+from parakeet_api.model.deferred_imports import deferred
 from parakeet_api.model.family import UnsupportedModelError, describe
 from parakeet_api.model.nemo_internals import (
     mend_conditional_nodes,
     mend_kernel_compilation,
     no_random_init,
+    without_compiler,
 )
 
 _UNPACKED = "parakeet-api-checkpoint-"
 """Prefix of the folders of unpacked checkpoints in TMPDIR."""
+
+_UNUSED_BY_RECOGNITION = ("datasets", "pandas", "sklearn", "transformers")
+"""Packages that NeMo and its dependencies import for training and evaluation."""
 
 _importing = threading.Lock()
 
@@ -171,9 +176,9 @@ def _import_nemo_quietly() -> None:
     """Import NeMo, then undo what it does to this process' logging and warnings."""
     # A telemetry package among its dependencies logs at length that it is disabled.
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), deferred(*_UNUSED_BY_RECOGNITION), without_compiler():
         warnings.simplefilter("ignore")
-        import nemo.collections.asr  # noqa: F401
+        import nemo.collections.asr.models  # noqa: F401
         from nemo.utils import logging as nemo_logging
 
     mend_kernel_compilation()
