@@ -41,7 +41,7 @@ _MIN_PAUSE_S, _MAX_PAUSE_S = 0.05, 5.0
 _POLL_S = 0.5
 _PATIENCE_S = 60.0
 """How long calls wait for a cluster that says nothing."""
-_START_PATIENCE_S = 300.0
+_START_PATIENCE_S = 600.0
 """How long they wait for a replica that starts: a large model is read in a minute, and a machine
 may have to be started for it."""
 
