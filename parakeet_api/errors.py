@@ -264,7 +264,7 @@ class DeviceLostError(ServiceUnavailableError):
 
     def __init__(
         self,
-        message: str = "The graphics card has failed, and the server starts again. Try again soon.",
+        message: str = "The GPU has failed, and the server starts again. Try again soon.",
         *,
         param: str | None = None,
     ) -> None:

@@ -141,7 +141,9 @@ def find_gpu(device: str) -> Gpu | None:
     except GpuError as error:
         if device != "auto":
             raise SettingsError(f"DEVICE={device!r} cannot be used: {error}") from error
-        if not isinstance(error, NoGpuError):
+        if isinstance(error, NoGpuError):
+            logger.info("no GPU, the CPU is used: %s", error)
+        else:
             logger.warning("the CPU takes over, the GPU cannot be used: %s", error)
         return None
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -334,8 +335,12 @@ def test_without_a_gpu_in_the_driver_no_check_is_started(
     install(driver)
     monkeypatch.setattr(subprocess, "run", None)
 
-    assert find_gpu("auto") is None
-    assert caplog.text == "", "a machine without a GPU is nothing to warn about"
+    with caplog.at_level(logging.INFO, logger="parakeet_api"):
+        assert find_gpu("auto") is None
+    [record] = caplog.records
+    assert record.levelname == "INFO", "a machine without a GPU is nothing to warn about"
+    assert record.message.startswith("no GPU, the CPU is used: ")
+    assert message in record.message
     with pytest.raises(SettingsError, match=f"DEVICE='cuda' cannot be used: .*{message}"):
         find_gpu("cuda")
 

@@ -67,7 +67,7 @@ def test_a_gpu_lost_before_serving_ends_the_start_with_that_status(tmp_path: Pat
         "recognizer.NemoRecognizer._pass = broken", "recognizer.load_model = broken"
     )
     with (
-        pytest.raises(RuntimeError, match=r"The graphics card has failed"),
+        pytest.raises(RuntimeError, match=r"The GPU has failed"),
         running_server(tmp_path, ("-c", program), ENABLE_LAZY_LOAD="false") as server,
     ):
         assert server.process.wait(timeout=PATIENCE_S) == EXIT_DEVICE_LOST
