@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from parakeet_api.transcript import SoundTrack
+
+TrackChoice = int | Literal["all"] | None
+"""An audio track's number from 1; `all` = mix all tracks; `None` = the player's default track."""
 
 _INPUT = re.compile(r"^Input #0, ([^ ]+), from ", re.MULTILINE)
 _DURATION = re.compile(

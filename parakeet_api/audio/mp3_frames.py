@@ -1,52 +1,17 @@
-"""Decode one long recording on several cores: in pieces, each by its own ffmpeg process.
-
-    file -> pieces -> several ffmpegs -> the same samples as from one ffmpeg, in order
-
-Only plain mp3 and wav files are cut, where the mapping from bytes to samples is known. Pieces
-overlap by more than the state of a decoder and a resampler, and the samples of an overlap must be
-equal. If they differ, or anything is unusual, one ffmpeg decodes the file.
-"""
+"""Parse the frames of mp3 files (ISO 11172-3, 2.4) and the tags around them."""
 
 from __future__ import annotations
 
-import math
 import mmap
-import struct
-import threading
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+import re
+from dataclasses import dataclass
 
-from parakeet_api.audio.ffmpeg import DecoderBrokenError, FfmpegLog, FfmpegRun, Input
-from parakeet_api.audio.media_files import id3_end, mp3_side_info_end, read_wav
-from parakeet_api.errors import AudioDecodeError
-from parakeet_api.transcript import SAMPLE_RATE
-
-_MIN_RECORDING_S = 300
-"""Shorter recordings are not cut: one ffmpeg decodes five minutes in 0.4 s."""
-_MAX_PIECE_S = 900
-"""Starting ffmpeg costs as much as decoding 12 s if it is linked statically, and a minute if it is
-Debian's. 15 minutes of decoded stereo take 58 MB, as floats twice that."""
-_MIN_PIECE_S = 120
-_OVERLAP = SAMPLE_RATE // 4
-"""Samples at each joint that must be equal in both pieces."""
-_WARM_UP_S = 0.02
-"""Audio before a piece that initialises the resampler: its filter is 2 ms long at 16 kHz."""
-_WARM_UP_FRAMES = 32
-"""Frames before that which initialise the mp3 decoder. A frame's bit reservoir reaches back up to
-511 bytes, which is 24 frames at the lowest bit rate, and a frame overlaps with the previous one."""
-_STRIDE = 16
+FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
+"""The first bytes of a frame of layer III."""
+STRIDE = 16
 """The offset of one mp3 frame in so many is stored."""
 _MAX_FRAMES = 5_000_000
 """30 hours."""
-_LENGTH_TOLERANCE = 32
-"""Samples by which the last piece may differ from the expected length: the tail of a filter."""
-_BLOCK_BYTES = 1024 * 1024
-
 _KBITS = {
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
@@ -63,164 +28,26 @@ _DECODER_DELAY = 529
 """Delay of an mp3 decoder in samples, in addition to the encoder's."""
 _TRUSTED_ENCODERS = (b"LAME", b"Lavf", b"Lavc")
 """Encoders whose values for delay and padding ffmpeg uses."""
-_ID3_BYTES = 10
-"""Length of an ID3v2 header."""
-_ID3V1_BYTES = 128
-_PCM = {16: "s16le", 24: "s24le"}
-_EXTENSIBLE = 0xFFFE
-_PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
 
 
-class PiecesDifferError(Exception):
-    """The pieces may differ from the output of one ffmpeg."""
+def side_info_end(header: bytes) -> int | None:
+    """Return the length of a frame's header and side info; `None` if it is not layer III."""
+    if not FRAME.match(header):
+        return None
+    is_mpeg1, is_mono = header[1] & 0x08, header[3] >> 6 == _MP3_MONO
+    if is_mpeg1:
+        return 21 if is_mono else 36
+    return 13 if is_mono else 21
+
+
+def id3_end(data: mmap.mmap, start: int) -> int:
+    """Return the end of an ID3v2 tag."""
+    size = data[start + 6 : start + 10]
+    return start + 10 + sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What one ffmpeg decodes, and which samples of it are used; by default the whole source."""
-
-    source: Input
-    demuxer: str | None = None
-    """The format, if ffmpeg cannot detect it in these bytes."""
-    options: tuple[str, ...] = ()
-    """Options of that demuxer."""
-    trim: tuple[int, int | None] = (0, None)
-    """Start and end of the samples to keep, at the recording's own rate."""
-    skipped: int = 0
-    """Samples to drop at the start, at `SAMPLE_RATE`."""
-    samples: int = 0
-    """Samples after those that belong to this piece; the rest belongs to the next piece."""
-    is_last: bool = True
-    channels: int = 1
-
-    def filters(self) -> str:
-        """Return ffmpeg's trim filter; empty if nothing is trimmed."""
-        start, end = self.trim
-        if (start, end) == (0, None):
-            return ""
-        return f"atrim=start_sample={start}{'' if end is None else f':end_sample={end}'},"
-
-
-@dataclass(frozen=True)
-class _Plain(ABC):
-    """A recording with a known mapping from bytes to samples; counts are at its own rate."""
-
-    path: Path
-    rate: int
-    channels: int
-    samples: int
-
-    @abstractmethod
-    def stretch(self, start: int, end: int) -> Piece:
-        """Return the piece that decodes to these samples; `end` may exceed the recording's."""
-
-
-def plan_pieces(path: Path, *, workers: int) -> tuple[Piece, ...]:
-    """Cut a long, plain recording into pieces that tile it; none if one ffmpeg is better."""
-    if workers < 2 or not path.stat().st_size:  # noqa: PLR2004
-        return ()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        plain = _plain_wav(path, data) or _plain_mp3(path, data)
-    if plain is None or plain.samples < _MIN_RECORDING_S * plain.rate:
-        return ()
-    return tuple(_cut(plain, workers))
-
-
-def _cut(plain: _Plain, workers: int) -> Iterator[Piece]:
-    # Every `step` input samples, an output sample falls on exactly the same time.
-    step = plain.rate // math.gcd(plain.rate, SAMPLE_RATE)
-    warm_up = _whole_steps(_WARM_UP_S * plain.rate, step)
-    tail = _whole_steps(_OVERLAP / SAMPLE_RATE * plain.rate, step) + warm_up
-    starts = _piece_starts(plain, workers, step)
-    for start, end in zip(starts, [*starts[1:], plain.samples], strict=True):
-        is_last = end == plain.samples
-        # The first piece reads the file by name, as one ffmpeg would, so that its log describes it.
-        is_first = start == 0
-        before = 0 if is_first else warm_up
-        piece = (
-            Piece(Input(plain.path), trim=(0, end + tail))
-            if is_first
-            else plain.stretch(start - before, end + tail)
-        )
-        yield replace(
-            piece,
-            skipped=_converted(before, plain.rate),
-            samples=_converted(end - start, plain.rate),
-            is_last=is_last,
-            channels=plain.channels,
-        )
-
-
-def _piece_starts(plain: _Plain, workers: int, step: int) -> list[int]:
-    """Choose where pieces start, so that all workers are busy until the end."""
-    seconds = plain.samples / plain.rate
-    rounds = math.ceil(seconds / _MAX_PIECE_S / workers)
-    count = min(rounds * workers, int(seconds / _MIN_PIECE_S))
-    return [plain.samples * number // count // step * step for number in range(count)]
-
-
-def _whole_steps(samples: float, step: int) -> int:
-    return math.ceil(samples / step) * step
-
-
-def _converted(samples: int, rate: int) -> int:
-    """Convert a number of samples to `SAMPLE_RATE`."""
-    return samples * SAMPLE_RATE // rate
-
-
-@dataclass(frozen=True)
-class _PlainWav(_Plain):
-    first_byte: int
-    bits: int
-
-    def stretch(self, start: int, end: int) -> Piece:
-        frame_bytes = self.channels * self.bits // 8
-        extent = range(
-            self.first_byte + start * frame_bytes,
-            self.first_byte + min(end, self.samples) * frame_bytes,
-        )
-        options = ("-ar", str(self.rate), "-ac", str(self.channels))
-        return Piece(Input(self.path, ranges=(extent,)), _PCM[self.bits], options)
-
-
-def _plain_wav(path: Path, data: mmap.mmap) -> _PlainWav | None:
-    """Parse a wav file of 16 or 24 bits with a correct header; `None` for any other."""
-    wav = read_wav(data, 0)
-    if wav is None:
-        return None
-    kind, channels, rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", wav.fmt)
-    is_pcm = kind == 1 or (kind == _EXTENSIBLE and wav.fmt[24:40] == _PCM_GUID)
-    if not (is_pcm and bits in _PCM and channels in (1, 2) and frame_bytes == channels * bits // 8):
-        return None
-    is_whole = 0 < wav.declared <= len(data) - wav.start and wav.declared % frame_bytes == 0
-    if not is_whole or rate < SAMPLE_RATE // 2:
-        return None
-    return _PlainWav(path, rate, channels, wav.declared // frame_bytes, wav.start, bits)
-
-
-@dataclass(frozen=True)
-class _PlainMp3(_Plain):
-    offsets: tuple[int, ...]
-    """Byte offsets of every `_STRIDE`th frame, and of the end of the last one."""
-    frame_samples: int
-    delay: int
-    """Decoded samples before the recording's first."""
-
-    def stretch(self, start: int, end: int) -> Piece:
-        first, last = start + self.delay, min(end, self.samples) + self.delay
-        first_offset = max(0, first // self.frame_samples - _WARM_UP_FRAMES) // _STRIDE
-        # One frame more than needed: the decoder outputs a frame after parsing the next.
-        last_offset = last // self.frame_samples // _STRIDE + 2
-        extent = range(
-            self.offsets[first_offset], self.offsets[min(last_offset, len(self.offsets) - 1)]
-        )
-        origin = first_offset * _STRIDE * self.frame_samples
-        source = Input(self.path, ranges=(extent,))
-        return Piece(source, "mp3", trim=(first - origin, last - origin))
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
+class Header:
     """Header fields that all frames of a plain mp3 file share."""
 
     version: int
@@ -233,52 +60,24 @@ class _Header:
         return 1152 if self.version == _MPEG_1 else 576
 
 
-def _plain_mp3(path: Path, data: mmap.mmap) -> _PlainMp3 | None:
-    """Parse an mp3 file that consists of uniform frames only; `None` for any other."""
-    has_tag = data[:3] == b"ID3" and len(data) >= _ID3_BYTES
-    start = id3_end(data, 0) if has_tag else 0
-    header = _header(data[start : start + 4])
-    if header is None:
-        return None
-    lengths = _FrameBytes(header)
-    first = data[start : start + lengths[data[start : start + 4]]]
-    encoder_info = _read_encoder_info(first)
-    if encoder_info is None:
-        return None
-    start += len(first) if encoder_info.frames is not None else 0
-    offsets, frames, end = _scan_frames(data, start, lengths)
-    if not _is_end(data, end) or encoder_info.frames not in (None, frames):
-        return None
-    samples = frames * header.samples - encoder_info.delay - encoder_info.padding
-    offsets += (end,)
-    return _PlainMp3(
-        path, header.rate, header.channels, samples, offsets, header.samples, encoder_info.delay
-    )
-
-
-def _is_end(data: mmap.mmap, at: int) -> bool:
-    """Tell whether nothing but an ID3v1 tag follows."""
-    return at == len(data) or (at == len(data) - _ID3V1_BYTES and data[at : at + 3] == b"TAG")
-
-
-def _header(head: bytes) -> _Header | None:
+def parse_header(head: bytes) -> Header | None:
     """Parse the header of a layer III frame (ISO 11172-3, 2.4.1.3)."""
-    if len(head) < 4 or mp3_side_info_end(head) is None:  # noqa: PLR2004
+    if len(head) < 4 or side_info_end(head) is None:  # noqa: PLR2004
         return None
     version = head[1] >> 3 & 3
     rate = _MP3_RATES[version][head[2] >> 2 & 3]
-    return _Header(version, rate, 1 if head[3] >> 6 == _MP3_MONO else 2) if rate else None
+    return Header(version, rate, 1 if head[3] >> 6 == _MP3_MONO else 2) if rate else None
 
 
-class _FrameBytes(dict[bytes, int]):
+class FrameBytes(dict[bytes, int]):
     """Map a frame's first four bytes to its length; 0 if it differs from the file's first frame."""
 
-    def __init__(self, header: _Header) -> None:
+    def __init__(self, header: Header) -> None:
         super().__init__()
         self._header = header
 
     def __missing__(self, head: bytes) -> int:
-        self[head] = length = self._length(head) if _header(head) == self._header else 0
+        self[head] = length = self._length(head) if parse_header(head) == self._header else 0
         return length
 
     def _length(self, head: bytes) -> int:
@@ -288,13 +87,11 @@ class _FrameBytes(dict[bytes, int]):
         return kbits and (144 if is_mpeg_1 else 72) * kbits * 1000 // self._header.rate + padding
 
 
-def _scan_frames(
-    data: mmap.mmap, at: int, lengths: _FrameBytes
-) -> tuple[tuple[int, ...], int, int]:
-    """Scan the frames; return the offset of every `_STRIDE`th, their number and their end."""
+def scan_frames(data: mmap.mmap, at: int, lengths: FrameBytes) -> tuple[tuple[int, ...], int, int]:
+    """Scan the frames; return the offset of every `STRIDE`th, their number and their end."""
     offsets, frames = [], 0
     while frames < _MAX_FRAMES and (length := lengths[data[at : at + 4]]):
-        if not frames % _STRIDE:
+        if not frames % STRIDE:
             offsets.append(at)
         at += length
         frames += 1
@@ -302,7 +99,7 @@ def _scan_frames(
 
 
 @dataclass(frozen=True, slots=True)
-class _EncoderInfo:
+class EncoderInfo:
     """The encoder's Xing or Info header, stored in a first frame without audio."""
 
     frames: int | None = None
@@ -313,144 +110,20 @@ class _EncoderInfo:
     """Samples to drop at the end."""
 
 
-def _read_encoder_info(frame: bytes) -> _EncoderInfo | None:
+def read_encoder_info(frame: bytes) -> EncoderInfo | None:
     """Parse a Xing or Info header as ffmpeg does; `None` if it is incomplete or of another kind."""
-    at = mp3_side_info_end(frame[:4])
+    at = side_info_end(frame[:4])
     if at is None or frame[36:40] == b"VBRI":
         return None
     if frame[at : at + 4] not in (b"Xing", b"Info"):
-        return _EncoderInfo()
+        return EncoderInfo()
     flags = int.from_bytes(frame[at + 4 : at + 8])
     encoder = at + 8 + sum(length for bit, length in enumerate((4, 4, 100, 4)) if flags >> bit & 1)
     if not flags & 1 or len(frame) < encoder + 24:
         return None
     frames = int.from_bytes(frame[at + 8 : at + 12])
     if frame[encoder : encoder + 4] not in _TRUSTED_ENCODERS:
-        return _EncoderInfo(frames)
+        return EncoderInfo(frames)
     delays = int.from_bytes(frame[encoder + 21 : encoder + 24])
     padding = max(0, (delays & 0xFFF) - _DECODER_DELAY)
-    return _EncoderInfo(frames, (delays >> 12) + _DECODER_DELAY, padding)
-
-
-class ParallelDecoding:
-    """Decode the pieces of a recording in parallel, one per worker at a time."""
-
-    def __init__(
-        self,
-        pieces: tuple[Piece, ...],
-        start: Callable[[Piece], AbstractContextManager[FfmpegRun]],
-        *,
-        workers: int,
-        sample_bytes: int,
-    ) -> None:
-        self._first, *self._others = pieces
-        self._start = start
-        self._workers = workers
-        self._frame_bytes = self._first.channels * sample_bytes
-        self._running: set[FfmpegRun] = set()
-        self._is_closed = False
-        self._lock = threading.Lock()
-
-    def blocks(self, first: FfmpegRun, output: Iterable[bytes]) -> Generator[bytes]:
-        """Yield what one ffmpeg would; `first` decodes the first piece to `output`.
-
-        Closing the generator kills all other ffmpegs. Raises `PiecesDifferError` if one ffmpeg
-        should decode the recording instead, and `ServiceUnavailableError` as a single ffmpeg does.
-        """
-        pool = ThreadPoolExecutor(self._workers, "decoder")
-        others = deque(self._others)
-        ahead: deque[Future[bytearray]] = deque()
-
-        def look_ahead(most: int) -> None:
-            while others and len(ahead) < most:
-                ahead.append(pool.submit(self._decode, others.popleft()))
-
-        try:
-            look_ahead(self._workers - 1)
-            tail = yield from self._first_piece(first, output)
-            for piece in self._others:
-                look_ahead(self._workers)
-                decoded = ahead[0].result()
-                tail = yield from self._next_piece(piece, decoded, tail)
-                ahead.popleft()
-        finally:
-            self._close()
-            pool.shutdown(cancel_futures=True)
-
-    def _first_piece(
-        self, run: FfmpegRun, output: Iterable[bytes]
-    ) -> Generator[bytes, None, bytes]:
-        """Yield the first piece as it is decoded; return its overlap with the second."""
-        left = self._first.samples * self._frame_bytes
-        tail = bytearray()
-        for data in output:
-            if left:
-                yield data[:left]
-            tail += data[left:]
-            left = max(0, left - len(data))
-        self._check(self._first, run.log, len(tail) // self._frame_bytes)
-        # Timestamps printed at this piece's end do not concern the recording.
-        run.log.readings.clear()
-        return bytes(tail)
-
-    def _next_piece(
-        self, piece: Piece, decoded: bytearray, tail: bytes
-    ) -> Generator[bytes, None, bytes]:
-        """Yield a piece if it begins with `tail`, the previous overlap; return its own overlap."""
-        with memoryview(decoded) as view:
-            start = piece.skipped * self._frame_bytes
-            overlap = _OVERLAP * self._frame_bytes
-            if view[start : start + overlap] != tail[:overlap]:
-                raise PiecesDifferError("two decoders do not agree")
-            end = len(view) if piece.is_last else start + piece.samples * self._frame_bytes
-            for at in range(start, end, _BLOCK_BYTES):
-                yield bytes(view[at : min(end, at + _BLOCK_BYTES)])
-            return bytes(view[end:])
-
-    def _decode(self, piece: Piece) -> bytearray:
-        decoded = bytearray()
-        try:
-            with self._start(piece) as run, self._registered(run):
-                for data in run.blocks():
-                    decoded += data
-                run.check_end()
-        except (AudioDecodeError, DecoderBrokenError) as error:
-            # Let one ffmpeg decode the file, for its error message.
-            raise PiecesDifferError(str(error)) from error
-        surplus = len(decoded) // self._frame_bytes - piece.skipped - piece.samples
-        self._check(piece, run.log, surplus)
-        return decoded
-
-    def _check(self, piece: Piece, log: FfmpegLog, surplus: int) -> None:
-        """Raise `PiecesDifferError` if ffmpeg reported an error or a piece has a wrong length."""
-        has_length = abs(surplus) <= _LENGTH_TOLERANCE if piece.is_last else surplus >= _OVERLAP
-        has_errors = log.cut_short or log.ends_corrupt or log.undecodable or log.graphs != 1
-        if has_errors or not has_length or _has_timestamp_jump(piece, log):
-            raise PiecesDifferError(
-                f"a piece of {piece.source.path.name} has errors or a wrong length"
-            )
-
-    @contextmanager
-    def _registered(self, run: FfmpegRun) -> Iterator[None]:
-        """Register a run, so that `_close` can kill it."""
-        with self._lock:
-            self._running.add(run)
-            if self._is_closed:
-                run.kill()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running.remove(run)
-
-    def _close(self) -> None:
-        with self._lock:
-            self._is_closed = True
-            for run in self._running:
-                run.kill()
-
-
-def _has_timestamp_jump(piece: Piece, log: FfmpegLog) -> bool:
-    """Tell whether timestamps jump within a piece; ffmpeg 5 reports a jump at a piece's end."""
-    end_s = (piece.skipped + piece.samples) / SAMPLE_RATE
-    return any(0 < reading.offset_s < end_s for reading in log.readings)
+    return EncoderInfo(frames, (delays >> 12) + _DECODER_DELAY, padding)

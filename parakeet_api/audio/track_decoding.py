@@ -30,13 +30,13 @@ from parakeet_api.audio.ffmpeg import (
     Input,
     supported,
 )
-from parakeet_api.audio.levels import is_quiet
-from parakeet_api.audio.media_files import (
+from parakeet_api.audio.file_endings import (
     flac_ends_with_a_frame,
     flv_ends_with_a_tag,
     gxf_ends_with_its_last_packet,
-    unreadable_kind,
 )
+from parakeet_api.audio.levels import is_quiet
+from parakeet_api.audio.media_files import unreadable_kind
 from parakeet_api.audio.media_info import MediaInfo, Track
 from parakeet_api.audio.pieces import ParallelDecoding, Piece, PiecesDifferError
 from parakeet_api.audio.timeline import MARK, Frames, Gap, Timeline

@@ -16,8 +16,9 @@ import pytest
 import soundfile
 from conftest import ROOT, Clip, decode, encode
 
-from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
+from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
+from parakeet_api.audio.media_info import TrackChoice
 from parakeet_api.errors import (
     ApiError,
     AudioDecodeError,
