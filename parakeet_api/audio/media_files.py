@@ -10,16 +10,47 @@ import mmap
 from collections.abc import Callable
 from pathlib import Path
 
-from parakeet_api.audio import declared_sizes as sizes
-from parakeet_api.audio import flash_video, mp3_frames
-from parakeet_api.audio import joined_files as joined
+from parakeet_api.audio.declared_sizes import (
+    inspect_avi,
+    inspect_ircam,
+    inspect_sox,
+    inspect_wtv,
+    is_avi,
+    is_ircam,
+    is_sox,
+    is_wtv,
+)
 from parakeet_api.audio.file_parts import ORDINARY, MediaFile
+from parakeet_api.audio.flash_video import is_flash_video
+from parakeet_api.audio.joined_files import (
+    has_joinable_header,
+    inspect_by_headers,
+    inspect_flash_video,
+    inspect_mov,
+    inspect_transport_stream,
+    is_mov,
+)
 from parakeet_api.audio.mapped_files import mapped
-from parakeet_api.audio.mp3_files import inspect_mp3
-from parakeet_api.audio.ogg_files import inspect_ogg
-from parakeet_api.audio.transport_streams import stride_of
-from parakeet_api.audio.wav_files import RIFF, inspect_wav
+from parakeet_api.audio.mp3_files import inspect_mp3, is_mp3
+from parakeet_api.audio.ogg_files import inspect_ogg, is_ogg
+from parakeet_api.audio.transport_streams import is_transport_stream
+from parakeet_api.audio.wav_files import inspect_wav, is_wav
 from parakeet_api.errors import AudioDecodeError
+
+_INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], MediaFile]], ...] = (
+    (is_wav, inspect_wav),
+    (is_avi, inspect_avi),
+    (is_ogg, inspect_ogg),
+    (is_mov, inspect_mov),
+    (is_flash_video, inspect_flash_video),
+    (is_sox, inspect_sox),
+    (is_ircam, inspect_ircam),
+    (is_wtv, inspect_wtv),
+    (is_transport_stream, inspect_transport_stream),
+    (has_joinable_header, inspect_by_headers),
+    (is_mp3, inspect_mp3),
+)
+"""Checks of a format, each with its inspector; the first match is used."""
 
 _ARCHIVES = {
     "zip": (0, b"PK\x03\x04"),
@@ -37,16 +68,15 @@ _UNREADABLE = {
     b"#!SILK_V3": "a voice message in SILK",
     b"MThd": "a MIDI file, notes without sound",
 }
-"""Magic numbers of recordings that users send and that no allowed decoder reads."""
+"""Magic numbers of formats that users send and that no allowed decoder reads; some files have a
+byte before it."""
 
 
 def inspect(path: Path) -> MediaFile:
     """Inspect a file's structure. Raises `AudioDecodeError` for an archive."""
     with mapped(path) as data:
         _refuse_archive(data)
-        return next(
-            (inspector(data) for matches, inspector in _INSPECTORS if matches(data)), ORDINARY
-        )
+        return next((inspector(data) for is_a, inspector in _INSPECTORS if is_a(data)), ORDINARY)
 
 
 def unreadable_kind(path: Path) -> str | None:
@@ -62,29 +92,3 @@ def _refuse_archive(data: mmap.mmap) -> None:
             raise AudioDecodeError(
                 f"The file is a {kind} archive. Unpack it and send each recording on its own."
             )
-
-
-_INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], MediaFile]], ...] = (
-    (lambda data: data[:4] in RIFF and data[8:12] == b"WAVE", inspect_wav),
-    (lambda data: data[:4] == b"RIFF" and data[8:12] == b"AVI ", sizes.inspect_avi),
-    (lambda data: data[:4] == b"OggS", inspect_ogg),
-    (lambda data: data[:16] == joined.ASF_HEADER, joined.inspect_asf),
-    (lambda data: data[4:8] == b"ftyp", joined.inspect_mov),
-    (flash_video.is_flash_video, joined.inspect_flash_video),
-    (lambda data: data[:4] in sizes.SOX and len(data) >= 28, sizes.inspect_sox),  # noqa: PLR2004
-    (
-        lambda data: sizes.IRCAM.match(data) is not None and len(data) > sizes.IRCAM_HEADER_BYTES,
-        sizes.inspect_ircam,
-    ),
-    (
-        lambda data: data[:16] == sizes.WTV_HEADER and len(data) >= sizes.WTV_SECTOR,
-        sizes.inspect_wtv,
-    ),
-    (lambda data: stride_of(data) is not None, joined.inspect_transport_stream),
-    (
-        lambda data: any(data[: len(magic)] == magic for magic in joined.FILE_HEADERS),
-        joined.inspect_concatenated,
-    ),
-    (lambda data: data[:3] == b"ID3" or mp3_frames.FRAME.match(data) is not None, inspect_mp3),
-)
-"""Pairs of a format check and an inspector; the first match is used."""

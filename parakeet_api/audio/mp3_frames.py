@@ -1,4 +1,4 @@
-"""Parse the frames of mp3 files (ISO 11172-3, 2.4) and the tags around them."""
+"""Parse mp3 files: frames (ISO 11172-3, 2.4), the encoder's Xing header, ID3v2 tags."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 
 FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
-"""The first bytes of a frame of layer III."""
+"""The sync word of a frame of layer III, with its version."""
 STRIDE = 16
-"""The offset of one mp3 frame in so many is stored."""
+"""`scan_frames` returns the offset of one frame in so many."""
 _MAX_FRAMES = 5_000_000
 """30 hours."""
 _KBITS = {
@@ -18,32 +18,52 @@ _KBITS = {
 }
 """Bit rates of layer III: of MPEG-1 (`True`) and of MPEG-2; 0 = free or invalid."""
 _MPEG_1, _MPEG_2, _MPEG_2_5 = 3, 2, 0
-_MP3_RATES = {
+_RATES = {
     _MPEG_1: (44_100, 48_000, 32_000, 0),
     _MPEG_2: (22_050, 24_000, 16_000, 0),
     _MPEG_2_5: (11_025, 12_000, 8_000, 0),
 }
-_MP3_MONO = 3
+_MONO = 3
+"""The channel mode: the upper bits of a header's fourth byte."""
+_TAG_HEADER_BYTES = 10
+_HAS_FOOTER = 0x10
+"""Flag of an ID3v2.4 tag that ends with a copy of its header."""
+_MAX_TAGS = 100
 _DECODER_DELAY = 529
 """Delay of an mp3 decoder in samples, in addition to the encoder's."""
 _TRUSTED_ENCODERS = (b"LAME", b"Lavf", b"Lavc")
 """Encoders whose values for delay and padding ffmpeg uses."""
 
 
-def side_info_end(header: bytes) -> int | None:
-    """Return the length of a frame's header and side info; `None` if it is not layer III."""
-    if not FRAME.match(header):
+def side_info_end(head: bytes) -> int | None:
+    """Return the length of a frame's header and side information, by its first four bytes.
+
+    `None` if it is not layer III.
+    """
+    if not FRAME.match(head):
         return None
-    is_mpeg1, is_mono = header[1] & 0x08, header[3] >> 6 == _MP3_MONO
+    is_mpeg1, is_mono = head[1] & 0x08, head[3] >> 6 == _MONO
     if is_mpeg1:
         return 21 if is_mono else 36
     return 13 if is_mono else 21
 
 
 def id3_end(data: mmap.mmap, start: int) -> int:
-    """Return the end of an ID3v2 tag."""
-    size = data[start + 6 : start + 10]
-    return start + 10 + sum(byte << shift for byte, shift in zip(size, (21, 14, 7, 0), strict=True))
+    """Return the end of an ID3v2 tag (ID3v2.4, 3.1); `start` if there is none."""
+    header = data[start : start + _TAG_HEADER_BYTES]
+    if len(header) < _TAG_HEADER_BYTES or not header.startswith(b"ID3"):
+        return start
+    size = sum(byte << shift for byte, shift in zip(header[6:], (21, 14, 7, 0), strict=True))
+    footer_bytes = _TAG_HEADER_BYTES if header[5] & _HAS_FOOTER else 0
+    return start + _TAG_HEADER_BYTES + size + footer_bytes
+
+
+def tags_end(data: mmap.mmap) -> int:
+    """Return the end of the ID3v2 tags at the beginning of a file; 0 if there are none."""
+    end = 0
+    for _ in range(_MAX_TAGS):
+        end = id3_end(data, end)
+    return end
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +85,12 @@ def parse_header(head: bytes) -> Header | None:
     if len(head) < 4 or side_info_end(head) is None:  # noqa: PLR2004
         return None
     version = head[1] >> 3 & 3
-    rate = _MP3_RATES[version][head[2] >> 2 & 3]
-    return Header(version, rate, 1 if head[3] >> 6 == _MP3_MONO else 2) if rate else None
+    rate = _RATES[version][head[2] >> 2 & 3]
+    return Header(version, rate, 1 if head[3] >> 6 == _MONO else 2) if rate else None
 
 
 class FrameBytes(dict[bytes, int]):
-    """Map a frame's first four bytes to its length; 0 if it differs from the file's first frame."""
+    """Map a frame's first four bytes to its length; 0 if it differs from `header`, or is free."""
 
     def __init__(self, header: Header) -> None:
         super().__init__()
@@ -88,7 +108,7 @@ class FrameBytes(dict[bytes, int]):
 
 
 def scan_frames(data: mmap.mmap, at: int, lengths: FrameBytes) -> tuple[tuple[int, ...], int, int]:
-    """Scan the frames; return the offset of every `STRIDE`th, their number and their end."""
+    """Scan frames up to the first that differs; return every `STRIDE`th offset, count and end."""
     offsets, frames = [], 0
     while frames < _MAX_FRAMES and (length := lengths[data[at : at + 4]]):
         if not frames % STRIDE:
@@ -100,7 +120,7 @@ def scan_frames(data: mmap.mmap, at: int, lengths: FrameBytes) -> tuple[tuple[in
 
 @dataclass(frozen=True, slots=True)
 class EncoderInfo:
-    """The encoder's Xing or Info header, stored in a first frame without audio."""
+    """The encoder's Xing or Info header, which stands in a first frame without audio."""
 
     frames: int | None = None
     """Number of frames that follow; `None` if there is no such header."""

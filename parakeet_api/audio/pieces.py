@@ -22,13 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from parakeet_api.audio.ffmpeg import DecoderBrokenError, FfmpegLog, FfmpegRun, Input
+from parakeet_api.audio.mapped_files import mapped
 from parakeet_api.audio.mp3_frames import (
     STRIDE,
     FrameBytes,
-    id3_end,
     parse_header,
     read_encoder_info,
     scan_frames,
+    tags_end,
 )
 from parakeet_api.audio.wav_files import read_wav
 from parakeet_api.errors import AudioDecodeError
@@ -51,8 +52,6 @@ _LENGTH_TOLERANCE = 32
 """Samples by which the last piece may differ from the expected length: the tail of a filter."""
 _BLOCK_BYTES = 1024 * 1024
 
-_ID3_BYTES = 10
-"""Length of an ID3v2 header."""
 _ID3V1_BYTES = 128
 _PCM = {16: "s16le", 24: "s24le"}
 _EXTENSIBLE = 0xFFFE
@@ -105,9 +104,9 @@ class _Plain(ABC):
 
 def plan_pieces(path: Path, *, workers: int) -> tuple[Piece, ...]:
     """Cut a long, plain recording into pieces that tile it; none if one ffmpeg is better."""
-    if workers < 2 or not path.stat().st_size:  # noqa: PLR2004
+    if workers < 2:  # noqa: PLR2004
         return ()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mapped(path) as data:
         plain = _plain_wav(path, data) or _plain_mp3(path, data)
     if plain is None or plain.samples < _MIN_RECORDING_S * plain.rate:
         return ()
@@ -209,8 +208,7 @@ class _PlainMp3(_Plain):
 
 def _plain_mp3(path: Path, data: mmap.mmap) -> _PlainMp3 | None:
     """Parse an mp3 file that consists of uniform frames only; `None` for any other."""
-    has_tag = data[:3] == b"ID3" and len(data) >= _ID3_BYTES
-    start = id3_end(data, 0) if has_tag else 0
+    start = tags_end(data)
     header = parse_header(data[start : start + 4])
     if header is None:
         return None
