@@ -2,10 +2,10 @@
 
     file -> parts -> ffmpeg -> frames of all channels -> timeline -> downmix -> level -> PCM
 
-Where a request wants the channels apart, there is no downmix, and blocks have a column for each.
+Where a request separates the channels, there is no downmix, and blocks have a column for each.
 
-No audio is dropped, and samples stay at their time in the recording. Where ffmpeg would drop or
-mix audio wrongly, this package measures the signal and decides. Audio that cannot be decoded raises
+No audio is dropped, and samples stay at their time in the recording. Where ffmpeg would drop audio
+or mix it wrongly, this package measures the signal and decides. Audio that cannot be decoded raises
 an error or adds a `Caveat`.
 """
 
@@ -22,6 +22,7 @@ from typing import Self
 
 import numpy as np
 
+from parakeet_api.audio.decode_report import DecodeReport
 from parakeet_api.audio.ffmpeg import (
     Executables,
     FfmpegRun,
@@ -32,7 +33,7 @@ from parakeet_api.audio.ffmpeg import (
 )
 from parakeet_api.audio.media_info import TrackChoice
 from parakeet_api.audio.pieces import Piece, plan_pieces
-from parakeet_api.audio.recording_decoding import DecodeReport, RecordingDecoding
+from parakeet_api.audio.recording_decoding import RecordingDecoding
 from parakeet_api.errors import AudioTooLongError, ServiceUnavailableError
 from parakeet_api.settings import Settings
 from parakeet_api.transcript import SAMPLE_RATE, Caveat, ChannelChoice, Pcm, SoundTrack
@@ -87,7 +88,7 @@ class FfmpegDecoder:
     """Turn files into PCM blocks."""
 
     executable: str
-    """The ffmpeg to run; if it disappears, another one is looked for."""
+    """The ffmpeg to run; if it cannot be started, another one is looked for."""
     max_seconds: float
     """Longest recording accepted; a longer one raises `AudioTooLongError`."""
     audio_filter: str | None = None
@@ -98,7 +99,7 @@ class FfmpegDecoder:
     _parallel_lock: threading.Lock = field(
         default_factory=threading.Lock, init=False, compare=False, repr=False
     )
-    """Held while a recording is decoded in parallel: only one may use that much memory and CPU."""
+    """Held while a recording is decoded in pieces: only one may use that much memory and CPU."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "executables", Executables(self.executable))
@@ -150,10 +151,8 @@ class FfmpegDecoder:
         that does not exist, and `ServiceUnavailableError` if ffmpeg was stopped by anything other
         than the file.
         """
-        report = DecodeReport()
-        decoding = RecordingDecoding(
-            self, path, report, track=track, allow_partial=allow_partial, channels=channels
-        )
+        report = DecodeReport(allow_partial=allow_partial)
+        decoding = RecordingDecoding(self, path, report, track=track, channels=channels)
         blocks = decoding.blocks(raw_pcm=raw_pcm)
         if channels == "separate":
             blocks = _in_columns(blocks)
@@ -185,14 +184,17 @@ class FfmpegDecoder:
             self._parallel_lock.release()
 
     def _cpu_s(self) -> int:
-        """Limit ffmpeg's CPU time: the slowest codecs decode ten times as fast as this."""
+        """Return the limit of ffmpeg's CPU time: the slowest codecs take a tenth of it."""
         return 60 + math.ceil(self.max_seconds / 4)
 
     @contextlib.contextmanager
     def running(
         self, options: Sequence[str], *, url: str, stdin_data: Callable[[], Iterator[bytes]] | None
     ) -> Iterator[FfmpegRun]:
-        """Run the first ffmpeg that starts; `stdin_data` makes what is piped to it."""
+        """Run the first ffmpeg that starts; `stdin_data` returns what is piped to it.
+
+        Raises `ServiceUnavailableError` if none starts.
+        """
         for executable in self.executables.usable():
             with contextlib.ExitStack() as stack:
                 try:

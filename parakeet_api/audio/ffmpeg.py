@@ -54,9 +54,9 @@ _MEMORY_BYTES = 1024**3
 """Limit of ffmpeg's private memory. Decoding takes 0.1 GB (4K video, 8 channels at 192 kHz)."""
 _OPEN_FILES = 32
 """ffmpeg opens the upload, its pipes, and files that its libraries read at startup: 12 at most."""
-_HEAD_BYTES = 64 * 1024
-"""ffmpeg describes its input first, in one to three lines a stream; for a broken file thousands of
-error messages follow."""
+_HEAD_BYTES = 1024 * 1024
+"""ffmpeg describes its input first, with all chapters and tags, such as lyrics. For a broken file
+thousands of error messages follow."""
 _MAX_LINE = 4096
 
 _TERMINATED = frozenset({-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP})
@@ -67,7 +67,7 @@ status, 255, does not tell: some damaged files cause it as well."""
 _CANNOT_RUN = frozenset({126, 127})
 """Exit statuses of a program that the system or the dynamic loader could not start."""
 _TAIL_BYTES = 200
-"""Bytes."""
+"""Enough for ffmpeg's last messages."""
 _FILTER_CHECK_S = 30.0
 """ffmpeg takes 0.1 s to filter a tenth of a second."""
 
@@ -98,6 +98,8 @@ class FfmpegLog:
     """Timestamps printed by `CLOCK`; the consumer of the samples removes them."""
     graphs: int = 0
     """How often the filter graph was built: more than once if the track's format changes."""
+    has_output: bool = False
+    """Whether ffmpeg has described its output: from then on it reads packets."""
     cut_short: bool = False
     """Whether ffmpeg reported that the file ends too early or cannot be read further."""
     lacks_index: bool = False
@@ -107,11 +109,17 @@ class FfmpegLog:
     undecodable: int = 0
     """Packets that the decoder rejected."""
     lacks_decoder: bool = False
+    """Whether ffmpeg knows no decoder for the track's codec."""
     unmixable_channels: int | None = None
+    """Number of channels, if ffmpeg cannot mix their layout."""
     tail: bytes = b""
+    """The last bytes of the log."""
     head: bytearray = field(default_factory=bytearray)
+    """The first bytes of the log."""
     _rest: bytes = b""
+    """A line that has not ended yet."""
     _numbers: list[float] = field(default_factory=list)
+    """Numbers that `CLOCK` has printed of an incomplete reading."""
 
     def add(self, data: bytes) -> None:
         """Parse new output. Raises `AudioDecodeError` if ffmpeg ran out of memory."""
@@ -120,7 +128,9 @@ class FfmpegLog:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()[-_MAX_LINE:]
         for line in lines:
-            self._parse_line(line)
+            # Descriptions are indented, and hold the file's own texts: they are no messages.
+            if not line.startswith(b"  "):
+                self._parse_line(line)
 
     def text(self) -> str:
         """Return the beginning of the log."""
@@ -128,10 +138,13 @@ class FfmpegLog:
 
     @property
     def last_line(self) -> str:
+        """The last line of the log, perhaps without its beginning."""
         return last_line(self.tail.decode("utf-8", "replace"))
 
     def _parse_line(self, line: bytes) -> None:
-        if number := _NUMBER.fullmatch(line):
+        if line.startswith(b"Output #0"):
+            self.has_output = True
+        elif number := _NUMBER.fullmatch(line):
             self._add_clock_number(float(number[1]))
         elif _NO_MEMORY in line:
             raise AudioDecodeError(
@@ -153,8 +166,11 @@ class FfmpegLog:
 
     def _is_read_error(self, line: bytes) -> bool:
         """Tell whether ffmpeg 5 reports a read error: such a line begins with the input's name."""
-        begun = b"Output #0" in self.head
-        return begun and line.startswith(self.url + b": ") and not line.endswith(b"End of file")
+        return (
+            self.has_output
+            and line.startswith(self.url + b": ")
+            and not line.endswith(b"End of file")
+        )
 
     def _add_clock_number(self, number: float) -> None:
         """Collect what `CLOCK` prints: the sample rate, then timestamp and position in samples."""
@@ -173,8 +189,8 @@ CLOCK = (
     "print(SR,32);print(PTS,32);print(N,32);st(0,PTS)));st(0,ld(0)+NB_SAMPLES);N'"
 )
 """A filter that passes all audio and prints timestamps: at the first frame of each filter graph,
-and where a timestamp differs from the sample count by more than 0.1 s, the jitter of live
-recorders. Register 0 holds the end of the audio so far."""
+and where a timestamp differs from the sample count by more than 0.1 s, which exceeds the jitter of
+live recorders. Register 0 holds the end of the audio so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +200,7 @@ class Input:
     path: Path
     head: bytes = b""
     ranges: tuple[range | bytes, ...] = ()
-    """Byte ranges of the file, sent after `head`, and bytes in between; empty = the whole file."""
+    """Byte ranges of the file and bytes that replace some, sent after `head`; empty = the file."""
 
     @property
     def is_sent(self) -> bool:
@@ -204,7 +220,7 @@ class Input:
 
     @property
     def protocols(self) -> str:
-        """List the protocols that ffmpeg may use: local ones, and no more than needed."""
+        """The protocols that ffmpeg may use: no network, and no more than needed."""
         return "file,pipe,subfile" if self.url.startswith("subfile") else "file,pipe"
 
     def chunks(self) -> Iterator[bytes]:
@@ -300,7 +316,7 @@ class FfmpegRun:
             pipe.close()
 
     def kill(self) -> None:
-        """Kill it; readers of its blocks reach the end."""
+        """Kill the process; readers of its blocks reach their end."""
         self._process.kill()
 
     def check_end(self) -> int:
@@ -313,14 +329,14 @@ class FfmpegRun:
         if status in _CANNOT_RUN and not self.log.text().startswith("Input"):
             raise DecoderBrokenError(self.log.last_line)
         if self._was_stopped_externally(status):
-            logger.warning("ffmpeg was ended from outside, with status %d", status)
+            logger.warning("ffmpeg was stopped from outside, with status %d", status)
             raise ServiceUnavailableError(
                 "The decoder was ended before its time, perhaps because memory is short."
                 " Try again later."
             )
         if status < 0:
             # It crashed or exceeded its CPU time: its output is not the whole recording.
-            logger.warning("ffmpeg was ended by signal %d: %s", -status, self.log.last_line)
+            logger.warning("ffmpeg was killed by signal %d: %s", -status, self.log.last_line)
             raise AudioDecodeError(f"The file could not be decoded to its end. {supported()}")
         return status
 

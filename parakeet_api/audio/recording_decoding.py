@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +13,8 @@ import numpy as np
 
 from parakeet_api.audio import track_decoding
 from parakeet_api.audio.channels import Channels
+from parakeet_api.audio.decode_report import DecodeReport
+from parakeet_api.audio.denoising import denoised
 from parakeet_api.audio.downmix import Mono, silence
 from parakeet_api.audio.ffmpeg import Input, supported
 from parakeet_api.audio.file_parts import MediaFile
@@ -29,14 +29,9 @@ from parakeet_api.errors import (
     NoAudioTrackError,
     TruncatedAudioError,
 )
-from parakeet_api.transcript import SAMPLE_RATE, Caveat, ChannelChoice, Pcm, SoundTrack
+from parakeet_api.transcript import SAMPLE_RATE, Caveat, ChannelChoice, Pcm
 
-_MAX_CAVEATS = 20
-"""More warnings would not help the reader."""
 _READ_BYTES = 1024 * 1024
-_FRAME_SAMPLES = 2 * SAMPLE_RATE
-"""Frame size after the operator's filter. Since version 7, ffmpeg runs filters in their own
-threads; waking one for every 24 ms of an mp3 costs more than decoding it."""
 _MAX_MIXED_TRACKS = 16
 """Each track takes an ffmpeg process."""
 _SILENT = 2.0**-16
@@ -45,15 +40,6 @@ _SILENT = 2.0**-16
 _LOSSLESS_FLOATS = re.compile(r"pcm_f\d|pcm_s\d\d|wavpack|alac|flac|tta|tak|ape|dsd")
 _DECODED_OVERSHOOT = 2.0
 """Lossy codecs may decode full scale to at most this peak; it is clipped, as every player does."""
-
-
-@dataclass(slots=True)
-class DecodeReport:
-    """What decoding has learned about a recording so far."""
-
-    expected_s: float | None = None
-    caveats: list[Caveat] = field(default_factory=list)
-    tracks: list[SoundTrack] = field(default_factory=list)
 
 
 class Decoder(track_decoding.Decoder, Protocol):
@@ -69,7 +55,7 @@ class Decoder(track_decoding.Decoder, Protocol):
 
 
 class RecordingDecoding:
-    """Decode one recording."""
+    """Decode one recording: its tracks, and the parts of its file."""
 
     def __init__(
         self,
@@ -78,49 +64,49 @@ class RecordingDecoding:
         report: DecodeReport,
         *,
         track: TrackChoice,
-        allow_partial: bool,
         channels: ChannelChoice,
     ) -> None:
         self.decoder = decoder
+        self.report = report
         # Several tracks are mixed, whatever their channels.
         self.channels = Channels("mix" if track == "all" else channels)
         self._path = path
-        self._report = report
         self._choice = track
-        self._allow_partial = allow_partial
         self._file = MediaFile()
         self._info: MediaInfo | None = None
         self.track: Track | None = None
         """The track being decoded."""
 
     def blocks(self, *, raw_pcm: bool) -> Generator[Pcm]:
-        """Open the recording; the generator decodes it to the end, or raises."""
+        """Inspect the file; return a generator that decodes it to the end, or raises."""
         if raw_pcm:
             self._check_choice(1)
-            self._report.expected_s = self._path.stat().st_size // 2 / SAMPLE_RATE
+            self.report.expected_s = self._path.stat().st_size // 2 / SAMPLE_RATE
             return _read_pcm(self._path)
         self._file = inspect(self._path)
         is_plain = self.decoder.audio_filter is None and not self._file.parts
         sound = open_sound(self._path, self.channels) if is_plain else None
-        return self._decoded() if sound is None else self._read(sound)
+        return self._decode_by_ffmpeg() if sound is None else self._read_directly(sound)
 
-    def _read(self, sound: Sound) -> Generator[Pcm]:
-        """Read a recording that needs no ffmpeg."""
+    def _read_directly(self, sound: Sound) -> Generator[Pcm]:
+        """Read a recording that can be decoded without ffmpeg."""
         self._check_choice(1)
-        self._report.expected_s = sound.seconds
-        self._report.caveats += sound.caveats
+        self.report.expected_s = sound.seconds
+        self.report.caveats += sound.caveats
         return self._read_to_end(sound)
 
     def _read_to_end(self, sound: Sound) -> Generator[Pcm]:
         yield from sound.blocks
-        self._check_whole(sound.seconds)
+        self._check_complete(sound.seconds)
 
-    def _decoded(self) -> Generator[Pcm]:
+    def _decode_by_ffmpeg(self) -> Generator[Pcm]:
         with contextlib.closing(self._selected_audio()) as selected:
             pcm = to_pcm(selected, max_level=self._max_level, measure=self._measure_level)
-            yield from pcm if self.decoder.audio_filter is None else self._filtered(pcm)
+            audio_filter = self.decoder.audio_filter
+            yield from denoised(pcm, audio_filter, self.decoder) if audio_filter else pcm
 
     def _check_choice(self, tracks: int) -> None:
+        """Raise `InvalidRequestError` if the chosen track is none of `tracks`."""
         if isinstance(self._choice, int) and self._choice > tracks:
             has = "one sound track" if tracks == 1 else f"{tracks} sound tracks"
             raise InvalidRequestError(
@@ -133,6 +119,7 @@ class RecordingDecoding:
         return self._choice == "all" or track.is_discrete or (track.exceeds_16_bits and is_exact)
 
     def _max_level(self) -> float:
+        """Return the peak up to which samples are clipped, not scaled."""
         is_exact = self._choice == "all" or (
             self.track is not None and _LOSSLESS_FLOATS.match(self.track.codec)
         )
@@ -143,36 +130,16 @@ class RecordingDecoding:
         again = RecordingDecoding(
             self.decoder,
             self._path,
-            DecodeReport(),
+            DecodeReport(allow_partial=True),
             track=self._choice,
-            allow_partial=True,
             channels="mix" if self.channels.count is None else "separate",
         )
         again._file = self._file
         with contextlib.closing(again._selected_audio()) as selected:
             return level_of(_first_seconds(selected, self.decoder.max_seconds))
 
-    def _filtered(self, pcm: Iterable[Pcm]) -> Generator[Pcm]:
-        """Run the operator's filter (`DENOISE_FILTER`) in a second ffmpeg."""
-        chain = f"{self.decoder.audio_filter},asetnsamples=n={_FRAME_SAMPLES}:p=0"
-        blocks = iter(pcm)
-        first = next(blocks, np.zeros(0, np.int16))
-        apart = first.shape[1:]
-        channels = math.prod(apart)
-        raw = ("-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", str(channels))
-        options = ["-loglevel", "repeat+info", "-protocol_whitelist", "file,pipe", "-threads", "1"]
-        options += [*raw, "-i", "pipe:0", "-af", chain, *raw, "pipe:1"]
-        sent = (block.tobytes() for block in itertools.chain([first], blocks))
-        with self.decoder.running(options, url="pipe:0", stdin_data=lambda: sent) as run:
-            rest = b""
-            for data in run.blocks():
-                joined = rest + data
-                whole_bytes = len(joined) - len(joined) % (2 * channels)
-                rest = joined[whole_bytes:]
-                yield np.frombuffer(joined[:whole_bytes], dtype="<i2").reshape(-1, *apart)
-            run.check_end()
-
     def _selected_audio(self) -> Generator[Mono]:
+        """Decode what the request chose: one track, all of them, or the first that is audible."""
         if self._choice == "all":
             return self._all_mixed()
         if self._choice is not None:
@@ -184,7 +151,7 @@ class RecordingDecoding:
             yield from self._decode(number)
         except NothingDecodedError as error:
             raise error.decode_error from error
-        self._note_tracks({number})
+        self.report.set_tracks(self._tracks, used={number})
 
     def _first_audible_track(self) -> Generator[Mono]:
         """Decode the first track, in order of preference, that is not silent."""
@@ -195,7 +162,7 @@ class RecordingDecoding:
         for number in self._candidates():
             with contextlib.closing(self._decode(number)) as sound:
                 try:
-                    opening, silent = self._opening(sound)
+                    opening, silent = self._first_audible_block(sound)
                 except NothingDecodedError as error:
                     failure = failure or error
                     skipped.append(
@@ -221,58 +188,48 @@ class RecordingDecoding:
         self._note_skipped([c for c in skipped if c.code == "track_undecodable"])
         yield from silence(silent_samples, self.channels.count)
 
+    @property
+    def _tracks(self) -> tuple[Track, ...]:
+        return self._info.tracks if self._info else ()
+
     def _candidates(self) -> Iterator[int | None]:
-        """List tracks in order of preference; `None` = the best one, before any is known."""
+        """Yield tracks in order of preference; `None` = the first one, while none is known."""
         yield None
         if self._info is not None:
             yield from (track.number for track in self._info.preferred()[1:])
 
-    def _opening(self, sound: Iterator[Mono]) -> tuple[Mono | None, int]:
-        """Read up to the first block that is not silent; return it and the silent samples before.
+    def _first_audible_block(self, sound: Iterator[Mono]) -> tuple[Mono | None, int]:
+        """Return the first block that is not silent, and the number of samples before it.
 
-        If the file has only one track, that is the first block, silent or not.
+        Of a file with only one track, return the first block, silent or not.
         """
         silent = 0
         for block in sound:
-            alone = self._info is None or len(self._info.tracks) == 1
-            if alone or not _is_silent(block):
+            is_only_track = len(self._tracks) < 2  # noqa: PLR2004
+            if is_only_track or not _is_silent(block):
                 return block, silent
             silent += len(block)
         return None, silent
 
     def _note_skipped(self, skipped: list[Caveat]) -> None:
+        """Record the tracks, with warnings about those skipped and that the used one replaced."""
         number = self.track.number if self.track else 1
         first = self._info.first if self._info else None
         if first is not None and first.number != number and not first.is_known:
             unknown = _skipped_track("track_undecodable", first, "could not be decoded")
             skipped = list(dict.fromkeys([unknown, *skipped]))
         for caveat in skipped:
-            self._report.caveats.append(
+            self.report.caveats.append(
                 Caveat(caveat.code, f"{caveat.message}, track {number} was used.")
             )
-        self._note_tracks({number})
-
-    def _note_tracks(self, used: set[int]) -> None:
-        tracks = self._info.tracks if self._info else ()
-        self._report.tracks[:] = [
-            track.as_sound_track(used=track.number in used) for track in tracks
-        ]
-        if len(tracks) > len(used):
-            numbers = ", ".join(map(str, sorted(used)))
-            self._report.caveats.append(
-                Caveat(
-                    "tracks_not_used",
-                    f"The file has {len(tracks)} sound tracks; track {numbers} was used."
-                    " audio_track=N takes another one, audio_track=all mixes them.",
-                )
-            )
+        self.report.set_tracks(self._tracks, used={number})
 
     def _all_mixed(self) -> Generator[Mono]:
         """Decode all tracks in parallel and add them up."""
         with contextlib.ExitStack() as stack:
             first = stack.enter_context(contextlib.closing(self._decode_or_warn(1)))
             opening = next(first, None)
-            tracks = len(self._info.tracks) if self._info else 1
+            tracks = len(self._tracks) or 1
             if tracks > _MAX_MIXED_TRACKS:
                 raise InvalidRequestError(
                     f"audio_track=all: the file has {tracks} sound tracks, more than the"
@@ -287,7 +244,7 @@ class RecordingDecoding:
                 itertools.chain([opening] if opening is not None else [], first),
                 *others,
             ]
-            self._note_tracks(set(range(1, tracks + 1)))
+            self.report.set_tracks(self._tracks, used=set(range(1, tracks + 1)))
             yield from _sum_tracks(tracks_audio)
 
     def _decode_or_warn(self, number: int) -> Generator[Mono]:
@@ -295,7 +252,7 @@ class RecordingDecoding:
         try:
             yield from self._decode(number)
         except NothingDecodedError as error:
-            self._report.caveats.append(Caveat("track_undecodable", f"Track {number}: {error}"))
+            self.report.caveats.append(Caveat("track_undecodable", f"Track {number}: {error}"))
 
     def _decode(self, number: int | None) -> Generator[Mono]:
         """Decode a track through all parts of the file. Raises `NothingDecodedError`."""
@@ -325,14 +282,16 @@ class RecordingDecoding:
             )
         if failure is not None and not (offset and failure.is_empty):
             raise failure if not offset else failure.decode_error
-        self._check_whole(offset / SAMPLE_RATE)
+        self._check_complete(offset / SAMPLE_RATE)
 
-    def _check_whole(self, decoded_s: float) -> None:
+    def _check_complete(self, decoded_s: float) -> None:
         """Raise `TruncatedAudioError` if the file's structure tells that its end is missing."""
         if self._file.ends_within_sample:
-            self.end_early(f"it ends within a sample, after {decoded_s:.1f} s", decoded_s)
+            self.report.add_truncation(
+                f"it ends within a sample, after {decoded_s:.1f} s", decoded_s
+            )
         if self._file.missing_bytes:
-            self.end_early(
+            self.report.add_truncation(
                 f"{self._file.missing_bytes} of {self._file.expected_bytes} bytes are missing, and"
                 f" it ends after {decoded_s:.1f} s",
                 decoded_s,
@@ -345,33 +304,11 @@ class RecordingDecoding:
         """
         if self._info is None:
             self._info = info
-            self._report.expected_s = info.duration_s
+            self.report.expected_s = info.duration_s
             self._check_choice(len(info.tracks))
         preferred = info.preferred()
         self.track = next((track for track in preferred if track.number == number), preferred[0])
         return self.track
-
-    def add_caveats(self, caveats: Iterable[Caveat], offset: int) -> None:
-        """Record caveats whose times count from sample `offset`."""
-        shift_s = offset / SAMPLE_RATE
-        for caveat in caveats:
-            start, end = (
-                None if at is None else round(at + shift_s, 3) for at in (caveat.start, caveat.end)
-            )
-            if len(self._report.caveats) < _MAX_CAVEATS:
-                self._report.caveats.append(Caveat(caveat.code, caveat.message, start, end))
-
-    def end_early(self, how: str, decoded_s: float) -> None:
-        """Record that the file is truncated. Raises `TruncatedAudioError` unless allowed."""
-        message = f"The file is cut short: {how}."
-        if not self._allow_partial:
-            raise TruncatedAudioError(
-                f"{message} Send it again; if it is all there is, allow_partial=true transcribes"
-                " what there is."
-            )
-        if all(caveat.code != TruncatedAudioError.code for caveat in self._report.caveats):
-            caveat = Caveat("truncated_audio", message, start=round(decoded_s, 3))
-            self._report.caveats.append(caveat)
 
 
 def _read_pcm(path: Path) -> Generator[Pcm]:
@@ -382,6 +319,7 @@ def _read_pcm(path: Path) -> Generator[Pcm]:
 
 
 def _first_seconds(sound: Iterable[Mono], seconds: float) -> Iterator[Mono]:
+    """Yield blocks until they hold `seconds` or more."""
     left = round(seconds * SAMPLE_RATE)
     for block in sound:
         if left <= 0:
@@ -391,6 +329,7 @@ def _first_seconds(sound: Iterable[Mono], seconds: float) -> Iterator[Mono]:
 
 
 def _is_silent(block: Mono) -> bool:
+    """Tell whether all samples round to 0 at 16 bits."""
     return not block.any() or (block.dtype != np.int16 and peak(block) < _SILENT)
 
 
@@ -418,5 +357,5 @@ def _sum_tracks(tracks_audio: Sequence[Iterator[Mono]]) -> Iterator[Mono]:
 
 
 def _skipped_track(code: str, track: Track | None, why: str) -> Caveat:
-    named = f"Track {track.number}" if track else "A track"
-    return Caveat(code, f"{named} {why}")
+    name = f"Track {track.number}" if track else "A track"
+    return Caveat(code, f"{name} {why}")

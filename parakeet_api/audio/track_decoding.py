@@ -1,7 +1,7 @@
 """Decode one audio track of a file or of a part of it; place ffmpeg's output in time.
 
-The track's properties become known only while ffmpeg decodes it. If they need other options, ffmpeg
-is started again, and samples that were already yielded are skipped.
+The track's properties become known only while ffmpeg decodes it. If they require other options,
+ffmpeg is started again, and samples that were already yielded are skipped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from parakeet_api.audio.channels import Channels
+from parakeet_api.audio.decode_report import DecodeReport
 from parakeet_api.audio.downmix import Downmix, Mono
 from parakeet_api.audio.ffmpeg import (
     CLOCK,
@@ -50,7 +51,7 @@ from parakeet_api.transcript import SAMPLE_RATE, Caveat
 logger = logging.getLogger(__name__)
 
 _MIN_LOSS = SAMPLE_RATE // 4
-"""A shorter loss, as of a few packets where two mp3 files were joined, holds no word."""
+"""A shorter loss, such as a few packets where two mp3 files were concatenated, holds no word."""
 
 _TRUNCATION_TOLERANCE_S = 1.0
 """Encoder delay and padding make a complete file up to about 0.1 s shorter than it declares."""
@@ -71,6 +72,9 @@ _PACKET_LENGTH_IS_DECLARED = frozenset(
 that the file is truncated. In formats that can end anywhere it does not."""
 
 _OPENING_SAMPLES = 30 * SAMPLE_RATE
+"""Audio from which is decided whether 16 bits suffice."""
+_MIN_LAST_SAMPLES = SAMPLE_RATE // 10
+"""Shortest last block: it holds all that resamplers held back until their end."""
 
 _OUTPUT_BITRATE = re.compile(r"Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL)
 """ffmpeg's output bit rate, which gives the number of channels: a layout may have any name."""
@@ -116,6 +120,8 @@ class _Plan:
             "-af", piece.filters() + self._filters(),
             # Keep a downmix within full scale, as for 16-bit samples.
             "-rematrix_maxval", "1",
+            # The log would describe all tags and chapters again, as the output's.
+            "-map_metadata", "-1", "-map_chapters", "-1",
             # Waking the reader for every frame would cost more than decoding it.
             "-flush_packets", "0", "-c:a", f"pcm_{samples}", "-f", samples, "pipe:1",
         ]
@@ -141,7 +147,7 @@ class _Plan:
 
 
 class _OtherPlanError(Exception):
-    """Decoding has shown that ffmpeg should be started again by another plan."""
+    """Decoding has shown that ffmpeg must be started again by another plan."""
 
     def __init__(self, plan: _Plan) -> None:
         super().__init__(str(plan))
@@ -167,7 +173,12 @@ class Recording(Protocol):
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder that runs ffmpeg."""
+        """The decoder, which runs ffmpeg."""
+        ...
+
+    @property
+    def report(self) -> DecodeReport:
+        """Where warnings about the recording are collected."""
         ...
 
     @property
@@ -177,7 +188,7 @@ class Recording(Protocol):
 
     @property
     def channels(self) -> Channels:
-        """What becomes of its channels."""
+        """Whether its channels are mixed or kept apart."""
         ...
 
     def select_track(self, info: MediaInfo, number: int | None) -> Track:
@@ -185,12 +196,6 @@ class Recording(Protocol):
 
     def needs_floats(self, track: Track) -> bool:
         """Tell whether 16-bit samples would lose information of a track."""
-
-    def add_caveats(self, caveats: Iterable[Caveat], offset: int) -> None:
-        """Record caveats whose times count from sample `offset`."""
-
-    def end_early(self, how: str, decoded_s: float) -> None:
-        """Record that the file is truncated. Raises `TruncatedAudioError` unless allowed."""
 
 
 class Decoder(Protocol):
@@ -238,7 +243,7 @@ class TrackDecoding:
                     yielded += len(block)
                     yield block
             except _OtherPlanError as other:
-                # Only plain files are cut; one that changes its format is not plain.
+                # Only plain files are cut into pieces; one that changes its format is not plain.
                 pieces = () if other.plan.marked else other.plan.pieces
                 plan = dataclasses.replace(other.plan, pieces=pieces)
             else:
@@ -298,7 +303,7 @@ class TrackDecoding:
         return dataclasses.replace(plan, track=track.number, mix=mix, as_float=as_float)
 
     def _placed(self, run: FfmpegRun, blocks: Iterable[bytes], plan: _Plan) -> Generator[Mono]:
-        """Place a run's samples in time, and mix them to mono unless channels are apart."""
+        """Place a run's samples in time, and mix them to mono unless channels are kept apart."""
         timeline = Timeline(run.info, run.log.readings, marked=plan.marked)
         downmix = Downmix()
         caveats: list[Caveat] = []
@@ -311,7 +316,7 @@ class TrackDecoding:
         ):
             sound = _unless_quiet(sound, dataclasses.replace(plan, as_float=True))
         yield from sound
-        self._recording.add_caveats([*caveats, *downmix.caveats()], self._offset)
+        self._recording.report.add_caveats([*caveats, *downmix.caveats()], self._offset)
         self._check_end(run, timeline)
 
     def _frames_and_gaps(
@@ -342,12 +347,14 @@ class TrackDecoding:
             logger.info("ffmpeg exited %s: %s", status, run.log.last_line)
             raise self._no_output_error(run)
         if self._is_cut_short(run):
-            self._recording.end_early(f"it ends after {decoded_s:.1f} s of sound", decoded_s)
+            self._recording.report.add_truncation(
+                f"it ends after {decoded_s:.1f} s of sound", decoded_s
+            )
         declared_s = self._declared_s(run.info)
         if declared_s is not None and declared_s - decoded_s > max(
             _TRUNCATION_TOLERANCE_S, 0.01 * declared_s
         ):
-            self._recording.end_early(
+            self._recording.report.add_truncation(
                 f"it declares {declared_s:.1f} s of sound and ends after {decoded_s:.1f} s",
                 decoded_s,
             )
@@ -417,21 +424,22 @@ def _no_track_output_error(track: Track, log: FfmpegLog) -> NothingDecodedError:
 def _mixed_first(
     pieces: Iterator[Frames | Gap], downmix: Downmix, plan: _Plan
 ) -> tuple[Iterator[Frames | Gap], Downmix]:
-    """Mix a surround layout: the two channels of its downmix are none of the recording's."""
+    """Mix the downmix of a surround layout to mono: its channels are none of the recording's."""
     if plan.mix != "surround":
         return pieces, downmix
     return (block[:, np.newaxis] for block in downmix.mix(pieces)), Downmix()
 
 
 def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, as_float: bool) -> Iterator[Frames]:
-    """Convert ffmpeg's output to samples, shape `(samples, channels)`."""
+    """Convert ffmpeg's output to samples, shape `(samples, channels)`.
+
+    Raises `AudioDecodeError` if the number of channels is not in the log.
+    """
     kind = np.dtype("<f4" if as_float else "<i2")
     frame_bytes, rest = 0, b""
     for data in blocks:
         if not frame_bytes and data:
-            match = _OUTPUT_BITRATE.search(run.log.text())
-            channels = int(match[1]) * 1000 // (SAMPLE_RATE * 8 * kind.itemsize) if match else 1
-            frame_bytes = max(1, channels) * kind.itemsize
+            frame_bytes = _output_channels(run.log, kind.itemsize) * kind.itemsize
         joined = rest + data if rest else data
         whole_bytes = len(joined) - len(joined) % (frame_bytes or 1)
         rest = joined[whole_bytes:]
@@ -440,15 +448,29 @@ def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, as_float: bool) -> Itera
             yield frames.reshape(-1, frame_bytes // kind.itemsize)
 
 
+def _output_channels(log: FfmpegLog, sample_bytes: int) -> int:
+    match = _OUTPUT_BITRATE.search(log.text())
+    if match is None:
+        raise AudioDecodeError(
+            "The file's tags or chapters are too long. Convert it first, for example to flac."
+        )
+    return max(1, int(match[1]) * 1000 // (SAMPLE_RATE * 8 * sample_bytes))
+
+
 def _with_end(blocks: Iterator[Frames]) -> Iterator[tuple[Frames, bool]]:
-    """Pair each block with whether it is the last; only the last may be shorter than 0.1 s."""
+    """Pair each block with whether it is the last, which has at least 0.1 s if there is as much."""
     pending: Frames | None = None
     for block in blocks:
-        if pending is not None and len(pending) >= SAMPLE_RATE // 10 <= len(block):
+        if pending is None:
+            pending = block
+        elif len(pending) >= _MIN_LAST_SAMPLES <= len(block):
             yield pending, False
             pending = block
         else:
-            pending = block if pending is None else np.concatenate([pending, block])
+            joined = np.concatenate([pending, block])
+            pending = joined[-_MIN_LAST_SAMPLES:]
+            if len(joined) > _MIN_LAST_SAMPLES:
+                yield joined[:-_MIN_LAST_SAMPLES], False
     if pending is not None:
         yield pending, True
 

@@ -36,6 +36,9 @@ _AUDIO_DESCRIPTORS = frozenset({0x6A, 0x73, 0x7A, 0x7B, 0x7C})
 _AUDIO_FORMATS = frozenset({b"AC-3", b"EAC3", b"Opus", b"BSSD", b"DTS1", b"DTS2", b"DTS3"})
 """Registered formats of audio in private streams."""
 
+_SECTION_HEAD = 8
+_IS_CURRENT = 1
+"""Bit of a section's header: the table applies now."""
 _CACHED_TABLES = 256
 """Tables are repeated several times a second."""
 
@@ -152,11 +155,14 @@ def _section(packet: bytes) -> bytes:
 
 
 def _body(section: bytes, table: int) -> bytes:
-    """Return a table's content without header and checksum; empty for another table."""
-    if len(section) < 8 or section[0] != table:  # noqa: PLR2004
+    """Return a table's content without header and checksum; empty for another table.
+
+    Also for one that is announced and does not apply yet.
+    """
+    if len(section) < _SECTION_HEAD or section[0] != table or not section[5] & _IS_CURRENT:
         return b""
     length = int.from_bytes(section[1:3]) & 0xFFF
-    return section[8 : max(8, 3 + length - 4)]
+    return section[_SECTION_HEAD : max(_SECTION_HEAD, 3 + length - 4)]
 
 
 @functools.lru_cache(_CACHED_TABLES)
