@@ -76,7 +76,9 @@ _OPENING_SAMPLES = 30 * SAMPLE_RATE
 _MIN_LAST_SAMPLES = SAMPLE_RATE // 10
 """Shortest last block: it holds all that resamplers held back until their end."""
 
-_OUTPUT_BITRATE = re.compile(r"Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL)
+_OUTPUT_BITRATE = re.compile(
+    r"^Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL | re.MULTILINE
+)
 """ffmpeg's output bit rate, which gives the number of channels: a layout may have any name."""
 
 Mix = Literal["stereo", "surround", "discrete"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 from audio_helpers import VIDEO, codes_of
 from conftest import Clip, decode, encode
 
+from parakeet_api.audio.declared_sizes import ASF_MAGIC
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.errors import AudioDecodeError, TruncatedAudioError
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
@@ -70,7 +72,20 @@ def test_a_file_that_was_cut_between_two_packets_is_refused(
         decode(decoder, file)
 
 
-@pytest.mark.parametrize("head", [b"NIST", b"NIST_1A\n", b"riff", b"caff", b"FLV\1", b"OggS"])
+HEADS = {
+    "sphere": b"NIST",
+    "sphere's first line": b"NIST_1A\n",
+    "w64": b"riff",
+    "caf": b"caff",
+    "flv": b"FLV\1",
+    "ogg": b"OggS",
+    "asf": ASF_MAGIC,
+    "asf of 2^63 bytes": ASF_MAGIC + (1 << 63).to_bytes(8, "little") + bytes(100),
+    "sox of a negative rate": b".SoX" + struct.pack("<IQdI", 24, 0, -1.0, 1) + bytes(2),
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_the_beginning_of_a_header_is_refused(
     decoder: FfmpegDecoder, tmp_path: Path, head: bytes
 ) -> None:

@@ -286,7 +286,7 @@ def test_what_is_not_plain_is_left_to_one_ffmpeg(
     file.write_bytes(change(file.read_bytes()))
     is_wav_with_more = file.suffix == ".wav" and change is not _cut_short
 
-    # `media_files` handles bytes within or after a wav file's samples.
+    # `wav_files` finds bytes within or after a wav file's samples.
     assert bool(plan_pieces(file, workers=3)) == is_wav_with_more
 
 
