@@ -4,8 +4,9 @@ Entry point: `decoder.FfmpegDecoder.stream`, which yields blocks of int16 sample
 
 - `recording_decoding` chooses tracks and joins a file's parts, `track_decoding` decodes one track
   of one part, `decode_report` collects warnings.
-- `ffmpeg` runs the process, `media_info` parses its description of the input, `pieces` runs several
-  for one long mp3 or wav file, `denoising` runs the operator's filter.
+- `ffmpeg` runs the process, `ffmpeg_log` parses its log and `media_info` the description of the
+  input in it; `pieces` runs several processes for one long mp3 or wav file, `denoising` runs the
+  operator's filter.
 - `timeline` aligns samples with timestamps; `downmix` and `levels` convert them to mono and 16
   bits; `channels` keeps channels apart that hold different speech.
 - `media_files` inspects a file's structure: `joined_files`, `declared_sizes`, `wav_files`,

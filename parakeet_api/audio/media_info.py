@@ -37,7 +37,7 @@ _SURROUND = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """A timestamp that differs from the sample count, as the filter `ffmpeg.CLOCK` prints it."""
+    """A timestamp that differs from the sample count, as `ffmpeg_log.CLOCK` prints it."""
 
     seconds: float
     """The timestamp of a frame."""

@@ -21,7 +21,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parakeet_api.audio.ffmpeg import DecoderBrokenError, FfmpegLog, FfmpegRun, Input
+from parakeet_api.audio.ffmpeg import DecoderBrokenError, FfmpegRun, Input
+from parakeet_api.audio.ffmpeg_log import FfmpegLog
 from parakeet_api.audio.mapped_files import mapped
 from parakeet_api.audio.mp3_frames import (
     STRIDE,
@@ -64,7 +65,7 @@ class PiecesDifferError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one ffmpeg decodes, and which samples of it are used; by default the whole source."""
+    """What one ffmpeg decodes, and which of its samples are used; by default the whole source."""
 
     source: Input
     demuxer: str | None = None
@@ -76,7 +77,7 @@ class Piece:
     skipped: int = 0
     """Samples to drop at the start, at `SAMPLE_RATE`."""
     samples: int = 0
-    """Samples after those that belong to this piece; the rest belongs to the next piece."""
+    """Samples after those that belong to this piece; the rest overlaps the next piece."""
     is_last: bool = True
     channels: int = 1
 
@@ -90,7 +91,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Plain(ABC):
-    """A recording with a known mapping from bytes to samples; counts are at its own rate."""
+    """A recording with a known mapping from bytes to samples, which are counted at its own rate."""
 
     path: Path
     rate: int
@@ -98,7 +99,7 @@ class _Plain(ABC):
     samples: int
 
     @abstractmethod
-    def stretch(self, start: int, end: int) -> Piece:
+    def section(self, start: int, end: int) -> Piece:
         """Return the piece that decodes to these samples; `end` may exceed the recording's."""
 
 
@@ -114,7 +115,8 @@ def plan_pieces(path: Path, *, workers: int) -> tuple[Piece, ...]:
 
 
 def _cut(plain: _Plain, workers: int) -> Iterator[Piece]:
-    # Every `step` input samples, an output sample falls on exactly the same time.
+    """Yield the pieces in order."""
+    # Every `step` input samples, an output sample has exactly the time of an input sample.
     step = plain.rate // math.gcd(plain.rate, SAMPLE_RATE)
     warm_up = _whole_steps(_WARM_UP_S * plain.rate, step)
     tail = _whole_steps(_OVERLAP / SAMPLE_RATE * plain.rate, step) + warm_up
@@ -127,7 +129,7 @@ def _cut(plain: _Plain, workers: int) -> Iterator[Piece]:
         piece = (
             Piece(Input(plain.path), trim=(0, end + tail))
             if is_first
-            else plain.stretch(start - before, end + tail)
+            else plain.section(start - before, end + tail)
         )
         yield replace(
             piece,
@@ -139,7 +141,7 @@ def _cut(plain: _Plain, workers: int) -> Iterator[Piece]:
 
 
 def _piece_starts(plain: _Plain, workers: int, step: int) -> list[int]:
-    """Choose where pieces start, so that all workers are busy until the end."""
+    """Choose the starts of pieces, so that all workers are busy until the end."""
     seconds = plain.samples / plain.rate
     rounds = math.ceil(seconds / _MAX_PIECE_S / workers)
     count = min(rounds * workers, int(seconds / _MIN_PIECE_S))
@@ -160,7 +162,7 @@ class _PlainWav(_Plain):
     first_byte: int
     bits: int
 
-    def stretch(self, start: int, end: int) -> Piece:
+    def section(self, start: int, end: int) -> Piece:
         frame_bytes = self.channels * self.bits // 8
         extent = range(
             self.first_byte + start * frame_bytes,
@@ -193,7 +195,7 @@ class _PlainMp3(_Plain):
     delay: int
     """Decoded samples before the recording's first."""
 
-    def stretch(self, start: int, end: int) -> Piece:
+    def section(self, start: int, end: int) -> Piece:
         first, last = start + self.delay, min(end, self.samples) + self.delay
         first_offset = max(0, first // self.frame_samples - _WARM_UP_FRAMES) // STRIDE
         # One frame more than needed: the decoder outputs a frame after parsing the next.
@@ -262,15 +264,15 @@ class ParallelDecoding:
         others = deque(self._others)
         ahead: deque[Future[bytearray]] = deque()
 
-        def look_ahead(most: int) -> None:
+        def submit(most: int) -> None:
             while others and len(ahead) < most:
                 ahead.append(pool.submit(self._decode, others.popleft()))
 
         try:
-            look_ahead(self._workers - 1)
+            submit(self._workers - 1)
             tail = yield from self._first_piece(first, output)
             for piece in self._others:
-                look_ahead(self._workers)
+                submit(self._workers)
                 decoded = ahead[0].result()
                 tail = yield from self._next_piece(piece, decoded, tail)
                 ahead.popleft()
@@ -316,7 +318,7 @@ class ParallelDecoding:
                     decoded += data
                 run.check_end()
         except (AudioDecodeError, DecoderBrokenError) as error:
-            # Let one ffmpeg decode the file, for its error message.
+            # One ffmpeg shall decode the file, for its error message.
             raise PiecesDifferError(str(error)) from error
         surplus = len(decoded) // self._frame_bytes - piece.skipped - piece.samples
         self._check(piece, run.log, surplus)

@@ -40,7 +40,7 @@ _SPLICED = frozenset({"mpegts", "mpeg", "ogg"})
 _RESTART_S = 1.0
 """Timestamps that fall behind by less are late packets of a live stream: they catch up again."""
 _TOLERANCE_S = 0.1
-"""Jitter of timestamps; `ffmpeg.CLOCK` reports none that differ by less."""
+"""Jitter of timestamps; `ffmpeg_log.CLOCK` reports none that differ by less."""
 _COUNTED = frozenset(
     {"aac", "ac3", "amr", "dts", "eac3", "flac", "loas", "mlp", "mp3", "truehd", "wav"}
 )

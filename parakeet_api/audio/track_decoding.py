@@ -22,15 +22,14 @@ from parakeet_api.audio.channels import Channels
 from parakeet_api.audio.decode_report import DecodeReport
 from parakeet_api.audio.downmix import Downmix, Mono
 from parakeet_api.audio.ffmpeg import (
-    CLOCK,
     DEMUXERS,
     DecoderBrokenError,
     Executables,
-    FfmpegLog,
     FfmpegRun,
     Input,
     supported,
 )
+from parakeet_api.audio.ffmpeg_log import CLOCK, FfmpegLog
 from parakeet_api.audio.file_endings import (
     flac_ends_with_a_frame,
     flv_ends_with_a_tag,

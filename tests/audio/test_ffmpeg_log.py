@@ -44,7 +44,7 @@ def test_more_text_than_is_read_is_refused(
 ) -> None:
     plain = encode(clips[6].path, tmp_path / "plain.m4a", "-ac", "2", "-c:a", "aac")
     book = with_chapters(plain, tmp_path / "book.m4a", 100)
-    monkeypatch.setattr("parakeet_api.audio.ffmpeg._HEAD_BYTES", 4096)
+    monkeypatch.setattr("parakeet_api.audio.ffmpeg_log._HEAD_BYTES", 4096)
 
     with pytest.raises(AudioDecodeError, match="tags or chapters"):
         decode(decoder, book)
