@@ -3,7 +3,7 @@
 Entry point: `decoder.FfmpegDecoder.stream`, which yields blocks of int16 samples.
 
 - `recording_decoding` chooses tracks and joins a file's parts, `track_decoding` decodes one track
-  of one part, `decode_report` collects warnings.
+  of one part by a `decoding_plan`, `decode_report` collects warnings.
 - `ffmpeg` runs the process, `ffmpeg_log` parses its log and `media_info` the description of the
   input in it; `pieces` runs several processes for one long mp3 or wav file, `denoising` runs the
   operator's filter.

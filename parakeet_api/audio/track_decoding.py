@@ -13,23 +13,22 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from parakeet_api.audio.channels import Channels
 from parakeet_api.audio.decode_report import DecodeReport
+from parakeet_api.audio.decoding_plan import Mix, Plan
 from parakeet_api.audio.downmix import Downmix, Mono
 from parakeet_api.audio.ffmpeg import (
-    DEMUXERS,
     DecoderBrokenError,
     Executables,
     FfmpegRun,
     Input,
     supported,
 )
-from parakeet_api.audio.ffmpeg_log import CLOCK, FfmpegLog
+from parakeet_api.audio.ffmpeg_log import FfmpegLog
 from parakeet_api.audio.file_endings import (
     flac_ends_with_a_frame,
     flv_ends_with_a_tag,
@@ -39,7 +38,7 @@ from parakeet_api.audio.levels import is_quiet
 from parakeet_api.audio.media_files import unreadable_kind
 from parakeet_api.audio.media_info import MediaInfo, Track
 from parakeet_api.audio.pieces import ParallelDecoding, Piece, PiecesDifferError
-from parakeet_api.audio.timeline import MARK, Frames, Gap, Timeline
+from parakeet_api.audio.timeline import Frames, Gap, Timeline
 from parakeet_api.errors import (
     AudioDecodeError,
     NoAudioTrackError,
@@ -80,77 +79,11 @@ _OUTPUT_BITRATE = re.compile(
 )
 """ffmpeg's output bit rate, which gives the number of channels: a layout may have any name."""
 
-Mix = Literal["stereo", "surround", "discrete"]
-
-_LAYOUTS: dict[Mix, str] = {
-    "stereo": ":channel_layouts=mono|stereo",
-    "surround": ":channel_layouts=stereo",
-    "discrete": "",
-}
-"""How ffmpeg outputs channels: one or two unchanged, a surround layout downmixed by the standard
-coefficients, channels without a speaker layout unchanged. The downmix is to stereo: its mean is the
-downmix to mono, in which pairs in antiphase would be lost unnoticed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How ffmpeg is to decode a track."""
-
-    track: int
-    mix: Mix = "stereo"
-    as_float: bool = False
-    """Whether samples are output as floats instead of 16 bits."""
-    marked: bool = False
-    """Whether to insert a mark at the start of each filter graph; it slows decoding by a fifth."""
-    pieces: tuple[Piece, ...] = ()
-    """Pieces to decode in parallel; none = one ffmpeg decodes everything."""
-
-    def options(self, piece: Piece) -> list[str]:
-        """Return ffmpeg's options for one piece."""
-        source = piece.source
-        samples = "f32le" if self.as_float else "s16le"
-        demuxers, format_options = DEMUXERS, list(piece.options)
-        if piece.demuxer is not None:
-            demuxers, format_options = piece.demuxer, ["-f", piece.demuxer, *piece.options]
-        # fmt: off
-        return [
-            "-loglevel", "repeat+info", "-copyts",
-            "-protocol_whitelist", source.protocols, "-format_whitelist", demuxers,
-            "-guess_layout_max", "2", "-threads", "1", *format_options, "-i", source.url,
-            "-map", f"0:a:{self.track - 1}", "-vn", "-sn", "-dn",
-            "-af", piece.filters() + self._filters(),
-            # Keep a downmix within full scale, as for 16-bit samples.
-            "-rematrix_maxval", "1",
-            # The log would describe all tags and chapters again, as the output's.
-            "-map_metadata", "-1", "-map_chapters", "-1",
-            # Waking the reader for every frame would cost more than decoding it.
-            "-flush_packets", "0", "-c:a", f"pcm_{samples}", "-f", samples, "pipe:1",
-        ]
-        # fmt: on
-
-    def _filters(self) -> str:
-        # With marks, ffmpeg 5 cannot choose between two layouts.
-        is_stereo = self.marked and self.mix == "stereo"
-        layouts = ":channel_layouts=stereo" if is_stereo else _LAYOUTS[self.mix]
-        if not self.as_float:
-            return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
-        # Resample 16-bit audio as 16-bit, even if the output is float.
-        formats = f"aformat=sample_fmts=s16|flt:sample_rates={SAMPLE_RATE}{layouts}"
-        # Layouts again: some decoders give frames without one, and ffmpeg could not choose.
-        sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt{layouts}"
-        if not self.marked:
-            return sound
-        mark = f"atrim=end_sample=1,aeval={MARK:.0f}:c=same"
-        return (
-            f"{sound},asplit[first][sound];[first]{mark}[mark];[mark][sound]concat=v=0:a=1"
-            ",asetpts=NAN"
-        )
-
 
 class _OtherPlanError(Exception):
     """Decoding has shown that ffmpeg must be started again by another plan."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__(str(plan))
         self.plan = plan
 
@@ -234,9 +167,9 @@ class TrackDecoding:
     def sound(self) -> Generator[Mono]:
         """Decode to the end, or raise."""
         with self._recording.decoder.pieces(self._source) as pieces:
-            yield from self._sound(_Plan(self._number or 1, pieces=pieces))
+            yield from self._sound(Plan(self._number or 1, pieces=pieces))
 
-    def _sound(self, plan: _Plan) -> Generator[Mono]:
+    def _sound(self, plan: Plan) -> Generator[Mono]:
         yielded = 0
         while True:
             try:
@@ -250,7 +183,7 @@ class TrackDecoding:
             else:
                 return
 
-    def _run(self, plan: _Plan) -> Generator[Mono]:
+    def _run(self, plan: Plan) -> Generator[Mono]:
         """Decode by a plan. Raises `_OtherPlanError` if another plan is needed."""
         with self._start(plan, plan.pieces[0] if plan.pieces else Piece(self._source)) as run:
             blocks = run.blocks()
@@ -270,7 +203,7 @@ class TrackDecoding:
                 self._recording.decoder.executables.note_broken(run.executable, str(error))
                 raise _OtherPlanError(plan) from error
 
-    def _start(self, plan: _Plan, piece: Piece) -> contextlib.AbstractContextManager[FfmpegRun]:
+    def _start(self, plan: Plan, piece: Piece) -> contextlib.AbstractContextManager[FfmpegRun]:
         source = piece.source
         return self._recording.decoder.running(
             plan.options(piece),
@@ -278,7 +211,7 @@ class TrackDecoding:
             stdin_data=source.chunks if source.is_sent else None,
         )
 
-    def _joined(self, run: FfmpegRun, output: Iterable[bytes], plan: _Plan) -> Generator[bytes]:
+    def _joined(self, run: FfmpegRun, output: Iterable[bytes], plan: Plan) -> Generator[bytes]:
         """Yield the output of a run, then that of the other pieces."""
         if not plan.pieces:
             yield from output
@@ -292,7 +225,7 @@ class TrackDecoding:
         )
         yield from parallel.blocks(run, output)
 
-    def _plan(self, info: MediaInfo | None, plan: _Plan) -> _Plan:
+    def _plan(self, info: MediaInfo | None, plan: Plan) -> Plan:
         """Choose the track, its mix and its sample format."""
         if info is None or not info.tracks:
             return plan
@@ -303,7 +236,7 @@ class TrackDecoding:
         as_float = plan.as_float or self._recording.needs_floats(track)
         return dataclasses.replace(plan, track=track.number, mix=mix, as_float=as_float)
 
-    def _placed(self, run: FfmpegRun, blocks: Iterable[bytes], plan: _Plan) -> Generator[Mono]:
+    def _placed(self, run: FfmpegRun, blocks: Iterable[bytes], plan: Plan) -> Generator[Mono]:
         """Place a run's samples in time, and mix them to mono unless channels are kept apart."""
         timeline = Timeline(run.info, run.log.readings, marked=plan.marked)
         downmix = Downmix()
@@ -325,7 +258,7 @@ class TrackDecoding:
         run: FfmpegRun,
         blocks: Iterable[bytes],
         timeline: Timeline,
-        plan: _Plan,
+        plan: Plan,
         caveats: list[Caveat],
     ) -> Iterator[Frames | Gap]:
         undecodable = 0
@@ -423,7 +356,7 @@ def _no_track_output_error(track: Track, log: FfmpegLog) -> NothingDecodedError:
 
 
 def _mixed_first(
-    pieces: Iterator[Frames | Gap], downmix: Downmix, plan: _Plan
+    pieces: Iterator[Frames | Gap], downmix: Downmix, plan: Plan
 ) -> tuple[Iterator[Frames | Gap], Downmix]:
     """Mix the downmix of a surround layout to mono: its channels are none of the recording's."""
     if plan.mix != "surround":
@@ -485,7 +418,7 @@ def _skip_samples(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:
             samples = max(0, samples - len(block))
 
 
-def _unless_quiet(sound: Iterator[Mono], plan: _Plan) -> Iterator[Mono]:
+def _unless_quiet(sound: Iterator[Mono], plan: Plan) -> Iterator[Mono]:
     """Pass audio through; raise `_OtherPlanError` if it is too quiet for 16 bits."""
     opening, length = [], 0
     for block in sound:
