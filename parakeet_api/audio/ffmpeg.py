@@ -90,6 +90,12 @@ class Input:
         return f"subfile,,start,{extent.start},end,{extent.stop},,:{file}"
 
     @property
+    def end(self) -> int:
+        """Offset in the file at which the input ends."""
+        last = self.ranges[-1] if self.ranges else None
+        return last.stop if isinstance(last, range) else self.path.stat().st_size
+
+    @property
     def protocols(self) -> str:
         """The protocols that ffmpeg may use: no network, and no more than needed."""
         return "file,pipe,subfile" if self.url.startswith("subfile") else "file,pipe"

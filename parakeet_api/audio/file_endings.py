@@ -1,8 +1,10 @@
-"""Tell whether a file's end is complete, where ffmpeg does not know or reports a wrong error."""
+"""Tell whether a recording's end is complete, where ffmpeg does not know or reports a wrong error.
+
+A recording ends with its file, or before another one that was concatenated.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -19,31 +21,30 @@ _FLAC_TRIES = 16
 """Sync codes checked: at random, the last 128 KB hold four beside those of frames."""
 
 
-def flac_ends_with_a_frame(path: Path) -> bool:
-    """Tell whether a flac file's last frame is complete: then it was trimmed, not truncated.
+def flac_ends_with_a_frame(path: Path, end: int) -> bool:
+    """Tell whether the flac frame before `end` is complete: it was trimmed then, not truncated.
 
     Checks the frame's CRC (RFC 9639, 9.3). The header is not reliable: a stream copy keeps the
     length of its source.
     """
     with mapped(path) as data:
-        tail = data[max(0, len(data) - _MAX_FLAC_FRAME) :]
+        tail = data[max(0, end - _MAX_FLAC_FRAME) : end]
     starts = [match.start() for match in _FLAC_SYNC.finditer(tail)]
     # The CRC over a frame that includes its own CRC is 0.
     return any(_crc16(tail[start:]) == 0 for start in reversed(starts[-_FLAC_TRIES:]))
 
 
-def flv_ends_with_a_tag(path: Path) -> bool:
-    """Tell whether an FLV file's last tag is complete, by the length that follows each tag.
+def flv_ends_with_a_tag(path: Path, end: int) -> bool:
+    """Tell whether the FLV tag before `end` is complete, by the length that follows each tag.
 
     ffmpeg reports no error for a file that ends inside a tag's header.
     """
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _FLV_LENGTH_BYTES))
+        file.seek(max(0, end - _FLV_LENGTH_BYTES))
         tag_bytes = int.from_bytes(file.read(_FLV_LENGTH_BYTES))
-        if not _FLV_TAG_HEAD <= tag_bytes <= size - _FLV_LENGTH_BYTES:
+        if not _FLV_TAG_HEAD <= tag_bytes <= end - _FLV_LENGTH_BYTES:
             return False
-        file.seek(size - _FLV_LENGTH_BYTES - tag_bytes + 1)
+        file.seek(end - _FLV_LENGTH_BYTES - tag_bytes + 1)
         return int.from_bytes(file.read(3)) + _FLV_TAG_HEAD == tag_bytes
 
 

@@ -313,7 +313,7 @@ class TrackDecoding:
         is_complete = _COMPLETENESS_CHECKS.get(info.container)
         if info.has_video and is_complete is None:
             return None
-        if is_complete is not None and is_complete(self._source.path):
+        if is_complete is not None and is_complete(self._source.path, self._source.end):
             return None
         return info.duration_s - (info.start_s or 0.0 if info.container == "flac" else 0.0)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from audio_helpers import AAC, AC3, MP2, VIDEO, assert_all_is_heard
-from conftest import Clip, encode
+from conftest import Clip, decode, encode
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
+from parakeet_api.errors import TruncatedAudioError
 
 OTHER_PID = (*AC3, "-mpegts_start_pid", "0x300", "-mpegts_pmt_start_pid", "0x1100")
 
@@ -97,3 +98,16 @@ def test_a_transport_stream_that_was_cut_within_a_packet_goes_on(
     joined.write_bytes(parts[0].read_bytes() + bytes(77) + parts[1].read_bytes())
 
     assert_all_is_heard(decoder, joined, parts)
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.flv", "a.tta"])
+def test_a_part_that_was_cut_before_it_was_joined_is_reported(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
+) -> None:
+    options = ("-c:a", "libmp3lame", "-ar", "44100") if name == "a.flv" else ()
+    whole = encode(clips[6].path, tmp_path / name, *options).read_bytes()
+    joined = tmp_path / f"joined{Path(name).suffix}"
+    joined.write_bytes(whole[: len(whole) // 2] + whole)
+
+    with pytest.raises(TruncatedAudioError):
+        decode(decoder, joined)
