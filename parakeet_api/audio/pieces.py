@@ -318,7 +318,7 @@ class ParallelDecoding:
                     decoded += data
                 run.check_end()
         except (AudioDecodeError, DecoderBrokenError) as error:
-            # One ffmpeg shall decode the file, for its error message.
+            # One ffmpeg decodes the file then, for its error message.
             raise PiecesDifferError(str(error)) from error
         surplus = len(decoded) // self._frame_bytes - piece.skipped - piece.samples
         self._check(piece, run.log, surplus)

@@ -21,8 +21,8 @@ Packets = NDArray[np.uint8]
 _SYNC = 0x47
 _PACKET = 188
 _STRIDES = ((_PACKET, 0), (192, 4), (204, 0))
-"""Distance of packets, and bytes before each: plain, with time codes, with error correction
-behind."""
+"""Distance of packets, and bytes before each: plain, with time codes, and with error
+correction at the end."""
 _WINDOW_PACKETS = 1 << 15
 _MAX_RESYNCS = 1000
 _MAX_PROGRAM_LISTS = 1000
