@@ -14,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
+from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.audio.media_info import TrackChoice
 from parakeet_api.errors import DiarizationOffError
 from parakeet_api.keywords import Keyword, KeywordTree
 from parakeet_api.metrics import Metrics

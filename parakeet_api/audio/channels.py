@@ -1,12 +1,12 @@
 """Mix a recording's channels, or keep them apart where each holds speech of its own.
 
-    ask for    a call, one person a channel    one microphone, a film, a stereo mix
+    channels=  a call, one person a channel    one microphone, a film, a stereo mix
     mix        mixed                           mixed
     separate   apart                           apart
     auto       apart                           mixed
 
-`auto` listens to the start: channels that hold different speech do not resemble each other at any
-moment, whatever their levels; a voice that leaks from one into the other does.
+`auto` measures the opening: channels that hold different speech do not correlate, whatever their
+levels; a voice that leaks from one into the other does.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from parakeet_api.errors import InvalidRequestError
 from parakeet_api.transcript import SAMPLE_RATE, ChannelChoice
 
 MAX_CHANNELS = 8
-"""Each is a recording of its own to the model."""
+"""Each is transcribed as a recording of its own."""
 _OPENING_S = 120
-"""`auto` decides after so much at the latest; it is kept in memory until then."""
+"""`auto` decides after this duration at the latest, which is kept in memory."""
 _BAND_RATE = 4000
 _MAX_LAG = _BAND_RATE // 40
 """Two microphones in one room hear a voice within 25 ms: 8 m."""
-_ALIKE = 0.25
-"""Cross-correlation of a second from which channels count as alike. In 129 s of eight people, two
-voices have at most 0.14; a voice that leaks into the other channel at -30 dB has 0.9, and 0.5 or
-more if there is noise of -60 dB."""
-_AUDIBLE = 1e-8
-"""Mean square of the speech band, -80 dB."""
-_BELOW_LOUDEST = 0.01
-"""A second 20 dB below the channel's loudest is a pause."""
+_MIN_CORRELATION = 0.25
+"""Peak cross-correlation from which channels hold the same speech in a second. In 129 s of eight
+people, two voices have at most 0.14; a voice that leaks into the other channel at -30 dB has 0.9,
+and 0.5 or more if there is noise of -60 dB."""
+_MIN_POWER = 1e-8
+"""Mean square of the speech band, -80 dB, from which a second may hold speech."""
+_MIN_RELATIVE_POWER = 0.01
+"""The same relative to the channel's loudest second: 20 dB below it, a second is a pause."""
 _ENOUGH_S = 5
-"""Seconds of own speech on each of two channels that decide."""
+"""Seconds of speech of its own that each of two channels must have before `auto` separates them."""
 _LEAST_S = 1
-"""The same at the end of a recording that is shorter than the opening."""
+"""The same at the end of the opening, or of a shorter recording."""
 _MAX_SHARED = 0.1
-"""Share of the seconds with speech in which channels may be alike."""
+"""Share of the seconds with speech in which channels may hold the same."""
 
 
 class Channels:
-    """What becomes of one recording's channels; the parts of a recording share it."""
+    """Mix one recording's channels or keep them apart; all its parts share the choice."""
 
     def __init__(self, choice: ChannelChoice) -> None:
         self._choice: ChannelChoice = choice
         self.count: int | None = None
-        """How many are apart, once that is known; `None` = they are mixed."""
+        """Number of channels kept apart, once known; `None` = they are mixed."""
 
     @property
     def keeps_all(self) -> bool:
-        """Whether all channels are kept: nothing may mix them before."""
+        """Whether all channels are kept, so that ffmpeg must not mix them."""
         return self._choice == "separate"
 
     def blocks(
@@ -73,7 +73,7 @@ class Channels:
         Raises `InvalidRequestError` for more than `MAX_CHANNELS` to keep apart.
         """
         if self._choice == "auto":
-            pieces = self._decided(iter(pieces), rate)
+            pieces = self._after_decision(iter(pieces), rate)
         if self._choice == "mix":
             yield from downmix.mix(pieces)
         else:
@@ -85,31 +85,33 @@ class Channels:
             if isinstance(piece, Gap):
                 silent += piece.samples
                 continue
-            self._count(piece)
+            self._set_count(piece)
             yield from silence(silent, self.count)
             silent = 0
-            yield self._fitted(bounded(piece))
+            yield self._with_count(bounded(piece))
         yield from silence(silent, self.count or 1)
 
-    def _count(self, frames: Frames) -> None:
-        if self.count is None:
-            if frames.shape[1] > MAX_CHANNELS:
-                raise InvalidRequestError(
-                    f"channels=separate: the recording has {frames.shape[1]} channels, more than"
-                    f" the {MAX_CHANNELS} that are transcribed apart.",
-                    param="channels",
-                )
-            self.count = frames.shape[1]
+    def _set_count(self, frames: Frames) -> None:
+        """Take the number of channels from the first frames. Raises `InvalidRequestError`."""
+        if self.count is not None:
+            return
+        if frames.shape[1] > MAX_CHANNELS:
+            raise InvalidRequestError(
+                f"channels=separate: the recording has {frames.shape[1]} channels, more than"
+                f" the {MAX_CHANNELS} that are transcribed apart.",
+                param="channels",
+            )
+        self.count = frames.shape[1]
 
-    def _fitted(self, frames: Frames) -> Mono:
-        """Return frames with the recording's number of channels, also where a part has another."""
+    def _with_count(self, frames: Frames) -> Mono:
+        """Return frames with the recording's number of channels; others are mixed and copied."""
         if frames.shape[1] == self.count:
             return frames
         mono = channels_of(frames).mean(axis=0, dtype=np.float32)
         return np.repeat(mono[:, np.newaxis], self.count or 1, axis=1)
 
-    def _decided(self, pieces: Iterator[Frames | Gap], rate: int) -> Iterator[Frames | Gap]:
-        """Decide about `auto`; return the pieces again."""
+    def _after_decision(self, pieces: Iterator[Frames | Gap], rate: int) -> Iterator[Frames | Gap]:
+        """Replace `auto` by the choice that the opening suggests; return all pieces."""
         comparison = _Comparison(rate)
         opening: list[Frames | Gap] = []
         samples = 0
@@ -128,20 +130,23 @@ class Channels:
 
 
 class _Comparison:
-    """Whether channels hold different speech, by whole seconds."""
+    """Measure, second by second, whether channels hold different speech."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._pending: list[Floats] = []
         self._length = 0
         self._loudest: Floats | None = None
+        """Power of each channel's loudest second."""
         self._own: Floats | None = None
-        """Seconds in which a channel has speech that no other one has, by channel."""
+        """Seconds in which each channel has speech that no other one has."""
         self._spoken = 0
+        """Seconds in which a channel has speech."""
         self._shared = 0
+        """Those in which two channels have the same."""
 
     def add(self, frames: Frames) -> None:
-        """Compare the channels of the next frames, shape `(samples, channels)`."""
+        """Measure the next frames, shape `(samples, channels)`."""
         channels = channels_of(bounded(frames))
         if self._pending and len(channels) != len(self._pending[0]):
             self._pending, self._length = [], 0
@@ -158,7 +163,7 @@ class _Comparison:
         self._length = joined.shape[1] - whole
 
     def differs(self, enough_s: int) -> bool:
-        """Tell whether two channels have so many seconds of speech of their own."""
+        """Tell whether two channels have `enough_s` seconds of speech of their own."""
         if self._own is None:
             return False
         is_shared = self._shared > _MAX_SHARED * self._spoken
@@ -171,20 +176,22 @@ class _Comparison:
             self._loudest = np.zeros_like(powers)
             self._own = np.zeros_like(powers)
         self._loudest = np.maximum(self._loudest, powers)
-        active = (powers > _AUDIBLE) & (powers > _BELOW_LOUDEST * self._loudest)
+        active = (powers > _MIN_POWER) & (powers > _MIN_RELATIVE_POWER * self._loudest)
         if not active.any():
             return
         self._spoken += 1
-        alike = np.zeros(len(bands), bool)
+        shared = np.zeros(len(bands), bool)
         for one, other in combinations(range(len(bands)), 2):
-            if (active[one] or active[other]) and _likeness(bands[one], bands[other]) > _ALIKE:
-                alike[[one, other]] = True
-        self._shared += bool((alike & active).any())
-        self._own += active & ~alike
+            if not (active[one] or active[other]):
+                continue
+            if _peak_correlation(bands[one], bands[other]) > _MIN_CORRELATION:
+                shared[[one, other]] = True
+        self._shared += bool((shared & active).any())
+        self._own += active & ~shared
 
 
-def _likeness(one: Floats, other: Floats) -> float:
-    """Return the largest cross-correlation at a short lag, 0 to 1; the levels do not matter."""
+def _peak_correlation(one: Floats, other: Floats) -> float:
+    """Return the largest normalised cross-correlation at a lag up to `_MAX_LAG`, 0 to 1."""
     size = 2 ** int(np.ceil(np.log2(2 * len(one))))
     spectra = np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size))
     correlation = np.abs(np.fft.irfft(spectra, size))

@@ -1,7 +1,7 @@
 """Mix channels to mono without loss, even where channels cancel each other.
 
 A balanced microphone in a stereo input yields two channels of opposite polarity: audible in stereo,
-but their mix is silence.
+but silent in the mix.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ _CANCELLED = 0.25
 of the same power, is below this. Equal channels have 2, one channel alone 1. Channels in antiphase
 have 0.006 if they differ by 1 dB, 0.2 by 6 dB, less than 0.02 by one sample of 48 kHz."""
 _MIN_CANCELLED = 0.1
-"""Share of a window's power, in tenths of a second that the mix would cancel, from which channels
-count as out of phase: they are so in a part of the window."""
+"""Channels count as out of phase in a window if those of its tenths that the mix would cancel hold
+more than this share of its power."""
 _TENTHS = 10
+"""Sections in which a window's power is measured."""
 _AS_LOUD = 0.5
 """A channel of at least this share of the loudest one's power is kept."""
 _BAND_RATE = 4000
 """Sample rate at which the speech band is measured."""
 _FADE_S = 0.01
-"""Cross-fade when the way to mix changes."""
+"""Length of the cross-fade between the mix and a single channel."""
 _FULL_SCALE = np.float32(32768)
 _MAX_FLOAT = 2.0**40
+"""Bound of float samples; the square of it is finite."""
 _SILENT = 1e-10
-"""Mean square, -100 dB: too quiet to choose a channel by."""
+"""Mean square, -100 dB: too quiet for a choice of channel."""
 
 
 class Downmix:
@@ -50,7 +52,7 @@ class Downmix:
         self._length = 0
         self._position = 0
         self._channel: int | None = None
-        """The channel used alone; `None` = the mix."""
+        """The channel used instead of the mix; `None` = the mix is used."""
         self._cancelled: list[tuple[int, int]] = []
         """Windows in which the mix would have cancelled audio, as sample ranges."""
 
@@ -124,7 +126,7 @@ class Downmix:
         if not means[loudest] > _SILENT:
             return self._channel
         if self._channel is not None and means[self._channel] > _AS_LOUD * means[loudest]:
-            # The channels may be of opposite polarity: do not change without need.
+            # The channels may be of opposite polarity: a change would be audible.
             loudest = self._channel
         unrelated = np.sum(powers, axis=0) / len(powers) ** 2
         mixed = _powers(mix, self._rate)
@@ -135,7 +137,7 @@ class Downmix:
 
 
 def bounded(frames: Frames) -> Frames:
-    """Bound floats: a file can hold any value, and their squares must be finite."""
+    """Bound floats: a file may hold any value, and squares must be finite."""
     if frames.dtype == np.int16 or (frames.max() <= _MAX_FLOAT and frames.min() >= -_MAX_FLOAT):
         return frames
     finite = np.nan_to_num(frames, nan=0.0, posinf=1.0, neginf=-1.0)
@@ -150,10 +152,10 @@ def channels_of(frames: Frames) -> Floats:
 
 
 def _powers(sound: Floats, rate: int) -> Floats:
-    """Return the mean squares of the band with most of speech's power, by tenths of the window.
+    """Return the mean squares of the speech band in each tenth of a window, shape `(tenths,)`.
 
-    The band is about 300 to 2000 Hz. Rumble and hum may be in phase where the speech is not; lossy
-    codecs make high frequencies so.
+    Not of all frequencies: rumble and hum may be in phase where speech is not, and lossy codecs
+    store high frequencies of both channels as one.
     """
     squares = speech_band(sound, rate) ** 2
     if not len(squares):
@@ -166,7 +168,7 @@ def _powers(sound: Floats, rate: int) -> Floats:
 
 
 def speech_band(sound: Floats, rate: int) -> Floats:
-    """Return that band, at about `_BAND_RATE`."""
+    """Filter out about 300 to 2000 Hz, most of speech's power; the rate is about `_BAND_RATE`."""
     group = max(1, rate // _BAND_RATE)
     low = sound[: len(sound) // group * group].reshape(-1, group).mean(axis=1)
     band: Floats = low[1:] - low[:-1]
@@ -174,7 +176,7 @@ def speech_band(sound: Floats, rate: int) -> Floats:
 
 
 def _cross_fade(mixed: Floats, before: Floats, length: int) -> None:
-    """Cross-fade, in place, from the previous way to mix to the present one."""
+    """Cross-fade, in place, from the previous channel or mix to the current one."""
     length = min(length, len(mixed))
     share = np.arange(length, dtype=np.float32) / length
     mixed[:length] = share * mixed[:length] + (1 - share) * before[:length]

@@ -10,20 +10,19 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import resource
 import selectors
 import shutil
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from parakeet_api.audio.media_info import ClockReading, MediaInfo, parse_media_info
+from parakeet_api.audio.ffmpeg_log import FfmpegLog, last_line
+from parakeet_api.audio.media_info import MediaInfo, parse_media_info
 from parakeet_api.errors import (
     AudioDecodeError,
     ServiceUnavailableError,
@@ -54,11 +53,6 @@ _MEMORY_BYTES = 1024**3
 """Limit of ffmpeg's private memory. Decoding takes 0.1 GB (4K video, 8 channels at 192 kHz)."""
 _OPEN_FILES = 32
 """ffmpeg opens the upload, its pipes, and files that its libraries read at startup: 12 at most."""
-_HEAD_BYTES = 64 * 1024
-"""ffmpeg describes its input first, in one to three lines a stream; for a broken file thousands of
-error messages follow."""
-_MAX_LINE = 4096
-
 _TERMINATED = frozenset({-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP})
 """Exit statuses of an ffmpeg that a signal ended before its handler was installed."""
 _HANDLED_SIGNAL = b"received signal"
@@ -66,115 +60,8 @@ _HANDLED_SIGNAL = b"received signal"
 status, 255, does not tell: some damaged files cause it as well."""
 _CANNOT_RUN = frozenset({126, 127})
 """Exit statuses of a program that the system or the dynamic loader could not start."""
-_TAIL_BYTES = 200
-"""Bytes."""
 _FILTER_CHECK_S = 30.0
 """ffmpeg takes 0.1 s to filter a tenth of a second."""
-
-_NUMBER = re.compile(rb"(?:\[Eval @ 0x[0-9a-f]+\] )?(-?\d+\.\d+|-?nan|-?inf)")
-_CUT_SHORT = re.compile(
-    rb": partial file|File ended prematurely"
-    rb"|Error during demuxing: (?!End of file)"
-    # A nut file's last packet.
-    rb"|no index at the end"
-)
-_NO_INDEX = b"moov atom not found"
-_CORRUPT = re.compile(rb"corrupt (?:input packet|decoded frame)")
-_UNDECODABLE = re.compile(
-    rb"Error while decoding|Error submitting packet to decoder|Decoding error"
-)
-_NO_MEMORY = b"Cannot allocate memory"
-_NO_DECODER = re.compile(rb"no decoder found|Decoder \(codec \w+\) not found|: unknown codec")
-_UNMIXABLE = re.compile(rb"Rematrix is needed between (\d+) channels")
-
-
-@dataclass(slots=True)
-class FfmpegLog:
-    """Parse ffmpeg's log, line by line, as it arrives."""
-
-    url: bytes = b""
-    """The name by which ffmpeg calls its input."""
-    readings: deque[ClockReading] = field(default_factory=deque)
-    """Timestamps printed by `CLOCK`; the consumer of the samples removes them."""
-    graphs: int = 0
-    """How often the filter graph was built: more than once if the track's format changes."""
-    cut_short: bool = False
-    """Whether ffmpeg reported that the file ends too early or cannot be read further."""
-    lacks_index: bool = False
-    """Whether the file's index (`moov`), usually at its end, is missing."""
-    ends_corrupt: bool = False
-    """Whether ffmpeg reported an incomplete packet."""
-    undecodable: int = 0
-    """Packets that the decoder rejected."""
-    lacks_decoder: bool = False
-    unmixable_channels: int | None = None
-    tail: bytes = b""
-    head: bytearray = field(default_factory=bytearray)
-    _rest: bytes = b""
-    _numbers: list[float] = field(default_factory=list)
-
-    def add(self, data: bytes) -> None:
-        """Parse new output. Raises `AudioDecodeError` if ffmpeg ran out of memory."""
-        self.head += data[: _HEAD_BYTES - len(self.head)]
-        self.tail = (self.tail + data)[-_TAIL_BYTES:]
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()[-_MAX_LINE:]
-        for line in lines:
-            self._parse_line(line)
-
-    def text(self) -> str:
-        """Return the beginning of the log."""
-        return self.head.decode("utf-8", "replace")
-
-    @property
-    def last_line(self) -> str:
-        return last_line(self.tail.decode("utf-8", "replace"))
-
-    def _parse_line(self, line: bytes) -> None:
-        if number := _NUMBER.fullmatch(line):
-            self._add_clock_number(float(number[1]))
-        elif _NO_MEMORY in line:
-            raise AudioDecodeError(
-                "The file takes too much memory to decode. Convert the file first, for example to"
-                " flac."
-            )
-        elif _CORRUPT.search(line):
-            self.ends_corrupt = True
-        elif _UNDECODABLE.search(line):
-            self.undecodable += 1
-        elif _NO_INDEX in line:
-            self.lacks_index = True
-        elif _CUT_SHORT.search(line) or self._is_read_error(line):
-            self.cut_short = True
-        elif _NO_DECODER.search(line):
-            self.lacks_decoder = True
-        elif unmixable := _UNMIXABLE.search(line):
-            self.unmixable_channels = int(unmixable[1])
-
-    def _is_read_error(self, line: bytes) -> bool:
-        """Tell whether ffmpeg 5 reports a read error: such a line begins with the input's name."""
-        begun = b"Output #0" in self.head
-        return begun and line.startswith(self.url + b": ") and not line.endswith(b"End of file")
-
-    def _add_clock_number(self, number: float) -> None:
-        """Collect what `CLOCK` prints: the sample rate, then timestamp and position in samples."""
-        self._numbers.append(number)
-        if len(self._numbers) == 3:  # noqa: PLR2004
-            rate, timestamp, position = self._numbers
-            self._numbers.clear()
-            if rate > 0:
-                reading = ClockReading(timestamp / rate, position / rate, round(rate))
-                self.readings.append(reading)
-                self.graphs += position == 0
-
-
-CLOCK = (
-    "asetpts='if(isnan(PTS),0,if(lte(abs(PTS-ld(0)),SR/10)*gt(N,0),0,"
-    "print(SR,32);print(PTS,32);print(N,32);st(0,PTS)));st(0,ld(0)+NB_SAMPLES);N'"
-)
-"""A filter that passes all audio and prints timestamps: at the first frame of each filter graph,
-and where a timestamp differs from the sample count by more than 0.1 s, the jitter of live
-recorders. Register 0 holds the end of the audio so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +71,7 @@ class Input:
     path: Path
     head: bytes = b""
     ranges: tuple[range | bytes, ...] = ()
-    """Byte ranges of the file, sent after `head`, and bytes in between; empty = the whole file."""
+    """Byte ranges of the file and bytes that replace some, sent after `head`; empty = the file."""
 
     @property
     def is_sent(self) -> bool:
@@ -203,8 +90,14 @@ class Input:
         return f"subfile,,start,{extent.start},end,{extent.stop},,:{file}"
 
     @property
+    def end(self) -> int:
+        """Offset in the file at which the input ends."""
+        last = self.ranges[-1] if self.ranges else None
+        return last.stop if isinstance(last, range) else self.path.stat().st_size
+
+    @property
     def protocols(self) -> str:
-        """List the protocols that ffmpeg may use: local ones, and no more than needed."""
+        """The protocols that ffmpeg may use: no network, and no more than needed."""
         return "file,pipe,subfile" if self.url.startswith("subfile") else "file,pipe"
 
     def chunks(self) -> Iterator[bytes]:
@@ -300,7 +193,7 @@ class FfmpegRun:
             pipe.close()
 
     def kill(self) -> None:
-        """Kill it; readers of its blocks reach the end."""
+        """Kill the process; readers of its blocks reach their end."""
         self._process.kill()
 
     def check_end(self) -> int:
@@ -313,14 +206,14 @@ class FfmpegRun:
         if status in _CANNOT_RUN and not self.log.text().startswith("Input"):
             raise DecoderBrokenError(self.log.last_line)
         if self._was_stopped_externally(status):
-            logger.warning("ffmpeg was ended from outside, with status %d", status)
+            logger.warning("ffmpeg was stopped from outside, with status %d", status)
             raise ServiceUnavailableError(
                 "The decoder was ended before its time, perhaps because memory is short."
                 " Try again later."
             )
         if status < 0:
             # It crashed or exceeded its CPU time: its output is not the whole recording.
-            logger.warning("ffmpeg was ended by signal %d: %s", -status, self.log.last_line)
+            logger.warning("ffmpeg was killed by signal %d: %s", -status, self.log.last_line)
             raise AudioDecodeError(f"The file could not be decoded to its end. {supported()}")
         return status
 
@@ -418,12 +311,6 @@ def _limit(pid: int, *, cpu_s: int) -> None:
 def supported() -> str:
     """List the supported formats, in OpenAI's wording."""
     return f"Supported formats: {list(SUPPORTED_FORMATS)}"
-
-
-def last_line(text: str) -> str:
-    """Return a log's last line."""
-    lines = text.strip().splitlines()
-    return lines[-1][:300] if lines else "no message"
 
 
 class Executables:

@@ -1,14 +1,14 @@
 """Convert samples of more than 16 bits to 16 bits, scaled where necessary.
 
 A float recording with an unadjusted gain may be so quiet that rounding to 16 bits loses speech, or
-so loud that clipping does. One gain is used for the whole recording. It is lowered, but never
-raised, where a later passage is louder: so it does not pump.
+so loud that clipping does. One gain is used for the whole recording. Where a later passage is
+louder it is lowered, and it is never raised: background noise keeps its level.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,11 @@ _FRAMES_PER_CLICK = 300
 _WINDOW = 30 * SAMPLE_RATE
 """Audio that is measured before the gain is chosen or changed."""
 _RAMP = SAMPLE_RATE // 10
+"""Samples over which a change of gain is spread."""
 _QUIET = 10 ** (-40 / 20)
 """A peak of 300 steps of 16 bits. Louder audio is not scaled: rounding noise is 45 dB below."""
 _SILENT = 10 ** (-100 / 20)
-"""A level below this is a converter's noise."""
+"""A lower level is an A/D converter's noise."""
 _TARGET_LEVEL = 10 ** (-12 / 20)
 """Peak level of a scaled recording; leaves headroom for clicks."""
 
@@ -41,12 +42,7 @@ def to_pcm(
     returns the level of the whole recording.
     """
     blocks = iter(sound)
-    opening: list[Mono] = []
-    for block in blocks:
-        opening.append(block)
-        # Inserted silence has 16 bits, whatever the audio has.
-        if block.dtype != np.int16 or block.any():
-            break
+    opening = yield from _leading_silence(blocks)
     rejoined = itertools.chain(opening, blocks)
     if not opening or opening[-1].dtype == np.int16:
         yield from map(round_to_pcm, rejoined)
@@ -63,6 +59,26 @@ def to_pcm(
         if level * gain > max_level():
             gain = _TARGET_LEVEL / level
         yield round_to_pcm(_scaled(window, gain, previous_gain))
+
+
+def _leading_silence(blocks: Iterator[Mono]) -> Generator[Pcm, None, list[Mono]]:
+    """Yield whole windows of 16-bit silence; return the blocks up to the first that is none.
+
+    Inserted silence has 16 bits, whatever the audio has, and is the same at any gain.
+    """
+    opening: list[Mono] = []
+    length = 0
+    for block in blocks:
+        opening.append(block)
+        if block.dtype != np.int16 or block.any():
+            break
+        length += len(block)
+        if length >= _WINDOW:
+            joined = np.concatenate(opening)
+            whole = length - length % _WINDOW
+            yield joined[:whole]
+            opening, length = [joined[whole:]], length - whole
+    return opening
 
 
 def level_of(sound: Iterable[Mono]) -> float:
@@ -95,7 +111,7 @@ def _windows(blocks: Iterable[Mono]) -> Iterator[Mono]:
     pending: list[Mono] = []
     length = 0
     for block in blocks:
-        # A part of the recording, or silence, may have 16 bits.
+        # Inserted silence, and a part of another format, have 16 bits.
         is_16_bit = block.dtype == np.int16
         pending.append(block / np.float32(_FULL_SCALE) if is_16_bit else block)
         length += len(block)
@@ -123,7 +139,7 @@ def peak(sound: Mono) -> float:
 
 
 def is_quiet(sound: Mono) -> bool:
-    """Tell whether rounding to 16 bits would be audible."""
+    """Tell whether audio is so quiet that the noise of rounding to 16 bits would be audible."""
     return peak(sound) < _QUIET
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from parakeet_api.transcript import SoundTrack
+
+TrackChoice = int | Literal["all"] | None
+"""An audio track's number from 1; `all` = mix all tracks; `None` = the player's default track."""
 
 _INPUT = re.compile(r"^Input #0, ([^ ]+), from ", re.MULTILINE)
 _DURATION = re.compile(
@@ -18,6 +23,7 @@ _SOUND = re.compile(
 )
 _FLAG = re.compile(r" \(([a-z ]+)\)")
 _END = re.compile(r"^(?:Stream mapping:|Output #0)", re.MULTILINE)
+"""What follows the description."""
 
 _AUXILIARY = frozenset({"comment", "visual impaired", "descriptions", "karaoke", "lyrics"})
 """Dispositions of tracks that do not carry the main programme."""
@@ -31,7 +37,7 @@ _SURROUND = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """A point where a track's timestamp differs from its sample count, as `ffmpeg.CLOCK` prints."""
+    """A timestamp that differs from the sample count, as `ffmpeg_log.CLOCK` prints it."""
 
     seconds: float
     """The timestamp of a frame."""
@@ -55,7 +61,7 @@ class Track:
     language: str | None
     title: str | None
     flags: frozenset[str]
-    """`default`, `comment`, ..."""
+    """Dispositions: `default`, `comment`, ..."""
 
     @property
     def is_auxiliary(self) -> bool:
@@ -134,15 +140,16 @@ def parse_media_info(log: str) -> MediaInfo | None:
     ends = _END.search(log, begins.end())
     description = log[begins.start() : ends.start() if ends else len(log)]
     duration_s, start_s = _times(description)
-    video_lines = [line for line in description.splitlines() if _is_video(line)]
+    # Not splitlines: titles may hold other separators than line feeds.
+    lines = description.split("\n")
     return MediaInfo(
         container=begins[1].rstrip(",").split(",")[0],
         start_s=start_s,
         duration_s=duration_s,
         duration_is_estimated="Estimating duration from bitrate" in log,
-        has_video=bool(video_lines),
+        has_video=any(map(_is_video, lines)),
         has_other_streams="Stream #" in description and ": Audio:" not in description,
-        tracks=tuple(_tracks(description)),
+        tracks=tuple(_tracks(lines)),
     )
 
 
@@ -162,12 +169,12 @@ def _times(description: str) -> tuple[float | None, float | None]:
     return duration_s, float(start) if start is not None else None
 
 
-def _tracks(description: str) -> list[Track]:
-    """Parse the lines of the audio tracks, each with its metadata lines."""
+def _tracks(lines: Sequence[str]) -> list[Track]:
+    """Parse the lines of the audio tracks, and the title in the lines below each."""
     streams: dict[int, tuple[str | None, str]] = {}
     titles: dict[int, str] = {}
     latest: int | None = None
-    for line in description.splitlines():
+    for line in lines:
         if stream := _STREAM.match(line):
             latest = int(stream[1])
             if stream[3] == "Audio":

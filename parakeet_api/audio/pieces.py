@@ -21,8 +21,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parakeet_api.audio.ffmpeg import DecoderBrokenError, FfmpegLog, FfmpegRun, Input
-from parakeet_api.audio.media_files import id3_end, mp3_side_info_end, read_wav
+from parakeet_api.audio.ffmpeg import DecoderBrokenError, FfmpegRun, Input
+from parakeet_api.audio.ffmpeg_log import FfmpegLog
+from parakeet_api.audio.mapped_files import mapped
+from parakeet_api.audio.mp3_frames import (
+    STRIDE,
+    FrameBytes,
+    parse_header,
+    read_encoder_info,
+    scan_frames,
+    tags_end,
+)
+from parakeet_api.audio.wav_files import read_wav
 from parakeet_api.errors import AudioDecodeError
 from parakeet_api.transcript import SAMPLE_RATE
 
@@ -39,32 +49,10 @@ _WARM_UP_S = 0.02
 _WARM_UP_FRAMES = 32
 """Frames before that which initialise the mp3 decoder. A frame's bit reservoir reaches back up to
 511 bytes, which is 24 frames at the lowest bit rate, and a frame overlaps with the previous one."""
-_STRIDE = 16
-"""The offset of one mp3 frame in so many is stored."""
-_MAX_FRAMES = 5_000_000
-"""30 hours."""
 _LENGTH_TOLERANCE = 32
 """Samples by which the last piece may differ from the expected length: the tail of a filter."""
 _BLOCK_BYTES = 1024 * 1024
 
-_KBITS = {
-    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
-    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
-}
-"""Bit rates of layer III: of MPEG-1 (`True`) and of MPEG-2; 0 = free or invalid."""
-_MPEG_1, _MPEG_2, _MPEG_2_5 = 3, 2, 0
-_MP3_RATES = {
-    _MPEG_1: (44_100, 48_000, 32_000, 0),
-    _MPEG_2: (22_050, 24_000, 16_000, 0),
-    _MPEG_2_5: (11_025, 12_000, 8_000, 0),
-}
-_MP3_MONO = 3
-_DECODER_DELAY = 529
-"""Delay of an mp3 decoder in samples, in addition to the encoder's."""
-_TRUSTED_ENCODERS = (b"LAME", b"Lavf", b"Lavc")
-"""Encoders whose values for delay and padding ffmpeg uses."""
-_ID3_BYTES = 10
-"""Length of an ID3v2 header."""
 _ID3V1_BYTES = 128
 _PCM = {16: "s16le", 24: "s24le"}
 _EXTENSIBLE = 0xFFFE
@@ -77,7 +65,7 @@ class PiecesDifferError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one ffmpeg decodes, and which samples of it are used; by default the whole source."""
+    """What one ffmpeg decodes, and which of its samples are used; by default the whole source."""
 
     source: Input
     demuxer: str | None = None
@@ -89,7 +77,7 @@ class Piece:
     skipped: int = 0
     """Samples to drop at the start, at `SAMPLE_RATE`."""
     samples: int = 0
-    """Samples after those that belong to this piece; the rest belongs to the next piece."""
+    """Samples after those that belong to this piece; the rest overlaps the next piece."""
     is_last: bool = True
     channels: int = 1
 
@@ -103,7 +91,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Plain(ABC):
-    """A recording with a known mapping from bytes to samples; counts are at its own rate."""
+    """A recording with a known mapping from bytes to samples, which are counted at its own rate."""
 
     path: Path
     rate: int
@@ -111,15 +99,15 @@ class _Plain(ABC):
     samples: int
 
     @abstractmethod
-    def stretch(self, start: int, end: int) -> Piece:
+    def section(self, start: int, end: int) -> Piece:
         """Return the piece that decodes to these samples; `end` may exceed the recording's."""
 
 
 def plan_pieces(path: Path, *, workers: int) -> tuple[Piece, ...]:
     """Cut a long, plain recording into pieces that tile it; none if one ffmpeg is better."""
-    if workers < 2 or not path.stat().st_size:  # noqa: PLR2004
+    if workers < 2:  # noqa: PLR2004
         return ()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mapped(path) as data:
         plain = _plain_wav(path, data) or _plain_mp3(path, data)
     if plain is None or plain.samples < _MIN_RECORDING_S * plain.rate:
         return ()
@@ -127,7 +115,8 @@ def plan_pieces(path: Path, *, workers: int) -> tuple[Piece, ...]:
 
 
 def _cut(plain: _Plain, workers: int) -> Iterator[Piece]:
-    # Every `step` input samples, an output sample falls on exactly the same time.
+    """Yield the pieces in order."""
+    # Every `step` input samples, an output sample has exactly the time of an input sample.
     step = plain.rate // math.gcd(plain.rate, SAMPLE_RATE)
     warm_up = _whole_steps(_WARM_UP_S * plain.rate, step)
     tail = _whole_steps(_OVERLAP / SAMPLE_RATE * plain.rate, step) + warm_up
@@ -140,7 +129,7 @@ def _cut(plain: _Plain, workers: int) -> Iterator[Piece]:
         piece = (
             Piece(Input(plain.path), trim=(0, end + tail))
             if is_first
-            else plain.stretch(start - before, end + tail)
+            else plain.section(start - before, end + tail)
         )
         yield replace(
             piece,
@@ -152,7 +141,7 @@ def _cut(plain: _Plain, workers: int) -> Iterator[Piece]:
 
 
 def _piece_starts(plain: _Plain, workers: int, step: int) -> list[int]:
-    """Choose where pieces start, so that all workers are busy until the end."""
+    """Choose the starts of pieces, so that all workers are busy until the end."""
     seconds = plain.samples / plain.rate
     rounds = math.ceil(seconds / _MAX_PIECE_S / workers)
     count = min(rounds * workers, int(seconds / _MIN_PIECE_S))
@@ -173,7 +162,7 @@ class _PlainWav(_Plain):
     first_byte: int
     bits: int
 
-    def stretch(self, start: int, end: int) -> Piece:
+    def section(self, start: int, end: int) -> Piece:
         frame_bytes = self.channels * self.bits // 8
         extent = range(
             self.first_byte + start * frame_bytes,
@@ -201,52 +190,37 @@ def _plain_wav(path: Path, data: mmap.mmap) -> _PlainWav | None:
 @dataclass(frozen=True)
 class _PlainMp3(_Plain):
     offsets: tuple[int, ...]
-    """Byte offsets of every `_STRIDE`th frame, and of the end of the last one."""
+    """Byte offsets of every `STRIDE`th frame, and of the end of the last one."""
     frame_samples: int
     delay: int
     """Decoded samples before the recording's first."""
 
-    def stretch(self, start: int, end: int) -> Piece:
+    def section(self, start: int, end: int) -> Piece:
         first, last = start + self.delay, min(end, self.samples) + self.delay
-        first_offset = max(0, first // self.frame_samples - _WARM_UP_FRAMES) // _STRIDE
+        first_offset = max(0, first // self.frame_samples - _WARM_UP_FRAMES) // STRIDE
         # One frame more than needed: the decoder outputs a frame after parsing the next.
-        last_offset = last // self.frame_samples // _STRIDE + 2
+        last_offset = last // self.frame_samples // STRIDE + 2
         extent = range(
             self.offsets[first_offset], self.offsets[min(last_offset, len(self.offsets) - 1)]
         )
-        origin = first_offset * _STRIDE * self.frame_samples
+        origin = first_offset * STRIDE * self.frame_samples
         source = Input(self.path, ranges=(extent,))
         return Piece(source, "mp3", trim=(first - origin, last - origin))
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """Header fields that all frames of a plain mp3 file share."""
-
-    version: int
-    rate: int
-    channels: int
-
-    @property
-    def samples(self) -> int:
-        """Samples in a frame."""
-        return 1152 if self.version == _MPEG_1 else 576
-
-
 def _plain_mp3(path: Path, data: mmap.mmap) -> _PlainMp3 | None:
     """Parse an mp3 file that consists of uniform frames only; `None` for any other."""
-    has_tag = data[:3] == b"ID3" and len(data) >= _ID3_BYTES
-    start = id3_end(data, 0) if has_tag else 0
-    header = _header(data[start : start + 4])
+    start = tags_end(data)
+    header = parse_header(data[start : start + 4])
     if header is None:
         return None
-    lengths = _FrameBytes(header)
+    lengths = FrameBytes(header)
     first = data[start : start + lengths[data[start : start + 4]]]
-    encoder_info = _read_encoder_info(first)
+    encoder_info = read_encoder_info(first)
     if encoder_info is None:
         return None
     start += len(first) if encoder_info.frames is not None else 0
-    offsets, frames, end = _scan_frames(data, start, lengths)
+    offsets, frames, end = scan_frames(data, start, lengths)
     if not _is_end(data, end) or encoder_info.frames not in (None, frames):
         return None
     samples = frames * header.samples - encoder_info.delay - encoder_info.padding
@@ -259,77 +233,6 @@ def _plain_mp3(path: Path, data: mmap.mmap) -> _PlainMp3 | None:
 def _is_end(data: mmap.mmap, at: int) -> bool:
     """Tell whether nothing but an ID3v1 tag follows."""
     return at == len(data) or (at == len(data) - _ID3V1_BYTES and data[at : at + 3] == b"TAG")
-
-
-def _header(head: bytes) -> _Header | None:
-    """Parse the header of a layer III frame (ISO 11172-3, 2.4.1.3)."""
-    if len(head) < 4 or mp3_side_info_end(head) is None:  # noqa: PLR2004
-        return None
-    version = head[1] >> 3 & 3
-    rate = _MP3_RATES[version][head[2] >> 2 & 3]
-    return _Header(version, rate, 1 if head[3] >> 6 == _MP3_MONO else 2) if rate else None
-
-
-class _FrameBytes(dict[bytes, int]):
-    """Map a frame's first four bytes to its length; 0 if it differs from the file's first frame."""
-
-    def __init__(self, header: _Header) -> None:
-        super().__init__()
-        self._header = header
-
-    def __missing__(self, head: bytes) -> int:
-        self[head] = length = self._length(head) if _header(head) == self._header else 0
-        return length
-
-    def _length(self, head: bytes) -> int:
-        is_mpeg_1 = self._header.version == _MPEG_1
-        kbits = _KBITS[is_mpeg_1][head[2] >> 4]
-        padding = head[2] >> 1 & 1
-        return kbits and (144 if is_mpeg_1 else 72) * kbits * 1000 // self._header.rate + padding
-
-
-def _scan_frames(
-    data: mmap.mmap, at: int, lengths: _FrameBytes
-) -> tuple[tuple[int, ...], int, int]:
-    """Scan the frames; return the offset of every `_STRIDE`th, their number and their end."""
-    offsets, frames = [], 0
-    while frames < _MAX_FRAMES and (length := lengths[data[at : at + 4]]):
-        if not frames % _STRIDE:
-            offsets.append(at)
-        at += length
-        frames += 1
-    return tuple(offsets), frames, at
-
-
-@dataclass(frozen=True, slots=True)
-class _EncoderInfo:
-    """The encoder's Xing or Info header, stored in a first frame without audio."""
-
-    frames: int | None = None
-    """Number of frames that follow; `None` if there is no such header."""
-    delay: int = 0
-    """Samples to drop at the start."""
-    padding: int = 0
-    """Samples to drop at the end."""
-
-
-def _read_encoder_info(frame: bytes) -> _EncoderInfo | None:
-    """Parse a Xing or Info header as ffmpeg does; `None` if it is incomplete or of another kind."""
-    at = mp3_side_info_end(frame[:4])
-    if at is None or frame[36:40] == b"VBRI":
-        return None
-    if frame[at : at + 4] not in (b"Xing", b"Info"):
-        return _EncoderInfo()
-    flags = int.from_bytes(frame[at + 4 : at + 8])
-    encoder = at + 8 + sum(length for bit, length in enumerate((4, 4, 100, 4)) if flags >> bit & 1)
-    if not flags & 1 or len(frame) < encoder + 24:
-        return None
-    frames = int.from_bytes(frame[at + 8 : at + 12])
-    if frame[encoder : encoder + 4] not in _TRUSTED_ENCODERS:
-        return _EncoderInfo(frames)
-    delays = int.from_bytes(frame[encoder + 21 : encoder + 24])
-    padding = max(0, (delays & 0xFFF) - _DECODER_DELAY)
-    return _EncoderInfo(frames, (delays >> 12) + _DECODER_DELAY, padding)
 
 
 class ParallelDecoding:
@@ -361,15 +264,15 @@ class ParallelDecoding:
         others = deque(self._others)
         ahead: deque[Future[bytearray]] = deque()
 
-        def look_ahead(most: int) -> None:
+        def submit(most: int) -> None:
             while others and len(ahead) < most:
                 ahead.append(pool.submit(self._decode, others.popleft()))
 
         try:
-            look_ahead(self._workers - 1)
+            submit(self._workers - 1)
             tail = yield from self._first_piece(first, output)
             for piece in self._others:
-                look_ahead(self._workers)
+                submit(self._workers)
                 decoded = ahead[0].result()
                 tail = yield from self._next_piece(piece, decoded, tail)
                 ahead.popleft()
@@ -415,7 +318,7 @@ class ParallelDecoding:
                     decoded += data
                 run.check_end()
         except (AudioDecodeError, DecoderBrokenError) as error:
-            # Let one ffmpeg decode the file, for its error message.
+            # One ffmpeg decodes the file then, for its error message.
             raise PiecesDifferError(str(error)) from error
         surplus = len(decoded) // self._frame_bytes - piece.skipped - piece.samples
         self._check(piece, run.log, surplus)

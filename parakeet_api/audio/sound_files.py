@@ -24,7 +24,7 @@ _MAX_FRAMES = 60 * 48_000
 For longer files ffmpeg's start (25 ms) no longer matters."""
 _BLOCK = 30 * SAMPLE_RATE
 _MAX_CHANNELS = 2
-"""Mixing more depends on their layout, which ffmpeg knows."""
+"""The downmix of more depends on their layout, which ffmpeg knows."""
 _RATES = range(8_000, 192_001)
 _FORMATS = frozenset({"WAV", "WAVEX", "FLAC"})
 _ENCODINGS = frozenset({"PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"})
@@ -37,6 +37,7 @@ class Sound:
     """A recording that is read without ffmpeg."""
 
     seconds: float
+    """Duration by its header."""
     blocks: Generator[Pcm]
     caveats: tuple[Caveat, ...] = ()
 
@@ -44,8 +45,8 @@ class Sound:
 def open_sound(path: Path, channels: Channels) -> Sound | None:
     """Open a plain wav or flac file; `None` for a file that ffmpeg should decode.
 
-    A wav file of 16-bit samples at 16 kHz, mono, is read as a stream whatever its length. Short
-    files of other rates, stereo or flac are read whole and converted.
+    A wav file of 16-bit samples at 16 kHz, mono, is read as a stream whatever its length. Other
+    files are read whole and converted if they are short.
     """
     if not _is_wav_or_flac(path):
         return None

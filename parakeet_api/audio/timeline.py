@@ -1,8 +1,8 @@
 """Align decoded samples with timestamps: gaps become silence, and no sample is dropped.
 
 Gaps in a track's timestamps are real: a muted microphone, a video whose audio starts late.
-Timestamps that restart, stand still or advance more slowly than the samples are wrong: then the
-samples simply continue.
+Timestamps that restart, stand still or advance more slowly than the samples are wrong: the samples
+then follow each other without a gap.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ Frames = NDArray[Any]
 full scale is 1."""
 
 MARK = float(np.float32(2.0**100))
-"""A sample inserted at the start of each of ffmpeg's filter graphs; not part of the recording.
-ffmpeg rebuilds the graph when a track's format changes; only a mark in the samples shows where."""
+"""Value of a sample inserted at the start of each of ffmpeg's filter graphs. ffmpeg rebuilds the
+graph when a track's format changes, and reports it without a position in the output."""
 
 _NO_MARKS = np.zeros(0, np.intp)
 
 _MAX_GAP_S = 2 * 3600
-"""A file of 40 KB can declare ten hours of silence. Real gaps are a muted microphone, or a video
-whose audio starts late."""
+"""Longest gap that is filled: a file of 40 KB can declare ten hours of silence."""
 _MEANINGLESS_S = 30 * 3600
-"""A longer jump is a corrupt timestamp, not a gap; ffmpeg's own limit."""
+"""A longer jump is a corrupt timestamp, not a gap; ffmpeg's limit."""
 _SPLICE_S = 10.0
 """In containers whose streams are often spliced (`_SPLICED`), a longer jump is a splice and not a
-gap; ffmpeg's own limit."""
+gap; ffmpeg's limit."""
 _SPLICED = frozenset({"mpegts", "mpeg", "ogg"})
 _RESTART_S = 1.0
 """Timestamps that fall behind by less are late packets of a live stream: they catch up again."""
 _TOLERANCE_S = 0.1
+"""Jitter of timestamps; `ffmpeg_log.CLOCK` reports none that differ by less."""
 _COUNTED = frozenset(
     {"aac", "ac3", "amr", "dts", "eac3", "flac", "loas", "mlp", "mp3", "truehd", "wav"}
 )
 """Formats without timestamps: ffmpeg counts frames, and miscounts once the rate has changed."""
 _CHUNK_COUNTED = "avi"
-"""A container without timestamps, too: ffmpeg counts chunks, and takes a long one for two, or each
+"""Another container without timestamps: ffmpeg counts chunks, and takes a long one for two, or each
 for as long as a wrong header declares."""
 _PARSED = frozenset({"mpeg", "mpegts", "wtv"})
 """Containers that give one timestamp to several frames; ffmpeg computes the others by the first
@@ -63,7 +63,7 @@ class Gap:
     """A gap in a track's timestamps, to be filled with silence."""
 
     samples: int
-    """Its length at `SAMPLE_RATE`."""
+    """Length at `SAMPLE_RATE`."""
 
 
 def first_moment(info: MediaInfo | None) -> float | None:
@@ -81,7 +81,7 @@ class Timeline:
 
     info: MediaInfo | None
     readings: deque[ClockReading]
-    """Filled by the parser of ffmpeg's log, always before the samples that a reading concerns."""
+    """Filled by the parser of ffmpeg's log, before the samples that a reading applies to arrive."""
     marked: bool = True
     """Whether graphs begin with a mark; if not, only the first graph's readings can be used."""
     position: int = 0
@@ -91,7 +91,9 @@ class Timeline:
     _graph_position: int = 0
     """Samples of the current filter graph so far."""
     _rate: int = 0
+    """The track's sample rate in the current graph, by its first reading; 0 = not known."""
     _first_rate: int = 0
+    """The same in the first graph."""
 
     def place(self, frames: Frames, *, at_end: bool = False) -> Iterator[Frames | Gap]:
         """Yield the frames without marks, and the gaps between them.
@@ -101,7 +103,7 @@ class Timeline:
         """
         if not self.marked and self._shift_s is None:
             yield from self._begin_graph()
-        # In a mark that was upmixed to stereo, each channel is a little smaller.
+        # In a mark that was upmixed to stereo, each channel has a lower value.
         left = frames[:, 0]
         marks = np.flatnonzero((left > MARK / 2) & (left <= MARK)) if self.marked else _NO_MARKS
         start = 0
@@ -149,11 +151,12 @@ class Timeline:
         return round(self.readings[0].offset_s * SAMPLE_RATE) - self._graph_position
 
     def _fill(self, reading: ClockReading, *, previous_rate: int) -> Iterator[Gap]:
+        """Compare a reading with the position; yield the gap, if there is one."""
         position_s = self.position / SAMPLE_RATE
         if self._shift_s is None:
             start_s = first_moment(self.info)
             self._shift_s = -(reading.seconds if start_s is None else start_s)
-        gap_s = self._gap(reading, position_s, previous_rate)
+        gap_s = self._gap_s(reading, position_s, previous_rate)
         if self._is_computed(reading) and gap_s < _RESTART_S:
             return
         if gap_s < -_RESTART_S or self._is_no_gap(gap_s):
@@ -168,7 +171,8 @@ class Timeline:
             self.position += gap_samples
             yield Gap(gap_samples)
 
-    def _gap(self, reading: ClockReading, position_s: float, previous_rate: int) -> float:
+    def _gap_s(self, reading: ClockReading, position_s: float, previous_rate: int) -> float:
+        """Return how much later a reading is than the position, in seconds."""
         assert self._shift_s is not None
         gap_s = reading.seconds + self._shift_s - position_s
         if self.position and previous_rate not in (0, reading.rate):
@@ -184,6 +188,7 @@ class Timeline:
         return is_parsed and reading.offset_s > 0 and self._first_rate not in (0, reading.rate)
 
     def _is_no_gap(self, gap_s: float) -> bool:
+        """Tell whether a jump is the container's inaccuracy, a splice or corrupt."""
         container = self.info.container if self.info else ""
         is_miscounted = container in _COUNTED and self.marked
         is_short = 0 < gap_s < _RESTART_S and self.position > 0

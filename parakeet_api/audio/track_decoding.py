@@ -1,7 +1,7 @@
 """Decode one audio track of a file or of a part of it; place ffmpeg's output in time.
 
-The track's properties become known only while ffmpeg decodes it. If they need other options, ffmpeg
-is started again, and samples that were already yielded are skipped.
+The track's properties become known only while ffmpeg decodes it. If they require other options,
+ffmpeg is started again, and samples that were already yielded are skipped.
 """
 
 from __future__ import annotations
@@ -13,33 +13,32 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from parakeet_api.audio.channels import Channels
+from parakeet_api.audio.decode_report import DecodeReport
+from parakeet_api.audio.decoding_plan import Mix, Plan
 from parakeet_api.audio.downmix import Downmix, Mono
 from parakeet_api.audio.ffmpeg import (
-    CLOCK,
-    DEMUXERS,
     DecoderBrokenError,
     Executables,
-    FfmpegLog,
     FfmpegRun,
     Input,
     supported,
 )
-from parakeet_api.audio.levels import is_quiet
-from parakeet_api.audio.media_files import (
+from parakeet_api.audio.ffmpeg_log import FfmpegLog
+from parakeet_api.audio.file_endings import (
     flac_ends_with_a_frame,
     flv_ends_with_a_tag,
     gxf_ends_with_its_last_packet,
-    unreadable_kind,
 )
+from parakeet_api.audio.levels import is_quiet
+from parakeet_api.audio.media_files import unreadable_kind
 from parakeet_api.audio.media_info import MediaInfo, Track
 from parakeet_api.audio.pieces import ParallelDecoding, Piece, PiecesDifferError
-from parakeet_api.audio.timeline import MARK, Frames, Gap, Timeline
+from parakeet_api.audio.timeline import Frames, Gap, Timeline
 from parakeet_api.errors import (
     AudioDecodeError,
     NoAudioTrackError,
@@ -50,7 +49,7 @@ from parakeet_api.transcript import SAMPLE_RATE, Caveat
 logger = logging.getLogger(__name__)
 
 _MIN_LOSS = SAMPLE_RATE // 4
-"""A shorter loss, as of a few packets where two mp3 files were joined, holds no word."""
+"""A shorter loss, such as a few packets where two mp3 files were concatenated, holds no word."""
 
 _TRUNCATION_TOLERANCE_S = 1.0
 """Encoder delay and padding make a complete file up to about 0.1 s shorter than it declares."""
@@ -71,79 +70,20 @@ _PACKET_LENGTH_IS_DECLARED = frozenset(
 that the file is truncated. In formats that can end anywhere it does not."""
 
 _OPENING_SAMPLES = 30 * SAMPLE_RATE
+"""Audio from which is decided whether 16 bits suffice."""
+_MIN_LAST_SAMPLES = SAMPLE_RATE // 10
+"""Shortest last block: it holds all that resamplers held back until their end."""
 
-_OUTPUT_BITRATE = re.compile(r"Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL)
+_OUTPUT_BITRATE = re.compile(
+    r"^Output #0.*?Audio: pcm_\w+, 16000 Hz, .+?, (\d+) kb/s", re.DOTALL | re.MULTILINE
+)
 """ffmpeg's output bit rate, which gives the number of channels: a layout may have any name."""
-
-Mix = Literal["stereo", "surround", "discrete"]
-
-_LAYOUTS: dict[Mix, str] = {
-    "stereo": ":channel_layouts=mono|stereo",
-    "surround": ":channel_layouts=stereo",
-    "discrete": "",
-}
-"""How ffmpeg outputs channels: one or two unchanged, a surround layout downmixed by the standard
-coefficients, channels without a speaker layout unchanged. The downmix is to stereo: its mean is the
-downmix to mono, in which pairs in antiphase would be lost unnoticed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How ffmpeg is to decode a track."""
-
-    track: int
-    mix: Mix = "stereo"
-    as_float: bool = False
-    """Whether samples are output as floats instead of 16 bits."""
-    marked: bool = False
-    """Whether to insert a mark at the start of each filter graph; it slows decoding by a fifth."""
-    pieces: tuple[Piece, ...] = ()
-    """Pieces to decode in parallel; none = one ffmpeg decodes everything."""
-
-    def options(self, piece: Piece) -> list[str]:
-        """Return ffmpeg's options for one piece."""
-        source = piece.source
-        samples = "f32le" if self.as_float else "s16le"
-        demuxers, format_options = DEMUXERS, list(piece.options)
-        if piece.demuxer is not None:
-            demuxers, format_options = piece.demuxer, ["-f", piece.demuxer, *piece.options]
-        # fmt: off
-        return [
-            "-loglevel", "repeat+info", "-copyts",
-            "-protocol_whitelist", source.protocols, "-format_whitelist", demuxers,
-            "-guess_layout_max", "2", "-threads", "1", *format_options, "-i", source.url,
-            "-map", f"0:a:{self.track - 1}", "-vn", "-sn", "-dn",
-            "-af", piece.filters() + self._filters(),
-            # Keep a downmix within full scale, as for 16-bit samples.
-            "-rematrix_maxval", "1",
-            # Waking the reader for every frame would cost more than decoding it.
-            "-flush_packets", "0", "-c:a", f"pcm_{samples}", "-f", samples, "pipe:1",
-        ]
-        # fmt: on
-
-    def _filters(self) -> str:
-        # With marks, ffmpeg 5 cannot choose between two layouts.
-        is_stereo = self.marked and self.mix == "stereo"
-        layouts = ":channel_layouts=stereo" if is_stereo else _LAYOUTS[self.mix]
-        if not self.as_float:
-            return f"{CLOCK},aformat=sample_fmts=s16:sample_rates={SAMPLE_RATE}{layouts}"
-        # Resample 16-bit audio as 16-bit, even if the output is float.
-        formats = f"aformat=sample_fmts=s16|flt:sample_rates={SAMPLE_RATE}{layouts}"
-        # Layouts again: some decoders give frames without one, and ffmpeg could not choose.
-        sound = f"{CLOCK},{formats},aresample,aformat=sample_fmts=flt{layouts}"
-        if not self.marked:
-            return sound
-        mark = f"atrim=end_sample=1,aeval={MARK:.0f}:c=same"
-        return (
-            f"{sound},asplit[first][sound];[first]{mark}[mark];[mark][sound]concat=v=0:a=1"
-            ",asetpts=NAN"
-        )
 
 
 class _OtherPlanError(Exception):
-    """Decoding has shown that ffmpeg should be started again by another plan."""
+    """Decoding has shown that ffmpeg must be started again by another plan."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__(str(plan))
         self.plan = plan
 
@@ -167,7 +107,12 @@ class Recording(Protocol):
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder that runs ffmpeg."""
+        """The decoder, which runs ffmpeg."""
+        ...
+
+    @property
+    def report(self) -> DecodeReport:
+        """Where warnings about the recording are collected."""
         ...
 
     @property
@@ -177,7 +122,7 @@ class Recording(Protocol):
 
     @property
     def channels(self) -> Channels:
-        """What becomes of its channels."""
+        """Whether its channels are mixed or kept apart."""
         ...
 
     def select_track(self, info: MediaInfo, number: int | None) -> Track:
@@ -185,12 +130,6 @@ class Recording(Protocol):
 
     def needs_floats(self, track: Track) -> bool:
         """Tell whether 16-bit samples would lose information of a track."""
-
-    def add_caveats(self, caveats: Iterable[Caveat], offset: int) -> None:
-        """Record caveats whose times count from sample `offset`."""
-
-    def end_early(self, how: str, decoded_s: float) -> None:
-        """Record that the file is truncated. Raises `TruncatedAudioError` unless allowed."""
 
 
 class Decoder(Protocol):
@@ -228,9 +167,9 @@ class TrackDecoding:
     def sound(self) -> Generator[Mono]:
         """Decode to the end, or raise."""
         with self._recording.decoder.pieces(self._source) as pieces:
-            yield from self._sound(_Plan(self._number or 1, pieces=pieces))
+            yield from self._sound(Plan(self._number or 1, pieces=pieces))
 
-    def _sound(self, plan: _Plan) -> Generator[Mono]:
+    def _sound(self, plan: Plan) -> Generator[Mono]:
         yielded = 0
         while True:
             try:
@@ -238,13 +177,13 @@ class TrackDecoding:
                     yielded += len(block)
                     yield block
             except _OtherPlanError as other:
-                # Only plain files are cut; one that changes its format is not plain.
+                # Only plain files are cut into pieces; one that changes its format is not plain.
                 pieces = () if other.plan.marked else other.plan.pieces
                 plan = dataclasses.replace(other.plan, pieces=pieces)
             else:
                 return
 
-    def _run(self, plan: _Plan) -> Generator[Mono]:
+    def _run(self, plan: Plan) -> Generator[Mono]:
         """Decode by a plan. Raises `_OtherPlanError` if another plan is needed."""
         with self._start(plan, plan.pieces[0] if plan.pieces else Piece(self._source)) as run:
             blocks = run.blocks()
@@ -264,7 +203,7 @@ class TrackDecoding:
                 self._recording.decoder.executables.note_broken(run.executable, str(error))
                 raise _OtherPlanError(plan) from error
 
-    def _start(self, plan: _Plan, piece: Piece) -> contextlib.AbstractContextManager[FfmpegRun]:
+    def _start(self, plan: Plan, piece: Piece) -> contextlib.AbstractContextManager[FfmpegRun]:
         source = piece.source
         return self._recording.decoder.running(
             plan.options(piece),
@@ -272,7 +211,7 @@ class TrackDecoding:
             stdin_data=source.chunks if source.is_sent else None,
         )
 
-    def _joined(self, run: FfmpegRun, output: Iterable[bytes], plan: _Plan) -> Generator[bytes]:
+    def _joined(self, run: FfmpegRun, output: Iterable[bytes], plan: Plan) -> Generator[bytes]:
         """Yield the output of a run, then that of the other pieces."""
         if not plan.pieces:
             yield from output
@@ -286,7 +225,7 @@ class TrackDecoding:
         )
         yield from parallel.blocks(run, output)
 
-    def _plan(self, info: MediaInfo | None, plan: _Plan) -> _Plan:
+    def _plan(self, info: MediaInfo | None, plan: Plan) -> Plan:
         """Choose the track, its mix and its sample format."""
         if info is None or not info.tracks:
             return plan
@@ -297,8 +236,8 @@ class TrackDecoding:
         as_float = plan.as_float or self._recording.needs_floats(track)
         return dataclasses.replace(plan, track=track.number, mix=mix, as_float=as_float)
 
-    def _placed(self, run: FfmpegRun, blocks: Iterable[bytes], plan: _Plan) -> Generator[Mono]:
-        """Place a run's samples in time, and mix them to mono unless channels are apart."""
+    def _placed(self, run: FfmpegRun, blocks: Iterable[bytes], plan: Plan) -> Generator[Mono]:
+        """Place a run's samples in time, and mix them to mono unless channels are kept apart."""
         timeline = Timeline(run.info, run.log.readings, marked=plan.marked)
         downmix = Downmix()
         caveats: list[Caveat] = []
@@ -311,7 +250,7 @@ class TrackDecoding:
         ):
             sound = _unless_quiet(sound, dataclasses.replace(plan, as_float=True))
         yield from sound
-        self._recording.add_caveats([*caveats, *downmix.caveats()], self._offset)
+        self._recording.report.add_caveats([*caveats, *downmix.caveats()], self._offset)
         self._check_end(run, timeline)
 
     def _frames_and_gaps(
@@ -319,7 +258,7 @@ class TrackDecoding:
         run: FfmpegRun,
         blocks: Iterable[bytes],
         timeline: Timeline,
-        plan: _Plan,
+        plan: Plan,
         caveats: list[Caveat],
     ) -> Iterator[Frames | Gap]:
         undecodable = 0
@@ -342,12 +281,14 @@ class TrackDecoding:
             logger.info("ffmpeg exited %s: %s", status, run.log.last_line)
             raise self._no_output_error(run)
         if self._is_cut_short(run):
-            self._recording.end_early(f"it ends after {decoded_s:.1f} s of sound", decoded_s)
+            self._recording.report.add_truncation(
+                f"it ends after {decoded_s:.1f} s of sound", decoded_s
+            )
         declared_s = self._declared_s(run.info)
         if declared_s is not None and declared_s - decoded_s > max(
             _TRUNCATION_TOLERANCE_S, 0.01 * declared_s
         ):
-            self._recording.end_early(
+            self._recording.report.add_truncation(
                 f"it declares {declared_s:.1f} s of sound and ends after {decoded_s:.1f} s",
                 decoded_s,
             )
@@ -372,7 +313,7 @@ class TrackDecoding:
         is_complete = _COMPLETENESS_CHECKS.get(info.container)
         if info.has_video and is_complete is None:
             return None
-        if is_complete is not None and is_complete(self._source.path):
+        if is_complete is not None and is_complete(self._source.path, self._source.end):
             return None
         return info.duration_s - (info.start_s or 0.0 if info.container == "flac" else 0.0)
 
@@ -415,23 +356,24 @@ def _no_track_output_error(track: Track, log: FfmpegLog) -> NothingDecodedError:
 
 
 def _mixed_first(
-    pieces: Iterator[Frames | Gap], downmix: Downmix, plan: _Plan
+    pieces: Iterator[Frames | Gap], downmix: Downmix, plan: Plan
 ) -> tuple[Iterator[Frames | Gap], Downmix]:
-    """Mix a surround layout: the two channels of its downmix are none of the recording's."""
+    """Mix the downmix of a surround layout to mono: its channels are none of the recording's."""
     if plan.mix != "surround":
         return pieces, downmix
     return (block[:, np.newaxis] for block in downmix.mix(pieces)), Downmix()
 
 
 def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, as_float: bool) -> Iterator[Frames]:
-    """Convert ffmpeg's output to samples, shape `(samples, channels)`."""
+    """Convert ffmpeg's output to samples, shape `(samples, channels)`.
+
+    Raises `AudioDecodeError` if the number of channels is not in the log.
+    """
     kind = np.dtype("<f4" if as_float else "<i2")
     frame_bytes, rest = 0, b""
     for data in blocks:
         if not frame_bytes and data:
-            match = _OUTPUT_BITRATE.search(run.log.text())
-            channels = int(match[1]) * 1000 // (SAMPLE_RATE * 8 * kind.itemsize) if match else 1
-            frame_bytes = max(1, channels) * kind.itemsize
+            frame_bytes = _output_channels(run.log, kind.itemsize) * kind.itemsize
         joined = rest + data if rest else data
         whole_bytes = len(joined) - len(joined) % (frame_bytes or 1)
         rest = joined[whole_bytes:]
@@ -440,15 +382,29 @@ def _frames(run: FfmpegRun, blocks: Iterable[bytes], *, as_float: bool) -> Itera
             yield frames.reshape(-1, frame_bytes // kind.itemsize)
 
 
+def _output_channels(log: FfmpegLog, sample_bytes: int) -> int:
+    match = _OUTPUT_BITRATE.search(log.text())
+    if match is None:
+        raise AudioDecodeError(
+            "The file's tags or chapters are too long. Convert it first, for example to flac."
+        )
+    return max(1, int(match[1]) * 1000 // (SAMPLE_RATE * 8 * sample_bytes))
+
+
 def _with_end(blocks: Iterator[Frames]) -> Iterator[tuple[Frames, bool]]:
-    """Pair each block with whether it is the last; only the last may be shorter than 0.1 s."""
+    """Pair each block with whether it is the last, which has at least 0.1 s if there is as much."""
     pending: Frames | None = None
     for block in blocks:
-        if pending is not None and len(pending) >= SAMPLE_RATE // 10 <= len(block):
+        if pending is None:
+            pending = block
+        elif len(pending) >= _MIN_LAST_SAMPLES <= len(block):
             yield pending, False
             pending = block
         else:
-            pending = block if pending is None else np.concatenate([pending, block])
+            joined = np.concatenate([pending, block])
+            pending = joined[-_MIN_LAST_SAMPLES:]
+            if len(joined) > _MIN_LAST_SAMPLES:
+                yield joined[:-_MIN_LAST_SAMPLES], False
     if pending is not None:
         yield pending, True
 
@@ -462,7 +418,7 @@ def _skip_samples(samples: int, sound: Generator[Mono]) -> Iterator[Mono]:
             samples = max(0, samples - len(block))
 
 
-def _unless_quiet(sound: Iterator[Mono], plan: _Plan) -> Iterator[Mono]:
+def _unless_quiet(sound: Iterator[Mono], plan: Plan) -> Iterator[Mono]:
     """Pass audio through; raise `_OtherPlanError` if it is too quiet for 16 bits."""
     opening, length = [], 0
     for block in sound:

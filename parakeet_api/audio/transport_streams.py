@@ -1,8 +1,8 @@
-"""Find where an MPEG transport stream's audio becomes another: of that, ffmpeg decodes one alone.
+"""Find where an MPEG transport stream's audio stream changes: ffmpeg decodes the first one alone.
 
 ISO 13818-1: packets of 188 bytes; the program association table (PAT) names the PIDs of the program
-maps (PMT), which list each program's streams. Joined recordings, and broadcasts whose audio changes
-its codec, change those maps in the middle.
+map tables (PMT), which list each program's streams. In concatenated recordings, and in broadcasts
+whose audio codec changes, these tables change in the middle.
 """
 
 from __future__ import annotations
@@ -16,34 +16,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 Packets = NDArray[np.uint8]
-"""Packets without their prefix, shape `(packets, 188)`."""
+"""Packets without the bytes before them, shape `(packets, 188)`."""
 
 _SYNC = 0x47
 _PACKET = 188
 _STRIDES = ((_PACKET, 0), (192, 4), (204, 0))
-"""Distance of packets, and bytes before each: plain, with time codes, with error correction."""
+"""Distance of packets, and bytes before each: plain, with time codes, and with error
+correction at the end."""
 _WINDOW_PACKETS = 1 << 15
 _MAX_RESYNCS = 1000
 _MAX_PROGRAM_LISTS = 1000
-"""Each other list of programs costs one more look at the window."""
+"""Changes of the PAT's list; after each, a window is searched again."""
 _AUDIO_TYPES = frozenset({0x03, 0x04, 0x0F, 0x11, *range(0x80, 0x88), 0xA1, 0xA2})
 """Stream types of audio: MPEG, AAC, and those of ATSC and Blu-ray."""
 _PRIVATE = 0x06
 _REGISTRATION = 0x05
 _AUDIO_DESCRIPTORS = frozenset({0x6A, 0x73, 0x7A, 0x7B, 0x7C})
-"""DVB's descriptors of AC-3, DTS, E-AC-3 and AAC in private streams (EN 300 468, 6.1)."""
+"""DVB's descriptors of AC-3, E-AC-3, DTS and AAC in private streams (EN 300 468, 6.1)."""
 _AUDIO_FORMATS = frozenset({b"AC-3", b"EAC3", b"Opus", b"BSSD", b"DTS1", b"DTS2", b"DTS3"})
 """Registered formats of audio in private streams."""
 
+_SECTION_HEAD = 8
+_IS_CURRENT = 1
+"""Bit of a section's header: the table applies now."""
 _CACHED_TABLES = 256
-"""Tables are sent several times a second, and mostly the same."""
+"""Tables are repeated several times a second."""
 
 Stream = tuple[int, int, bytes]
-"""PID, stream type, and in private streams the format."""
+"""PID, stream type, and the format of a private stream."""
 
 
-def stride_of(data: mmap.mmap) -> tuple[int, int] | None:
-    """Return the distance of packets and the bytes before each; `None` if it is no such stream."""
+def is_transport_stream(data: mmap.mmap) -> bool:
+    """Tell whether a file begins with packets."""
+    return _stride_of(data) is not None
+
+
+def _stride_of(data: mmap.mmap) -> tuple[int, int] | None:
+    """Return the distance of packets and the bytes before each; `None` if there are none."""
     for stride, prefix in _STRIDES:
         syncs = data[prefix : prefix + 4 * stride + 1 : stride]
         if len(syncs) == 5 and set(syncs) == {_SYNC}:  # noqa: PLR2004
@@ -52,23 +61,23 @@ def stride_of(data: mmap.mmap) -> tuple[int, int] | None:
 
 
 def changes_of_audio(data: mmap.mmap) -> Iterator[int]:
-    """Yield the offsets from which the first audio stream is another."""
-    found = stride_of(data)
+    """Yield the offsets at which another audio stream becomes the first."""
+    found = _stride_of(data)
     if found is None:
         return
     stride, prefix = found
-    maps = _Maps()
+    tables = _Tables()
     at, resyncs = 0, 0
     while (
         at + stride <= len(data)
         and resyncs < _MAX_RESYNCS
-        and maps.program_lists < _MAX_PROGRAM_LISTS
+        and tables.program_lists < _MAX_PROGRAM_LISTS
     ):
         packets = min(_WINDOW_PACKETS, (len(data) - at) // stride)
         window = np.frombuffer(data[at : at + packets * stride], np.uint8).reshape(-1, stride)
         bad = np.flatnonzero(window[:, prefix] != _SYNC)
         whole = int(bad[0]) if len(bad) else packets
-        for row in maps.changes(window[:whole, prefix : prefix + _PACKET]):
+        for row in tables.changes(window[:whole, prefix : prefix + _PACKET]):
             yield at + row * stride
         at += whole * stride
         if whole < packets:
@@ -77,7 +86,7 @@ def changes_of_audio(data: mmap.mmap) -> Iterator[int]:
 
 
 def _next_packet(data: mmap.mmap, at: int, stride: int, prefix: int) -> int:
-    """Find packets again where a stream was cut within one."""
+    """Find the next packet behind one that was cut."""
     area = np.frombuffer(data[at : at + 6 * stride], np.uint8)
     for offset in range(1, 2 * stride):
         syncs = area[offset + prefix :: stride][:4]
@@ -87,22 +96,22 @@ def _next_packet(data: mmap.mmap, at: int, stride: int, prefix: int) -> int:
 
 
 @dataclass(slots=True)
-class _Maps:
+class _Tables:
     """The tables seen so far."""
 
     pids: tuple[int, ...] = ()
-    """PIDs of the program maps, by the latest PAT."""
+    """PIDs of the PMTs, by the latest PAT."""
     program_lists: int = 0
-    """How often those have changed."""
+    """Number of times that they have changed."""
     pat_at: int = 0
-    """Row of the latest PAT, relative to the present window."""
+    """Row of the latest PAT in the current window; negative = in an earlier one."""
     streams: dict[int, tuple[Stream, ...]] = field(default_factory=dict)
-    """Audio streams by the PID of their program's map."""
+    """Audio streams by the PID of their program's PMT."""
     audio: tuple[Stream, ...] = ()
-    """Audio streams at present."""
+    """Audio streams by the latest tables."""
 
     def changes(self, packets: Packets) -> Iterator[int]:
-        """Yield the rows of the PATs from which the first audio stream is another."""
+        """Yield the rows of the PATs at which another audio stream becomes the first."""
         pids = (packets[:, 1].astype(np.int32) & 0x1F) << 8 | packets[:, 2]
         starts = packets[:, 1] & 0x40 > 0
         at = 0
@@ -124,7 +133,7 @@ class _Maps:
         self.pat_at -= len(packets)
 
     def _is_change(self, pid: int, section: bytes) -> bool:
-        """Take a program's map; tell whether the first audio stream so far is gone by it."""
+        """Take a PMT; tell whether by it the first audio stream so far has ended."""
         streams = _audio_streams(section)
         if streams is None or self.streams.get(pid) == streams:
             return False
@@ -146,11 +155,14 @@ def _section(packet: bytes) -> bytes:
 
 
 def _body(section: bytes, table: int) -> bytes:
-    """Return a table's content without header and checksum; empty for another table."""
-    if len(section) < 8 or section[0] != table:  # noqa: PLR2004
+    """Return a table's content without header and checksum; empty for another table.
+
+    Also for one that is announced and does not apply yet.
+    """
+    if len(section) < _SECTION_HEAD or section[0] != table or not section[5] & _IS_CURRENT:
         return b""
     length = int.from_bytes(section[1:3]) & 0xFFF
-    return section[8 : max(8, 3 + length - 4)]
+    return section[_SECTION_HEAD : max(_SECTION_HEAD, 3 + length - 4)]
 
 
 @functools.lru_cache(_CACHED_TABLES)
@@ -180,7 +192,7 @@ def _audio_streams(section: bytes) -> tuple[Stream, ...] | None:
 def _private_format(descriptors: bytes) -> bytes:
     """Return the format of a private stream of audio; empty for any other."""
     if not descriptors:
-        # Of no declared kind; some writers declare none for MPEG audio in m2ts files.
+        # Some writers declare no format for MPEG audio in m2ts files.
         return b"?"
     at = 0
     while at + 2 <= len(descriptors):

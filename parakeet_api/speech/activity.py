@@ -1,4 +1,4 @@
-"""Measure where a chunk holds speech: run a voice activity detector only where it is needed."""
+"""Measure where a chunk holds speech; run a voice activity detector only where that is asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPEECH = 0.5
 above 0.05. A minute each of hiss, pink noise, dither, hum, two kinds of synthetic music and
 applause never exceeds 0.15; the onset of a buzz reaches 0.31."""
 _SYLLABLE = 4
-"""Steps: 0.13 s."""
+"""Shortest run of steps that counts as speech, 0.13 s."""
 _LEAD = SAMPLE_RATE
 """Samples fed to the detector before a range, to initialise its recurrent state."""
 _TARGET_PEAK = 0.35
@@ -36,7 +36,7 @@ class SpeechDetector(Protocol):
 
 
 class SpeechActivity:
-    """The speech in one chunk; each step is measured on first use, and once."""
+    """The speech in one chunk, measured where it is asked for, and kept."""
 
     def __init__(self, chunk: Chunk, detector: SpeechDetector) -> None:
         self._chunk = chunk
@@ -56,7 +56,7 @@ class SpeechActivity:
     def speech_between(self, start: float, end: float) -> tuple[float, float]:
         """Return start and end of the speech within a span; the span itself if it has none.
 
-        Shorter speech than a syllable does not count, such as what is left of the word before.
+        Speech shorter than a syllable does not count: it may be the end of the previous word.
         """
         first, _ = self._steps(start, end)
         runs = _runs(self._measured(start, end) >= SPEECH)
@@ -77,17 +77,20 @@ class SpeechActivity:
         return (offset + int(begin) * STEP) / SAMPLE_RATE, (offset + int(end) * STEP) / SAMPLE_RATE
 
     def _measured(self, start: float, end: float) -> NDArray[np.float32]:
+        """Return the probabilities of the steps that a span in seconds touches."""
         first, last = self._steps(start, end)
         probabilities = self._measure_steps(first, last)
         return probabilities[first:last]
 
     def _steps(self, start: float, end: float) -> tuple[int, int]:
+        """Return the first step of a span in seconds and the one after its last."""
         size = -(-len(self._chunk.samples) // STEP)
         first = int((start * SAMPLE_RATE - self._chunk.start) // STEP)
         last = -int(-(end * SAMPLE_RATE - self._chunk.start) // STEP)
         return min(max(0, first), size), min(max(0, last), size)
 
     def _measure_steps(self, first: int, last: int) -> NDArray[np.float32]:
+        """Measure the steps of a range that are not yet; return the probabilities of all steps."""
         samples = self._chunk.samples
         if self._probabilities is None:
             self._probabilities = np.full(-(-len(samples) // STEP), np.nan, np.float32)
@@ -101,10 +104,10 @@ class SpeechActivity:
 
 
 def _with_lead_in(samples: Pcm, begin: int, end: int) -> tuple[Pcm, int]:
-    """Cut out some steps and the lead-in before them; return how many steps that has.
+    """Cut out a range of steps with the lead-in before it; return also the lead-in's steps.
 
-    At the start of a chunk the lead-in is its mirror image: to the detector a hum that begins with
-    the chunk would be speech for 0.2 s.
+    At the start of a chunk the lead-in is its mirror image: the detector would take the sudden
+    onset of a hum for 0.2 s of speech.
     """
     steps = _LEAD // STEP
     before = min(begin, steps)

@@ -1,4 +1,4 @@
-"""Put the words of a recording's chunks together: one list of words, or segments by speaker."""
+"""Join the words of a recording's chunks: one list of words, or segments by speaker."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from parakeet_api.transcript import Caveat, Chunk, Segment, SpeakerRequest, Word
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """What became final."""
+    """Words that became final."""
 
     words: tuple[Word, ...] = ()
     segments: tuple[Segment, ...] = ()
-    """The same words by speaker, where a request asks for that."""
+    """The same words by speaker, if the request asks for speakers."""
 
 
 class Assembly:
-    """The words of one recording, as its chunks come."""
+    """Join the words of one recording, chunk by chunk."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Assembly:
         hearing: SpeakerHearing | None,
         language_of: LanguageOf,
     ) -> None:
-        """`hearing` tells the speakers of a recording whose channels are mixed."""
+        """`hearing` diarizes a recording whose channels are mixed; `None` = it is not diarized."""
         self._threshold_s = sentence_boundary_threshold_s
         self._speakers = speakers
         self._hearing = hearing
@@ -46,7 +46,7 @@ class Assembly:
         self._segments: SpeakerSegments | None = None
 
     def add(self, chunk: Chunk, completed: Completed) -> Assembled | None:
-        """Add a chunk's words; `None` until all channels of its span have come."""
+        """Add a chunk's words; return what became final, `None` before the span's last channel."""
         if not self._channels and self._speakers.is_wanted:
             self._segments = self._segments_of(chunk)
         channel = self._channels.setdefault(chunk.channel, _Channel(self._threshold_s))
@@ -59,7 +59,7 @@ class Assembly:
         return _by_speaker(self._segments.ready(channel.settled_s))
 
     def finish(self) -> Assembled:
-        """Return what remains after the last chunk."""
+        """Return the remaining words after the last chunk."""
         for number, channel in self._channels.items():
             final = channel.finish()
             if self._segments is None:
@@ -68,7 +68,7 @@ class Assembly:
         return _by_speaker(self._segments.finish() if self._segments else [])
 
     def without_words(self) -> list[Span]:
-        """List the speech that got no words; of a channel, if it is one of several."""
+        """List the speech without words, in order of time; of each channel on its own."""
         spans = [span for channel in self._channels.values() for span in channel.without_words()]
         return sorted(spans, key=lambda span: span.start)
 
@@ -92,7 +92,7 @@ class Assembly:
         )
 
     def _too_many(self) -> list[Caveat]:
-        """Warn where a diarizer has used all the speakers that it can tell apart."""
+        """Warn if a recording may have more speakers than the diarizer tells apart."""
         activity = self._hearing.activity if self._hearing else None
         if not isinstance(self._segments, VoiceSegments) or activity is None:
             return []
@@ -112,7 +112,7 @@ class Assembly:
 
 
 class _Channel:
-    """A channel that is recognised on its own, or the mix of all."""
+    """The words of one channel that is recognised on its own, or of the mix."""
 
     def __init__(self, sentence_boundary_threshold_s: float) -> None:
         self._stitcher = Stitcher(sentence_boundary_threshold_s=sentence_boundary_threshold_s)
@@ -131,7 +131,7 @@ class _Channel:
 
     @property
     def settled_s(self) -> float:
-        """Return before which time no further words come, in seconds."""
+        """The time before which no further words come, in seconds."""
         return self._stitcher.settled_s
 
     def _final(self, words: Iterable[Word]) -> tuple[Word, ...]:

@@ -2,8 +2,8 @@
 
 The contract: owned ranges tile the recording, first sample to last; every chunk holds what it
 owns plus up to half the overlap on each side, less if the seam lies in a long silence; no chunk
-is longer than `ChunkPolicy.longest` samples; every chunk owns at least one sample. Before its seam
-a chunk may have up to one step of `ChunkPolicy.grid` more.
+is longer than `ChunkPolicy.longest` samples; every chunk owns at least one sample. Before the range
+that it owns, a chunk may have up to one step of `ChunkPolicy.grid` more.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ChunkPolicy:
     longest: int
     """Longest chunk, context included."""
     overlap: int
-    """Most audio that two neighbours share: half on each side of the seam."""
+    """Longest audio that two neighbours share: half on each side of the seam."""
     max_shift: int
     """How far a cut may move to reach a silence, to either side; 0 = it does not move."""
     min_silence: int
@@ -57,7 +57,7 @@ class ChunkPolicy:
 
     @property
     def context(self) -> int:
-        """Most context that a chunk has beyond a seam."""
+        """Longest context that a chunk has beyond a seam."""
         return self.overlap // 2
 
     @classmethod
@@ -84,10 +84,10 @@ class ChunkPolicy:
 def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
     """Cut a recording, given as consecutive blocks of int16 samples, into chunks.
 
-    Channels that are apart are cut at the same places, the quietest of them together.
+    Separate channels, shape `(samples, channels)`, are cut at the same places, by their mean power.
 
-    Lazy: buffers the samples of one chunk and of the block it ends in. A recording without samples
-    has no chunks.
+    Lazy: buffers the samples of one chunk and of the block in which it ends. A recording without
+    samples has no chunks.
     """
     buffer = _Buffer(blocks)
     owned_start = context_before = 0
@@ -97,7 +97,7 @@ def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
         if is_last := buffer.end_within(start + policy.longest):
             owned_end = end = buffer.end
         else:
-            # The latest possible cut leaves room for the context after it.
+            # The latest possible cut leaves room for the context behind it.
             latest = start + policy.longest - policy.context
             earliest = latest - 2 * policy.max_shift
             cut = _find_cut(buffer.view(earliest, latest), policy)
@@ -118,7 +118,7 @@ def plan_chunks(blocks: Iterable[Pcm], policy: ChunkPolicy) -> Generator[Chunk]:
 
 
 def split_channels(chunks: Iterable[Chunk]) -> Generator[Chunk]:
-    """Split chunks of several channels into one for each, which share their span.
+    """Split a chunk of several channels into one for each, with the same span.
 
     A mono chunk, shape `(samples,)`, is unchanged.
     """
@@ -133,9 +133,9 @@ def split_channels(chunks: Iterable[Chunk]) -> Generator[Chunk]:
 
 
 def _start(owned_start: int, context: int, grid: int) -> int:
-    """Return the first sample of a chunk: on the grid, with less than a frame less context.
+    """Return the first sample of a chunk: on the grid, with up to a frame less context.
 
-    A chunk without context starts where it owns: its neighbour has the words before.
+    A chunk without context starts with its owned range: the previous chunk has the words before.
     """
     if not context:
         return owned_start
@@ -144,12 +144,13 @@ def _start(owned_start: int, context: int, grid: int) -> int:
 
 
 class _Buffer:
-    """A window on a stream of samples, addressed by position in the recording."""
+    """The latest samples of a stream, addressed by position in the recording."""
 
     def __init__(self, blocks: Iterable[Pcm]) -> None:
         self._blocks = iter(blocks)
         self._pending: list[Pcm] = []
         self._first = 0
+        """Position of the first pending sample."""
         self.end = 0
         """One past the last sample read so far."""
 
@@ -194,10 +195,10 @@ def quietest_moment(samples: Pcm) -> int:
 
 
 def _find_cut(samples: Pcm, policy: ChunkPolicy) -> _Cut:
-    """Choose where to cut within `samples`, the range over which the cut may move.
+    """Choose where to cut `samples`, the range within which the cut may move.
 
-    That is the point nearest to the middle that lies in a silence, half a `min_silence` from its
-    edges; without a silence, the middle of the quietest 50 ms.
+    That is the point in a silence that is nearest to the middle, half a `min_silence` or more from
+    the silence's edges; without a silence, the middle of the quietest 50 ms.
     """
     middle = len(samples) // 2
     if len(samples) < _LEVEL_FRAME * _MOMENT_FRAMES:
@@ -216,6 +217,7 @@ def _frame_power(samples: Pcm) -> NDArray[np.float32]:
 
 
 def _cut_in_silence(power: NDArray[np.float32], policy: ChunkPolicy, middle: int) -> _Cut | None:
+    """Choose the point of a silence that is nearest to the middle; `None` without a silence."""
     quiet = np.concatenate(([False], power < policy.silence_level**2, [False])).astype(np.int8)
     edges = np.diff(quiet)
     starts = np.flatnonzero(edges == 1) * _LEVEL_FRAME

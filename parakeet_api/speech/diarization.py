@@ -11,18 +11,21 @@ FloatArray = NDArray[np.float32]
 
 
 class DiarizationStream(Protocol):
-    """The speakers of one recording, heard from its start to its end."""
+    """Diarize one recording, fed in order."""
 
     def add(self, samples: FloatArray) -> FloatArray:
-        """Take the next samples (float32 [n], mono, 16 kHz); return the probabilities that became final, float32 [frames, speakers]."""  # noqa: E501
+        """Take the next samples, float32 mono at 16 kHz, shape `(samples,)`.
+
+        Return the probabilities that became final, shape `(frames, speakers)`.
+        """
         ...
 
     def finish(self) -> FloatArray:
-        """Return the remaining frames, float32 [frames, speakers]."""
+        """Return the probabilities of the remaining frames, shape `(frames, speakers)`."""
         ...
 
     def close(self) -> None:
-        """Free what the stream holds."""
+        """Free the stream's memory."""
         ...
 
 
@@ -30,10 +33,10 @@ class Diarizer(Protocol):
     """A model that tells speakers apart."""
 
     frame_seconds: float
-    """Length of one frame, such as 0.08."""
+    """Duration of one frame, such as 0.08."""
     max_speakers: int
-    """How many speakers it tells apart in one recording."""
+    """Number of speakers that it tells apart in one recording."""
 
     def start(self) -> DiarizationStream:
-        """Begin a recording."""
+        """Start a recording."""
         ...

@@ -30,20 +30,21 @@ detector. Of 360 s of pauses in 58 minutes of recordings 120 s remain, mostly br
 _MIN_FLOOR = 9.0
 """Mean square, int16 units: the dither of a converter."""
 _MIN_LOUD_S = 0.5
-"""A gap between words with less audio above that level is not examined."""
+"""A gap between words with less audio above that level is not passed to the detector."""
 _EDGE_S = 0.12
-"""A new word's middle may lie so far outside the part of a hole that was decoded for it."""
+"""Distance by which a recovered word's middle may lie outside the part that was decoded for it."""
 _ALIGNED_S = 5.0
-"""Words so far around it are compared with those decoded again: all that an attempt may hear."""
+"""Words within this distance of a part are aligned with those recovered: more than the audio that
+an attempt adds to it."""
 _MIN_LOGPROB = -0.5
 """Minimum mean log-probability of the tokens of recovered words if the chunk's other words have
 `DOUBT` (-0.25) or more, as nearly all speech has."""
 _MIN_LOGPROB_ALONE = -0.25
 """The same if the chunk has no other words."""
 _MIN_LOGPROB_AMID_DOUBT = -0.1
-"""The same if the other words have less. In a minute of three simultaneous voices, the demo model
-added 22 words at -0.5, two at -0.25, one at -0.15 and none at -0.08; of eight voices 13 at -0.5
-and none at -0.25. The English model added none."""
+"""The same if the other words have less than `DOUBT`. To a minute of three simultaneous voices, the
+demo model added 22 words at -0.5, two at -0.25, one at -0.15 and none at -0.08; to eight voices 13
+at -0.5 and none at -0.25. The English model added none."""
 
 Recognize = Callable[[Sequence[Chunk]], Iterable[list[Word]]]
 """Return the words of each chunk, in order."""
@@ -85,23 +86,23 @@ _ATTEMPTS = (
     _Attempt(longest_s=4.0, before_s=-0.6, after_s=1.0),
 )
 """What makes a model skip speech is not known beforehand: its state after the words before a hole,
-the length of the pass, or how the sound is divided into frames. So each attempt changes all three.
-The first one has the most context, which gives the words that the whole chunk would have given. The
-second begins without the words before the hole, the third decodes shorter parts, cut in pauses, and
-the last ones begin within the speech: of a pass that sticks again wherever it enters the same
-place, the first words of a hole are lost instead of all."""
+the length of the pass, or how the audio is divided into frames. So each attempt changes all three.
+The first one has the most context, with which the words agree with the rest of the chunk. The
+second begins without the words before the hole, the third decodes shorter parts, cut in pauses. The
+last ones begin within the speech: if the model skips it again wherever a pass begins before it, the
+first words of the hole are lost instead of all."""
 _MAX_DOUBTFUL = 2
-"""Decodings of a hole whose words were too doubtful, after which it is given up: the model does not
-skip it, but cannot understand it, and one guess of many would come out likely by chance."""
+"""Attempts with improbable words after which a hole is left: the model does not skip it, but cannot
+recognise it, and one of many hypotheses would be probable by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a hole, and the audio to decode for it."""
+    """A part of a hole, with the audio to decode for it."""
 
     chunk: Chunk
     span: Span
-    """Where its words are; seconds."""
+    """The part itself, in which recovered words are searched for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def complete_words(
 ) -> Completed:
     """Drop hallucinated words, and decode speech without words again.
 
-    Without a detector only words in digital silence are dropped, and nothing is decoded again.
+    Without a detector, only words in digital silence are dropped, and nothing is decoded again.
     """
     activity = SpeechActivity(chunk, detector) if detector else None
     words = drop_hallucinations(chunk, words, activity)
@@ -144,11 +145,12 @@ def complete_words(
             elif new:
                 doubtful.append(part.span)
         holes = find_holes(chunk, words, activity)
-    unheard = _owned(chunk, [hole.speech for hole in holes])
-    return Completed(words, tuple(unheard), len(words) - before)
+    without_words = _owned(chunk, [hole.speech for hole in holes])
+    return Completed(words, tuple(without_words), len(words) - before)
 
 
 def _count_within(spans: Sequence[Span], gap: Span) -> int:
+    """Count the spans whose middle lies in a gap."""
     return sum(gap.start <= (span.start + span.end) / 2 <= gap.end for span in spans)
 
 
@@ -164,14 +166,14 @@ def find_holes(chunk: Chunk, words: Sequence[Word], activity: SpeechActivity) ->
 
 
 def _audible_gaps(chunk: Chunk, words: Sequence[Word]) -> list[Span]:
-    """List the gaps between words that are not quiet and reach into the chunk's owned range."""
+    """List the gaps between words that are not quiet and overlap the chunk's owned range."""
     owned = Span(chunk.owned_start / SAMPLE_RATE, chunk.owned_end / SAMPLE_RATE)
     starts = [chunk.start / SAMPLE_RATE, *(word.end for word in words)]
     ends = [*(word.start for word in words), chunk.end / SAMPLE_RATE]
     gaps = [
         Span(start, end)
         for start, end in zip(starts, ends, strict=True)
-        # A gap that lies in the context only is left to the neighbour.
+        # A gap in the context alone is owned by a neighbour.
         if min(end, owned.end) - max(start, owned.start) > 0 and end - start >= MIN_SPEECH_S
     ]
     frames = len(chunk.samples) // _LEVEL_FRAME
@@ -191,7 +193,7 @@ def _audible_gaps(chunk: Chunk, words: Sequence[Word]) -> list[Span]:
 
 
 def _parts(chunk: Chunk, hole: Hole, attempt: _Attempt, activity: SpeechActivity) -> list[_Part]:
-    """Cut a hole out of a chunk, with audio around it; a long one in parts."""
+    """Cut a hole out of a chunk with the audio around it, a long one in parts."""
     cuts = _cuts(chunk, hole.speech, attempt.longest_s, activity)
     spoken = pairwise([hole.speech.start, *cuts, hole.speech.end])
     spans = pairwise([hole.gap.start, *cuts, hole.gap.end])
@@ -223,7 +225,7 @@ def _quietest(chunk: Chunk, start: float, end: float) -> float:
 
 
 def _audio(chunk: Chunk, span: Span, attempt: _Attempt) -> Chunk:
-    """Cut out a span with the audio around it that an attempt asks for."""
+    """Cut out a span with as much audio around it as an attempt has."""
     start = max(0, round((span.start - attempt.before_s) * SAMPLE_RATE) - chunk.start)
     if attempt is _ATTEMPTS[0]:
         # On the chunk's grid of encoder frames, so that word times agree.
@@ -233,30 +235,28 @@ def _audio(chunk: Chunk, span: Span, attempt: _Attempt) -> Chunk:
 
 
 def _required_logprob(words: Sequence[Word]) -> float:
-    """Return the mean log-probability that words to be added to a chunk must have."""
+    """Return the minimum mean log-probability of words to be added to these."""
     mean = mean_logprob(words)
     if mean is None:
         return _MIN_LOGPROB_ALONE if not words else _MIN_LOGPROB
     return _MIN_LOGPROB if mean >= DOUBT else _MIN_LOGPROB_AMID_DOUBT
 
 
-def _new_words(words: Sequence[Word], recovered: Sequence[Word], place: Span) -> list[Word]:
-    """Return the words recovered in a place that a chunk does not have yet."""
-    near = [
-        word for word in words if place.start - _ALIGNED_S < word.middle < place.end + _ALIGNED_S
-    ]
+def _new_words(words: Sequence[Word], recovered: Sequence[Word], part: Span) -> list[Word]:
+    """Return the words recovered in a part of a hole that the chunk does not have yet."""
+    near = [word for word in words if part.start - _ALIGNED_S < word.middle < part.end + _ALIGNED_S]
     return [
         word
         for span in align(near, recovered)
         if not span.agreed
         for word in span.later
-        if place.start - _EDGE_S <= word.middle <= place.end + _EDGE_S
+        if part.start - _EDGE_S <= word.middle <= part.end + _EDGE_S
         and not any(_overlap(word, other) for other in near)
     ]
 
 
 def _are_likely(words: Sequence[Word], required: float) -> bool:
-    """Tell whether there are words, of sufficient mean log-probability if that is known."""
+    """Tell whether there are words, and their mean log-probability, if known, suffices."""
     mean = mean_logprob(words)
     return bool(words) and (mean is None or mean >= required)
 
@@ -274,7 +274,7 @@ def _owned(chunk: Chunk, holes: Sequence[Span]) -> list[Span]:
 
 
 class SpeechWithoutWords:
-    """Collect the speech of a recording without words; a neighbouring chunk may have the words."""
+    """The speech without words of a recording, less what neighbouring chunks have words for."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
@@ -289,7 +289,7 @@ class SpeechWithoutWords:
                 self._spans.append(span)
 
     def remove_covered(self, words: Iterable[Word]) -> None:
-        """Remove the parts that are covered by words of the final transcript."""
+        """Remove the parts for which the final transcript has words."""
         if not self._spans:
             return
         for word in words:

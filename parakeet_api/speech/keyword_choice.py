@@ -1,8 +1,8 @@
 """Merge the plain and the boosted transcript of a chunk.
 
 Boosting finds keywords that were spoken, but also changes other words to keywords and affects the
-words after them. So both transcripts are decoded, and the boosted one is used only where it
-completes a keyword that the plain one lacks and the model's own score for it is not much lower.
+words after them. So both transcripts are decoded, and the boosted one is used only where it has a
+complete keyword that the plain one lacks and whose probability without boosts is not much lower.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def choose(
 def _with_keyword(
     words: list[Word], keyword: Sequence[Word], boosted: Sequence[Word]
 ) -> list[Word]:
-    """Replace the words nearest in time to a keyword, if the keyword is probable enough."""
+    """Replace the words that are nearest in time to a keyword, if it is probable enough.
+
+    `boosted` are all boosted words of the difference, the keyword among them.
+    """
     replaced = [
         word
         for word in words
@@ -72,7 +75,7 @@ def _with_keyword(
 
 
 def _runs(places: Sequence[int]) -> Iterator[slice]:
-    """Return the runs of consecutive positions."""
+    """Yield the runs of consecutive positions."""
     start = 0
     for at in range(1, len(places) + 1):
         if at == len(places) or places[at] != places[at - 1] + 1:
@@ -94,20 +97,20 @@ def keyword_places(words: Sequence[Word], phrases: Collection[tuple[str, ...]]) 
 
 
 def differences(plain: Sequence[Word], boosted: Sequence[Word]) -> Iterator[Difference]:
-    """Align equal words in time order; return the differences between them."""
-    here = there = 0
+    """Align equal words in time order; yield the differences between them."""
+    plain_start = boosted_start = 0
     for at, word in enumerate(plain):
-        for other in range(there, len(boosted)):
+        for other in range(boosted_start, len(boosted)):
             distance = boosted[other].start - word.start
             if distance > _JITTER_S:
                 break
             if distance >= -_JITTER_S and bare(boosted[other].text) == bare(word.text):
-                if at > here or other > there:
-                    yield Difference(slice(here, at), slice(there, other))
-                here, there = at + 1, other + 1
+                if at > plain_start or other > boosted_start:
+                    yield Difference(slice(plain_start, at), slice(boosted_start, other))
+                plain_start, boosted_start = at + 1, other + 1
                 break
-    if here < len(plain) or there < len(boosted):
-        yield Difference(slice(here, len(plain)), slice(there, len(boosted)))
+    if plain_start < len(plain) or boosted_start < len(boosted):
+        yield Difference(slice(plain_start, len(plain)), slice(boosted_start, len(boosted)))
 
 
 def _logprob(words: Sequence[Word]) -> float:

@@ -46,7 +46,7 @@ _PART = 2000
 """
 
 _loading = threading.Lock()
-"""Loading takes 0.7 s and 80 MB: only one thread may do it."""
+"""Loading takes 0.7 s and 80 MB: only one thread at a time may do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,10 @@ class Detection:
 
 
 def spoken_language(words: Sequence[Word], *, candidates: frozenset[str]) -> str | None:
-    """Tell which of `candidates` (ISO 639-1) is spoken; `None` where it is unsure.
+    """Return which of `candidates` (ISO 639-1) is spoken; `None` = not certain.
 
-    What the model itself tagged most words as, or, where it tags none, what they are written in.
+    That is the language with which the model tagged most words, or, of a model without tags, the
+    language in which they are written.
     """
     tagged = tagged_languages(words, candidates=candidates)
     if tagged and len(candidates) > 1:
@@ -72,7 +73,7 @@ def spoken_language(words: Sequence[Word], *, candidates: frozenset[str]) -> str
 
 
 def tagged_languages(words: Sequence[Word], *, candidates: frozenset[str]) -> list[Detection]:
-    """List what the model itself tagged, each with its share of the words, likeliest first."""
+    """List the languages that the model tagged, most frequent first, with their share of words."""
     counts = Counter(word.language for word in words if word.language in candidates)
     total = counts.total()
     return [Detection(code, count / total) for code, count in counts.most_common() if code]

@@ -13,13 +13,13 @@ from parakeet_api.transcript import Segment, Word, join_words
 LONG_PAUSE_S = 2.0
 """A silence this long between two words ends a segment, even inside a sentence.
 
-A subtitle should not stay on screen through a silence, and text without punctuation still needs
-segments. Two seconds is longer than a breath or a hesitation.
+A subtitle should not stay on screen through a silence, and text without punctuation needs segments
+too. Breaths and hesitations are shorter.
 """
 
 
 def split_into_segments(words: Iterable[Word], *, language: str = "en") -> list[Segment]:
-    """Group words into sentences and split these at long pauses; every word once, in order.
+    """Group words into sentences and split these at long pauses; each word once, in order.
 
     `language` is an ISO 639-1 code; for one that sentencex does not know, its default rules apply.
     """
@@ -47,8 +47,8 @@ def _split_at_sentence_ends(words: tuple[Word, ...], language: str) -> Iterator[
     offset = 0
     for count, word in enumerate(words, start=1):
         offset += len(word.text)
-        # The library ends a sentence before or after the space. An end inside a word ("3.Ja") is
-        # ignored, so that a word is never split.
+        # sentencex ends a sentence before or after the space. An end inside a word ("3.Ja") is
+        # ignored, so that no word is split.
         if offset in ends or offset + 1 in ends:
             yield words[start:count]
             start = count

@@ -1,35 +1,35 @@
 """Group the words of several speakers into segments, as they become final.
 
-A segment holds words of one speaker. A recording in channels has one list of words for each; a
-mixed one has a single list, and a diarizer tells whose each word is.
+A segment has words of one speaker. Separate channels have a list of words each; a mix has a single
+list, whose words a diarizer assigns to speakers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Protocol
 
 from parakeet_api.speech.segmentation import LONG_PAUSE_S, split_into_segments
-from parakeet_api.speech.speakers import SpeakerActivity, assign_speakers, letter
+from parakeet_api.speech.speakers import SpeakerActivity, assign_speakers, letters
 from parakeet_api.transcript import Segment, Word
 
 _DECIDED_S = 3.0
-"""Later words can change the most likely speaker of a word; beyond so many seconds they do not."""
+"""Words that follow within this time may change the most likely speaker of a word."""
 
 LanguageOf = Callable[[Sequence[Word]], str]
 """Return the language of words, an ISO 639-1 code."""
 
 
 class SpeakerSegments(Protocol):
-    """Collect words; give the segments that no later word can change, in their final order."""
+    """Collect words; return segments, in their final order, once no later word can change them."""
 
     def add(self, words: Sequence[Word], channel: int | None) -> None:
         """Add final words of a channel, in order of time; `None` = the mix."""
 
     def ready(self, until_s: float) -> list[Segment]:
-        """Return further complete segments; all words before `until_s` were added."""
+        """Return further complete segments; all words before `until_s` have been added."""
         ...
 
     def finish(self) -> list[Segment]:
@@ -38,19 +38,18 @@ class SpeakerSegments(Protocol):
 
 
 class ChannelSegments:
-    """The segments of channels, each of them a speaker, ordered by their start."""
+    """The segments of separate channels, each of them a speaker, ordered by their start."""
 
     def __init__(
         self, channels: int, *, language_of: LanguageOf, names: Sequence[str] = ()
     ) -> None:
         """Expect channels 1 to `channels`; the first ones have `names`, the others letters."""
         self._language_of = language_of
-        unnamed = [letter(number) for number in range(channels)]
-        self._names = [*names[:channels], *unnamed[len(names) :]]
+        self._names = [*names[:channels], *islice(letters(names), len(names), channels)]
         self._open: dict[int, list[Word]] = {n: [] for n in range(1, channels + 1)}
-        """By channel, words of sentences that may go on."""
+        """Channel -> words of a sentence that may continue."""
         self._complete: list[Segment] = []
-        """Segments that wait for another channel's earlier ones."""
+        """Complete segments, some of which wait for another channel's earlier ones."""
 
     def add(self, words: Sequence[Word], channel: int | None) -> None:
         """Add final words of a channel, in order of time."""
@@ -61,7 +60,7 @@ class ChannelSegments:
         )
 
     def ready(self, until_s: float) -> list[Segment]:
-        """Return further complete segments, unless a channel's open sentence began before."""
+        """Return further complete segments that begin before any channel's open sentence."""
         horizon_s = until_s
         for channel, words in self._open.items():
             complete, self._open[channel] = _complete(words, until_s, self._language_of)
@@ -93,9 +92,9 @@ class VoiceSegments:
         names: Callable[[], Mapping[int, str]] = dict,
         max_speakers: int | None = None,
     ) -> None:
-        """Give the speakers letters in the order of speaking, or the `names` of known ones.
+        """Name speakers by letters in the order of speaking, known ones by the `names` returned.
 
-        With `max_speakers`, only so many of them get words: those who have spoken longest.
+        With `max_speakers`, only that many of them get words: those who have spoken longest.
         """
         self._activity = activity
         self._language_of = language_of
@@ -103,15 +102,17 @@ class VoiceSegments:
         self._max_speakers = max_speakers
         self._undecided: list[Word] = []
         self._open: list[Word] = []
-        """Words with a speaker, of a sentence that may go on."""
+        """Words with a speaker, of a sentence that may continue."""
         self._last: Word | None = None
+        """The last word that was assigned a speaker."""
         self._last_speaker: int | None = None
-        self._letters: dict[int, str] = {}
+        self._names: dict[int, str] = {}
+        """Number of a speaker with words -> name."""
 
     @property
     def speakers(self) -> int:
-        """Count the speakers who have words so far."""
-        return len(self._letters)
+        """Number of speakers with words so far."""
+        return len(self._names)
 
     def add(self, words: Sequence[Word], channel: int | None) -> None:
         """Add final words, in order of time."""
@@ -119,22 +120,22 @@ class VoiceSegments:
         self._undecided.extend(words)
 
     def ready(self, until_s: float) -> list[Segment]:
-        """Return further complete segments, as far as the diarizer has heard."""
-        heard_s = min(until_s, self._activity.covered_s)
-        heard = [word for word in self._undecided if word.end <= heard_s]
-        count = sum(word.end <= heard_s - _DECIDED_S for word in heard)
-        self._decide(heard, count)
-        complete, self._open = _complete(self._open, heard_s - _DECIDED_S, self._language_of)
+        """Return further complete segments, up to where the diarizer has got."""
+        diarized_s = min(until_s, self._activity.covered_s)
+        diarized = [word for word in self._undecided if word.end <= diarized_s]
+        decided_s = diarized_s - _DECIDED_S
+        self._decide(diarized, sum(word.end <= decided_s for word in diarized))
+        complete, self._open = _complete(self._open, decided_s, self._language_of)
         return complete
 
     def finish(self) -> list[Segment]:
-        """Return the remaining segments; the diarizer has heard all."""
+        """Return the remaining segments, after the diarizer's last frame."""
         self._decide(self._undecided, len(self._undecided))
         complete, self._open = _complete(self._open, float("inf"), self._language_of)
         return complete
 
     def _decide(self, words: Sequence[Word], count: int) -> None:
-        """Find the speakers of `words`, and take the first `count` of these for final."""
+        """Assign speakers to `words`; the first `count` of them are final."""
         if not count:
             return
         most = self._max_speakers
@@ -151,17 +152,19 @@ class VoiceSegments:
         del self._undecided[:count]
 
     def _name(self, speaker: int) -> str:
-        if speaker not in self._letters:
+        if speaker not in self._names:
             known = self._known()
-            lettered = sum(number not in known for number in self._letters)
-            self._letters[speaker] = known.get(speaker) or letter(lettered)
-        return self._letters[speaker]
+            unnamed = sum(number not in known for number in self._names)
+            self._names[speaker] = known.get(speaker) or next(
+                islice(letters(known.values()), unnamed, None)
+            )
+        return self._names[speaker]
 
 
 def _complete(
     words: Sequence[Word], until_s: float, language_of: LanguageOf
 ) -> tuple[list[Segment], list[Word]]:
-    """Split words into segments; return those that cannot go on, and the words of the last one."""
+    """Split words into segments; return those that are complete, and the words of an open one."""
     if not words:
         return [], []
     language = language_of(words)

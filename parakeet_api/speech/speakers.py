@@ -1,15 +1,16 @@
-"""Give each word its speaker, by what a diarizer hears in the word's time.
+"""Assign a speaker to each word, by the speakers' activity in the word's time.
 
-The contract: every word gets exactly one speaker, and is never parted. Where one speaker alone is
-active, that is the word's speaker. Where several are, or none, the word stays with the neighbours'
-speaker: a change costs as much as a frame of speech, less at a pause or the end of a sentence. So a
-short "yes" of somebody else is found, and a flicker of a single frame is not.
+The contract: every word gets exactly one speaker. If one speaker alone is active, that is the
+word's. If several are, or none, the word keeps the neighbours' speaker: a change costs as much as a
+frame of speech, less at a pause or the end of a sentence. So a short "yes" of another speaker is
+found, and activity in a single frame changes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,12 @@ from parakeet_api.transcript import Word
 ACTIVE = 0.5
 """Probability from which a speaker is active in a frame."""
 _SCALE = 255
+"""Stored value of a probability of 1."""
 _MIN_CAPACITY = 1024
 _MIN_FRAMES = 3
-"""The model's word times are uncertain by a frame: at least so many are looked at."""
+"""Least frames examined for a word: its times are uncertain by a frame."""
 _CHANGE = 1.0
-"""Cost of a change of speaker inside a phrase, in frames of one speaker's sole speech."""
+"""Cost of a change of speaker inside a phrase, in frames in which one speaker alone is active."""
 _CHANGE_AT_BREAK = 0.25
 """The same after the end of a sentence, or a pause of `_BREAK_S`."""
 _BREAK_S = 0.3
@@ -43,10 +45,11 @@ class SpeakerActivity:
         self._levels = np.zeros((_MIN_CAPACITY, speakers), np.uint8)
         self._frames = 0
         self._active = np.zeros(speakers, np.int64)
+        """Frames in which each speaker is active."""
 
     @property
     def covered_s(self) -> float:
-        """Return until when it is known, in seconds."""
+        """Duration covered so far, in seconds."""
         return self._frames * self.frame_s
 
     def add(self, probabilities: FloatArray) -> None:
@@ -58,7 +61,7 @@ class SpeakerActivity:
             levels[: self._frames] = self._levels[: self._frames]
         levels[self._frames : end] = np.rint(np.clip(probabilities, 0, 1) * _SCALE)
         self._active += np.count_nonzero(probabilities >= ACTIVE, axis=0)
-        # A reader takes the count first, then the array, which then holds that many frames.
+        # In this order: a reader takes the count first, then an array that has as many frames.
         self._levels = levels
         self._frames = end
 
@@ -69,15 +72,15 @@ class SpeakerActivity:
         end = max(first + 1, math.ceil(word.end / self.frame_s - 1e-6))
         lacking = max(0, _MIN_FRAMES - (end - first))
         first, end = first - lacking // 2, end + (lacking + 1) // 2
-        heard: NDArray[np.float64] = self._levels[max(0, first) : min(end, frames)].sum(
+        levels: NDArray[np.float64] = self._levels[max(0, first) : min(end, frames)].sum(
             axis=0, dtype=np.float64
         )
-        return heard / _SCALE
+        return levels / _SCALE
 
-    def most_active(self, count: int) -> frozenset[int]:
-        """Return the `count` speakers who have spoken longest so far."""
+    def most_active(self, number: int) -> frozenset[int]:
+        """Return the `number` speakers who have spoken longest so far."""
         order = np.argsort(-self._active, kind="stable")
-        return frozenset(order[:count].tolist())
+        return frozenset(order[:number].tolist())
 
 
 def assign_speakers(
@@ -90,8 +93,8 @@ def assign_speakers(
 ) -> list[int]:
     """Return the speaker of each word, in order of time: the most likely sequence (Viterbi).
 
-    `before` and `speaker_before` are the word that precedes these, and its speaker. Only `allowed`
-    speakers are given; by default all.
+    `before` and `speaker_before` are the word that precedes these, and its speaker. With `allowed`,
+    only these speakers are assigned.
     """
     if not words:
         return []
@@ -125,6 +128,11 @@ def _change_cost(before: Word | None, after: Word) -> float:
 
 
 def letter(number: int) -> str:
-    """Name a speaker without a name, from 0: A to Z, then AA, AB, ..."""
+    """Name a speaker by number, from 0: A to Z, then AA, AB, ..."""
     quotient, rest = divmod(number, 26)
     return (letter(quotient - 1) if quotient else "") + chr(ord("A") + rest)
+
+
+def letters(taken: Collection[str]) -> Iterator[str]:
+    """Yield the letters of all numbers, without those that are known speakers' names."""
+    return (name for name in map(letter, count()) if name not in taken)

@@ -1,6 +1,6 @@
 """Drop words that a model hallucinates where there is no speech.
 
-A transducer trained on speech alone emits words in silence and hiss too. Deleting a real word is
+A transducer trained on speech alone also emits words in silence and hiss. Deleting a real word is
 worse than keeping a hallucinated one, so a word is dropped only if two signals agree: the model's
 log-probabilities are low, and a voice activity detector finds no speech at its time. In digital
 silence a word is always dropped.
@@ -21,15 +21,16 @@ from parakeet_api.transcript import FRAME, SAMPLE_RATE, Chunk, Word
 _DIGITAL_SILENCE = 2
 """Peak in int16 units, -84 dB: below the dither of any recorder."""
 _MARGIN = SAMPLE_RATE // 4
-"""Word times have a resolution of 80 ms, and a plosive may precede its token."""
+"""Audio before and after a word that is examined too: word times have a resolution of 80 ms, and a
+plosive may precede its token."""
 _PROBES = np.arange(-200, 200, 50)
 """Offsets in samples, 3 ms apart: within the margin, and not all at zero crossings of a wave."""
 _MARGIN_S = _MARGIN / SAMPLE_RATE
 _AROUND_S = 5.0
-"""The log-probability of a word is averaged with those of the words within 5 s: one in ten words
-that the demo model hallucinates in hiss has 0.0, but none has neighbours with as much."""
+"""The log-probability of a word is averaged over the words within 5 s: one in ten words that the
+demo model hallucinates in hiss has 0.0, but none has neighbours with as much."""
 _MIN_SPEECH_S = 3 * STEP / SAMPLE_RATE
-"""0.1 s of speech within the margins of a word. The onset of a hum counts as 0.03 s of speech."""
+"""0.1 s of speech, margins included: less is no word. The onset of a hum counts as 0.03 s."""
 DOUBT = -0.25
 """A word is doubtful if that mean is lower. In hiss, hum, dither and applause it is -0.4 to -1.0
 with the demo model, -1.2 to -1.9 with the English one, and far lower with random weights. In speech
@@ -81,7 +82,7 @@ def _search_span(chunk: Chunk, words: Sequence[Word], word: Word) -> tuple[float
 def _have_audio_at_middle(chunk: Chunk, words: Sequence[Word]) -> NDArray[np.bool_]:
     """Tell which words have audio at some samples around their middle, shape `(words,)`.
 
-    A fast test that nearly all words pass; examining all samples of each takes five times as long.
+    Nearly all words pass this test; to examine all samples of each takes five times as long.
     """
     middles = np.array([round(word.middle * SAMPLE_RATE) - chunk.start for word in words], np.int64)
     probes = middles[:, np.newaxis] + _PROBES
@@ -91,6 +92,7 @@ def _have_audio_at_middle(chunk: Chunk, words: Sequence[Word]) -> NDArray[np.boo
 
 
 def _in_digital_silence(chunk: Chunk, word: Word) -> bool:
+    """Tell whether all samples of a word and its margins are digital silence."""
     start = round(word.start * SAMPLE_RATE) - chunk.start
     end = round(word.end * SAMPLE_RATE) - chunk.start
     around = chunk.samples[max(0, start - _MARGIN) : end + _MARGIN]

@@ -1,10 +1,10 @@
 """Merge the words of overlapping chunks without losing or repeating a word.
 
-Near a seam two chunks share audio. The middle half of it is the reliable window: neither chunk ends
-nearer than a quarter of the shared audio. Within it the words of both chunks are aligned. A
-word that both have is output once. A word that only one of them has is output too, as losing a word
-is worse than an extra one. Between two words that both have, where they have different words at the
-same time, all words of one of the chunks are output.
+Near a seam two chunks share audio. The middle half of it is the reliable window: there, neither
+chunk's edge is nearer than a quarter of the shared audio. Within it the words of both chunks are
+aligned. A word that both have is output once. A word that only one of them has is output too, as a
+lost word is worse than an extra one. Where they have different words at the same time, between two
+words that both have, all words of one of the chunks are output.
 
 The contract: if the two timings of each word differ by less than half the distance to its
 neighbours, and by less than 0.24 s, a word that either chunk has in the reliable window is output
@@ -23,10 +23,10 @@ _JITTER_S = 0.24
 """Three frames: two timings of the same word differ by less. Up to this distance a pair costs less
 than one unpaired word, and up to twice this distance less than two."""
 _ALIGNED_S = 1.0
-"""Words are aligned so far beyond the reliable window, to find the counterparts of words at its
-edges."""
+"""Words are aligned up to this distance beyond the reliable window, so that those at its edges have
+their counterparts."""
 _SAME_PLACE_S = 0.08
-"""One frame: words of the two chunks that are closer are two readings of the same audio."""
+"""One frame: words of the two chunks that are closer are two hypotheses for the same audio."""
 _SENTENCE_ENDS = (".", "?", "!")
 
 
@@ -41,7 +41,7 @@ class Stitcher:
         self._last_end = 0.0
         """End of the last word that was yielded, in seconds."""
         self.settled_s = 0.0
-        """The middles of the words that are not yielded yet lie after this time, in seconds."""
+        """Time in seconds after which the middles of all further words lie."""
 
     def add(self, chunk: Chunk, words: Sequence[Word]) -> Iterator[Word]:
         """Add the next chunk of the recording; yield the words that are now final.
@@ -65,7 +65,7 @@ class Stitcher:
         self._previous = None
 
     def _in_order(self, words: Iterable[Word]) -> Iterator[Word]:
-        """Move a start that, by another chunk's timing, precedes the end of the last word."""
+        """Move a word's start that, by another chunk's timing, precedes the previous word's end."""
         for word in words:
             start = max(word.start, self._last_end)
             end = max(word.end, start)

@@ -43,7 +43,7 @@ def blocks_of(decoder: FfmpegDecoder, path: Path, channels: ChannelChoice) -> Pc
 
 
 def recorder_file(target: Path, channels: Sequence[Pcm]) -> Path:
-    """Write channels as a recorder does: without saying where their speakers stand."""
+    """Write channels as a recorder does: without a speaker layout."""
     length = min(map(len, channels))
     with wave.open(str(target), "wb") as file:
         file.setnchannels(len(channels))

@@ -16,8 +16,9 @@ import pytest
 import soundfile
 from conftest import ROOT, Clip, decode, encode
 
-from parakeet_api.audio.decoder import FfmpegDecoder, TrackChoice
+from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
+from parakeet_api.audio.media_info import TrackChoice
 from parakeet_api.errors import (
     ApiError,
     AudioDecodeError,
@@ -55,11 +56,11 @@ class Decoded:
 
     @property
     def starts_at(self) -> float:
-        """Return the moment of the first sample that is not quiet, seconds."""
+        """Return the time of the first sample that is not quiet, in seconds."""
         return int(np.flatnonzero(np.abs(self.samples.astype(int)) > 300)[0]) / SAMPLE_RATE
 
     def level(self, start_s: float, end_s: float) -> float:
-        """Return the root mean square of a stretch."""
+        """Return the root mean square of a section."""
         part = self.samples[round(start_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)]
         return float(np.sqrt(np.mean(part.astype(float) ** 2)))
 

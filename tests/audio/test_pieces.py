@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_helpers import ffmpegs
 
-from parakeet_api.audio import pieces
+from parakeet_api.audio import mp3_frames, pieces
 from parakeet_api.audio.decoder import AudioStream, FfmpegDecoder
 from parakeet_api.audio.ffmpeg import FfmpegRun, Input
 from parakeet_api.audio.pieces import Piece, plan_pieces
@@ -62,7 +62,7 @@ FORMATS = {
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut half a minute as if it were an hour, and do not read it with libsndfile."""
-    monkeypatch.setattr("parakeet_api.audio.decoder.open_sound", lambda *_: None)
+    monkeypatch.setattr("parakeet_api.audio.recording_decoding.open_sound", lambda *_: None)
     monkeypatch.setattr(pieces, "_MIN_RECORDING_S", 20)
     monkeypatch.setattr(pieces, "_MAX_PIECE_S", 6)
     monkeypatch.setattr(pieces, "_MIN_PIECE_S", 2)
@@ -187,9 +187,9 @@ def test_pieces_of_mp3_files_tile_them_and_begin_with_a_frame(name: str, tmp_pat
 
 def frames_of(data: bytes) -> list[int]:
     """Return where each frame of a plain mp3 file begins."""
-    header = pieces._header(data[:4])
+    header = mp3_frames.parse_header(data[:4])
     assert header is not None
-    lengths, at, found = pieces._FrameBytes(header), 0, []
+    lengths, at, found = mp3_frames.FrameBytes(header), 0, []
     while length := lengths[data[at : at + 4]]:
         found.append(at)
         at += length
@@ -286,7 +286,7 @@ def test_what_is_not_plain_is_left_to_one_ffmpeg(
     file.write_bytes(change(file.read_bytes()))
     is_wav_with_more = file.suffix == ".wav" and change is not _cut_short
 
-    # `media_files` handles bytes within or after a wav file's samples.
+    # `wav_files` finds bytes within or after a wav file's samples.
     assert bool(plan_pieces(file, workers=3)) == is_wav_with_more
 
 

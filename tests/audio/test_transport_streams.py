@@ -1,4 +1,4 @@
-"""Where the audio of a transport stream becomes another, by its tables."""
+"""Where the audio stream of a transport stream changes, by its tables."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def packet(pid: int, section: bytes) -> bytes:
     return (head + section).ljust(188, b"\xff")
 
 
-def table(number: int, body: bytes) -> bytes:
-    """Return a section with a checksum of zeros, which nobody reads."""
+def table(number: int, body: bytes, *, is_current: bool = True) -> bytes:
+    """Return a section with a checksum of zeros, which is not checked."""
     length = len(body) + 9
-    return bytes([number, 0xB0 | length >> 8, length & 0xFF, 0, 1, 0xC1, 0, 0]) + body + bytes(4)
+    head = bytes([number, 0xB0 | length >> 8, length & 0xFF, 0, 1, 0xC0 | is_current, 0, 0])
+    return head + body + bytes(4)
 
 
 def programs(*pids: int) -> bytes:
@@ -34,14 +35,15 @@ def programs(*pids: int) -> bytes:
     return packet(0, table(0, b"".join(entries)))
 
 
-def program(*streams: tuple[int, int]) -> bytes:
+def program(*streams: tuple[int, int], is_current: bool = True) -> bytes:
     """Return a packet with a program map of streams, each by type and PID."""
     entries = (bytes([kind]) + (0xE000 | pid).to_bytes(2) + b"\xf0\x00" for kind, pid in streams)
-    return packet(MAP, table(2, b"\xe1\x00\xf0\x00" + b"".join(entries)))
+    body = b"\xe1\x00\xf0\x00" + b"".join(entries)
+    return packet(MAP, table(2, body, is_current=is_current))
 
 
 def changes(folder: Path, packets: Sequence[bytes]) -> list[int]:
-    """Return the numbers of the packets from which the audio is another."""
+    """Return the numbers of the packets at which the audio changes."""
     path = folder / "stream.ts"
     path.write_bytes(b"".join(packets))
     with (
@@ -71,6 +73,14 @@ def test_the_first_audio_stream_is_another_from_the_programs_before_its_map(
     after = [programs(MAP), program(*streams), *SOUND]
 
     assert changes(tmp_path, [*before, *before, *after]) == [2 * len(before)] * is_change
+
+
+def test_a_table_that_is_announced_changes_nothing_before_it_applies(tmp_path: Path) -> None:
+    before = [programs(MAP), program((AAC, 0x101)), *SOUND]
+    announced = [programs(MAP), program((AC3, 0x101), is_current=False), *SOUND]
+    after = [programs(MAP), program((AC3, 0x101)), *SOUND]
+
+    assert changes(tmp_path, [*before, *announced, *before, *after]) == [3 * len(before)]
 
 
 def test_a_stream_that_lists_other_programs_in_each_packet_is_given_up(tmp_path: Path) -> None:

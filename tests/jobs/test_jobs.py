@@ -15,7 +15,7 @@ import pytest
 from conftest import SPEECH, Clip, wait_until
 from pipeline_helpers import Counting, ffmpegs, pipeline_of
 
-from parakeet_api.audio.decoder import TrackChoice
+from parakeet_api.audio.media_info import TrackChoice
 from parakeet_api.errors import (
     AudioDecodeError,
     JobsUnavailableError,

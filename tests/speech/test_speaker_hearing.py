@@ -56,6 +56,14 @@ def test_a_reference_without_a_voice_is_a_warning() -> None:
     assert [caveat.code for caveat in hearing.caveats] == ["known_speaker_not_found"]
 
 
+def test_a_name_without_a_reference_names_no_voice() -> None:
+    hearing = SpeakerHearing(Tones(), [known("Agent", np.zeros(0, np.int16))])
+    listen(hearing, tone(200, 4.0))
+
+    assert dict(hearing.names) == {}
+    assert activity_in(hearing).covered_s == pytest.approx(4.0)
+
+
 def test_two_references_of_one_voice_are_a_warning() -> None:
     twice = [known("Ann", tone(200, 3.0)), known("B\u00f6b", tone(200, 3.0))]
     hearing = SpeakerHearing(Tones(), twice)

@@ -61,6 +61,12 @@ class TestVoices:
         assert [segment.speaker for segment in voices.finish()] == ["A", "Ann", "B"]
         assert voices.speakers == 3
 
+    def test_a_name_that_is_a_letter_is_no_other_speakers_letter(self) -> None:
+        voices = VoiceSegments(heard(3, 3, 0, 0, 2, 2), language_of=english, names=lambda: {0: "A"})
+        voices.add([Word("Yes.", 0.2, 1.8), Word("No.", 2.2, 3.8), Word("Ah.", 4.2, 5.8)], None)
+
+        assert [segment.speaker for segment in voices.finish()] == ["B", "A", "C"]
+
     def test_words_wait_until_the_diarizer_has_heard_them(self) -> None:
         activity = heard(0, 0)
         voices = VoiceSegments(activity, language_of=english)
@@ -104,6 +110,19 @@ class TestChannels:
         channels.add(words_of("Good day.", 1.0), 2)
 
         assert texts(channels.finish()) == [("Agent", "Hello."), ("B", "Good day.")]
+
+    def test_a_name_that_is_a_letter_is_no_other_channels_letter(self) -> None:
+        channels = ChannelSegments(3, language_of=english, names=["B"])
+        for channel in (1, 2, 3):
+            channels.add(words_of("Hello.", channel), channel)
+
+        assert [segment.speaker for segment in channels.finish()] == ["B", "C", "D"]
+
+    def test_more_names_than_channels_are_left_over(self) -> None:
+        channels = ChannelSegments(1, language_of=english, names=["Ann", "Bob"])
+        channels.add(words_of("Hello.", 0.0), 1)
+
+        assert texts(channels.finish()) == [("Ann", "Hello.")]
 
 
 @st.composite

@@ -1,0 +1,149 @@
+"""Find the audio in wav files (RIFF, RF64): wrong sizes, several files concatenated."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from parakeet_api.audio.file_parts import MAX_PARTS, ORDINARY, MediaFile, Part, too_many
+
+_MAX_RANGES = 100_000
+"""Most concatenated files: one every 0.4 s in a recording of 12 hours."""
+_MAX_CHUNKS = 1000
+"""RIFF chunks of a wav file: usual files have a dozen, a hostile one could have millions."""
+_MIN_SURPLUS_S = 1.0
+"""Data beyond the declared size counts as audio from this duration on; less may be metadata."""
+_UNKNOWN_SIZE = 0x7FFF0000
+"""Recorders that write to a pipe declare this size or more, or 0, as they do not know it yet."""
+_RIFF = frozenset({b"RIFF", b"RF64", b"BW64"})
+_SIZE_IN_DS64 = 0xFFFFFFFF
+"""RF64 (EBU Tech 3306): the size is in the chunk `ds64`."""
+_MIN_FMT, _MAX_FMT = 16, 1024
+_TAGS = (b"ID3", b"TAG", b"APETAGEX")
+"""Magic numbers of tags that follow the audio without a RIFF chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wav:
+    """The header of one wav file, perhaps one of several that were concatenated."""
+
+    fmt: bytes
+    """Content of the chunk `fmt `."""
+    start: int
+    """Offset of its samples."""
+    declared: int
+    """Bytes of samples that it declares."""
+
+    @property
+    def bytes_per_second(self) -> int:
+        """The byte rate that it declares, at least 1."""
+        return max(1, int(struct.unpack_from("<I", self.fmt, 8)[0]))
+
+    def head(self) -> bytes:
+        """Build a header for samples of unknown length."""
+        body = b"WAVEfmt " + struct.pack("<I", len(self.fmt)) + self.fmt + b"data\xff\xff\xff\xff"
+        return b"RIFF\xff\xff\xff\xff" + body
+
+
+def is_wav(data: mmap.mmap) -> bool:
+    """Tell whether a file begins with a wav header."""
+    return data[:4] in _RIFF and data[8:12] == b"WAVE"
+
+
+def inspect_wav(data: mmap.mmap) -> MediaFile:
+    """Find concatenated wav files, and audio beyond the size that a header declares."""
+    first = read_wav(data, 0)
+    if first is None or not 0 < first.declared < _UNKNOWN_SIZE:
+        return ORDINARY
+    end = first.start + first.declared
+    if end > len(data):
+        slack = max(first.bytes_per_second, first.declared // 100)
+        missing = end - len(data)
+        return MediaFile(missing_bytes=missing, expected_bytes=end) if missing > slack else ORDINARY
+    parts = _parts(_wavs(data, first))
+    return ORDINARY if _is_plain(parts, first) else MediaFile(parts=parts)
+
+
+def _is_plain(parts: tuple[Part, ...], first: Wav) -> bool:
+    samples = range(first.start, first.start + first.declared)
+    return len(parts) == 1 and parts[0].ranges == (samples,)
+
+
+def _wavs(data: mmap.mmap, first: Wav) -> Iterator[tuple[Wav, range]]:
+    """Yield the header of each concatenated file, with the byte range of its samples."""
+    wav: Wav | None = first
+    while wav is not None:
+        end = min(len(data), wav.start + wav.declared)
+        after = _skip_chunks(data, end)
+        following = read_wav(data, after)
+        if following is None and _is_audio(data[after : after + 8], len(data) - after, wav):
+            # Neither RIFF chunks nor tags: the audio continues, perhaps up to another file.
+            riff = data.find(b"RIFF", end)
+            following = read_wav(data, riff) if riff >= 0 else None
+            end = riff if following is not None else len(data)
+        yield wav, range(wav.start, end)
+        wav = following
+
+
+def _is_audio(head: bytes, length: int, wav: Wav) -> bool:
+    """Tell whether `length` bytes behind the declared end, beginning with `head`, are audio."""
+    return length >= _MIN_SURPLUS_S * wav.bytes_per_second and not head.startswith(_TAGS)
+
+
+def _skip_chunks(data: mmap.mmap, position: int) -> int:
+    """Return the end of the RIFF chunks that begin here, or after one padding byte."""
+    for start in (position + position % 2, position):
+        at = start
+        for _ in range(_MAX_CHUNKS):
+            if at + 8 > len(data) or data[at : at + 4] in _RIFF:
+                break
+            name, size = struct.unpack_from("<4sI", data, at)
+            if not name.isascii() or not name.decode().isprintable() or at + 8 + size > len(data):
+                break
+            at += 8 + size + size % 2
+        if at > start or data[at : at + 4] in _RIFF:
+            return min(at, len(data))
+    return position
+
+
+def _parts(wavs: Iterator[tuple[Wav, range]]) -> tuple[Part, ...]:
+    """Group consecutive files of the same format into one part."""
+    heads: list[bytes] = []
+    ranges: list[list[range]] = []
+    format_before: bytes | None = None
+    for number, (wav, samples) in enumerate(wavs):
+        if number == _MAX_RANGES:
+            raise too_many(number)
+        if wav.fmt == format_before:
+            ranges[-1].append(samples)
+        else:
+            heads.append(wav.head())
+            ranges.append([samples])
+            if len(heads) > MAX_PARTS:
+                raise too_many(len(heads))
+        format_before = wav.fmt
+    return tuple(Part(head, tuple(parts)) for head, parts in zip(heads, ranges, strict=True))
+
+
+def read_wav(data: mmap.mmap, position: int) -> Wav | None:
+    """Parse the header of the wav file at a position; `None` if there is none."""
+    if data[position : position + 4] not in _RIFF:
+        return None
+    if data[position + 8 : position + 12] != b"WAVE":
+        return None
+    at, fmt, long_size = position + 12, b"", None
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(data):
+            break
+        name, size = struct.unpack_from("<4sI", data, at)
+        if name == b"data":
+            declared = size if size != _SIZE_IN_DS64 or long_size is None else long_size
+            return Wav(fmt, at + 8, declared) if len(fmt) >= _MIN_FMT else None
+        if name == b"fmt ":
+            fmt = data[at + 8 : at + 8 + min(size, _MAX_FMT)]
+        if name == b"ds64" and at + 24 <= len(data):
+            (long_size,) = struct.unpack_from("<Q", data, at + 16)
+        at += 8 + size + size % 2
+    return None
