@@ -32,7 +32,7 @@ from parakeet_api.model.slot import ModelSlot, Unloading
 from parakeet_api.model.voice_activity import SileroDetector
 from parakeet_api.pipeline import Pipeline
 from parakeet_api.scale.deployment import ReplicatedModel
-from parakeet_api.scale.remote_recognizer import CALL_S, CALLS, connect_recognizer
+from parakeet_api.scale.remote_recognizer import CALL_S, CALLS, EAGER_CALLS, connect_recognizer
 from parakeet_api.settings import Settings, model_basename
 from parakeet_api.speech.chunking import ChunkPolicy
 from parakeet_api.speech.diarization import Diarizer
@@ -175,6 +175,7 @@ class ServedModels:
                 partial(pool.lease, slot),
                 plan=plan,
                 permits=permits,
+                eager_passes=EAGER_CALLS if remote else None,
                 metrics=metrics,
                 on_device_lost=on_device_lost,
             )

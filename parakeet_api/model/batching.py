@@ -111,10 +111,15 @@ class Batcher:
         *,
         plan: InferencePlan,
         permits: int,
+        eager_passes: int | None = None,
         metrics: Metrics | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the workers; `on_device_lost` is called once if the GPU context is lost."""
+        """Start the workers; `on_device_lost` is called once if the GPU context is lost.
+
+        While `eager_passes` or more run, only full batches are taken; `None` = 1 on a GPU, whose
+        passes run one after the other, and any number on a CPU.
+        """
         self._lease = lease
         self._on_device_lost = on_device_lost
         self._metrics = metrics or Metrics()
@@ -125,6 +130,9 @@ class Batcher:
         """Raised for every chunk once the batcher has stopped."""
         self._memory = _MemoryLimit()
         self._main_permits = main_permits(permits)
+        if eager_passes is None:
+            eager_passes = permits if plan.memory_mb is None else 1
+        self._eager_passes = eager_passes
         self._passes = self._long_passes = 0
         """How many workers run a batch, and how many of these run long chunks."""
         # The batches being run and as many again, so that the next batch is full too.
@@ -306,14 +314,10 @@ class Batcher:
     def _may_fill_up(self, plan: InferencePlan) -> bool:
         """Tell whether to wait for a fuller batch; called with the lock held.
 
-        Passes on a GPU run one after the other. A batch taken during a pass is staged meanwhile,
-        but chunks that arrive later must wait for one more pass, so only a full batch is worth it.
+        A batch taken during a pass is staged meanwhile, but chunks that arrive later must wait for
+        one more pass, so only a full batch is worth it.
         """
-        return (
-            self._plan.memory_mb is not None
-            and self._passes > 0
-            and not self._queue.fills_batch(plan)
-        )
+        return self._passes >= self._eager_passes and not self._queue.fills_batch(plan)
 
     def _passed(self, batch: list[_Job]) -> None:
         with self._changed:

@@ -83,6 +83,7 @@ def running(
     plan: InferencePlan = PLAN,
     permits: int = 1,
     on_device_lost: Callable[[], None] = lambda: None,
+    eager_passes: int | None = None,
 ) -> Iterator[tuple[Batcher, ThreadPoolExecutor]]:
     """Run a batcher, and threads for requests."""
 
@@ -90,7 +91,13 @@ def running(
     def lease() -> Iterator[Model]:
         yield model
 
-    batcher = Batcher(lease, plan=plan, permits=permits, on_device_lost=on_device_lost)
+    batcher = Batcher(
+        lease,
+        plan=plan,
+        permits=permits,
+        eager_passes=eager_passes,
+        on_device_lost=on_device_lost,
+    )
     with ThreadPoolExecutor(20) as requests:
         try:
             yield batcher, requests
@@ -275,6 +282,25 @@ def test_on_a_gpu_a_second_batch_is_prepared_once_it_is_full(
 
     assert answers == [[f"{number}.0"] for number in range(waiting)]
     assert sorted(map(len, model.batches)) == sorted([1, waiting]), "together, and in one pass"
+
+
+@pytest.mark.parametrize(("waiting", "taken"), [(1, False), (3, False), (4, True)])
+def test_beside_the_eager_passes_only_a_full_batch_is_taken(waiting: int, taken: bool) -> None:
+    model = Model()
+    with running(model, permits=8, eager_passes=2) as (batcher, requests):
+        with held(model, batcher, requests):
+            eager = requests.submit(recognize_all, batcher, chunks_of(OTHER, 1))
+            wait_until(lambda: len(model.batches) == 2)
+            submitted = [
+                requests.submit(recognize_all, batcher, chunks_of(10 + number, 1))
+                for number in range(waiting)
+            ]
+            wait_until(lambda: len(model.batches) == 3 or batcher.waiting() == waiting)
+            assert batcher.waiting() == (0 if taken else waiting)
+        answers = [answer.result(10) for answer in (eager, *submitted)]
+
+    assert answers == [[f"{OTHER}.0"], *([f"{10 + number}.0"] for number in range(waiting))]
+    assert sorted(map(len, model.batches)) == sorted([1, 1, waiting]), "together, and in one pass"
 
 
 def test_a_clip_that_came_while_no_permit_was_free_is_taken_as_soon_as_one_is() -> None:
