@@ -1,6 +1,6 @@
 """Servers that start in a tenth of a second, from a process that has torch and NeMo imported.
 
-A server's imports take ten seconds of a core, and the tests start a hundred servers. What a server
+A server's imports take seven seconds of a core, and the tests start a hundred servers. What a server
 does with its environment, its files and its signals is its own.
 """
 

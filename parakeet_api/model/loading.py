@@ -1,6 +1,6 @@
 """Load a checkpoint for inference: restore, cast, move to its device, warm up.
 
-torch and NeMo are imported inside functions: that takes ten seconds and a gigabyte.
+torch and NeMo are imported inside functions: that takes seconds and half a gigabyte.
 """
 
 from __future__ import annotations

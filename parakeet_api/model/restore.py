@@ -1,6 +1,6 @@
 """Restore a NeMo checkpoint: unpack a `.nemo` file and build its network, on the CPU.
 
-NeMo and torch are imported inside functions: that takes ten seconds and a gigabyte.
+NeMo and torch are imported inside functions: that takes seconds and half a gigabyte.
 """
 
 from __future__ import annotations
