@@ -1,7 +1,7 @@
 """Servers that start in a tenth of a second, from a process that has torch and NeMo imported.
 
-A server's imports take seven seconds of a core, and the tests start a hundred servers. What a server
-does with its environment, its files and its signals is its own.
+A server's imports take seven seconds of a core, and the tests start a hundred servers. What a
+server does with its environment, its files and its signals is its own.
 """
 
 from __future__ import annotations

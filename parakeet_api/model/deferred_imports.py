@@ -49,10 +49,17 @@ class Deferred:
         # Without the module there are no instances of its classes.
         return _is_imported(self._module) and isinstance(instance, self.resolve())
 
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return _is_imported(self._module) and issubclass(subclass, self.resolve())
+
     def __or__(self, other: object) -> Any:
+        # As in annotations, like the next one.
         return Any
 
     __ror__ = __or__
+
+    def __getitem__(self, parameters: object) -> Any:
+        return Any
 
 
 class _StandIn(ModuleType):

@@ -21,6 +21,8 @@ pathlib.Path(__file__).with_name("imported").touch()
 limit = 3
 class Base:
     kind = "real"
+    def __class_getitem__(cls, parameters):
+        return cls
 def double(number):
     return 2 * number
 """
@@ -29,7 +31,7 @@ import heavy
 import heavy.inner
 from heavy import Base, double
 from heavy.inner import depth
-def twice(number: "int | None" = None) -> Base | None:
+def twice(number: Base[int] | None) -> Base | None:
     return double(number)
 def is_base(thing):
     return isinstance(thing, Base)
@@ -92,6 +94,8 @@ class TestDeferred:
         assert user.is_base(imported("heavy").Base())
         assert user.Base.kind == "real"
         assert not user.is_base(object())
+        assert issubclass(imported("heavy").Base, user.Base)
+        assert not issubclass(int, user.Base)
 
     def test_a_base_class_is_imported_at_once(self, heavy: Path) -> None:
         with deferred("heavy"):
