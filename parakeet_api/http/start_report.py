@@ -13,7 +13,13 @@ from parakeet_api.formats.status import (
     PlanReport,
     StartReportJson,
 )
-from parakeet_api.model.devices import Gpu, InferencePlan, available_cores, main_permits
+from parakeet_api.model.devices import (
+    Gpu,
+    InferencePlan,
+    available_cores,
+    main_permits,
+    missing_gpu,
+)
 from parakeet_api.model.memory import HostMemory, host_memory
 from parakeet_api.served_models import ServedModel, ServedModels
 from parakeet_api.settings import Settings
@@ -150,6 +156,8 @@ def report_start(settings: Settings, *, models: ServedModels, gpu: Gpu | None) -
 def log_start(settings: Settings, *, models: ServedModels, gpu: Gpu | None) -> None:
     """Log what the server was started with."""
     logger.info("%s", report_start(settings, models=models, gpu=gpu).text())
+    if settings.device == "auto" and settings.ray_address is None and (reason := missing_gpu()):
+        logger.info("no GPU, the CPU is used: %s", reason)
     if settings.origins["enable_gradient_checkpointing"] == "environment":
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
 

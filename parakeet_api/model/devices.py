@@ -141,11 +141,21 @@ def find_gpu(device: str) -> Gpu | None:
     except GpuError as error:
         if device != "auto":
             raise SettingsError(f"DEVICE={device!r} cannot be used: {error}") from error
-        if isinstance(error, NoGpuError):
-            logger.info("no GPU, the CPU is used: %s", error)
-        else:
+        if not isinstance(error, NoGpuError):
             logger.warning("the CPU takes over, the GPU cannot be used: %s", error)
         return None
+
+
+def missing_gpu() -> str | None:
+    """Return why this machine has no GPU; `None` if it has one."""
+    try:
+        _look_for_gpu(0)
+    except NoGpuError as error:
+        return str(error)
+    except GpuError:
+        # There is one, and `find_gpu` has said what is wrong with it.
+        pass
+    return None
 
 
 def _look_for_gpu(ordinal: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from parakeet_api.http import pages
 from parakeet_api.http.start_report import ModelFile, StartReport, report_start
 from parakeet_api.model import cuda
 from parakeet_api.model.cuda import DeviceMemory
-from parakeet_api.model.devices import Gpu, InferencePlan
+from parakeet_api.model.devices import Gpu, InferencePlan, missing_gpu
 from parakeet_api.model.memory import HostMemory
 from parakeet_api.openapi.json_schema import ref
 from parakeet_api.openapi.schemas import body_schemas
@@ -119,6 +120,13 @@ def test_the_log_begins_with_it(server: Server) -> None:
     assert "parakeet-tdt-demo-en: " in text
     assert "DEMO_MODEL=grammar  [environment]" in text
     assert "; BUNDLED MODEL: model for tests; it understands" in text
+
+
+def test_the_log_says_why_there_is_no_gpu(server: Server) -> None:
+    reasons = re.findall(r"no GPU, the CPU is used: (\S.+)", server.log.read_text())
+
+    # Not on a machine that has one.
+    assert len(reasons) == (missing_gpu() is not None)
 
 
 def test_health_returns_it_on_request(server: Server) -> None:

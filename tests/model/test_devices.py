@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -25,6 +24,7 @@ from parakeet_api.model.devices import (
     decoding_workers,
     find_gpu,
     main_permits,
+    missing_gpu,
     plan_inference,
 )
 from parakeet_api.model.gpu_check import GpuReport, check_gpu
@@ -335,14 +335,29 @@ def test_without_a_gpu_in_the_driver_no_check_is_started(
     install(driver)
     monkeypatch.setattr(subprocess, "run", None)
 
-    with caplog.at_level(logging.INFO, logger="parakeet_api"):
-        assert find_gpu("auto") is None
-    [record] = caplog.records
-    assert record.levelname == "INFO", "a machine without a GPU is nothing to warn about"
-    assert record.message.startswith("no GPU, the CPU is used: ")
-    assert message in record.message
+    assert find_gpu("auto") is None
+    assert caplog.text == "", "a machine without a GPU is nothing to warn about"
     with pytest.raises(SettingsError, match=f"DEVICE='cuda' cannot be used: .*{message}"):
         find_gpu("cuda")
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (Driverless(), "there is no NVIDIA driver: install it"),
+        (Driver(init=NO_DEVICE), "the NVIDIA driver sees no GPU"),
+        (Driver(gpus=1), None),
+        (Driver(init=803), None),
+    ],
+)
+def test_why_there_is_no_gpu_can_be_said(
+    install: InstallDriver, driver: Driver, reason: str | None
+) -> None:
+    install(driver)
+
+    found = missing_gpu()
+
+    assert found is None if reason is None else found is not None and found.startswith(reason)
 
 
 def test_a_gpu_that_is_not_there_is_named(install: InstallDriver) -> None:
