@@ -25,15 +25,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.faulty_server import FAULT, Switches
+from benchmarks.faulty_server import FAULT
 from benchmarks.fire.faults import Faults
 from benchmarks.fire.journal import Journal
 from benchmarks.fire.load import Load
-from benchmarks.fire.recordings import MOST_CLIPS, ask, ask_all, make_recordings
+from benchmarks.fire.recordings import MOST_CLIPS, ask_all, make_recordings
 from benchmarks.fire.server import Resources, Server, processes_of, small_disk
 
 FAULT_EVERY_S = (1.0, 5.0)
@@ -44,12 +43,10 @@ SHORT_MIN = 1.0
 IDLE_WITHIN_S = 400.0
 """A job that the server could not do for now waits for up to five minutes."""
 WARM_UP = 0.25
-"""Share of the last life, for each part of the service to have had work."""
-ACTIVE, WAITING = 16, 64
-"""Requests under way, and in the queue: of so many together the server keeps the threads."""
+"""Share of the last life, for each of 84 threads to have had requests."""
 JUDGED_FROM_S = 600.0
-"""Memory and threads are judged over such a time, and reported over less: other pools, too, start
-their threads when they first need them, and after a second not every one of them had reason to."""
+"""Memory and threads are judged over such a time, and reported over less: pools start their threads
+when they first need them, and after a second not every one of them had reason to."""
 MOST_GROWTH = 0.05
 """Of resident memory, from one quiet moment to another, without what is free but kept by the C
 library: by its fragments it still goes up and down a little. A leak of 5 KB a request would be more
@@ -83,7 +80,6 @@ class Fire:
         if ask_all(self.server.url, self.load.recordings) != self.load.right:
             self.journal.find("restart", "the transcripts of the quiet server differ")
         self.measure(NEW)
-        self._start_all_threads()
         for share, name in ((WARM_UP, WARM), (1 - WARM_UP, END)):
             self.load.go_on()
             self._burn(length_s / 3 * share, with_restarts=False)
@@ -93,19 +89,6 @@ class Fire:
         self._check_growth()
         for problem in self.load.missing_jobs():
             self.journal.find("jobs", problem)
-
-    def _start_all_threads(self) -> None:
-        """Let the server start every thread that it keeps: any more at the end is a leak."""
-        self.server.switch(Switches(recognizer="waits"))
-        clip, url = self.load.recordings.clips[0], self.server.url
-        with ThreadPoolExecutor(ACTIVE + WAITING) as pool:
-            answers = [pool.submit(ask, url, clip) for _ in range(ACTIVE + WAITING)]
-            # An answer this early is an error, which `result` raises.
-            while self.server.requests() < len(answers) and not any(a.done() for a in answers):
-                time.sleep(0.1)
-            self.server.switch(Switches())
-        if {answer.result() for answer in answers} != {self.load.right[clip]}:
-            self.journal.find("restart", "a transcript of many at once differs")
 
     def measure(self, name: str) -> None:
         """Record the resources of an idle server."""
@@ -186,8 +169,7 @@ def fire(folder: Path, *, minutes: float, seed: int) -> int:
     few = minutes < SHORT_MIN
     recordings = make_recordings(folder, clips=3 if few else MOST_CLIPS, long=not few)
     with small_disk(folder / "disk") as disk:
-        limits = {"APP_THREADS": str(ACTIVE), "MAX_QUEUED_REQUESTS": str(WAITING)}
-        server = Server(folder, disk, **limits)
+        server = Server(folder, disk)
         server.start()
         try:
             right = ask_all(server.url, recordings)

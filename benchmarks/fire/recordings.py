@@ -70,7 +70,7 @@ def make_recordings(folder: Path, *, clips: int = MOST_CLIPS, long: bool = True)
 
 def ask_all(url: str, recordings: Recordings) -> dict[Question, str]:
     """Get the expected transcripts from an idle server."""
-    with _client(url) as client:
+    with httpx.Client(base_url=url, timeout=600, trust_env=False, verify=False) as client:
         files = {
             question: transcript_in(_ask(client, question), question)
             for question in recordings.questions
@@ -82,16 +82,6 @@ def _ask(client: httpx.Client, question: Question) -> str:
     fields = {"response_format": question.response_format}
     answer = client.post(ENDPOINT, files={"file": question.content}, data=fields)
     return answer.raise_for_status().text
-
-
-def ask(url: str, question: Question) -> str:
-    """Get one transcript."""
-    with _client(url) as client:
-        return transcript_in(_ask(client, question), question)
-
-
-def _client(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, timeout=600, trust_env=False, verify=False)
 
 
 def _say(url: str, question: Question) -> str:

@@ -168,11 +168,6 @@ class Server:
         health: dict[str, Any] = self._get("/health").raise_for_status().json()
         return health
 
-    def requests(self) -> int:
-        """Count the transcriptions that are under way or wait."""
-        queue = self.health()["queue"]
-        return int(queue["active_requests"] + queue["waiting_requests"])
-
     def is_idle(self) -> bool:
         """Tell whether nothing of any request or job is left."""
         health = self.health()

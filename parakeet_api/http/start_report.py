@@ -156,7 +156,8 @@ def report_start(settings: Settings, *, models: ServedModels, gpu: Gpu | None) -
 def log_start(settings: Settings, *, models: ServedModels, gpu: Gpu | None) -> None:
     """Log what the server was started with."""
     logger.info("%s", report_start(settings, models=models, gpu=gpu).text())
-    if settings.device == "auto" and settings.ray_address is None and (reason := missing_gpu()):
+    is_on_cpu = gpu is None and settings.ray_address is None
+    if is_on_cpu and settings.device == "auto" and (reason := missing_gpu()):
         logger.info("no GPU, the CPU is used: %s", reason)
     if settings.origins["enable_gradient_checkpointing"] == "environment":
         logger.info("ENABLE_GRADIENT_CHECKPOINTING has no effect: inference keeps no gradients")
