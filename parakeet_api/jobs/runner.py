@@ -219,23 +219,39 @@ class JobRunner:
         except RequestCancelled:
             # Either the server stops, or the job was cancelled, and then this changes nothing.
             return partial(self._store.requeue, job)
-        except ServiceUnavailableError as error:
-            self._postpone(job, error)
-            return partial(self._store.requeue, job)
-        except ApiError as error:
-            logger.info("job %s: failed: %s", job.id, error)
-            return partial(self._store.fail, run.job, Failure.of(error))
         # Thread boundary, like the error handler of HTTP.
-        except Exception:
-            if not run.cancelled.is_set():
-                logger.exception("job %s: failed", job.id)
-            message = "The server had an error while processing your request."
-            if self._pause_of(job).unexpected + 1 < _MAX_UNEXPECTED:
-                self._postpone(job, ServiceUnavailableError(message), unexpected=True)
-                return partial(self._store.requeue, job)
-            return partial(self._store.fail, run.job, Failure.of(ServerError(message)))
+        except Exception as error:
+            return self._outcome_of_error(run, error)
         logger.info("job %s: succeeded", job.id)
         return partial(self._store.succeed, run.job, result)
+
+    def _outcome_of_error(self, run: _Run, error: Exception) -> Callable[[], None]:
+        """Postpone a job, or let it fail; give the call that saves this in the store."""
+        job = run.job
+        if self._was_cancelled(run):
+            # Its recording is deleted, which may be what failed. This changes nothing.
+            return partial(self._store.requeue, job)
+        if isinstance(error, ServiceUnavailableError):
+            self._postpone(job, error)
+            return partial(self._store.requeue, job)
+        if isinstance(error, ApiError):
+            logger.info("job %s: failed: %s", job.id, error)
+            return partial(self._store.fail, job, Failure.of(error))
+        logger.error("job %s: failed", job.id, exc_info=error)
+        message = "The server had an error while processing your request."
+        if self._pause_of(job).unexpected + 1 < _MAX_UNEXPECTED:
+            self._postpone(job, ServiceUnavailableError(message), unexpected=True)
+            return partial(self._store.requeue, job)
+        return partial(self._store.fail, job, Failure.of(ServerError(message)))
+
+    def _was_cancelled(self, run: _Run) -> bool:
+        """Tell whether a job is cancelled, by this server or by another."""
+        if run.cancelled.is_set():
+            return True
+        with contextlib.suppress(JobsUnavailableError):
+            stored = self._store.get(run.job.id)
+            return stored is None or stored.status == "cancelled"
+        return False
 
     def _transcribe(self, run: _Run) -> Rendered:
         params = run.job.params

@@ -91,6 +91,7 @@ class Scripted(Pipeline):
         self.together: list[set[str]] = []
         self.errors: dict[str, list[Exception]] = {}
         self.gates: dict[str, threading.Event] = {}
+        self.errors_after_gate: dict[str, Exception] = {}
         self._now: set[str] = set()
 
     def transcribe(
@@ -116,6 +117,8 @@ class Scripted(Pipeline):
             while name in self.gates and not self.gates[name].wait(0.01):
                 if cancelled():
                     raise RequestCancelled
+            if name in self.errors_after_gate:
+                raise self.errors_after_gate[name]
             return Transcript((Segment((Word(name, 0.0, 1.0),)),), 1.0, "en")
         finally:
             self._now.discard(name)
@@ -224,6 +227,27 @@ def test_a_cancelled_job_ends_its_work_in_the_middle(folder: Path) -> None:
         assert started.delete(remaining) is None
         with pytest.raises(NotFoundError):
             started.get(job.id, owner=None)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("it is gone"), AudioDecodeError("it is gone")])
+def test_a_job_whose_recording_is_deleted_by_its_cancellation_does_not_fail(
+    error: Exception, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    pipeline = Scripted()
+    pipeline.gates["first"] = threading.Event()
+    with jobs_of(folder, pipeline) as started:
+        job = submit(started, folder, "first")
+        wait_until(lambda: pipeline.processed == ["first"])
+        pipeline.errors_after_gate["first"] = error
+        # As another server cancels it: this one's worker is not told.
+        assert started._require_open().store.cancel(started.get(job.id, owner=None))
+        pipeline.gates["first"].set()
+        wait_until(ends(started, submit(started, folder, "second")))
+
+        assert status(started, job) == "cancelled"
+    assert "failed" not in caplog.text
+    assert "retried" not in caplog.text
 
 
 def test_stopping_in_the_middle_ends_the_work_and_the_next_process_does_it(folder: Path) -> None:
