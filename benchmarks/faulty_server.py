@@ -8,6 +8,7 @@ for faults: the recognizer's one method and `time.time` are replaced from outsid
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import json
@@ -94,22 +95,58 @@ def make_recognizer_fail(watched: Watched) -> None:
     NemoRecognizer.recognize = recognize_or_fail  # type: ignore[method-assign]
 
 
-def trim_when_told() -> None:
-    """Return free memory back to the system on SIGUSR1; what is left is in use, or leaks."""
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """Memory that is in use: without what is free but kept, or lost to fragmentation."""
 
-    def trim(*_: object) -> None:
+    heap_mb: float
+    """Of the C library's allocator: tensors, plans of oneDNN, Python's larger objects."""
+    blocks: int
+    """Of Python's allocator, for objects of up to 512 bytes."""
+
+
+_MALLINFO = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
+class _Mallinfo(ctypes.Structure):
+    """The C library's `struct mallinfo2`, bytes; see mallinfo(3)."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
+
+
+def memory_file(switches: Path) -> Path:
+    """Return where a server writes its `InUse`."""
+    return switches.with_suffix(".memory")
+
+
+def measure_when_told(memory: Path) -> None:
+    """On SIGUSR1, return free memory to the system and write down what is in use."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+
+    def measure(*_: object) -> None:
         from parakeet_api.model.heap import trim_heap
 
         gc.collect()
         trim_heap()
+        counted = mallinfo()
+        heap_mb = (counted.hblkhd + counted.uordblks) / 1e6
+        in_use = InUse(heap_mb=heap_mb, blocks=sys.getallocatedblocks())
+        new = memory.with_suffix(".new")
+        new.write_text(json.dumps(dataclasses.asdict(in_use)))
+        new.replace(memory)
 
-    signal.signal(signal.SIGUSR1, trim)
+    signal.signal(signal.SIGUSR1, measure)
 
 
 def main() -> None:
     """Serve, and end as `app.py` does."""
-    trim_when_told()
-    watched = Watched(Path(sys.argv[1]))
+    switches = Path(sys.argv[1])
+    measure_when_told(memory_file(switches))
+    watched = Watched(switches)
     # Before any module imports `time.time` under another name.
     set_clock(watched)
     from app import main as run

@@ -10,7 +10,7 @@ failed, a probe that is not answered, an exception in the log that was not asked
 left at the end: a file, a process, a thread, a descriptor, memory. The exit status is 1 if there is
 any.
 
-In the first two thirds the process is killed or stopped every one to three minutes. In the last it
+In the first half the process is killed or stopped every one to three minutes. In the second it
 lives on, so that it can be seen whether it grows. A disk can be filled by root alone.
 """
 
@@ -28,7 +28,7 @@ from collections import Counter
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from benchmarks.faulty_server import FAULT
+from benchmarks.faulty_server import FAULT, InUse
 from benchmarks.fire.faults import Faults
 from benchmarks.fire.journal import Journal
 from benchmarks.fire.load import Load
@@ -42,19 +42,30 @@ SHORT_MIN = 1.0
 """Shorter runs use only a few clips, as each is transcribed twice before the run."""
 IDLE_WITHIN_S = 400.0
 """A job that the server could not do for now waits for up to five minutes."""
-WARM_UP = 0.25
-"""Share of the last life, for each of 84 threads to have had requests."""
+LAST_LIFE = 0.5
+"""Share of the run."""
+WARM_UP = 1 / 3
+"""Share of the last life, for threads to start and for oneDNN's plans of common shapes."""
 JUDGED_FROM_S = 600.0
 """Memory and threads are judged over such a time, and reported over less: pools start their threads
 when they first need them, and after a second not every one of them had reason to."""
 MOST_GROWTH = 0.05
-"""Of resident memory, from one quiet moment to another, without what is free but kept by the C
-library: by its fragments it still goes up and down a little. A leak of 5 KB a request would be more
-in ten minutes."""
+"""Of memory in use, from one quiet moment to another, as oneDNN still meets new shapes. A leak of
+1 KB a request would be more in an hour."""
 EXPECTED = (FAULT, "No space left on device", "database or disk is full")
 """What exceptions in the log may say."""
 
 FIRST, NEW, WARM, END = "first life, quiet", "last life, new", "last life, warm", "last life, end"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What an idle server held."""
+
+    at: float
+    """On the monotonic clock."""
+    in_use: InUse
+    resources: Resources
 
 
 @dataclass(slots=True)
@@ -67,14 +78,14 @@ class Fire:
     journal: Journal
     rng: random.Random
     started: float = field(default_factory=time.monotonic)
-    measured: dict[str, tuple[float, Resources]] = field(default_factory=dict)
-    """Resources of quiet moments, and when."""
+    measured: dict[str, Measured] = field(default_factory=dict)
+    """Quiet moments by name."""
 
     def run(self, length_s: float) -> None:
         """Run for so long, then check what is left."""
         self.measure(FIRST)
         self.load.start()
-        self._burn(length_s * 2 / 3, with_restarts=True)
+        self._burn(length_s * (1 - LAST_LIFE), with_restarts=True)
         self._quieten()
         self.faults.restart(by_force=False)
         if ask_all(self.server.url, self.load.recordings) != self.load.right:
@@ -82,7 +93,7 @@ class Fire:
         self.measure(NEW)
         for share, name in ((WARM_UP, WARM), (1 - WARM_UP, END)):
             self.load.go_on()
-            self._burn(length_s / 3 * share, with_restarts=False)
+            self._burn(length_s * LAST_LIFE * share, with_restarts=False)
             self._quieten()
             self.measure(name)
         self.load.close()
@@ -91,9 +102,9 @@ class Fire:
             self.journal.find("jobs", problem)
 
     def measure(self, name: str) -> None:
-        """Record the resources of an idle server."""
-        self.server.trim()
-        self.measured[name] = (time.monotonic(), self.server.resources())
+        """Record what an idle server holds."""
+        in_use = self.server.in_use()
+        self.measured[name] = Measured(time.monotonic(), in_use, self.server.resources())
 
     def _burn(self, seconds: float, *, with_restarts: bool) -> None:
         """Inject a fault every few seconds."""
@@ -141,14 +152,18 @@ class Fire:
             time.sleep(0.2)
 
     def _check_growth(self) -> None:
-        (warm_at, warm), (end_at, end) = self.measured[WARM], self.measured[END]
-        judged = end_at - warm_at >= JUDGED_FROM_S
+        warm, end = self.measured[WARM], self.measured[END]
+        judged = end.at - warm.at >= JUDGED_FROM_S
         # Fewer are no leak: idle threads end.
         counted = ("descriptors", "children", "files", *(("threads",) if judged else ()))
-        if any(getattr(end, name) > getattr(warm, name) for name in counted):
-            self.journal.find("leak", f"{warm} became {end}")
-        if judged and end.resident_mb > warm.resident_mb * (1 + MOST_GROWTH):
-            self.journal.find("leak", f"{warm.resident_mb:.0f} MB became {end.resident_mb:.0f} MB")
+        if any(getattr(end.resources, name) > getattr(warm.resources, name) for name in counted):
+            self.journal.find("leak", f"{warm.resources} became {end.resources}")
+        grown = 1 + MOST_GROWTH
+        if judged and (
+            end.in_use.heap_mb > warm.in_use.heap_mb * grown
+            or end.in_use.blocks > warm.in_use.blocks * grown
+        ):
+            self.journal.find("leak", f"{warm.in_use} became {end.in_use}")
 
 
 def exceptions_in(log: Path) -> Counter[str]:
@@ -205,16 +220,20 @@ def print_tables(run: Fire, raised: Counter[str]) -> None:
     _table("fault | count", [(kind, f"{n:,}") for kind, n in run.journal.faults().most_common()])
     _table("exception in the log | count", [(line, str(n)) for line, n in raised.most_common()])
     _table(
-        "resources | MB | threads | descriptors | children | files",
-        [
-            (name, f"{held.resident_mb:.0f}", *map(str, astuple(held)[1:]))
-            for name, (_, held) in run.measured.items()
-        ],
+        "moment | heap in use, MB | Python's blocks | resident, MB"
+        " | threads | descriptors | children | files",
+        [_row_of(name, measured) for name, measured in run.measured.items()],
     )
     print(f"\nslowest probe: {run.load.slowest_probe_s:.2f} s")
     print(f"\n{len(run.journal.findings)} findings")
     for finding in run.journal.findings:
         print(f"- {finding}")
+
+
+def _row_of(name: str, measured: Measured) -> tuple[str, ...]:
+    in_use, held = measured.in_use, measured.resources
+    memory = (f"{in_use.heap_mb:.0f}", f"{in_use.blocks:,}", f"{held.resident_mb:.0f}")
+    return (name, *memory, *map(str, astuple(held)[1:]))
 
 
 def _table(head: str, rows: list[tuple[str, ...]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.faulty_server import SWITCHED_WITHIN_S, Switches
+from benchmarks.faulty_server import SWITCHED_WITHIN_S, InUse, Switches, memory_file
 from benchmarks.fidelity import ROOT
 from benchmarks.fire.journal import GRACE_S
 
@@ -27,7 +28,7 @@ DISK_MB = 96
 _START_S = 120.0
 """On a busy machine."""
 _STOP_S = GRACE_S + 30.0
-_TRIM_S = 5.0
+_TRIM_S = 60.0
 """It takes about 0.3 s on an idle machine."""
 _POLL_S = 0.05
 
@@ -141,12 +142,17 @@ class Server:
             self.kill()
             return -signal.SIGKILL
 
-    def trim(self) -> None:
-        """Make it release free memory."""
+    def in_use(self) -> InUse:
+        """Make it release free memory; measure what is in use."""
+        memory = memory_file(self._switches)
+        memory.unlink(missing_ok=True)
         self._look().send_signal(signal.SIGUSR1)
         # It looks at signals when something happens on a connection.
         self.health()
-        time.sleep(_TRIM_S)
+        deadline = time.monotonic() + _TRIM_S
+        while not memory.is_file() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return InUse(**json.loads(memory.read_text()))
 
     def switch(self, switches: Switches) -> None:
         """Switch faults; they have their effect when this returns."""
