@@ -14,10 +14,12 @@ import gc
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +99,17 @@ def make_recognizer_fail(watched: Watched) -> None:
 
 @dataclass(frozen=True, slots=True)
 class InUse:
-    """Memory that is in use: without what is free but kept, or lost to fragmentation."""
+    """What only the process itself can tell: memory without what is free but kept, its threads."""
 
     heap_mb: float
     """Of the C library's allocator: tensors, plans of oneDNN, Python's larger objects."""
     blocks: int
     """Of Python's allocator, for objects of up to 512 bytes."""
+    threads: dict[str, int]
+    """Python's threads, by their name without its number."""
 
 
+_NUMBER = re.compile(r"[-_]?\d+.*")
 _MALLINFO = (
     *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
     *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
@@ -134,7 +139,10 @@ def measure_when_told(memory: Path) -> None:
         trim_heap()
         counted = mallinfo()
         heap_mb = (counted.hblkhd + counted.uordblks) / 1e6
-        in_use = InUse(heap_mb=heap_mb, blocks=sys.getallocatedblocks())
+        names = (_NUMBER.sub("", thread.name) for thread in threading.enumerate())
+        in_use = InUse(
+            heap_mb=heap_mb, blocks=sys.getallocatedblocks(), threads=dict(Counter(names))
+        )
         new = memory.with_suffix(".new")
         new.write_text(json.dumps(dataclasses.asdict(in_use)))
         new.replace(memory)

@@ -271,10 +271,34 @@ def _warm_up(address: tuple[str, int]) -> None:
     put_load(address, [(request, 1.0)], clients=1, seconds=0, keep_alive=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A row of the table."""
+
+    clients: int
+    seconds: float
+    answers: int
+    errors: int
+    audio_s: float
+    cpu_ms: tuple[float, float]
+    """For an answer: of the process with the model, and of its children."""
+    p50_s: float
+    p95_s: float
+
+    def __str__(self) -> str:
+        own_ms, others_ms = self.cpu_ms
+        return (
+            f"| {self.clients} | {self.answers / self.seconds:.0f} |"
+            f" {self.audio_s / self.seconds:,.0f} |"
+            f" {self.errors} | {own_ms:.2f} + {others_ms:.2f} |"
+            f" {1000 * self.p50_s:.0f} | {1000 * self.p95_s:.0f} |"
+        )
+
+
 def measure(
     server: psutil.Process, address: tuple[str, int], options: argparse.Namespace, clients: int
-) -> str:
-    """Load the server from another process; return the table's row."""
+) -> Rate:
+    """Load the server from another process."""
     command = [sys.executable, "-m", "benchmarks.http_rate", "--load", json.dumps(address)]
     command += ["--clients", str(clients), "--seconds", str(options.seconds)]
     command += ["--keep-alive"] * options.keep_alive + ["--mixed"] * options.mixed
@@ -283,15 +307,16 @@ def measure(
     result = json.loads(done.stdout)
     count = sum(result["statuses"].values())
     ok = result["statuses"].get("200", 0)
-    own_ms, others_ms = (
-        1000 * (now - then) / max(count, 1)
-        for now, then in zip(_processor_s(server), before, strict=True)
-    )
-    return (
-        f"| {clients} | {ok / result['seconds']:.0f} |"
-        f" {result['audio_s'] / result['seconds']:,.0f} |"
-        f" {count - ok} | {own_ms:.2f} + {others_ms:.2f} |"
-        f" {1000 * result['p50_s']:.0f} | {1000 * result['p95_s']:.0f} |"
+    own_s, others_s = (now - then for now, then in zip(_processor_s(server), before, strict=True))
+    return Rate(
+        clients=clients,
+        seconds=result["seconds"],
+        answers=ok,
+        errors=count - ok,
+        audio_s=result["audio_s"],
+        cpu_ms=(1000 * own_s / max(count, 1), 1000 * others_s / max(count, 1)),
+        p50_s=result["p50_s"],
+        p95_s=result["p95_s"],
     )
 
 

@@ -49,6 +49,11 @@ WARM_UP = 1 / 3
 JUDGED_FROM_S = 600.0
 """Memory and threads are judged over such a time, and reported over less: pools start their threads
 when they first need them, and after a second not every one of them had reason to."""
+REQUEST_THREADS = "waitress"
+"""Not judged: the pool starts one when all others are busy, up to a limit, and keeps some."""
+CLOSED_WITHIN_S = 30.0
+"""A connection is closed a moment after its last response, and a thread ends a moment after its
+work. A leak stays."""
 MOST_GROWTH = 0.05
 """Of memory in use, from one quiet moment to another, as oneDNN still meets new shapes. A leak of
 1 KB a request would be more in an hour."""
@@ -152,18 +157,33 @@ class Fire:
             time.sleep(0.2)
 
     def _check_growth(self) -> None:
+        deadline = time.monotonic() + CLOSED_WITHIN_S
+        while (growth := self._growth()) and time.monotonic() < deadline:
+            time.sleep(1)
+            self.measure(END)
+        for what in growth:
+            self.journal.find("leak", what)
+
+    def _growth(self) -> list[str]:
         warm, end = self.measured[WARM], self.measured[END]
-        judged = end.at - warm.at >= JUDGED_FROM_S
-        # Fewer are no leak: idle threads end.
-        counted = ("descriptors", "children", "files", *(("threads",) if judged else ()))
-        if any(getattr(end.resources, name) > getattr(warm.resources, name) for name in counted):
-            self.journal.find("leak", f"{warm.resources} became {end.resources}")
-        grown = 1 + MOST_GROWTH
-        if judged and (
-            end.in_use.heap_mb > warm.in_use.heap_mb * grown
-            or end.in_use.blocks > warm.in_use.blocks * grown
-        ):
-            self.journal.find("leak", f"{warm.in_use} became {end.in_use}")
+        growth = [
+            f"{name}: {old} became {new}"
+            for name in ("descriptors", "children", "files")
+            if (new := getattr(end.resources, name)) > (old := getattr(warm.resources, name))
+        ]
+        if end.at - warm.at < JUDGED_FROM_S:
+            return growth
+        growth += [
+            f"{name}: {old:,.0f} became {new:,.0f}"
+            for name in ("heap_mb", "blocks")
+            if (new := getattr(end.in_use, name))
+            > (old := getattr(warm.in_use, name)) * (1 + MOST_GROWTH)
+        ]
+        return growth + [
+            f"threads {name!r}: {warm.in_use.threads.get(name, 0)} became {count}"
+            for name, count in end.in_use.threads.items()
+            if name != REQUEST_THREADS and count > warm.in_use.threads.get(name, 0)
+        ]
 
 
 def exceptions_in(log: Path) -> Counter[str]:

@@ -17,12 +17,12 @@ def test_a_fast_gpu_is_measured_over_http() -> None:
     options = argparse.Namespace(seconds=0.5, keep_alive=True, mixed=True)
 
     with http_rate.serving("--batch-size", "4") as (process, address):
-        row = http_rate.measure(process, address, options, 3)
+        rate = http_rate.measure(process, address, options, 3)
 
-    _, clients, answers, times_real_time, errors, *_ = (cell.strip() for cell in row.split("|"))
-    assert (clients, errors) == ("3", "0")
-    assert int(answers) > 0
-    assert int(times_real_time.replace(",", "")) > 0
+    assert rate.errors == 0
+    # Each client gets its first answer, however slow the machine is.
+    assert rate.answers >= 3
+    assert rate.audio_s >= sum(http_rate.MIXED_S[:3])
 
 
 def test_answers_are_counted_by_their_status(server: Server) -> None:
