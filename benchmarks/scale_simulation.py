@@ -1,9 +1,14 @@
 """Simulate a cluster of fast GPUs: replicas that sleep as long as an H200 would recognise.
 
 python -m benchmarks.scale_simulation --replicas 1 4 16 64 --servers 1 4 16
+python -m benchmarks.scale_simulation --slower 100     replicas sleep a hundred times as long
 
 Real are the web servers' batchers and calls, Ray's processes, and the chunks, 960 kB of silence
 each; there is no model, no decoding and no HTTP. All run on this machine, and share its cores.
+
+Slower replicas leave this machine's cores more time for each chunk, as a cluster with so many times
+the cores would have, and the speeds in the table are what such a cluster would do. What a core does
+for a chunk is the same; a call's way through sockets and locks counts for less than it would.
 """
 
 from __future__ import annotations
@@ -35,18 +40,22 @@ from parakeet_api.transcript import SAMPLE_RATE, Chunk, Word
 
 _APPLICATION = "simulated"
 _CHUNK_S = 30
-_BATCH = 128
 _PASS_S, _SPEED = 0.06, 9300.0
 """A pass takes the first, and a second for so many seconds of audio: with 8 and 32 chunks of 30 s
 that is the 2,743 and 5,824 times real time that an H200 was measured at."""
 _CALLS_AT_ONCE = 64
+_FILLING = 0.25
+"""Share of the measured time that passes before, for batches to fill."""
+_READY = "ready"
 _INFO = ModelInfo("cuda:0", "fp16", "a simulation", 0, "greedy")
 
 
 class SleepingReplica:
     """Take the chunks that wait, as a batch, and sleep as long as their pass would take."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int, slower: float) -> None:
+        self._most_samples = batch * _CHUNK_S * SAMPLE_RATE
+        self._slower = slower
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._passing = asyncio.Lock()
 
@@ -65,16 +74,16 @@ class SleepingReplica:
 
     async def _pass(self) -> None:
         samples, batch = 0, []
-        while self._waiting and samples < _BATCH * _CHUNK_S * SAMPLE_RATE:
+        while self._waiting and samples < self._most_samples:
             batch.append(self._waiting.pop(0))
             samples += batch[-1][0]
         if batch:
-            await asyncio.sleep(_PASS_S + samples / SAMPLE_RATE / _SPEED)
+            await asyncio.sleep(self._slower * (_PASS_S + samples / SAMPLE_RATE / _SPEED))
         for _, done in batch:
             done.set_result(None)
 
 
-def serve(replicas: int) -> None:
+def serve(replicas: int, batch: int, slower: float) -> None:
     """Start the replicas, and wait for all."""
     from ray import serve as ray_serve
 
@@ -87,22 +96,28 @@ def serve(replicas: int) -> None:
             "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}},
         },
     )(SleepingReplica)
-    ray_serve.run(described.bind(), name=_APPLICATION, route_prefix=None)
+    ray_serve.run(described.bind(batch, slower), name=_APPLICATION, route_prefix=None)
 
 
-def send(address: str, requests: int, seconds: float) -> None:
-    """Be one web server: send chunks of so many recordings at once; print how many were done."""
+def send(address: str, requests: int, batch: int, seconds: float) -> None:
+    """Be one web server: when told, send chunks of so many recordings at once; print the count.
+
+    Counted are those that are done in so many seconds, after a quarter of that to fill the batches.
+    """
     connect(address)
     recognizer = RemoteRecognizer(Replicas(_APPLICATION))
-    plan = InferencePlan(longest_chunk_s=_CHUNK_S, batch_size=_BATCH, batch_s=CALL_S)
+    plan = InferencePlan(longest_chunk_s=_CHUNK_S, batch_size=batch, batch_s=CALL_S)
     batcher = Batcher(lambda: contextlib.nullcontext(recognizer), plan=plan, permits=CALLS)
-    deadline = time.monotonic() + seconds
+    print(_READY, flush=True)
+    sys.stdin.readline()
+    begins = time.monotonic() + _FILLING * seconds
+    deadline = begins + seconds
     done = [0] * requests
 
     def ask(number: int) -> None:
         with contextlib.closing(batcher.recognize(_chunks(deadline))) as recognized:
             for _ in recognized:
-                done[number] += time.monotonic() < deadline
+                done[number] += begins <= time.monotonic() < deadline
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(requests)]
     for thread in threads:
@@ -123,21 +138,36 @@ def _chunks(deadline: float) -> Iterator[Chunk]:
         index += 1
 
 
-def measure(address: str, replicas: int, servers: int, seconds: float) -> str:
+def measure(address: str, replicas: int, servers: int, options: argparse.Namespace) -> str:
     """Run some servers at once; give a row of the table."""
-    requests = max(2, 2 * _BATCH * replicas // servers // 16)
+    # Two batches for each replica; a recording has up to 16 chunks under way.
+    requests = max(2, 2 * options.batch * replicas // servers // 16)
     command = [sys.executable, "-m", "benchmarks.scale_simulation", "--server", address]
-    command += [f"--requests={requests}", f"--seconds={seconds}"]
-    psutil.cpu_percent()
+    command += [
+        f"--requests={requests}",
+        f"--batch={options.batch}",
+        f"--seconds={options.seconds}",
+    ]
     processes = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(servers)
     ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == _READY
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    time.sleep(_FILLING * options.seconds)
+    busy = psutil.cpu_percent(options.seconds) / 100 * (os.cpu_count() or 1)
     counts = [int(process.communicate()[0]) for process in processes]
-    speed = sum(counts) * _CHUNK_S / seconds
+    speed = options.slower * sum(counts) * _CHUNK_S / options.seconds
     return (
-        f"| {replicas} | {servers} | {speed:,.0f} | {speed / replicas:,.0f}"
-        f" | {psutil.cpu_percent():.0f} % |"
+        f"| {replicas} | {servers} | {speed:,.0f} | {speed / replicas:,.0f} |"
+        f" {options.slower * busy:.1f} | {busy:.2f} |"
     )
 
 
@@ -146,18 +176,20 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--servers", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--slower", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, default=128, help="chunks of a replica's pass")
     parser.add_argument("--server", metavar="ADDRESS", help=argparse.SUPPRESS)
     parser.add_argument("--requests", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.server:
-        send(options.server, options.requests, options.seconds)
-    print("| replicas | web servers | times real time | for each replica | cores in use |")
-    print("|---|---|---|---|---|")
+        send(options.server, options.requests, options.batch, options.seconds)
+    print("| replicas | web servers | times real time | for each replica | cores needed | here |")
+    print("|---|---|---|---|---|---|")
     for replicas in options.replicas:
         with cluster(8) as address:
-            serve(replicas)
+            serve(replicas, options.batch, options.slower)
             for servers in options.servers:
-                print(measure(address, replicas, servers, options.seconds), flush=True)
+                print(measure(address, replicas, servers, options), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
  * their log is stored, and sent to other tabs.
  */
 
+import { SentenceChain } from "./sentence-chain.js";
+
 /** Words below this probability are marked as uncertain. */
 const UNCERTAIN_BELOW = 0.5;
 /** A pause this long begins a new paragraph of plain text. */
@@ -17,16 +19,15 @@ let eventCount = 0;
 const TAB = Math.random().toString(36).slice(2, 8);
 
 export class Transcript {
-  /** `{text, start, end, probability, edited, source}` each; seconds, and `probability` null if unknown. */
-  words;
-  /** `{uid, first, end, startS, endS, speaker, source}` each: words `[first, end)`. Sentences tile the words. */
-  sentences;
   durationS;
   /** Called with the event of each edit made here. */
   onEdit = () => {};
-  /** Called after each change, with `isStructural`: whether sentences came or went; and which changed. */
+  /** Called after each change, with `isStructural`: whether sentences came or went; if not, which ones changed. */
   onChange = () => {};
   #answer;
+  #chain;
+  /** `{words, sentences}`, or `null` after a change, until they are used. */
+  #tiled = null;
   #done = [];
   #undone = [];
   #lastKey = "";
@@ -38,9 +39,19 @@ export class Transcript {
     const { logprobs, ...rest } = answer;
     this.#answer = rest;
     this.durationS = answer.duration;
-    this.words = (answer.words ?? []).map(readWord);
-    this.sentences = sentencesOf(answer.segments ?? [], this.words);
+    const words = (answer.words ?? []).map(readWord);
+    this.#chain = new SentenceChain(sentencesOf(answer.segments ?? [], words));
     for (const event of [...events].sort((left, right) => (left.key < right.key ? -1 : 1))) this.#apply(event);
+  }
+
+  /** `{text, start, end, probability, edited, source}` each; seconds, and `probability` null if unknown. */
+  get words() {
+    return this.#tiles().words;
+  }
+
+  /** `{uid, first, end, startS, endS, speaker, source}` each: words `[first, end)`. Sentences tile the words. */
+  get sentences() {
+    return this.#tiles().sentences;
   }
 
   get language() {
@@ -261,7 +272,7 @@ export class Transcript {
   /** Apply an event of another tab; return whether it was in order. If not, all must be read again. */
   take(event) {
     if (event.key <= this.#lastKey) return false;
-    this.onChange(this.#apply(event));
+    this.#tell(this.#apply(event));
     return true;
   }
 
@@ -301,7 +312,7 @@ export class Transcript {
     const event = { ...what, key: `${now}.${TAB}.${(eventCount += 1)}` };
     const change = this.#apply(event);
     this.onEdit(event);
-    this.onChange(change);
+    this.#tell(change);
   }
 
   #apply(event) {
@@ -314,52 +325,46 @@ export class Transcript {
     }
     const [from, to] = event.type === "undo" ? [this.#done, this.#undone] : [this.#undone, this.#done];
     const step = from.pop();
-    if (!step) return { isStructural: false, changed: [] };
+    if (!step) return { isStructural: false, changed: new Set() };
     const change = this.#applyParts(event.type === "undo" ? step.inverse : step.parts);
     to.push(event.type === "undo" ? step : { ...step, inverse: change.inverse });
     return change;
   }
 
-  /** Replace sentences; return what undoes it, and what has changed. */
+  #tell({ isStructural, changed }) {
+    const places = [];
+    if (!isStructural) this.sentences.forEach(({ uid }, at) => changed.has(uid) && places.push(at));
+    this.onChange({ isStructural, changed: places });
+  }
+
+  /** Replace sentences; return what undoes it, and the uids of what has changed. */
   #applyParts(parts) {
     const inverse = [];
-    const changed = [];
+    const changed = new Set();
     let isStructural = false;
     for (const { uids, after, sentences } of parts) {
-      const at = this.#placeOf(uids, after);
+      const was = this.#chain.replace(uids, after, sentences.map(timed));
       // Another tab has removed these sentences at the same time.
-      if (at === -1) continue;
-      const was = this.sentences.slice(at, at + uids.length).map((sentence) => ({ ...sentence, words: this.wordsOf(sentence) }));
-      this.#splice(at, uids.length, sentences);
-      inverse.unshift({ uids: sentences.map(({ uid }) => uid), after, sentences: was });
+      if (was === null) continue;
+      inverse.push({ uids: sentences.map(({ uid }) => uid), after, sentences: was });
       isStructural ||= uids.length !== 1 || sentences.length !== 1 || (was[0].speaker ?? null) !== (sentences[0].speaker ?? null);
-      changed.push(at);
+      for (const { uid } of sentences) changed.add(uid);
     }
-    return { inverse, isStructural, changed };
+    this.#tiled = null;
+    return { inverse: inverse.reverse(), isStructural, changed };
   }
 
-  #placeOf(uids, after) {
-    if (uids.length === 0) return after === null ? 0 : this.sentences.findIndex(({ uid }) => uid === after) + 1;
-    const at = this.sentences.findIndex(({ uid }) => uid === uids[0]);
-    const isThere = uids.every((uid, offset) => this.sentences[at + offset]?.uid === uid);
-    return isThere ? at : -1;
-  }
-
-  #splice(at, count, sentences) {
-    const first = this.sentences[at]?.first ?? this.words.length;
-    const end = count > 0 ? this.sentences[at + count - 1].end : first;
-    const words = sentences.flatMap((sentence) => sentence.words);
-    this.words = this.words.toSpliced(first, end - first, ...words.map((word) => ({ ...word })));
-    let next = first;
-    const placed = sentences.map(({ uid, speaker, source, words: own }) => {
-      const begin = next;
-      next += own.length;
-      return { uid, speaker, source, first: begin, end: next, startS: own[0].start, endS: own.at(-1).end };
-    });
-    const shift = words.length - (end - first);
-    const rest = this.sentences.slice(at + count);
-    const moved = shift === 0 ? rest : rest.map((sentence) => ({ ...sentence, first: sentence.first + shift, end: sentence.end + shift }));
-    this.sentences = [...this.sentences.slice(0, at), ...placed, ...moved];
+  #tiles() {
+    if (this.#tiled === null) {
+      const [words, sentences] = [[], []];
+      for (const { uid, startS, endS, speaker, source, words: own } of this.#chain) {
+        const first = words.length;
+        for (const word of own) words.push(word);
+        sentences.push({ uid, first, end: words.length, startS, endS, speaker, source });
+      }
+      this.#tiled = { words, sentences };
+    }
+    return this.#tiled;
   }
 
   #placesIn(sentence, needle) {
@@ -380,6 +385,11 @@ export function isUncertain({ probability, edited }) {
 function readWord({ word, start, end, logprob, edited }, source) {
   const probability = typeof logprob === "number" ? Math.exp(logprob) : null;
   return { text: word, start, end, probability, edited: edited === true, source };
+}
+
+/** A sentence of an event, with its times and words of its own. */
+function timed({ uid, speaker, source, words }) {
+  return { uid, speaker, source, startS: words[0].start, endS: words.at(-1).end, words: words.map((word) => ({ ...word })) };
 }
 
 function newUid() {
@@ -482,7 +492,7 @@ function sentencesOf(segments, words) {
       next += 1;
     } while (next < words.length && (speaker ? length < text.trim().length : words[next].start < following));
     next = Math.min(next, words.length);
-    return { uid: String(index), first, end: next, startS: start, endS: end, speaker: speaker ?? null, source: index };
+    return { uid: String(index), startS: start, endS: end, speaker: speaker ?? null, source: index, words: words.slice(first, next) };
   });
 }
 

@@ -568,6 +568,25 @@ class TestThreeHours:
             expect(page.locator("#search-count")).to_have_text("1 of 1")
             expect(page.locator(".current")).to_be_in_viewport()
 
+    def test_a_word_is_replaced_by_two_in_every_sentence_and_the_words_find_back(
+        self, browser: Browser, server: Server
+    ) -> None:
+        """As thousands of changed sentences at once, which are one step to undo."""
+        words = SENTENCE * 9000
+        with visit(browser, server.url) as page:
+            _play_answer(page, words)
+            choose(page, CLIP)
+            page.locator("#download-first").wait_for()
+            before = transcript_of(page)
+            page.locator("#edit").click()
+            page.get_by_role("searchbox").fill(words[1])
+            page.locator("#replacement").fill("two words")
+            page.locator("#replacement").press("Enter")
+            expect(page.locator("#search-count")).to_have_text(re.compile("9,000"))
+            assert transcript_of(page) == before.replace(words[1], "two words")
+            page.locator("#undo").click()
+            assert transcript_of(page) == before
+
     def test_only_sentences_near_the_window_have_an_element_for_each_word(
         self, browser: Browser, server: Server
     ) -> None:
