@@ -86,7 +86,7 @@ class Server:
     process: ServerProcess
 
     def health(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/health", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/health", timeout=PATIENCE_S) as answer:
             return json.load(answer)  # type: ignore[no-any-return]
 
 
@@ -126,7 +126,7 @@ def _running(
         yield Server(_wait_for_url(process, log), uploads, log, process)
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE_S)
 
 
 def _wait_for_url(process: ServerProcess, log: Path) -> str:
@@ -219,7 +219,7 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     playlist.write_text(f"file '{SPEECH / 'long-pauses.ogg'}'\n" * 5)
     command = [find_ffmpeg(), "-loglevel", "error", "-f", "concat", "-safe", "0"]
     subprocess.run(
-        [*command, "-i", str(playlist), "-c", "copy", str(target)], check=True, timeout=120
+        [*command, "-i", str(playlist), "-c", "copy", str(target)], check=True, timeout=PATIENCE_S
     )
     return target
 
@@ -243,7 +243,7 @@ def encode(source: Path, target: Path, *options: str, before: Sequence[str] = ()
     """Convert a recording with ffmpeg; `before` are options that stand before the input."""
     command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *before]
     command += ["-i", str(source)]
-    subprocess.run([*command, *options, str(target)], check=True, timeout=120)
+    subprocess.run([*command, *options, str(target)], check=True, timeout=PATIENCE_S)
     return target
 
 

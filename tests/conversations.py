@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from conftest import Clip, decode, encode
+from conftest import PATIENCE_S, Clip, decode, encode
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -36,5 +36,5 @@ def make_call(sides: Sequence[Path], target: Path, *options: str) -> Path:
     """Make a recording with one side of a call a channel, both talking from its start."""
     inputs = [part for side in sides for part in ("-i", str(side))]
     command = [find_ffmpeg(), "-v", "error", "-y", *inputs, "-filter_complex", SIDE_BY_SIDE]
-    subprocess.run([*command, *options, str(target)], check=True, timeout=60)
+    subprocess.run([*command, *options, str(target)], check=True, timeout=PATIENCE_S)
     return target

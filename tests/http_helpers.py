@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import Server
+from conftest import PATIENCE_S, Server
 from numpy.typing import NDArray
 
 from parakeet_api.transcript import SAMPLE_RATE
@@ -32,7 +32,7 @@ CURL = ("curl", "--silent", "--show-error", "--no-buffer", "--noproxy", "*")
 
 def request(server: Server, method: str, path: str, **options: Any) -> httpx.Response:
     """Send one request on a connection of its own; no proxy of the machine's is used."""
-    with httpx.Client(trust_env=False, verify=False, timeout=120) as client:
+    with httpx.Client(trust_env=False, verify=False, timeout=PATIENCE_S) as client:
         return client.request(method, f"{server.url}{path}", **options)
 
 
@@ -55,7 +55,7 @@ def transcribe(
 def streamed(server: Server, recording: Path, fields: Mapping[str, str]) -> Iterator[Iterator[str]]:
     """Post a recording for a stream; give its lines as they come."""
     with (
-        httpx.Client(trust_env=False, timeout=120) as client,
+        httpx.Client(trust_env=False, timeout=PATIENCE_S) as client,
         recording.open("rb") as file,
         client.stream(
             "POST",
@@ -109,7 +109,7 @@ def is_idle(server: Server) -> bool:
 
 def connect(server: Server) -> socket.socket:
     host, _, port = server.url.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=60)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
 
 
 def post_head(server: Server, *headers: str) -> bytes:

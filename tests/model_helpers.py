@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+from conftest import PATIENCE_S
+
 from parakeet_api.model.checkpoints import Checkpoint, CheckpointStore
 from parakeet_api.model.loading import ModelInfo
 from parakeet_api.transcript import Chunk, Word
@@ -73,7 +75,7 @@ def run_all(*tasks: Callable[[], None], patience_s: float = 30) -> list[BaseExce
     raised: list[BaseException] = []
 
     def run(task: Callable[[], None]) -> None:
-        ready.wait(10)
+        ready.wait(PATIENCE_S)
         try:
             task()
         except BaseException as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import srt  # type: ignore[import-untyped]
-from conftest import ROOT, SPEECH, Clip
+from conftest import PATIENCE_S, ROOT, SPEECH, Clip
 
 from parakeet_api import __version__
 
@@ -33,7 +33,7 @@ def _run(folder: Path, *arguments: str | Path, **settings: str) -> subprocess.Co
         env=_environ(folder, **settings),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -182,7 +182,7 @@ def test_ctrl_c_exits_without_a_traceback_and_leaves_no_partial_transcript(tmp_p
             output += block
         process.send_signal(signal.SIGINT)
         output += process.stderr.read()
-        status = process.wait(timeout=60)
+        status = process.wait(timeout=PATIENCE_S)
 
     assert status == 128 + signal.SIGINT
     assert b"Traceback" not in output

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from browser import chromium, transcript_of, visit
-from conftest import PEOPLE, ROOT, Server, encode, running_server, wait_until
+from conftest import PATIENCE_S, PEOPLE, ROOT, Server, encode, running_server, wait_until
 from http_helpers import ENDPOINT
 from playwright.sync_api import expect
 
@@ -53,7 +53,7 @@ def transcribe(server: Server, path: Path, **fields: str) -> httpx.Response:
 
 def test_the_bundled_model_is_named_with_its_error_rate(offline: Server) -> None:
     model = offline.health()["model"]
-    headers = httpx.get(offline.url + "/health/simple", timeout=60).headers
+    headers = httpx.get(offline.url + "/health/simple", timeout=PATIENCE_S).headers
 
     assert (model["name"], model["demo"], model["note"]) == ("whisper-tdt-small-en", True, NOTE)
     assert headers["X-Parakeet-Model"] == "whisper-tdt-small-en"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
-from conftest import Clip, Server, decode, encode, running_server, whole
+from conftest import PATIENCE_S, Clip, Server, decode, encode, running_server, whole
 
 from benchmarks.fidelity import (
     FORMATS,
@@ -129,7 +129,7 @@ def test_the_service_recognises_clips_as_well_as_a_direct_pass_in_every_format(
             f"{server.url}/v1/audio/transcriptions",
             files={"file": (clip.path.name, clip.path.read_bytes())},
             data={"response_format": response_format},
-            timeout=60,
+            timeout=PATIENCE_S,
         )
         served.append(read_back(answer.raise_for_status().text, response_format))
         chunk = whole(decode(decoder, clip.path))

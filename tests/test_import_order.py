@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 
 import parakeet_api
 
@@ -311,7 +311,7 @@ def test_importing_everything_needs_no_torch_no_ffmpeg_and_no_environment() -> N
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
     loaded = set(done.stdout.split())

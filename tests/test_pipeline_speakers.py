@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 from diarizers import FRAME_S, Scripted, Tones, tone
 from pipeline_helpers import Counting, pipeline_of
 
@@ -51,7 +51,7 @@ def given(pipeline: Pipeline, diarizer: Diarizer) -> Pipeline:
 
 def recording(path: Path, source: str, *options: str) -> Path:
     command = [find_ffmpeg(), "-v", "error", "-f", "lavfi", "-i", source, *options, str(path)]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=PATIENCE_S)
     return path
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Clip, Server, running_server, wait_until
+from conftest import PATIENCE_S, ROOT, Clip, Server, running_server, wait_until
 from http_helpers import transcribe
 from settings_tables import FIELDS
 
@@ -59,7 +59,7 @@ def start(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | defaults | environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -186,7 +186,7 @@ class Gate:
 
     def _recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         self.batches.append(len(chunks))
-        assert self.open.wait(60)
+        assert self.open.wait(PATIENCE_S)
         return [[] for _ in chunks]
 
 

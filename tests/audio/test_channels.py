@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PEOPLE, SPEECH, decode, encode
+from conftest import PATIENCE_S, PEOPLE, SPEECH, decode, encode
 
 from parakeet_api.audio.channels import MAX_CHANNELS
 from parakeet_api.audio.decoder import FfmpegDecoder
@@ -26,7 +26,9 @@ def join(
     """Make a file of several recordings."""
     inputs = [part for source in sources for part in ("-i", str(source))]
     command = [find_ffmpeg(), "-v", "error", "-y", *inputs, "-filter_complex", graph]
-    subprocess.run([*command, "-t", str(seconds), *options, str(target)], check=True, timeout=60)
+    subprocess.run(
+        [*command, "-t", str(seconds), *options, str(target)], check=True, timeout=PATIENCE_S
+    )
     return target
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import Clip, decode, encode
+from conftest import PATIENCE_S, Clip, decode, encode
 from pipeline_helpers import ffmpegs
 
 from parakeet_api.audio import ffmpeg
@@ -241,7 +241,9 @@ def tone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return 20 minutes of audio, more than fits in a pipe."""
     target = tmp_path_factory.mktemp("tone") / "tone.flac"
     command = [find_ffmpeg(), "-loglevel", "error", "-f", "lavfi", "-i"]
-    subprocess.run([*command, "sine=f=220:r=16000:d=1200", str(target)], check=True, timeout=60)
+    subprocess.run(
+        [*command, "sine=f=220:r=16000:d=1200", str(target)], check=True, timeout=PATIENCE_S
+    )
     return target
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Clip, decode, encode
+from conftest import PATIENCE_S, Clip, decode, encode
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -24,7 +24,7 @@ def with_chapters(source: Path, target: Path, chapters: int) -> Path:
     texts.write_text("\n".join(lines))
     command = [find_ffmpeg(), "-loglevel", "error", "-i", str(source), "-i", str(texts)]
     command += ["-map_metadata", "1", "-map_chapters", "1", "-c", "copy", str(target)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE_S)
     return target
 
 

@@ -14,7 +14,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, Clip, decode, encode
+from conftest import PATIENCE_S, ROOT, Clip, decode, encode
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -425,7 +425,7 @@ def tracks(target: Path, *inputs: Sequence[str], options: Sequence[str] = ()) ->
         command += arguments
     for number in range(len(inputs)):
         command += ["-map", f"{number}:a"]
-    subprocess.run([*command, "-c:a", "aac", *options, str(target)], check=True, timeout=60)
+    subprocess.run([*command, "-c:a", "aac", *options, str(target)], check=True, timeout=PATIENCE_S)
     return target
 
 

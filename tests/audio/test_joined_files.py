@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from audio_helpers import AAC, AC3, MP2, VIDEO, assert_all_is_heard
-from conftest import Clip, decode, encode
+from conftest import PATIENCE_S, Clip, decode, encode
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -79,7 +79,7 @@ def test_a_part_without_sound_does_not_hide_the_others(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, order: tuple[int, int]
 ) -> None:
     command = [find_ffmpeg(), "-loglevel", "error", *VIDEO, "-t", "1", str(tmp_path / "0.mkv")]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE_S)
     encode(clips[6].path, tmp_path / "1.mkv")
     joined = tmp_path / "joined.mkv"
     joined.write_bytes(b"".join((tmp_path / f"{part}.mkv").read_bytes() for part in order))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from audio_helpers import AAC, assert_all_is_heard, codes_of
-from conftest import Clip, decode, encode
+from conftest import PATIENCE_S, Clip, decode, encode
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -64,7 +64,7 @@ def test_a_default_track_of_an_unknown_codec_is_reported(
     subprocess.run(
         [find_ffmpeg(), "-loglevel", "error", *clip, *clip, *tracks, str(file)],
         check=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     file.write_bytes(file.read_bytes().replace(b"A_AAC", b"A_ZZZ", 1))
 

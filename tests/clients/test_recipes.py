@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Clip, Server, encode, output_of, wait_until
+from conftest import PATIENCE_S, ROOT, Clip, Server, encode, output_of, wait_until
 from markdown import Block, blocks
 
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -105,7 +105,7 @@ def wyoming(server: Server, tmp_path: Path) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE_S)
 
 
 def _accepts(port: int) -> bool:

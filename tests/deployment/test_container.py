@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml  # type: ignore[import-untyped]
 from check_image import GRACE_PERIOD_S
-from conftest import ROOT, wait_until
+from conftest import PATIENCE_S, ROOT, wait_until
 from settings_tables import ALL_NAMES, OF_THE_IMAGE, TABLES, table_rows
 
 from parakeet_api import __version__
@@ -167,7 +167,7 @@ def enter(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 
@@ -279,7 +279,7 @@ class TestProcessOne:
         with as_process_one(command, PYTHONPATH=str(tmp_path)) as (process, outside):
             wait_until(marker.exists, what="the import")
             process.terminate()
-            assert outside.wait(timeout=60) == 128 + signal.SIGTERM
+            assert outside.wait(timeout=PATIENCE_S) == 128 + signal.SIGTERM
 
     def test_the_entrypoint_can_be_stopped(self, folder: Path) -> None:
         # Its first command is slow, as is changing the owner of a large folder.
@@ -293,7 +293,7 @@ class TestProcessOne:
         with as_process_one(command, PATH=paths, PUID="0", PGID="0") as (process, outside):
             wait_until(marker.exists, what="the first command")
             process.terminate()
-            output, _ = outside.communicate(timeout=60)
+            output, _ = outside.communicate(timeout=PATIENCE_S)
         assert outside.returncode == 128 + signal.SIGTERM
         assert output == b""
 

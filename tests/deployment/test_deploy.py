@@ -17,7 +17,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml  # type: ignore[import-untyped]
-from conftest import ROOT, Server
+from conftest import PATIENCE_S, ROOT, Server
 from http_helpers import request
 from settings_tables import ALL_NAMES
 
@@ -63,7 +63,7 @@ def _run(*command: str | Path) -> str:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     done = subprocess.run(
-        command, cwd=DEPLOY, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=DEPLOY, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

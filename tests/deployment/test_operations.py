@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Clip, Server, running_server, wait_until
+from conftest import PATIENCE_S, Clip, Server, running_server, wait_until
 from http_helpers import connect, error_of, multipart, post_head, request, transcribe, uploads
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -194,7 +194,7 @@ class TestStopping:
             assert refused.headers["connection"] == "close"
             assert refused.headers["retry-after"]
             assert answers[0].json()["text"] == clips[0].text
-            assert stopping.process.wait(timeout=60) == 0
+            assert stopping.process.wait(timeout=PATIENCE_S) == 0
             assert uploads(stopping) == []
 
     def test_an_upload_in_progress_gets_the_reason_of_its_rejection(
@@ -214,7 +214,7 @@ class TestStopping:
                 with connection.makefile("rb") as answer:
                     assert b" 503 " in answer.readline()
 
-            assert stopping.process.wait(timeout=60) == 0
+            assert stopping.process.wait(timeout=PATIENCE_S) == 0
 
     def test_what_does_not_end_in_time_is_cancelled(
         self, tmp_path: Path, clips: list[Clip]
@@ -225,7 +225,7 @@ class TestStopping:
             _wait_until_busy(stopping)
             stopping.process.send_signal(signal.SIGTERM)
 
-            assert stopping.process.wait(timeout=60) == 0
+            assert stopping.process.wait(timeout=PATIENCE_S) == 0
             busy.join()
             # The look at its health may still have been one.
             assert re.search("[12] requests did not end within 0 s", stopping.log.read_text())
@@ -242,14 +242,14 @@ class TestStopping:
             wait_until(lambda: "under way" in stopping.log.read_text(), what="stopping")
             os.kill(stopping.process.pid, signal.SIGTERM)
 
-            assert stopping.process.wait(timeout=10) == 128 + signal.SIGTERM
+            assert stopping.process.wait(timeout=PATIENCE_S) == 128 + signal.SIGTERM
             busy.join()
 
     def test_an_idle_server_stops_with_0(self, tmp_path: Path) -> None:
         with running_server(tmp_path) as idle:
             idle.process.send_signal(signal.SIGTERM)
 
-            assert idle.process.wait(timeout=30) == 0
+            assert idle.process.wait(timeout=PATIENCE_S) == 0
 
 
 def _wait_until_busy(server: Server) -> None:

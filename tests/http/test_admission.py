@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 
 import parakeet_api.http.admission
 from parakeet_api.errors import AudioDecodeError, QueueFullError
@@ -20,7 +20,7 @@ def quick_poll(monkeypatch: pytest.MonkeyPatch) -> None:
 def enter(admission: Admission, leave: threading.Event, order: list[int], number: int) -> None:
     with admission.slot():
         order.append(number)
-        assert leave.wait(20)
+        assert leave.wait(PATIENCE_S)
 
 
 def held(admission: Admission) -> int:
@@ -51,7 +51,7 @@ def test_places_are_limited_and_given_to_waiting_requests() -> None:
         for event in leave:
             event.set()
         for request in requests:
-            request.result(10)
+            request.result(PATIENCE_S)
 
     assert order == [0, 1, 2, 3]
     assert admission.counts() == (0, 0)

@@ -5,7 +5,7 @@ from collections.abc import Generator
 from itertools import count
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 
 import parakeet_api.http.background
 from parakeet_api.http.background import Cancelled, Emit, in_background
@@ -39,7 +39,7 @@ def test_silence_is_reported() -> None:
     released = threading.Event()
 
     def work(emit: Emit[str], cancelled: Cancelled) -> None:
-        assert released.wait(20)
+        assert released.wait(PATIENCE_S)
         emit("at last")
 
     items = in_background(work, gone=never, heartbeat_s=0.01)

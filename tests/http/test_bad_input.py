@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import SPEECH, Clip, Server, encode, running_server
+from conftest import PATIENCE_S, SPEECH, Clip, Server, encode, running_server
 from http_helpers import ENDPOINT, error_of, ffmpegs, request, transcribe, uploads, wav
 
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -63,7 +63,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
         target = folder / options[-1]
         if options[0] == "lavfi":
             command = [find_ffmpeg(), "-loglevel", "error", "-y", "-f", *options[:-1], str(target)]
-            subprocess.run(command, check=True, timeout=60)
+            subprocess.run(command, check=True, timeout=PATIENCE_S)
             return target.read_bytes()
         return encode(SPOKEN, target, *options[:-1]).read_bytes()
 

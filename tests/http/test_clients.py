@@ -15,7 +15,7 @@ import openai
 import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
-from conftest import SPEECH, Clip, Server, encode, running_server, wait_until
+from conftest import PATIENCE_S, SPEECH, Clip, Server, encode, running_server, wait_until
 from http_helpers import CURL, ENDPOINT, FORMATS, is_idle, needs_curl, post, uploads
 from openai.types.audio import (
     Transcription,
@@ -703,4 +703,6 @@ class TestCurl:
 
 def _curl(server: Server, *options: str) -> str:
     command = [*CURL, f"{server.url}{ENDPOINT}", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    ).stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import Clip, Server, encode, running_server, wait_until
+from conftest import PATIENCE_S, Clip, Server, encode, running_server, wait_until
 from http_helpers import ENDPOINT, FORMATS, is_idle, post, transcribe, uploads
 
 pytestmark = pytest.mark.integration
@@ -165,9 +165,9 @@ def test_they_end_with_the_server(tmp_path: Path, number: signal.Signals) -> Non
         children = fronts(server)
         port = int(server.url.rpartition(":")[2])
         server.process.send_signal(number)
-        server.process.wait(30)
+        server.process.wait(PATIENCE_S)
 
-        gone, alive = psutil.wait_procs(children, timeout=10)
+        gone, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
         assert len(gone) == 2
         assert alive == []
         # The address is free again.

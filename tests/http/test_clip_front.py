@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 from http_helpers import multipart, wav
 
 from parakeet_api.audio.ffmpeg import find_ffmpeg
@@ -71,12 +71,12 @@ class Owner:
                 message, data = receive(link)
                 if message[0] == "recognize":
                     self.received.append((message, len(data)))
-                    assert self.let.wait(20)
+                    assert self.let.wait(PATIENCE_S)
                 send(link, self.answers(message))
         self.closed_links += 1
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=10)
+        return socket.create_connection(self.address, timeout=PATIENCE_S)
 
 
 @contextmanager

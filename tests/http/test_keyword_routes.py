@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import REAL_SPEECH, ROOT, Server, wait_until
+from conftest import PATIENCE_S, REAL_SPEECH, ROOT, Server, wait_until
 from http_helpers import ENDPOINT, error_of, events, streamed
 from in_process import served
 from live_client import COMPLETED, live, sound_of
@@ -36,7 +36,9 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def send(server: Server, path: str = ENDPOINT, **fields: Any) -> httpx.Response:
     name = "audio_file" if path.startswith("/asr") else "file"
-    return httpx.post(server.url + path, files={name: CLIP.read_bytes()}, data=fields, timeout=120)
+    return httpx.post(
+        server.url + path, files={name: CLIP.read_bytes()}, data=fields, timeout=PATIENCE_S
+    )
 
 
 def text_of(response: httpx.Response) -> str:
@@ -84,7 +86,7 @@ def test_requests_at_once_with_lists_of_their_own_have_the_words_of_each_alone(
                 english.url + ENDPOINT,
                 files={"file": (REAL_SPEECH / row["file"]).read_bytes()},
                 data={"keywords[]": chosen, "response_format": "text"},
-                timeout=120,
+                timeout=PATIENCE_S,
             )
             .raise_for_status()
             .text

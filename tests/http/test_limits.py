@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Clip, Server, running_server, wait_until
+from conftest import PATIENCE_S, Clip, Server, running_server, wait_until
 from http_helpers import ENDPOINT, error_of, request, transcribe, uploads
 from waitress import wasyncore
 
@@ -262,7 +262,7 @@ class Running:
     address: tuple[str, int]
 
     def connect(self, sent: bytes = b"") -> socket.socket:
-        connection = socket.create_connection(self.address, timeout=30)
+        connection = socket.create_connection(self.address, timeout=PATIENCE_S)
         connection.sendall(sent)
         return connection
 
@@ -283,7 +283,7 @@ class Running:
             looked.set()
 
         self.do(look)
-        assert looked.wait(30)
+        assert looked.wait(PATIENCE_S)
 
     def look_now(self) -> None:
         """Advance past the minute between two checks."""
@@ -294,7 +294,7 @@ class Running:
             logged.set()
 
         self.do(let_it_be_over)
-        assert logged.wait(30)
+        assert logged.wait(PATIENCE_S)
         wait_until(lambda: self.server._next_maintenance > 0.0, what="the next look")
 
 
@@ -423,7 +423,7 @@ class TestSlowClients:
         starts = [b"", HEAD, BODY, b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n" * 200]
         with ExitStack() as stack:
             for n in range(60):
-                slow = stack.enter_context(socket.create_connection(address, timeout=30))
+                slow = stack.enter_context(socket.create_connection(address, timeout=PATIENCE_S))
                 slow.sendall(starts[n % len(starts)])
             assert server.health()["status"] == "ok"
             assert transcribe(server, clips[3].path).json()["text"] == clips[3].text

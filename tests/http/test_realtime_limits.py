@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import SPEECH, wait_until
+from conftest import PATIENCE_S, SPEECH, wait_until
 from http_helpers import error_of
 from in_process import Echoes, Served, served
 from live_client import COMPLETED, answer_of, dial, silence, sound_of
@@ -32,7 +32,7 @@ def echoes(monkeypatch: pytest.MonkeyPatch) -> Echoes:
 
 
 def event(connection: ClientConnection) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(connection.recv(timeout=60))
+    parsed: dict[str, Any] = json.loads(connection.recv(timeout=PATIENCE_S))
     return parsed
 
 
@@ -221,7 +221,7 @@ def test_a_window_that_fails_loses_no_word(
         connection.send(json.dumps(MANUAL))
         # Windows are looked at where someone speaks.
         connection.send(json.dumps(spoken()))
-        assert failed.wait(60)
+        assert failed.wait(PATIENCE_S)
         connection.send('{"type": "input_audio_buffer.commit"}')
         kinds: list[str] = []
         while not kinds or kinds[-1] != COMPLETED:

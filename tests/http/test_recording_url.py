@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import SPEECH, Clip, Server, wait_until
+from conftest import PATIENCE_S, SPEECH, Clip, Server, wait_until
 from http_helpers import ENDPOINT, error_of
 from in_process import served
 
@@ -117,7 +117,7 @@ def test_a_job_fetches_its_recording(fetching: Server, host: Host, clips: list[C
     job = send(fetching, "/v1/jobs", url=host.at("recording.flac")).json()
 
     def result() -> httpx.Response:
-        return httpx.get(f"{fetching.url}/v1/jobs/{job['id']}/result", timeout=60)
+        return httpx.get(f"{fetching.url}/v1/jobs/{job['id']}/result", timeout=PATIENCE_S)
 
     wait_until(lambda: result().status_code == 200, what="the job's result")
     assert result().json()["text"] == next(c.text for c in clips if c.path.name == "clip-010.flac")
@@ -154,7 +154,7 @@ def test_a_file_and_a_url_are_not_accepted_together(fetching: Server, host: Host
     fields = as_form({"url": host.at("recording.flac")})
 
     answer = httpx.post(
-        fetching.url + ENDPOINT, files=fields | {"file": ("a.flac", b"fLaC")}, timeout=60
+        fetching.url + ENDPOINT, files=fields | {"file": ("a.flac", b"fLaC")}, timeout=PATIENCE_S
     )
 
     assert error_of(answer, 400)["param"] == "url"
@@ -197,7 +197,7 @@ def test_the_description_lists_the_field_where_it_is_accepted(
     fetching: Server, server: Server, host: Host
 ) -> None:
     def form(of: Server) -> Any:
-        document = httpx.get(f"{of.url}/openapi.json", timeout=60).json()
+        document = httpx.get(f"{of.url}/openapi.json", timeout=PATIENCE_S).json()
         operation = document["paths"]["/v1/audio/transcriptions"]["post"]
         return operation["requestBody"]["content"]["multipart/form-data"]["schema"]
 

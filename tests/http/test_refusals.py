@@ -15,7 +15,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from conftest import Clip, Server, running_server, wait_until
+from conftest import PATIENCE_S, Clip, Server, running_server, wait_until
 from http_helpers import (
     CURL,
     ENDPOINT,
@@ -177,7 +177,7 @@ def test_curl_shows_the_refusal_of_a_large_upload(
         [*CURL, *options, f"{guarded.url}{ENDPOINT}", "-F", f"file=@{recording}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -283,7 +283,7 @@ def test_a_disk_that_is_stuck_does_not_hold_health_and_nothing_is_lost(
 
         mended.touch()
         for sender in senders:
-            sender.join(60)
+            sender.join(PATIENCE_S)
 
     assert sorted(texts) == sorted(clip.text for clip in clips[:6])
     assert sent < 32 * MB

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,13 +45,13 @@ def test_a_reader_waits_for_as_much_as_it_wants_or_the_end() -> None:
         wait_until(lambda: body._wanted == 10)
         assert not read.done()
         body.append(b"567890ab")
-        assert read.result(10) + body.read(6) + body.read(10) == b"1234567890ab"
+        assert read.result(PATIENCE_S) + body.read(6) + body.read(10) == b"1234567890ab"
 
         rest = pool.submit(body.read, 10)
         wait_until(lambda: body._wanted == 10)
         body.append(b"cd")
         body.end()
-        assert rest.result(10) == b"cd"
+        assert rest.result(PATIENCE_S) == b"cd"
 
 
 def test_a_full_body_calls_back_once_there_is_room() -> None:
@@ -89,7 +89,7 @@ def test_a_reader_detects_a_disconnected_client(waits: bool) -> None:
             body.abort()
             read = pool.submit(body.read, 100)
         with pytest.raises(RequestCancelled):
-            read.result(10)
+            read.result(PATIENCE_S)
 
 
 def test_a_client_that_goes_after_the_end_is_no_error() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import ROOT, SPEECH, Clip, Server, wait_until
+from conftest import PATIENCE_S, ROOT, SPEECH, Clip, Server, wait_until
 from http_helpers import ENDPOINT, error_of, request, transcribe, wav
 from live_client import dial, sound_of
 
@@ -45,7 +45,7 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
             "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
             "-subj", "/CN=localhost", "-keyout", key, "-out", certificate,
         ],
-        check=True, capture_output=True, timeout=120,
+        check=True, capture_output=True, timeout=PATIENCE_S,
     )
     # fmt: on
     return certificate, key
@@ -80,7 +80,7 @@ def _nginx(server: Server, folder: Path, *, upstream: str) -> Iterator[Server]:
     port = _free_port()
     main = _configure(folder, upstream=upstream, port=port)
     command = ["nginx", "-c", str(main), "-e", str(folder / "error.log")]
-    subprocess.run([*command, "-t"], check=True, capture_output=True, timeout=60)
+    subprocess.run([*command, "-t"], check=True, capture_output=True, timeout=PATIENCE_S)
     process = subprocess.Popen(command)
     proxied = dataclasses.replace(server, url=f"https://127.0.0.1:{port}/parakeet")
     try:
@@ -88,7 +88,7 @@ def _nginx(server: Server, folder: Path, *, upstream: str) -> Iterator[Server]:
         yield proxied
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE_S)
 
 
 def _answers(server: Server) -> bool:
@@ -135,7 +135,7 @@ def test_an_upload_may_be_larger_than_nginx_allows_by_itself(proxied: Server) ->
 def test_events_of_a_stream_are_not_held_back(proxied: Server) -> None:
     with (
         (SPEECH / "long-dense.ogg").open("rb") as recording,
-        httpx.Client(trust_env=False, verify=False, timeout=120) as client,
+        httpx.Client(trust_env=False, verify=False, timeout=PATIENCE_S) as client,
         client.stream(
             "POST",
             f"{proxied.url}{ENDPOINT}",

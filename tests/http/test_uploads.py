@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, SPEECH, running_server
+from conftest import PATIENCE_S, ROOT, SPEECH, running_server
 
 from parakeet_api.http.uploads import create_upload, hold_upload, sweep_uploads
 
@@ -87,8 +87,10 @@ def test_uploads_and_jobs_go_on_where_a_load_changes_the_working_directory(tmp_p
             answer = httpx.post(
                 f"{server.url}/v1/audio/transcriptions",
                 files={"file": ("clip.ogg", clip)},
-                timeout=120,
+                timeout=PATIENCE_S,
             )
             assert answer.status_code == 200, answer.text
-        job = httpx.post(f"{server.url}/v1/jobs", files={"file": ("clip.flac", clip)}, timeout=60)
+        job = httpx.post(
+            f"{server.url}/v1/jobs", files={"file": ("clip.flac", clip)}, timeout=PATIENCE_S
+        )
         assert job.status_code < 300, job.text

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from conftest import ROOT, wait_until
+from conftest import PATIENCE_S, ROOT, wait_until
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
@@ -112,12 +112,12 @@ def test_threads_are_started_while_all_are_busy_and_end_when_they_are_idle(
     done: list[int] = []
 
     def work(number: int) -> None:
-        all_are_there.wait(30)
+        all_are_there.wait(PATIENCE_S)
         done.append(number)
 
     for number in range(10):
         dispatcher.add_task(_Task(partial(work, number)))
-    all_are_there.wait(30)
+    all_are_there.wait(PATIENCE_S)
 
     wait_until(lambda: len(done) == 10)
     wait_until(lambda: not dispatcher.threads)
@@ -136,16 +136,16 @@ def test_a_thread_that_cannot_be_started_leaves_its_request_to_the_others(
 
     def work() -> None:
         entered.set()
-        leave.wait(30)
+        leave.wait(PATIENCE_S)
 
     dispatcher.add_task(_Task(work))
-    assert entered.wait(30)
+    assert entered.wait(PATIENCE_S)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", _no_more_threads)
         dispatcher.add_task(_Task(done.set))
     leave.set()
 
-    assert done.wait(30)
+    assert done.wait(PATIENCE_S)
     dispatcher.shutdown()
     assert dispatcher.active_count == 0
 
@@ -164,6 +164,6 @@ def test_a_request_that_raises_does_not_end_the_service(caplog: pytest.LogCaptur
     dispatcher.add_task(_Task(fail))
     dispatcher.add_task(_Task(done.set))
 
-    assert done.wait(30)
+    assert done.wait(PATIENCE_S)
     dispatcher.shutdown()
     assert "an error that nobody handled" in caplog.text

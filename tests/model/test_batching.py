@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import Clock, wait_until
+from conftest import PATIENCE_S, Clock, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,7 +69,7 @@ class Model:
     def recognize(self, chunks: Sequence[Chunk]) -> list[list[Word]]:
         self.batches.append(names(chunks))
         self.started.set()
-        assert self.let.wait(20)
+        assert self.let.wait(PATIENCE_S)
         self.during(chunks)
         self.finished += 1
         return [[Word(name(piece), 0, 1)] for piece in chunks]
@@ -122,11 +122,11 @@ def held(model: Model, batcher: Batcher, requests: ThreadPoolExecutor) -> Iterat
     model.let.clear()
     try:
         plug = requests.submit(recognize_all, batcher, chunks_of(PLUG, 1))
-        assert model.started.wait(10)
+        assert model.started.wait(PATIENCE_S)
         yield
     finally:
         model.let.set()
-    assert plug.result(10) == ["9.0"]
+    assert plug.result(PATIENCE_S) == ["9.0"]
 
 
 # Order and turns
@@ -168,8 +168,8 @@ def test_a_clip_is_in_the_next_batch_while_a_long_recording_has_chunks_waiting()
             wait_until(lambda: batcher.waiting() == 8)
             clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1))
             wait_until(lambda: batcher.waiting() == 9)
-        assert clip.result(10) == ["2.0"]
-        assert long.result(10) == names(chunks_of(LONG, 100))
+        assert clip.result(PATIENCE_S) == ["2.0"]
+        assert long.result(PATIENCE_S) == names(chunks_of(LONG, 100))
 
     assert model.batches[:2] == [["9.0"], ["1.0", "2.0", "1.1", "1.2"]]
 
@@ -183,7 +183,7 @@ def test_a_clip_too_short_for_the_next_batch_is_in_the_one_after_it() -> None:
             wait_until(lambda: batcher.waiting() == 8)
             clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1, seconds=2))
             wait_until(lambda: batcher.waiting() == 9)
-        assert clip.result(10) == ["2.0"]
+        assert clip.result(PATIENCE_S) == ["2.0"]
 
     assert model.batches[:3] == [["9.0"], ["1.0", "1.1", "1.2", "1.3"], ["2.0"]]
 
@@ -197,7 +197,7 @@ def busy(
 
     def hold(pieces: Sequence[Chunk]) -> None:
         if pieces[0].owned_start >= PLUG:
-            assert let.wait(20)
+            assert let.wait(PATIENCE_S)
 
     model.during = hold
     plugs = []
@@ -212,15 +212,17 @@ def busy(
     finally:
         let.set()
     for plug in plugs:
-        plug.result(10)
+        plug.result(PATIENCE_S)
 
 
 def test_a_clip_does_not_wait_for_long_chunks_that_hold_all_other_permits() -> None:
     model = Model()
 
     with running(model, permits=3) as (batcher, requests), busy(batcher, requests, model, 30, 11):
-        assert requests.submit(recognize_all, batcher, chunks_of(CLIP, 1, 10)).result(10) == ["2.0"]
-        assert requests.submit(recognize_all, batcher, chunks_of(OTHER, 2)).result(10) == [
+        assert requests.submit(recognize_all, batcher, chunks_of(CLIP, 1, 10)).result(
+            PATIENCE_S
+        ) == ["2.0"]
+        assert requests.submit(recognize_all, batcher, chunks_of(OTHER, 2)).result(PATIENCE_S) == [
             "3.0",
             "3.1",
         ]
@@ -234,9 +236,11 @@ def test_the_permit_for_clips_is_not_for_long_chunks() -> None:
             long = requests.submit(recognize_all, batcher, chunks_of(LONG, 1, 10.1))
             wait_until(lambda: batcher.waiting() == 1)
             # Nor does it keep a clip behind it in the queue waiting.
-            assert requests.submit(recognize_all, batcher, chunks_of(CLIP, 1)).result(10) == ["2.0"]
+            assert requests.submit(recognize_all, batcher, chunks_of(CLIP, 1)).result(
+                PATIENCE_S
+            ) == ["2.0"]
             assert batcher.waiting() == 1
-        assert long.result(10) == ["1.0"]
+        assert long.result(PATIENCE_S) == ["1.0"]
 
 
 def test_the_permit_for_clips_is_not_used_while_others_are_at_clips() -> None:
@@ -248,14 +252,16 @@ def test_the_permit_for_clips_is_not_used_while_others_are_at_clips() -> None:
             clip = requests.submit(recognize_all, batcher, chunks_of(CLIP, 1))
             wait_until(lambda: batcher.waiting() == 1)
             assert not clip.done()
-        assert clip.result(10) == ["2.0"]
+        assert clip.result(PATIENCE_S) == ["2.0"]
 
 
 def test_of_two_permits_none_is_reserved() -> None:
     model = Model()
 
     with running(model, permits=2) as (batcher, requests), busy(batcher, requests, model, 30):
-        assert requests.submit(recognize_all, batcher, chunks_of(LONG, 1, 30)).result(10) == ["1.0"]
+        assert requests.submit(recognize_all, batcher, chunks_of(LONG, 1, 30)).result(
+            PATIENCE_S
+        ) == ["1.0"]
 
 
 GPU_PLAN = replace(PLAN, memory_mb=1500.0)
@@ -278,7 +284,7 @@ def test_on_a_gpu_a_second_batch_is_prepared_once_it_is_full(
             wait_until(lambda: len(model.batches) == 2 or batcher.waiting() == waiting)
             if not taken:
                 assert batcher.waiting() == waiting
-        answers = [answer.result(10) for answer in submitted]
+        answers = [answer.result(PATIENCE_S) for answer in submitted]
 
     assert answers == [[f"{number}.0"] for number in range(waiting)]
     assert sorted(map(len, model.batches)) == sorted([1, waiting]), "together, and in one pass"
@@ -298,7 +304,7 @@ def test_beside_the_eager_passes_only_a_full_batch_is_taken(waiting: int, taken:
             # Those that are taken are counted as waiting for a moment before.
             left = 0 if taken else waiting
             wait_until(lambda: len(model.batches) == 2 + taken and batcher.waiting() == left)
-        answers = [answer.result(10) for answer in (eager, *submitted)]
+        answers = [answer.result(PATIENCE_S) for answer in (eager, *submitted)]
 
     assert answers == [[f"{OTHER}.0"], *([f"{10 + number}.0"] for number in range(waiting))]
     assert sorted(map(len, model.batches)) == sorted([1, 1, waiting]), "together, and in one pass"
@@ -309,7 +315,7 @@ def test_a_clip_that_came_while_no_permit_was_free_is_taken_as_soon_as_one_is() 
     lets = {request: threading.Event() for request in (1, 2, 3, 4)}
 
     def hold(pieces: Sequence[Chunk]) -> None:
-        assert lets[pieces[0].owned_start].wait(20)
+        assert lets[pieces[0].owned_start].wait(PATIENCE_S)
 
     model.during = hold
 
@@ -325,13 +331,13 @@ def test_a_clip_that_came_while_no_permit_was_free_is_taken_as_soon_as_one_is() 
         lets[4].set()
         # The worker that is done with the clip takes the long chunk; another must take the clip.
         lets[2].set()
-        assert clip.result(10) == ["2.0"]
-        assert late.result(10) == ["4.0"]
+        assert clip.result(PATIENCE_S) == ["2.0"]
+        assert late.result(PATIENCE_S) == ["4.0"]
         assert not first.done()
         assert not long.done()
         for let in lets.values():
             let.set()
-        assert (first.result(10), long.result(10)) == (["1.0"], ["3.0"])
+        assert (first.result(PATIENCE_S), long.result(PATIENCE_S)) == (["1.0"], ["3.0"])
 
 
 # Failures
@@ -353,7 +359,7 @@ def test_an_error_reaches_the_requests_of_its_batch_alone() -> None:
             bad = requests.submit(recognize_all, batcher, chunks_of(CLIP, 5))
             wait_until(lambda: batcher.waiting() == 4)
         assert isinstance(bad.exception(10), RuntimeError)
-        assert fine.result(10) == names(chunks_of(LONG, 5))
+        assert fine.result(PATIENCE_S) == names(chunks_of(LONG, 5))
         assert batcher.waiting() == 0
         assert recognize_all(batcher, chunks_of(OTHER, 2)) == ["3.0", "3.1"]
 
@@ -397,7 +403,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_nothing_is_lost(limi
             results = [requests.submit(recognize_all, batcher, chunks_of(r, 4)) for r in range(4)]
             wait_until(lambda: batcher.waiting() == 16)
         for request in range(4):
-            assert results[request].result(10) == names(chunks_of(request, 4))
+            assert results[request].result(PATIENCE_S) == names(chunks_of(request, 4))
 
     assert max(map(len, model.batches)) == 7
     done = Counter(piece for batch in model.batches if len(batch) <= limit for piece in batch)
@@ -422,7 +428,7 @@ def test_an_error_in_one_half_of_a_batch_leaves_the_other_its_words() -> None:
             for request in (LONG, CLIP, OTHER, OTHER + 1):
                 results.append(requests.submit(recognize_all, batcher, chunks_of(request, 1)))
                 wait_until(lambda: batcher.waiting() == len(results))
-        assert [request.result(10) for request in results[:2]] == [["1.0"], ["2.0"]]
+        assert [request.result(PATIENCE_S) for request in results[:2]] == [["1.0"], ["2.0"]]
         assert [type(request.exception(10)) for request in results[2:]] == [RuntimeError] * 2
         assert recognize_all(batcher, chunks_of(CLIP, 1)) == ["2.0"]
 
@@ -444,7 +450,7 @@ def test_a_single_chunk_that_does_not_fit_is_refused_and_its_neighbours_are_serv
             fine = [requests.submit(recognize_all, batcher, chunks_of(r, 1)) for r in (4, 5, 6)]
             wait_until(lambda: batcher.waiting() == 4)
         assert isinstance(bad.exception(10), ServiceUnavailableError)
-        assert sorted(results.result(10)[0] for results in fine) == ["4.0", "5.0", "6.0"]
+        assert sorted(results.result(PATIENCE_S)[0] for results in fine) == ["4.0", "5.0", "6.0"]
 
     assert {"3.0", "4.0", "5.0", "6.0"} in map(set, model.batches)
 
@@ -596,7 +602,7 @@ def test_a_lost_gpu_fails_all_requests_and_is_reported_once() -> None:
         model.let.set()
         for request in heard_by:
             with pytest.raises(DeviceLostError):
-                request.result(10)
+                request.result(PATIENCE_S)
         with pytest.raises(DeviceLostError):
             recognize_all(batcher, chunks_of(LONG, 1))
         assert batcher.waiting() == 0
@@ -691,7 +697,7 @@ def test_closing_the_generator_takes_its_chunks_out_of_the_queue() -> None:
         with held(model, batcher, requests):
             first: Future[object] = requests.submit(next, generator)
             wait_until(lambda: batcher.waiting() == 8)
-        first.result(10)
+        first.result(PATIENCE_S)
         wait_until(lambda: model.finished == 3)
         with held(model, batcher, requests):
             # Each of these adds a chunk and does not wait, as results are available.
@@ -722,7 +728,7 @@ def test_chunks_are_taken_only_as_far_ahead_as_the_workers_can_use(permits: int)
         with held(model, batcher, requests):
             first: Future[object] = requests.submit(next, generator)
             wait_until(lambda: pulled == look_ahead)
-        first.result(10)
+        first.result(PATIENCE_S)
         assert pulled == look_ahead
         for done, _ in enumerate(generator, start=2):
             assert pulled - done < look_ahead
@@ -746,7 +752,7 @@ def test_long_chunks_are_taken_ahead_by_their_seconds() -> None:
             first: Future[object] = requests.submit(next, generator)
             # Two passes hold 120 s, which the fifth chunk goes beyond.
             wait_until(lambda: pulled == 5)
-        first.result(10)
+        first.result(PATIENCE_S)
         assert pulled == 5
         assert len(list(generator)) == 49
 
@@ -775,7 +781,7 @@ def test_close_refuses_what_waits_and_ends_the_workers(permits: int) -> None:
             closing = requests.submit(batcher.close)
             wait_until(lambda: batcher.waiting() == 0)
             assert not closing.done()
-        closing.result(10)
+        closing.result(PATIENCE_S)
 
         assert not any(worker.is_alive() for worker in batcher._workers)
         for request in results:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import BUNDLED_MODELS, DEMO_MODEL, ENGLISH_MODEL, ROOT, Clock, wait_until
+from conftest import BUNDLED_MODELS, DEMO_MODEL, ENGLISH_MODEL, PATIENCE_S, ROOT, Clock, wait_until
 from hub import FILE, MODEL_ID, CutError, Fault, Hub, hub_with
 from hypothesis import given
 from hypothesis import strategies as st
@@ -691,12 +691,12 @@ def test_requests_during_the_download_get_its_progress(models: Path, hub: Hub) -
     def pause(position: int) -> None:
         if position > len(hub.content) // 2:
             reached.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE_S)
 
     hub.before_block = pause
     store = CheckpointStore(settings_for(models, hub), bundled=BUNDLED_MODELS)
     store.start()
-    assert reached.wait(10)
+    assert reached.wait(PATIENCE_S)
     wait_until(lambda: (store.status.progress or 0) > 0.4)
 
     with pytest.raises(ModelNotReadyError) as caught:
@@ -951,7 +951,7 @@ def test_many_requests_after_the_pause_begin_one_download(models: Path, hub: Hub
     ready = threading.Barrier(20)
 
     def ask() -> None:
-        ready.wait(10)
+        ready.wait(PATIENCE_S)
         with pytest.raises((ModelLoadError, ModelNotReadyError)):
             store.checkpoint()
 
@@ -1000,7 +1000,7 @@ def test_hf_hub_offline_makes_no_request(models: Path, hub: Hub, tmp_path: Path)
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
     assert done.stdout.strip() == "True"

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from conftest import Clock, wait_until
+from conftest import PATIENCE_S, Clock, wait_until
 from fake_gpu import FakeGpu
 
 from parakeet_api.model import cuda
@@ -124,7 +124,7 @@ def test_cached_memory_is_released_when_no_other_thread_has_the_gpu(gpu: FakeGpu
 
 
 def test_a_cpu_takes_several_at_a_time() -> None:
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=PATIENCE_S)
 
     def work() -> None:
         with turn_on("cpu"):

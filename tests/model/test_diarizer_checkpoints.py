@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import BUNDLED_MODELS
+from conftest import BUNDLED_MODELS, PATIENCE_S
 from hub import FILE, MODEL_ID, Hub, hub_with
 
 from parakeet_api.errors import CheckpointError, ModelLoadError, ModelNotReadyError
@@ -104,7 +104,7 @@ def test_a_download_begins_with_the_first_request(models: Path, hub: Hub) -> Non
     release = threading.Event()
 
     def wait(_: int) -> None:
-        release.wait(20)
+        release.wait(PATIENCE_S)
 
     hub.before_block = wait
     store = started(settings_for(models, hub, DEMO_MODEL="never"))

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 
 from parakeet_api.model import heap
 from parakeet_api.model.heap import HeapTrimmer, resident_bytes
@@ -76,18 +76,18 @@ def test_a_thread_does_not_wait_for_another_that_trims() -> None:
 
     def slow() -> None:
         started.set()
-        assert let.wait(20)
+        assert let.wait(PATIENCE_S)
 
     trimmer = HeapTrimmer(trim=slow, resident=lambda: 500 * MB)
     other = threading.Thread(target=trimmer.trim_if_grown)
     other.start()
-    assert started.wait(10)
+    assert started.wait(PATIENCE_S)
 
     trimmer.trim_if_grown()
 
     assert other.is_alive()
     let.set()
-    other.join(10)
+    other.join(PATIENCE_S)
     assert not other.is_alive()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import DEMO_MODEL, ROOT, SPEECH, Clip, Server, running_server, wait_until
+from conftest import DEMO_MODEL, PATIENCE_S, ROOT, SPEECH, Clip, Server, running_server, wait_until
 from http_helpers import ENDPOINT, error_of, request, transcribe, wav
 from in_process import Echoes, served
 from model_helpers import run_all
@@ -73,7 +73,7 @@ class TestColdStart:
         failing, count = threading.Event(), echoes.count_of(NAME)
 
         def fail() -> None:
-            assert failing.wait(60)
+            assert failing.wait(PATIENCE_S)
             raise RuntimeError("the GPU fell out")
 
         count.before = fail
@@ -113,7 +113,7 @@ class TestUnloading:
             url = f"{here.server.url}{ENDPOINT}"
 
             def ask() -> None:
-                with httpx.Client(trust_env=False, timeout=120) as client:
+                with httpx.Client(trust_env=False, timeout=PATIENCE_S) as client:
                     for _ in range(125):
                         answer = client.post(url, files={"file": ("s.wav", sound)})
                         assert answer.status_code == 200, answer.text

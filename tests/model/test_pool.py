@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Clock, wait_until
+from conftest import PATIENCE_S, Clock, wait_until
 from model_helpers import Models, assert_true, files, run_all
 
 from parakeet_api.errors import ModelLoadError, ServiceUnavailableError, StoppingError
@@ -142,11 +142,11 @@ def test_a_model_at_work_is_waited_for() -> None:
     def work() -> None:
         with narrow.lease("a"):
             inside.set()
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE_S)
             assert narrow.loaded() == "a"
 
     def wait() -> None:
-        assert inside.wait(30)
+        assert inside.wait(PATIENCE_S)
         # Its turn is long over.
         clock.now += 1000
         narrow.use("b")
@@ -303,14 +303,14 @@ def test_permits_are_first_come_first_served() -> None:
 def test_a_load_by_hand_is_one_for_all_who_ask() -> None:
     pair = memory(2, "ab")
     go_on = threading.Event()
-    pair.models["a"].before = lambda: assert_true(go_on.wait(30))
+    pair.models["a"].before = lambda: assert_true(go_on.wait(PATIENCE_S))
 
     first, second = (pair.pool.load(pair.slots["a"]) for _ in range(2))
     go_on.set()
 
     assert first is second
-    assert first.result(30) is None
-    assert pair.pool.load(pair.slots["a"]).result(30) is None
+    assert first.result(PATIENCE_S) is None
+    assert pair.pool.load(pair.slots["a"]).result(PATIENCE_S) is None
     assert pair.models["a"].loads == 1
 
 
@@ -323,7 +323,7 @@ def test_a_load_by_hand_returns_its_error() -> None:
     pair.models["a"].before = fail
 
     with pytest.raises(ModelLoadError, match="broken"):
-        pair.pool.load(pair.slots["a"]).result(30)
+        pair.pool.load(pair.slots["a"]).result(PATIENCE_S)
 
 
 def test_an_unload_by_hand_waits_for_nothing() -> None:
@@ -343,13 +343,13 @@ def test_an_unload_by_hand_during_a_load_finds_it_in_use() -> None:
     pair = memory(2, "ab")
     resident = pair.slots["a"]
     go_on = threading.Event()
-    pair.models["a"].before = lambda: assert_true(go_on.wait(30))
+    pair.models["a"].before = lambda: assert_true(go_on.wait(PATIENCE_S))
 
     loading = pair.pool.load(resident)
     wait_until(lambda: pair.models["a"].loads == 1)
     outcome = pair.pool.unload(resident)
     go_on.set()
-    loading.result(30)
+    loading.result(PATIENCE_S)
 
     assert outcome == "in_use"
     assert pair.loaded() == "a"

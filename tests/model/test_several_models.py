@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from browser import Proxy, choose, chromium, transcript_of, visit
-from conftest import DEMO_MODEL, ROOT, SPEECH, Clip, Server, running_server, wait_until
+from conftest import DEMO_MODEL, PATIENCE_S, ROOT, SPEECH, Clip, Server, running_server, wait_until
 from http_helpers import error_of, request, transcribe
 from in_process import Echoes, Served, served
 from model_helpers import run_all
@@ -194,7 +194,7 @@ class TestJobs:
         stopping = threading.Event()
 
         def stuck() -> None:
-            assert stopping.wait(60)
+            assert stopping.wait(PATIENCE_S)
             raise StoppingError
 
         with monkeypatch.context() as patch, echoing(MODELS="two,one") as here:

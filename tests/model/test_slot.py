@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import Clock, wait_until
+from conftest import PATIENCE_S, Clock, wait_until
 from model_helpers import INFO, Model, Models, assert_true, files, run_all
 
 from parakeet_api.errors import (
@@ -58,7 +58,7 @@ def test_what_a_load_needs_is_prepared_once_and_in_the_background() -> None:
     hold = threading.Event()
 
     def prepare() -> None:
-        assert hold.wait(10)
+        assert hold.wait(PATIENCE_S)
         prepared.append(threading.current_thread().name)
 
     manager = ModelSlot(files(), Models().load, idle_timeout_s=IDLE_S, prepare=prepare)
@@ -168,7 +168,7 @@ def test_health_reads_the_state_during_a_load_without_waiting() -> None:
     models = Models()
     manager = new_manager(models)
     go_on = threading.Event()
-    models.before = lambda: assert_true(go_on.wait(10))
+    models.before = lambda: assert_true(go_on.wait(PATIENCE_S))
 
     def use() -> None:
         with manager.lease():
@@ -261,7 +261,7 @@ def test_the_watch_unloads_and_ends_with_the_manager() -> None:
     assert manager.state == "unloaded"
 
     manager.close()
-    watch.join(10)
+    watch.join(PATIENCE_S)
     assert not watch.is_alive()
 
 
@@ -328,7 +328,7 @@ def test_a_lease_during_an_unload_waits_for_its_end() -> None:
     class Slow(Model):
         def close(self) -> None:
             closing.set()
-            assert go_on.wait(10)
+            assert go_on.wait(PATIENCE_S)
             super().close()
 
     def load(*_: object) -> Model:
@@ -344,12 +344,12 @@ def test_a_lease_during_an_unload_waits_for_its_end() -> None:
         assert manager.unload_if_idle()
 
     def use() -> None:
-        assert closing.wait(10)
+        assert closing.wait(PATIENCE_S)
         with manager.lease() as recognizer:
             recognizer.recognize([])
 
     def end() -> None:
-        assert closing.wait(10)
+        assert closing.wait(PATIENCE_S)
         # Time enough for a lease that does not wait.
         time.sleep(0.05)
         go_on.set()
@@ -406,7 +406,7 @@ def test_close_during_a_load_lets_it_end_and_unloads() -> None:
     models = Models()
     manager = new_manager(models)
     go_on = threading.Event()
-    models.before = lambda: assert_true(go_on.wait(10))
+    models.before = lambda: assert_true(go_on.wait(PATIENCE_S))
 
     def use() -> None:
         with manager.lease() as recognizer:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Server
+from conftest import PATIENCE_S, ROOT, Server
 from http_helpers import request
 
 pytestmark = pytest.mark.integration
@@ -158,7 +158,9 @@ class TestStaticFiles:
     )
     def test_nothing_else_is_served(self, server: Server, path: str) -> None:
         # Unlike httpx, http.client sends a path as it stands.
-        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+        connection = http.client.HTTPConnection(
+            server.url.removeprefix("http://"), timeout=PATIENCE_S
+        )
         connection.request("GET", path)
         answer = connection.getresponse()
         content = answer.read()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 from language_samples import SENTENCES, UTTERANCES
@@ -151,7 +151,7 @@ def test_concurrent_first_calls_load_once_and_agree() -> None:
     start = Barrier(8)
 
     def first(code: str) -> str | None:
-        start.wait(60)
+        start.wait(PATIENCE_S)
         return detect(" ".join(SENTENCES[code]))
 
     codes = sorted(ALL)[:8]
@@ -169,4 +169,4 @@ def test_a_model_of_one_language_loads_no_detector() -> None:
         "assert 'py3langid' not in sys.modules\n"
     )
 
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=PATIENCE_S)
