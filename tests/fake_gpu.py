@@ -41,6 +41,8 @@ class FakeGpu:
         self.workspaces: list[str] = []
         """Workspaces of cuBLAS that torch keeps, by the work that allocated them."""
         self.capturing = False
+        self.aborted = False
+        """Whether torch would have aborted the process."""
         self.pools = 0
         """Pools that are in use by the code that runs now."""
         self.decoder_graphs: dict[int, str] = {}
@@ -82,7 +84,7 @@ class FakeGpu:
             "memory_reserved": lambda _=None: self._answer(self.reserved),
             "memory_allocated": lambda _=None: self._answer(self.allocated),
             "set_per_process_memory_fraction": lambda *_: self.check(),
-            "synchronize": lambda _=None: self.check(),
+            "synchronize": lambda _=None: self._synchronize(),
             "empty_cache": self.empty_cache,
             "device": lambda _: contextlib.nullcontext(),
             "Stream": lambda _=None: object(),
@@ -90,7 +92,7 @@ class FakeGpu:
             "graph_pool_handle": object,
             "CUDAGraph": lambda: _Graph(self),
             "graph": self._capture,
-            "MemPool": object,
+            "MemPool": lambda: _MemPool(self),
             "use_mem_pool": self._use_mem_pool,
         }
         for name, fake in fakes.items():
@@ -139,6 +141,11 @@ class FakeGpu:
         monkeypatch.setattr(computer, "_graph_reinitialize", capture)
         monkeypatch.setattr(computer, "_init_decoding_state", begin)
 
+    def _synchronize(self) -> None:
+        self.check()
+        if self.capturing:
+            raise torch.AcceleratorError("CUDA error: operation not permitted during capture")
+
     def _answer(self, value: Any) -> Any:
         self.check()
         return value
@@ -165,6 +172,17 @@ class FakeGpu:
             self.capturing = False
         self.captures.append(graph.recorder.shape())
         self.workspaces.append("encoder")
+
+
+class _MemPool:
+    """A pool of graphs, whose memory is freed with it."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+
+    def __del__(self) -> None:
+        # torch's destructor throws what the GPU answers, and C++ ends the process.
+        self._gpu.aborted = self._gpu.aborted or self._gpu.lost
 
 
 class _Graph:

@@ -109,17 +109,32 @@ def context_is_lost(device: str) -> bool:
     """Tell whether the GPU fails for the rest of this process.
 
     After an illegal memory access, a failed assertion in a kernel or a memory error, every later
-    call reports it again; after any other error the GPU remains usable.
+    call reports it again; after any other error the GPU remains usable. Waits for its turn: while
+    another thread captures, synchronizing is an error, and ends the capture.
     """
     import torch
 
     if device == "cpu":
         return False
     try:
-        torch.cuda.synchronize(device)
+        with turn_on(device):
+            torch.cuda.synchronize(device)
     except RuntimeError:
         return True
     return False
+
+
+_kept: list[object] = []
+
+
+def keep_memory(*owners: object) -> None:
+    """Keep what owns memory of a lost GPU until the process ends.
+
+    torch aborts the process if it cannot free a pool of graphs, or pinned memory after a copy from
+    it: requests would get no answer, and the next process would not learn that graphs failed. An
+    error owns what the functions in its traceback hold.
+    """
+    _kept.extend(owners)
 
 
 _turns: defaultdict[str, contextlib.AbstractContextManager[object]] = defaultdict(threading.RLock)

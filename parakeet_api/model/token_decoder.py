@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, keep_memory, turn_on
 from parakeet_api.model.fusion import FusionModel, with_fusion
 from parakeet_api.model.nemo_internals import own_workspaces
 
@@ -250,7 +250,9 @@ class TokenDecoder:
         if computer is not None and hasattr(computer, "reset_cuda_graphs_state"):
             computer.reset_cuda_graphs_state()
         # After the graphs that write into it.
-        self._pool = None
+        pool, self._pool = self._pool, None
+        if pool is not None and context_is_lost(self._device):
+            keep_memory(pool)
 
 
 def _of_beams(hypotheses: list[Any]) -> Tokens:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -449,6 +451,31 @@ def test_a_gpu_that_refuses_all_work_is_lost(
         on_gpu.recognize([NOISE])
     # The GPU would refuse this too.
     on_gpu.close()
+
+
+@pytest.mark.parametrize("found_in", ["encode", "decode"])
+def test_a_lost_gpu_aborts_no_process_that_has_requests_to_answer(
+    gpu: FakeGpu, verdict: GraphVerdict, monkeypatch: pytest.MonkeyPatch, found_in: str
+) -> None:
+    def fail(*_: object) -> None:
+        gpu.lost = True
+        raise ILLEGAL_ACCESS
+
+    first, second = load_on_gpu(verdict), load_on_gpu(verdict)
+    pools = [weakref.ref(model._decoder._pool) for model in (first, second)]
+    part = first._encoder if found_in == "encode" else first._decoder
+    monkeypatch.setattr(part, "encode" if found_in == "encode" else "_decode", fail)
+
+    with pytest.raises(DeviceLostError):
+        first.recognize([NOISE])
+    # As the server does when it stops.
+    first.close()
+    second.close()
+    del first, second, part
+    gc.collect()
+
+    assert all(pool() is not None for pool in pools)
+    assert not gpu.aborted
 
 
 def test_a_gpu_lost_to_another_thread_is_seen_before_the_batch(
