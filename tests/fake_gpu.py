@@ -78,7 +78,7 @@ class FakeGpu:
         fakes: dict[str, Any] = {
             "is_available": lambda: True,
             "current_device": lambda: 0,
-            "is_bf16_supported": lambda: True,
+            "is_bf16_supported": lambda **_: True,
             "is_current_stream_capturing": lambda: self.capturing,
             "mem_get_info": lambda _=None: self._answer((self.total - self.used, self.total)),
             "memory_reserved": lambda _=None: self._answer(self.reserved),

@@ -23,11 +23,13 @@ logger = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OUT_OF_MEMORY|ALLOC_FAILED|ALLOCATION_FAILED|cudaErrorMemoryAllocation"
-    r"|cublasCreate"
+    r"|cublasCreate|NVML_SUCCESS"
 )
 """How CUDA and its libraries report a lack of memory: cuBLAS and cuFFT `..._ALLOC_FAILED`, cuDNN 9
 `..._DEVICE_ALLOCATION_FAILED`. cuBLAS fails to initialise (`CUBLAS_STATUS_NOT_INITIALIZED`) if
-there is no memory for its handle."""
+there is no memory for its handle. For its own message torch asks NVML which processes use the GPU,
+and where that is forbidden, as in a part of a GPU (MIG), says `NVML_SUCCESS == r` instead (torch
+issue 112377)."""
 _TRIM_EVERY_S = 10.0
 """Releasing cached memory synchronises with the GPU and costs a new allocation: 20 to 50 ms."""
 
@@ -70,6 +72,16 @@ def known_device_memory(device: str | None) -> DeviceMemory | None:
         return device_memory(device)
     except RuntimeError:
         return None
+
+
+def has_bfloat16(device: str) -> bool:
+    """Tell whether a device computes in bf16; a GPU must be the current one.
+
+    GPUs before Ampere emulate it, which is slower than fp32.
+    """
+    import torch
+
+    return device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def limit_device_memory(device: str, fraction: float) -> None:
