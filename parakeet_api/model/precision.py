@@ -13,7 +13,7 @@ import numpy as np
 from parakeet_api.errors import SettingsError
 from parakeet_api.model.cuda import has_bfloat16, turn_on
 from parakeet_api.model.encoder import encode
-from parakeet_api.model.nemo_internals import avoid_convolution_plans
+from parakeet_api.model.nemo_internals import avoid_convolution_plans, share_fourier_plans
 from parakeet_api.settings import Precision
 from parakeet_api.transcript import SAMPLE_RATE
 
@@ -74,8 +74,10 @@ def place(
 
 
 def _move(model: Any, device: str, *, keep_cudnn: bool) -> None:
-    if device != "cpu" and not keep_cudnn:
-        avoid_convolution_plans(model.encoder)
+    if device != "cpu":
+        share_fourier_plans(model.preprocessor)
+        if not keep_cudnn:
+            avoid_convolution_plans(model.encoder)
     model.to(device)
 
 

@@ -32,6 +32,7 @@ from parakeet_api.model.nemo_internals import (
     avoid_convolution_plans,
     extend_positions,
     float_dtype,
+    share_fourier_plans,
     sortformer_step,
     use_fused_attention,
 )
@@ -95,6 +96,7 @@ def load_sortformer(
     try:
         with current(device):
             if gpu is not None:
+                share_fourier_plans(model.preprocessor)
                 avoid_convolution_plans(model.encoder)
             model.to(device)
             extend_positions(model.encoder, _longest(model), float_dtype(model.encoder))
