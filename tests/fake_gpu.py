@@ -41,6 +41,8 @@ class FakeGpu:
         self.workspaces: list[str] = []
         """Workspaces of cuBLAS that torch keeps, by the work that allocated them."""
         self.capturing = False
+        self.allocates_in_graph = False
+        """Whether torch's allocator counts a capture as active."""
         self.aborted = False
         """Whether torch would have aborted the process."""
         self.pools = 0
@@ -101,6 +103,10 @@ class FakeGpu:
         monkeypatch.setattr(
             torch._C, "_cuda_clearCublasWorkspaces", self.workspaces.clear, raising=False
         )
+        monkeypatch.setattr(
+            torch._C, "_cuda_endAllocateToPool", self._end_allocation, raising=False
+        )
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: None, raising=False)
         self._patch_token_decoder(monkeypatch)
 
     def _patch_token_decoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +147,11 @@ class FakeGpu:
         monkeypatch.setattr(computer, "_graph_reinitialize", capture)
         monkeypatch.setattr(computer, "_init_decoding_state", begin)
 
+    def _end_allocation(self, *_: object) -> None:
+        if not self.allocates_in_graph:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.allocates_in_graph = False
+
     def _synchronize(self) -> None:
         self.check()
         if self.capturing:
@@ -164,12 +175,14 @@ class FakeGpu:
             raise self.fail_captures
         # As torch.cuda.graph does.
         self.empty_cache()
-        self.capturing = True
+        self.capturing = self.allocates_in_graph = True
         try:
             with graph.recorder:
                 yield
         finally:
             self.capturing = False
+        # torch does not come to this if CUDA has invalidated the capture.
+        self._end_allocation()
         self.captures.append(graph.recorder.shape())
         self.workspaces.append("encoder")
 

@@ -23,7 +23,12 @@ from parakeet_api.model.cuda import (
     is_memory_shortage,
     turn_on,
 )
-from parakeet_api.model.nemo_internals import extend_positions, float_dtype, own_workspaces
+from parakeet_api.model.nemo_internals import (
+    ending_allocation_in,
+    extend_positions,
+    float_dtype,
+    own_workspaces,
+)
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 if TYPE_CHECKING:
@@ -302,6 +307,7 @@ class Encoder:
             graph = torch.cuda.CUDAGraph()
             with (
                 own_workspaces(),
+                ending_allocation_in(self._pool),
                 # A capture that fails leaves its stream the current one.
                 torch.cuda.stream(self._stream),
                 torch.cuda.graph(

@@ -189,6 +189,26 @@ def own_workspaces() -> Iterator[None]:
         release_workspaces()
 
 
+@contextlib.contextmanager
+def ending_allocation_in(pool: Any) -> Iterator[None]:
+    """End allocation in a graphs' pool if the capture in the block fails.
+
+    torch does so only if CUDA has not invalidated the capture. Else it counts the capture as active
+    for ever, and from then on releases no cached memory, not even in a shortage.
+    """
+    import torch
+
+    try:
+        yield
+    except BaseException:
+        # Raised by the allocator if torch has done so.
+        with contextlib.suppress(RuntimeError):
+            device = torch.cuda.current_device()
+            torch._C._cuda_endAllocateToPool(device, pool)  # noqa: SLF001
+            torch._C._cuda_releasePool(device, pool)  # noqa: SLF001
+        raise
+
+
 def release_workspaces() -> None:
     """Release cuBLAS' workspaces; for a thread that has the GPU, as others may be using them."""
     import torch
