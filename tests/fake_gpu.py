@@ -41,6 +41,10 @@ class FakeGpu:
         self.workspaces: list[str] = []
         """Workspaces of cuBLAS that torch keeps, by the work that allocated them."""
         self.capturing = False
+        self.allocates_in_graph = False
+        """Whether torch's allocator counts a capture as active."""
+        self.aborted = False
+        """Whether torch would have aborted the process."""
         self.pools = 0
         """Pools that are in use by the code that runs now."""
         self.decoder_graphs: dict[int, str] = {}
@@ -76,13 +80,13 @@ class FakeGpu:
         fakes: dict[str, Any] = {
             "is_available": lambda: True,
             "current_device": lambda: 0,
-            "is_bf16_supported": lambda: True,
+            "is_bf16_supported": lambda **_: True,
             "is_current_stream_capturing": lambda: self.capturing,
             "mem_get_info": lambda _=None: self._answer((self.total - self.used, self.total)),
             "memory_reserved": lambda _=None: self._answer(self.reserved),
             "memory_allocated": lambda _=None: self._answer(self.allocated),
             "set_per_process_memory_fraction": lambda *_: self.check(),
-            "synchronize": lambda _=None: self.check(),
+            "synchronize": lambda _=None: self._synchronize(),
             "empty_cache": self.empty_cache,
             "device": lambda _: contextlib.nullcontext(),
             "Stream": lambda _=None: object(),
@@ -90,7 +94,7 @@ class FakeGpu:
             "graph_pool_handle": object,
             "CUDAGraph": lambda: _Graph(self),
             "graph": self._capture,
-            "MemPool": object,
+            "MemPool": lambda: _MemPool(self),
             "use_mem_pool": self._use_mem_pool,
         }
         for name, fake in fakes.items():
@@ -99,6 +103,10 @@ class FakeGpu:
         monkeypatch.setattr(
             torch._C, "_cuda_clearCublasWorkspaces", self.workspaces.clear, raising=False
         )
+        monkeypatch.setattr(
+            torch._C, "_cuda_endAllocateToPool", self._end_allocation, raising=False
+        )
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: None, raising=False)
         self._patch_token_decoder(monkeypatch)
 
     def _patch_token_decoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +147,16 @@ class FakeGpu:
         monkeypatch.setattr(computer, "_graph_reinitialize", capture)
         monkeypatch.setattr(computer, "_init_decoding_state", begin)
 
+    def _end_allocation(self, *_: object) -> None:
+        if not self.allocates_in_graph:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.allocates_in_graph = False
+
+    def _synchronize(self) -> None:
+        self.check()
+        if self.capturing:
+            raise torch.AcceleratorError("CUDA error: operation not permitted during capture")
+
     def _answer(self, value: Any) -> Any:
         self.check()
         return value
@@ -157,14 +175,27 @@ class FakeGpu:
             raise self.fail_captures
         # As torch.cuda.graph does.
         self.empty_cache()
-        self.capturing = True
+        self.capturing = self.allocates_in_graph = True
         try:
             with graph.recorder:
                 yield
         finally:
             self.capturing = False
+        # torch does not come to this if CUDA has invalidated the capture.
+        self._end_allocation()
         self.captures.append(graph.recorder.shape())
         self.workspaces.append("encoder")
+
+
+class _MemPool:
+    """A pool of graphs, whose memory is freed with it."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+
+    def __del__(self) -> None:
+        # torch's destructor throws what the GPU answers, and C++ ends the process.
+        self._gpu.aborted = self._gpu.aborted or self._gpu.lost
 
 
 class _Graph:

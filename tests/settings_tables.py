@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from parakeet_api.settings import Settings, variable_name
 
-OF_THE_IMAGE = {"PUID", "PGID", "PYTORCH_CUDA_ALLOC_CONF"}
+OF_THE_IMAGE = {"PUID", "PGID"}
 """Documented as well, but not read by `settings`."""
 
 

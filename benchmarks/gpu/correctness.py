@@ -44,9 +44,7 @@ _RECOVERY_S = 45.0
 """Graphs for which memory was short are tried again after half a minute."""
 
 
-def tokens(
-    bench: Bench, report: Report, *, benchmark: bool, empty: bool, allocator: str = "as it is"
-) -> None:
+def tokens(bench: Bench, report: Report, *, benchmark: bool, empty: bool) -> None:
     """Compare tokens with graphs and without, over batches of mixed rows."""
     batches = _mixed_batches(bench.clips())
     load = partial(
@@ -72,11 +70,11 @@ def tokens(
         expected = [row for batch in batches for row in _tokens(plain.recognize(batch))]
     differing = sum(one != other for one, other in zip(expected, given, strict=True))
     report.header(
-        *("cuDNN benchmark", "`empty_cache()`", "torch's allocator", "clips that differ"),
+        *("cuDNN benchmark", "`empty_cache()`", "clips that differ"),
         *("tensors overwritten", "graphs", '`b" "`'),
     )
     report.row(
-        *("on" if benchmark else "off", "after each batch" if empty else "no", allocator),
+        *("on" if benchmark else "off", "after each batch" if empty else "no"),
         *(f"{differing} of {len(given)}", f"{overwritten} of {len(bystanders)}"),
         *(in_use if bench.on_gpu else "none: CPU", _space()),
     )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from typing import Any
 
 from benchmarks.full_size import FULL, Shape
 from benchmarks.gpu import Bench, Extent, correctness, over_http, speed
@@ -47,11 +46,6 @@ DRY_EXTENT = Extent(
 
 FROM_SOURCE = {"PYTHONPYCACHEPREFIX": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
 """Lets NeMo be compiled anew, which brings out what its kernels' compiler damages."""
-IMAGE_ALLOCATOR = {
-    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True,max_split_size_mb:96,"
-    "garbage_collection_threshold:0.85"
-}
-"""As in the Dockerfile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,29 +78,17 @@ def sections(*, dry_run: bool) -> tuple[Section, ...]:
 
 
 def _token_sections() -> list[Section]:
-    ways = [
-        _token_section(
-            f"tokens-{'plans' if benchmark else 'no-plans'}-{'emptied' if empty else 'kept'}",
-            {},
-            benchmark=benchmark,
-            empty=empty,
+    return [
+        Section(
+            name=f"tokens-{'plans' if benchmark else 'no-plans'}-{'emptied' if empty else 'kept'}",
+            title="Tokens with CUDA graphs and without",
+            run=partial(correctness.tokens, benchmark=benchmark, empty=empty),
+            limit_s=100,
+            beside="demo",
+            is_check=True,
         )
         for benchmark, empty in product((False, True), repeat=2)
     ]
-    image = {"benchmark": True, "empty": True, "allocator": "the image's settings"}
-    return [*ways, _token_section("tokens-image", IMAGE_ALLOCATOR, **image)]
-
-
-def _token_section(name: str, environ: Mapping[str, str], **options: Any) -> Section:
-    return Section(
-        name=name,
-        title="Tokens with CUDA graphs and without",
-        run=partial(correctness.tokens, **options),
-        limit_s=100,
-        beside="demo",
-        is_check=True,
-        environ=environ,
-    )
 
 
 def _checks(from_source: Mapping[str, str]) -> list[Section]:

@@ -32,7 +32,6 @@ class CtcDecoder(TokenDecoder):
         self, encoded: Tensor, lengths: Tensor, fusion: Sequence[FusionModel] = ()
     ) -> Tokens:
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
         # Log-probabilities, (B, T, labels); the last label is the blank.
         scores = self._network.decoder(encoder_output=encoded)
@@ -44,13 +43,22 @@ class CtcDecoder(TokenDecoder):
         before = torch.nn.functional.pad(labels, (1, 0), value=blank)[:, :-1]
         present = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]
         begins = (labels != blank) & (labels != before) & present
-        frames = [row.nonzero()[:, 0] for row in begins]
+        counts = begins.sum(1).tolist()
+        # Not row by row: on a GPU each row would wait for it, and take a dozen kernels.
+        rows, frames = begins.nonzero(as_tuple=True)
+        places = begins.cumsum(1)[rows, frames] - 1
+
+        def padded(values: Tensor) -> Tensor:
+            column = values.new_zeros(len(counts), max(counts))
+            column[rows, places] = values
+            return column
+
         return Tokens(
-            ids=pad_sequence([row[at] for row, at in zip(labels, frames, strict=True)], True),
-            frames=pad_sequence(frames, batch_first=True),
+            ids=padded(labels[rows, frames]),
+            frames=padded(frames),
             durations=None,
-            counts=[len(at) for at in frames],
-            logprobs=pad_sequence([row[at] for row, at in zip(scored, frames, strict=True)], True),
+            counts=counts,
+            logprobs=padded(scored[rows, frames]),
         )
 
 

@@ -23,11 +23,13 @@ logger = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OUT_OF_MEMORY|ALLOC_FAILED|ALLOCATION_FAILED|cudaErrorMemoryAllocation"
-    r"|cublasCreate"
+    r"|cublasCreate|NVML_SUCCESS"
 )
 """How CUDA and its libraries report a lack of memory: cuBLAS and cuFFT `..._ALLOC_FAILED`, cuDNN 9
 `..._DEVICE_ALLOCATION_FAILED`. cuBLAS fails to initialise (`CUBLAS_STATUS_NOT_INITIALIZED`) if
-there is no memory for its handle."""
+there is no memory for its handle. For its own message torch asks NVML which processes use the GPU,
+and where that is forbidden, as in a part of a GPU (MIG), says `NVML_SUCCESS == r` instead (torch
+issue 112377)."""
 _TRIM_EVERY_S = 10.0
 """Releasing cached memory synchronises with the GPU and costs a new allocation: 20 to 50 ms."""
 
@@ -72,6 +74,16 @@ def known_device_memory(device: str | None) -> DeviceMemory | None:
         return None
 
 
+def has_bfloat16(device: str) -> bool:
+    """Tell whether a device computes in bf16; a GPU must be the current one.
+
+    GPUs before Ampere emulate it, which is slower than fp32.
+    """
+    import torch
+
+    return device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def limit_device_memory(device: str, fraction: float) -> None:
     """Limit this process to a share of the GPU's memory."""
     import torch
@@ -109,17 +121,32 @@ def context_is_lost(device: str) -> bool:
     """Tell whether the GPU fails for the rest of this process.
 
     After an illegal memory access, a failed assertion in a kernel or a memory error, every later
-    call reports it again; after any other error the GPU remains usable.
+    call reports it again; after any other error the GPU remains usable. Waits for its turn: while
+    another thread captures, synchronizing is an error, and ends the capture.
     """
     import torch
 
     if device == "cpu":
         return False
     try:
-        torch.cuda.synchronize(device)
+        with turn_on(device):
+            torch.cuda.synchronize(device)
     except RuntimeError:
         return True
     return False
+
+
+_kept: list[object] = []
+
+
+def keep_memory(*owners: object) -> None:
+    """Keep what owns memory of a lost GPU until the process ends.
+
+    torch aborts the process if it cannot free a pool of graphs, or pinned memory after a copy from
+    it: requests would get no answer, and the next process would not learn that graphs failed. An
+    error owns what the functions in its traceback hold.
+    """
+    _kept.extend(owners)
 
 
 _turns: defaultdict[str, contextlib.AbstractContextManager[object]] = defaultdict(threading.RLock)

@@ -17,8 +17,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
-from parakeet_api.model.nemo_internals import extend_positions, float_dtype, own_workspaces
+from parakeet_api.model.cuda import (
+    context_is_lost,
+    has_bfloat16,
+    is_memory_shortage,
+    turn_on,
+)
+from parakeet_api.model.nemo_internals import (
+    ending_allocation_in,
+    extend_positions,
+    float_dtype,
+    own_workspaces,
+)
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
 
 if TYPE_CHECKING:
@@ -209,14 +219,15 @@ class Encoder:
             return encoded, frames
 
     def _encode_again(self, staged: Staged, encoded: Tensor, frames: Tensor) -> Tensor:
-        """Encode the rows that overflowed again, in bf16 and then in fp32.
+        """Encode the rows that overflowed again, in bf16 if the device has it, and then in fp32.
 
         Raises `ArithmeticError` if they overflow in fp32 too.
         """
         import torch
 
         repeated = encoded.clone()
-        for dtype in (torch.bfloat16, torch.float32):
+        wider = (torch.bfloat16,) if has_bfloat16(self._device) else ()
+        for dtype in (*wider, torch.float32):
             rows = (~_finite_rows(repeated, frames)).nonzero()[:, 0].cpu()
             if not len(rows):
                 break
@@ -296,6 +307,7 @@ class Encoder:
             graph = torch.cuda.CUDAGraph()
             with (
                 own_workspaces(),
+                ending_allocation_in(self._pool),
                 # A capture that fails leaves its stream the current one.
                 torch.cuda.stream(self._stream),
                 torch.cuda.graph(

@@ -189,6 +189,26 @@ def own_workspaces() -> Iterator[None]:
         release_workspaces()
 
 
+@contextlib.contextmanager
+def ending_allocation_in(pool: Any) -> Iterator[None]:
+    """End allocation in a graphs' pool if the capture in the block fails.
+
+    torch does so only if CUDA has not invalidated the capture. Else it counts the capture as active
+    for ever, and from then on releases no cached memory, not even in a shortage.
+    """
+    import torch
+
+    try:
+        yield
+    except BaseException:
+        # Raised by the allocator if torch has done so.
+        with contextlib.suppress(RuntimeError):
+            device = torch.cuda.current_device()
+            torch._C._cuda_endAllocateToPool(device, pool)  # noqa: SLF001
+            torch._C._cuda_releasePool(device, pool)  # noqa: SLF001
+        raise
+
+
 def release_workspaces() -> None:
     """Release cuBLAS' workspaces; for a thread that has the GPU, as others may be using them."""
     import torch
@@ -243,6 +263,40 @@ def float_dtype(module: Any) -> torch.dtype:
         if parameter.is_floating_point():
             return parameter.dtype  # type: ignore[no-any-return]
     return torch.float32
+
+
+def share_fourier_plans(preprocessor: Any) -> None:
+    """Let batches of many shapes share the plans of their Fourier transforms on a GPU.
+
+    cuFFT needs a plan for each number of windows, which takes GPU memory outside of torch's. torch
+    keeps 4,096 and then destroys the one whose last call is longest ago, first those of CUDA
+    graphs, whose replays are no calls; a large GPU has 7,000 shapes of batches.
+    """
+    from nemo.collections.asr.parts.preprocessing.features import FilterbankFeatures
+
+    featurizer = getattr(preprocessor, "featurizer", None)
+    if isinstance(featurizer, FilterbankFeatures):
+        featurizer.stft = types.MethodType(_spectra, featurizer)
+
+
+def _spectra(featurizer: Any, waves: Tensor) -> Tensor:
+    """Transform waves (B, samples) as NeMo's featurizer does, to complex (B, bins, windows)."""
+    import torch
+    from torch.nn import functional
+
+    size, missing = featurizer.n_fft, featurizer.n_fft - featurizer.win_length
+    if not featurizer.exact_pad:
+        waves = functional.pad(waves, (size // 2, size // 2))
+    taper = functional.pad(featurizer.window.float(), (missing // 2, missing - missing // 2))
+    windows = waves.unfold(1, size, featurizer.hop_length)
+    rows, each, _ = windows.shape
+    count = rows * each
+    # Eight numbers of windows for each power of two; what is in the others does not matter.
+    step = 1 << max(0, count.bit_length() - 4)
+    tapered = waves.new_empty(-(-count // step) * step, size)
+    torch.mul(windows, taper, out=tapered[:count].view(rows, each, size))
+    spectra: Tensor = torch.fft.rfft(tapered)[:count]
+    return spectra.view(rows, each, -1).transpose(1, 2)
 
 
 def avoid_convolution_plans(encoder: Any) -> None:

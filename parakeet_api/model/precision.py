@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from parakeet_api.errors import SettingsError
-from parakeet_api.model.cuda import turn_on
+from parakeet_api.model.cuda import has_bfloat16, turn_on
 from parakeet_api.model.encoder import encode
-from parakeet_api.model.nemo_internals import avoid_convolution_plans
+from parakeet_api.model.nemo_internals import avoid_convolution_plans, share_fourier_plans
 from parakeet_api.settings import Precision
 from parakeet_api.transcript import SAMPLE_RATE
 
@@ -74,17 +74,17 @@ def place(
 
 
 def _move(model: Any, device: str, *, keep_cudnn: bool) -> None:
-    if device != "cpu" and not keep_cudnn:
-        avoid_convolution_plans(model.encoder)
+    if device != "cpu":
+        share_fourier_plans(model.preprocessor)
+        if not keep_cudnn:
+            avoid_convolution_plans(model.encoder)
     model.to(device)
 
 
 def _candidates(model: Any, device: str) -> tuple[EncoderPrecision, ...]:
-    import torch
-
     if device != "cpu":
         # fp16 has three more bits than bf16 at the same speed, but can overflow.
-        return ("fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp16",)
+        return ("fp16", "bf16") if has_bfloat16(device) else ("fp16",)
     if not is_large(model):
         return ()
     features = cpu_features()

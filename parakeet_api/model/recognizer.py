@@ -23,6 +23,7 @@ from parakeet_api.model.cuda import (
     CacheTrimmer,
     context_is_lost,
     is_memory_shortage,
+    keep_memory,
     limit_device_memory,
     release_cached_memory,
     turn_on,
@@ -111,8 +112,6 @@ class NemoRecognizer:
         self._cache = None if self.info.device == "cpu" else _cache_trimmer(options)
         self._passes = 0
         """Completed forward passes."""
-        self._lost = False
-        """Whether the GPU context is lost."""
         architecture = loaded.architecture
         self._vocabulary = Vocabulary(
             self._model.tokenizer.ids_to_tokens(list(range(blank_id(self._model))))
@@ -142,6 +141,7 @@ class NemoRecognizer:
         except Exception as error:
             if not is_memory_shortage(error):
                 if context_is_lost(options.device):
+                    keep_memory(error)
                     _condemn_graphs(options, error)
                     raise DeviceLostError from error
                 raise
@@ -173,7 +173,7 @@ class NemoRecognizer:
             if is_memory_shortage(error):
                 shortage = str(error)
             elif context_is_lost(self.info.device):
-                self._lost = True
+                keep_memory(self, error)
                 if self._passes < _TRIAL_PASSES:
                     _condemn_graphs(self._options, error)
                 raise DeviceLostError from error
@@ -223,15 +223,16 @@ class NemoRecognizer:
         """Drop the model, and release GPU memory cached by torch."""
         if self._cache is not None:
             self._cache.close()
-        if not self._lost:
-            with turn_on(self.info.device):
-                self._decoder.forget_graphs()
-                self._encoder.forget_graphs()
+        if context_is_lost(self.info.device):
+            keep_memory(self)
+            return
+        with turn_on(self.info.device):
+            self._decoder.forget_graphs()
+            self._encoder.forget_graphs()
         del self._decoder, self._encoder, self._model, self._prompts
         # NeMo's modules form reference cycles, which would keep their memory in use.
         gc.collect()
-        if not self._lost:
-            release_cached_memory(self.info.device)
+        release_cached_memory(self.info.device)
 
     def _encode(self, chunks: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
         """Run features and encoder; encoder output is fp32, shape (B, D, T), with lengths (B,)."""

@@ -32,6 +32,7 @@ from parakeet_api.model.nemo_internals import (
     avoid_convolution_plans,
     extend_positions,
     float_dtype,
+    share_fourier_plans,
     sortformer_step,
     use_fused_attention,
 )
@@ -95,6 +96,7 @@ def load_sortformer(
     try:
         with current(device):
             if gpu is not None:
+                share_fourier_plans(model.preprocessor)
                 avoid_convolution_plans(model.encoder)
             model.to(device)
             extend_positions(model.encoder, _longest(model), float_dtype(model.encoder))
@@ -123,7 +125,6 @@ class Sortformer:
     def __init__(self, model: Any, *, device: str, trims_heap: bool = False) -> None:
         self._model = model
         self._heap = HeapTrimmer() if trims_heap and device == "cpu" else None
-        self._lost = False
         self.info = ModelInfo(
             device=device,
             precision="fp32",
@@ -173,7 +174,6 @@ class Sortformer:
             except RuntimeError as error:
                 if not is_memory_shortage(error):
                     if context_is_lost(self.info.device):
-                        self._lost = True
                         raise DeviceLostError from error
                     raise
             # After the handler: the error referred to the tensors of the failed step.
@@ -187,7 +187,7 @@ class Sortformer:
         del self._model
         # NeMo's modules form reference cycles, which would keep their memory in use.
         gc.collect()
-        if not self._lost:
+        if not context_is_lost(self.info.device):
             release_cached_memory(self.info.device)
 
     def _step(

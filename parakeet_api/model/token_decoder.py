@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, turn_on
+from parakeet_api.model.cuda import context_is_lost, is_memory_shortage, keep_memory, turn_on
 from parakeet_api.model.fusion import FusionModel, with_fusion
 from parakeet_api.model.nemo_internals import own_workspaces
 
@@ -169,12 +169,16 @@ class TokenDecoder:
     def _capture_once(self) -> None:
         if self._graphs is None or self._captured or self._clock() < self._retry_at:
             return
+        computer = self.nemo.decoding.decoding_computer
+        mode = computer.cuda_graphs_mode
         try:
             self._capture(self._graphs)
             differing = self._rows_that_differ(self._graphs)
         # NeMo, CUDA's bindings and torch raise many types of errors.
         except Exception as error:
             self._forget()
+            # NeMo has left the loops out of all later graphs, but the shortage may pass.
+            computer.cuda_graphs_mode = mode
             if is_memory_shortage(error):
                 self._retry_at = self._clock() + _RETRY_S
                 logger.warning("no memory for CUDA graphs now, decoding is slower: %s", error)
@@ -185,6 +189,8 @@ class TokenDecoder:
         else:
             if differing > _CHECK_ROWS - _CHECK_AGREEING:
                 self._give_up(f"they give other tokens in {differing} of {_CHECK_ROWS} rows")
+            elif computer.cuda_graphs_mode is not mode:
+                logger.warning("NeMo could not capture the decoder's loops, decoding is slower")
 
     def _capture(self, shape: GraphShape) -> None:
         import torch
@@ -250,7 +256,9 @@ class TokenDecoder:
         if computer is not None and hasattr(computer, "reset_cuda_graphs_state"):
             computer.reset_cuda_graphs_state()
         # After the graphs that write into it.
-        self._pool = None
+        pool, self._pool = self._pool, None
+        if pool is not None and context_is_lost(self._device):
+            keep_memory(pool)
 
 
 def _of_beams(hypotheses: list[Any]) -> Tokens:

@@ -71,13 +71,12 @@ def test_compose_sets_no_other_defaults_than_the_image() -> None:
 
 
 @pytest.mark.parametrize("page", TABLES)
-def test_the_tables_list_what_the_image_reads_and_sets(page: str) -> None:
+def test_the_tables_list_what_the_image_reads(page: str) -> None:
     rows = {name: text.replace("`", "") for name, text in table_rows(page).items()}
 
     for name in ("PUID", "PGID"):
         assert SERVICE["environment"][name] == f"${{{name}:-{rows[name]}}}"
         assert f"${{{name}:-{rows[name]}}}" in ENTRYPOINT
-    assert rows["PYTORCH_CUDA_ALLOC_CONF"] == _image_variable("PYTORCH_CUDA_ALLOC_CONF")
 
 
 def test_the_image_sets_only_the_demo_model() -> None:
@@ -106,17 +105,10 @@ def test_the_image_uses_the_demo_model_only_if_configured() -> None:
     assert _image_variable("DEMO_MODEL") == "never"
 
 
-def test_the_allocator_accepts_the_setting_of_the_image() -> None:
-    import torch
-
-    options = _image_variable("PYTORCH_CUDA_ALLOC_CONF")
-    before = torch._C._accelerator_getAllocatorSettings()
-    try:
-        torch._C._accelerator_setAllocatorSettings(options)
-        with pytest.raises(ValueError, match="too small"):
-            torch._C._accelerator_setAllocatorSettings(options.replace("mb:96", "mb:9"))
-    finally:
-        torch._C._accelerator_setAllocatorSettings(before)
+def test_torchs_allocator_has_its_own_settings() -> None:
+    """Expandable segments fail in WSL 2 (torch issue 192330), and a limit for splitting beside them
+    keeps what a pass has freed from being used by the next one (torch pull request 193400)."""
+    assert "ALLOC_CONF" not in DOCKERFILE
 
 
 def test_the_image_is_labelled_with_the_version() -> None:

@@ -12,6 +12,7 @@ from fake_gpu import FakeGpu
 from parakeet_api.model import cuda
 from parakeet_api.model.cuda import (
     CacheTrimmer,
+    context_is_lost,
     is_memory_shortage,
     release_cached_memory,
     turn_on,
@@ -121,6 +122,19 @@ def test_cached_memory_is_released_when_no_other_thread_has_the_gpu(gpu: FakeGpu
 
     assert gpu.emptied == 1
     assert not gpu.workspaces
+
+
+def test_a_gpu_is_not_taken_for_lost_while_another_thread_captures(gpu: FakeGpu) -> None:
+    judged = []
+    other = threading.Thread(target=lambda: judged.append(context_is_lost("cuda:0")))
+    with turn_on("cuda:0"):
+        gpu.capturing = True
+        other.start()
+        other.join(0.1)
+        gpu.capturing = False
+    other.join()
+
+    assert judged == [False]
 
 
 def test_a_cpu_takes_several_at_a_time() -> None:

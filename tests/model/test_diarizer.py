@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from fake_gpu import FakeGpu
 from model_helpers import Models, files
 
 from benchmarks.sortformer_files import SortformerShape, write_sortformer
@@ -223,6 +224,13 @@ def test_a_recognizer_that_needs_the_memory_gets_it_in_the_middle_of_a_recording
     assert models.loads >= 4
     pool.unload(speakers)
     assert speakers.unload_unused() == "not_loaded"
+
+
+def test_a_model_is_closed_though_another_one_lost_the_gpu(loaded: Loaded, gpu: FakeGpu) -> None:
+    sortformer = Sortformer(loaded.sortformer._model, device="cuda:0")
+    gpu.lost = True
+
+    sortformer.close()
 
 
 def test_the_gpus_loss_is_reported(loaded: Loaded) -> None:

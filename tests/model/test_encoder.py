@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parakeet_api.audio.decoder import FfmpegDecoder
+from parakeet_api.model import encoder as encoder_module
 from parakeet_api.model.encoder import Encoder, Shapes
 from parakeet_api.model.loading import LoadedModel, load_model
 from parakeet_api.transcript import SAMPLE_RATE, Pcm
@@ -192,6 +193,24 @@ def test_what_cannot_be_captured_is_encoded_without_graphs(
         assert encoded(encoder, [np.full(SAMPLE_RATE, 100, np.int16)])[0].shape[0] == 1
 
     assert caplog.text.count("no CUDA graphs of the encoder") == 1
+
+
+def test_a_capture_that_fails_leaves_torchs_allocator_as_it_was(
+    loaded: LoadedModel, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(loaded.network, device="cuda:0", longest_s=5.0, graphed_s=11.0)
+    encode = encoder_module.encode
+
+    def refused(*args: Any) -> Any:
+        if gpu.capturing:
+            raise torch.AcceleratorError("CUDA error: operation not permitted during capture")
+        return encode(*args)
+
+    monkeypatch.setattr(encoder_module, "encode", refused)
+
+    assert encoded(encoder, [np.full(SAMPLE_RATE, 100, np.int16)])[0].shape[0] == 1
+    assert not encoder._graphs_work
+    assert not gpu.allocates_in_graph
 
 
 def test_a_graph_whose_output_is_wrong_is_not_used(

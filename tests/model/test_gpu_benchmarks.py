@@ -29,7 +29,7 @@ from benchmarks.gpu import Bench, Extent, correctness, speed
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.children import Child, Outcomes, Schedule
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.sections import DRY_EXTENT, IMAGE_ALLOCATOR, SMALL, Section, sections
+from benchmarks.gpu.sections import DRY_EXTENT, SMALL, Section, sections
 from benchmarks.http_load import Load, ask, ask_on, request_of
 from parakeet_api.model import encoder, token_decoder
 from parakeet_api.model.gpu_check import GpuReport
@@ -88,7 +88,7 @@ def test_the_dry_run_walks_through_the_whole_program(tmp_path: Path) -> None:
     for part in (
         *("| bf16 | on (CPU: none) | 0.0", "| bf16 | off (CPU: none) | 0.0", "| 2 | 2 s |"),
         *(
-            "| on | after each batch | the image's settings | 0 of 6 |",
+            "| on | after each batch | 0 of 6 |",
             "| wav, again |",
             "| mp3, again |",
         ),
@@ -520,13 +520,6 @@ def test_a_report_that_was_cut_off_can_be_read(tmp_path: Path) -> None:
 
     assert (read.lines, read.figures) == (["| one | two |"], {"library, 1 x 2 s": 7.5})
     assert read.seconds is None
-
-
-def test_the_images_allocator_is_the_one_that_is_tried() -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-
-    for name, value in IMAGE_ALLOCATOR.items():
-        assert f"{name}={value} " in dockerfile
 
 
 def test_gpus_are_named_with_driver_and_packages() -> None:

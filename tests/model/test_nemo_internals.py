@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -19,6 +20,7 @@ from parakeet_api.model.nemo_internals import (
     avoid_convolution_plans,
     mend_conditional_nodes,
     mend_kernel_compilation,
+    share_fourier_plans,
 )
 from parakeet_api.model.restore import import_libraries
 
@@ -142,6 +144,36 @@ def test_a_loop_that_fails_while_it_is_captured_leaves_no_capture_open(
 
     assert streams[-1] is outer
     cuda.cudaStreamEndCapture.assert_called_once_with(body.cuda_stream)
+
+
+def test_batches_of_all_shapes_share_few_fourier_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    preprocessor = load_model(DEMO_MODEL, demo_options()).network.preprocessor
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        torch.randn(rows, samples, generator=generator)
+        for rows in (1, 2, 5, 8)
+        for samples in range(320, 40_000, 1_111)
+    ]
+    lengths = [torch.tensor([len(batch[0])] * len(batch)) for batch in batches]
+    expected = [
+        preprocessor(input_signal=batch, length=length)[0]
+        for batch, length in zip(batches, lengths, strict=True)
+    ]
+    planned = set()
+    transform = torch.fft.rfft
+
+    def noted(windows: torch.Tensor) -> Any:
+        planned.add(windows.shape)
+        return transform(windows)
+
+    monkeypatch.setattr(torch.fft, "rfft", noted)
+    share_fourier_plans(preprocessor)
+
+    for batch, length, features in zip(batches, lengths, expected, strict=True):
+        torch.testing.assert_close(
+            preprocessor(input_signal=batch, length=length)[0], features, rtol=0, atol=1e-5
+        )
+    assert len(planned) < len(batches) / 2
 
 
 def test_an_encoder_without_convolution_plans_gives_the_same_output() -> None:

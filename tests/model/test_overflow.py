@@ -55,6 +55,22 @@ def test_fp16_that_overflows_is_repeated_in_bf16(
     assert "float32" not in caplog.text
 
 
+def test_a_device_without_bf16_repeats_in_fp32(
+    half: NemoRecognizer,
+    recognizer: NemoRecognizer,
+    chunks: list[Chunk],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("parakeet_api.model.encoder.has_bfloat16", lambda _: False)
+    with torch.inference_mode():
+        make_overflow(half)
+
+    assert texts(half, chunks) == texts(recognizer, chunks)
+    assert "of 4 chunks is not finite: encoded again in float32" in caplog.text
+    assert "bfloat16" not in caplog.text
+
+
 def test_what_overflows_in_every_precision_is_an_error_and_no_empty_text(
     half: NemoRecognizer, chunks: list[Chunk]
 ) -> None:

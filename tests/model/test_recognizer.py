@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -311,7 +313,7 @@ def test_precision_auto_ends_with_full_precision_and_the_weights_as_they_were(
         )
 
     real = module._candidates
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(module, "_candidates", lambda model, _: real(model, device="cuda:0"))
     monkeypatch.setattr(module, "_cast_encoder", broken)
 
@@ -331,7 +333,11 @@ def test_a_gpu_is_tried_with_the_half_precisions_that_it_has(
 ) -> None:
     from parakeet_api.model.precision import _candidates
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    def is_bf16_supported(*, including_emulation: bool = True) -> bool:
+        # Every GPU emulates it.
+        return including_emulation or bf16
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
 
     assert _candidates(None, "cuda:0") == candidates
 
@@ -416,6 +422,7 @@ SHORTAGES = [
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1154'),
 ]
 
 
@@ -449,6 +456,31 @@ def test_a_gpu_that_refuses_all_work_is_lost(
         on_gpu.recognize([NOISE])
     # The GPU would refuse this too.
     on_gpu.close()
+
+
+@pytest.mark.parametrize("found_in", ["encode", "decode"])
+def test_a_lost_gpu_aborts_no_process_that_has_requests_to_answer(
+    gpu: FakeGpu, verdict: GraphVerdict, monkeypatch: pytest.MonkeyPatch, found_in: str
+) -> None:
+    def fail(*_: object) -> None:
+        gpu.lost = True
+        raise ILLEGAL_ACCESS
+
+    first, second = load_on_gpu(verdict), load_on_gpu(verdict)
+    pools = [weakref.ref(model._decoder._pool) for model in (first, second)]
+    part = first._encoder if found_in == "encode" else first._decoder
+    monkeypatch.setattr(part, "encode" if found_in == "encode" else "_decode", fail)
+
+    with pytest.raises(DeviceLostError):
+        first.recognize([NOISE])
+    # As the server does when it stops.
+    first.close()
+    second.close()
+    del first, second, part
+    gc.collect()
+
+    assert all(pool() is not None for pool in pools)
+    assert not gpu.aborted
 
 
 def test_a_gpu_lost_to_another_thread_is_seen_before_the_batch(

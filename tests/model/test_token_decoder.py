@@ -205,6 +205,29 @@ def test_graphs_come_back_after_a_passing_shortage(
     assert with_graphs == without
 
 
+def test_graphs_have_their_loops_again_after_a_passing_shortage(
+    recognizer: NemoRecognizer, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error in the loops NeMo captures without them, now and later."""
+    clock = Clock()
+    decoder = graphed(recognizer, clock=clock)
+    computer: Any = decoder.nemo.decoding.decoding_computer
+    modes = computer.CudaGraphsMode
+
+    def fail(it: Any, _: object) -> None:
+        it.cuda_graphs_mode = modes.NO_WHILE_LOOPS
+        raise SHORTAGE
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(computer), "_graph_reinitialize", fail)
+        decoder.decode(*batch(2, 60))
+    clock.now += 31
+    decoder.decode(*batch(2, 60))
+
+    assert computer.cuda_graphs_mode is modes.NO_GRAPHS, "the simulated GPU's best"
+    assert gpu.captures == [(LARGEST.rows, LARGEST.frames)]
+
+
 def test_a_failed_batch_leaves_no_half_made_state(
     recognizer: NemoRecognizer, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
