@@ -89,3 +89,23 @@ def test_channels_out_of_phase_in_a_part_of_each_second_are_not_lost(
         part = slice(start, start + SAMPLE_RATE // 2)
         loudness = [float(np.abs(sound[part].astype(float)).mean()) for sound in (heard, speech)]
         assert loudness[0] >= 0.7 * loudness[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.wav", "pcm_f32le"), ("a.aiff", "pcm_f32be"), ("a.caf", "pcm_f32le"), ("a.mov", "pcm_f64le")],
+)  # fmt: skip
+def test_damage_in_a_float_recording_does_not_silence_the_rest(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str, codec: str
+) -> None:
+    file = encode(clips[6].path, tmp_path / name, "-c:a", codec)
+    content = bytearray(file.read_bytes())
+    start, damage = len(content) // 2, np.random.default_rng(5).bytes(20_000)
+    content[start : start + len(damage)] = damage
+    file.write_bytes(content)
+
+    heard, speech = decode(decoder, file), decode(decoder, clips[6].path)
+
+    second = slice(SAMPLE_RATE // 2, SAMPLE_RATE * 3 // 2)
+    assert np.corrcoef(heard[second], speech[second])[0, 1] > 0.99
+    assert np.abs(heard[second]).max() == pytest.approx(np.abs(speech[second]).max(), rel=0.02)
