@@ -18,12 +18,14 @@ _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _ASF_BROADCAST = 1
 """Flag of a live stream, whose sizes are not valid."""
 _MAX_CHUNKS = 1000
-"""Chunks of a Core Audio file: usual files have a dozen, a hostile one could have millions."""
+"""Chunks of a Core Audio or RealMedia file: usual ones have a dozen, a hostile one could have
+millions."""
 _MAX_HEADER = 1 << 16
 _UNKNOWN_SIZE = 1 << 48
 """From this on, a 64-bit size is one that a recorder did not know yet."""
 _W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
 _W64_CHUNK_HEAD = 24
+_REAL_DATA_HEAD = 18
 _SPHERE_CODINGS = frozenset({b"pcm", b"ulaw", b"alaw", b"mu-law"})
 _MAX_DIGITS = 11
 _SOX_MAGIC = frozenset({b".SoX", b"XoS."})
@@ -50,18 +52,27 @@ def shortened(file: MediaFile, end: int, size: int, *, tolerance: int) -> MediaF
     return replace(file, missing_bytes=missing, expected_bytes=end)
 
 
-def is_avi(data: mmap.mmap) -> bool:
-    """Tell whether a file is an AVI."""
-    return data[:4] == b"RIFF" and data[8:12] == b"AVI "
-
-
-def inspect_avi(data: mmap.mmap) -> MediaFile:
-    """Compare the data with the size of the RIFF chunk."""
-    (size,) = struct.unpack_from("<I", data, 4)
+def _avi_end(data: mmap.mmap) -> int | None:
+    """Return the declared end of an AVI file's first RIFF chunk."""
+    size = int.from_bytes(data[4:8], "little")
     # A recorder that was killed did not write the size.
-    if size in (0, 0xFFFFFFFF):
-        return ORDINARY
-    return shortened(ORDINARY, 8 + size, len(data), tolerance=8 + size // 100)
+    return None if size in (0, 0xFFFFFFFF) or data[8:12] != b"AVI " else 8 + size
+
+
+def _real_media_end(data: mmap.mmap) -> int | None:
+    """Return the declared end of a RealMedia file's packets."""
+    at = 0
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(data):
+            break
+        kind, size = struct.unpack_from(">4sI", data, at)
+        if kind == b"DATA":
+            # A live stream declares no more than the header.
+            return at + int(size) if size > _REAL_DATA_HEAD else None
+        if size < 8:  # noqa: PLR2004 - damaged
+            break
+        at += size
+    return None
 
 
 def _asf_end(data: mmap.mmap) -> int | None:
@@ -114,7 +125,14 @@ def _sphere_end(data: mmap.mmap) -> int | None:
     return start + count * channels * sample_bytes
 
 
-DECLARED_ENDS = {ASF_MAGIC: _asf_end, b"riff": _w64_end, b"caff": _caf_end, b"NIST": _sphere_end}
+DECLARED_ENDS = {
+    ASF_MAGIC: _asf_end,
+    b"riff": _w64_end,
+    b"caff": _caf_end,
+    b"NIST": _sphere_end,
+    b"RIFF": _avi_end,
+    b".RMF": _real_media_end,
+}
 """Magic number -> function that returns the declared end; `None` if the header declares none."""
 
 

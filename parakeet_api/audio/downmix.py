@@ -37,7 +37,11 @@ _FADE_S = 0.01
 """Length of the cross-fade between the mix and a single channel."""
 _FULL_SCALE = np.float32(32768)
 _MAX_FLOAT = 2.0**40
-"""Bound of float samples; the square of it is finite."""
+"""Bound of float samples: integers of 32 bits, stored without scaling, are below it. The square of
+it is finite."""
+_DAMAGED_NEARBY = 16
+"""Samples before and after one beyond the bound that are damaged as well: of arbitrary bytes, every
+third value is beyond it."""
 _SILENT = 1e-10
 """Mean square, -100 dB: too quiet for a choice of channel."""
 
@@ -137,12 +141,17 @@ class Downmix:
 
 
 def bounded(frames: Frames) -> Frames:
-    """Bound floats: a file may hold any value, and squares must be finite."""
+    """Silence what no sound can be: floats of a damaged file may have any value.
+
+    Most of such a section has values that are plausible, but too loud: left as they are, the level
+    would be chosen by them, and everything else would be silent.
+    """
     if frames.dtype == np.int16 or (frames.max() <= _MAX_FLOAT and frames.min() >= -_MAX_FLOAT):
         return frames
-    finite = np.nan_to_num(frames, nan=0.0, posinf=1.0, neginf=-1.0)
-    clipped: Frames = np.clip(finite, -_MAX_FLOAT, _MAX_FLOAT)
-    return clipped
+    wild = ~(np.abs(frames) <= _MAX_FLOAT).all(axis=1)
+    is_damaged = np.convolve(wild, np.ones(2 * _DAMAGED_NEARBY + 1))[_DAMAGED_NEARBY:] > 0.5  # noqa: PLR2004
+    sound: Frames = np.where(is_damaged[: len(frames), np.newaxis], 0, frames)
+    return sound
 
 
 def channels_of(frames: Frames) -> Floats:

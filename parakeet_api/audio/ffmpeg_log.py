@@ -28,6 +28,10 @@ _NO_INDEX = b"moov atom not found"
 _CORRUPT = re.compile(rb"corrupt (?:input packet|decoded frame)")
 _UNDECODABLE = re.compile(
     rb"Error while decoding|Error submitting packet to decoder|Decoding error"
+    # Damage that a demuxer skips: Ogg, Matroska, ASF.
+    rb"|CRC mismatch!|exceeds (?:max length|containing master element)"
+    rb"|invalid as first byte of an EBML number|Unknown-sized element"
+    rb"|packet_obj_size \d+ invalid"
 )
 _NO_MEMORY = b"Cannot allocate memory"
 _NO_DECODER = re.compile(rb"no decoder found|Decoder \(codec \w+\) not found|: unknown codec")
@@ -53,7 +57,7 @@ class FfmpegLog:
     ends_corrupt: bool = False
     """Whether ffmpeg reported an incomplete packet."""
     undecodable: int = 0
-    """Packets that the decoder rejected."""
+    """Packets that the decoder rejected, and damage that the demuxer skipped."""
     lacks_decoder: bool = False
     """Whether ffmpeg knows no decoder for the track's codec."""
     unmixable_channels: int | None = None

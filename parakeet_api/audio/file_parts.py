@@ -36,6 +36,8 @@ class MediaFile:
     """Whether the last sample of a format that declares no length is incomplete."""
     lacks_index: bool = False
     """Whether an index, without which nothing can be decoded, is beyond the end of the file."""
+    has_damaged_structure: bool = False
+    """Whether audio follows that cannot be reached, as what precedes it is damaged."""
 
 
 ORDINARY = MediaFile()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from parakeet_api.audio import flash_video
 from parakeet_api.audio.declared_sizes import ASF_MAGIC, DECLARED_ENDS, shortened
 from parakeet_api.audio.file_parts import MediaFile, Part, extents, file_offsets, split_at
-from parakeet_api.audio.mapped_files import find_all
+from parakeet_api.audio.mapped_files import find_all, search
 from parakeet_api.audio.transport_streams import changes_of_audio
 
 _HEADERS = {
@@ -27,6 +27,17 @@ _HEADERS = {
     b"FORM": re.compile(rb"FORM....AIF[FC](?:COMM|FVER)", re.DOTALL),
     b"NIST": re.compile(rb"NIST_1A\n *\d{4,5}\n"),
     ASF_MAGIC: re.compile(re.escape(ASF_MAGIC)),
+    b"RIFF": re.compile(rb"RIFF.{4}AVI LIST", re.DOTALL),
+    b".RMF": re.compile(rb"\.RMF\x00\x00\x00\x12\x00.{9}PROP", re.DOTALL),
+    b".snd": re.compile(rb"\.snd\x00\x00.{6}\x00\x00\x00[\x01-\x1b]\x00.{3}\x00{3}.", re.DOTALL),
+    b"Crea": re.compile(rb"Creative Voice File\x1a\x1a\x00"),
+    b"nut/": re.compile(rb"nut/multimedia container\x00NM"),
+    # The first block of WavPack: of sample 0, not empty as one of tags is, not another channel's.
+    b"wvpk": re.compile(
+        rb"wvpk.{4}[\x02-\x10]\x04\x00.{5}\x00{4}(?!\x00{4}).{5}[%s]"
+        % re.escape(bytes(flags for flags in range(256) if flags & 8)),
+        re.DOTALL,
+    ),
     # An EBML header (RFC 8794, 11.2) with its document type.
     b"\x1aE\xdf\xa3": re.compile(
         rb"\x1aE\xdf\xa3.{1,80}?\x42\x82.{1,8}?(?:webm|matroska)", re.DOTALL
@@ -36,6 +47,8 @@ _HEADERS = {
 first two with the first one's description of the tracks."""
 _MAX_BOXES = 100_000
 """A fragment takes two: 14 hours of fragments of a second."""
+_FRAGMENT = re.compile(rb"\x00.{3}moof\x00\x00\x00\x10mfhd", re.DOTALL)
+_FRAGMENT_HEAD = 16
 _BOX_HEAD = 16
 """Size, type, and the 64-bit size that some have."""
 _MIN_BOX = 8
@@ -66,8 +79,16 @@ def inspect_mov(data: mmap.mmap) -> MediaFile:
     """Find concatenated MP4 or QuickTime files: ffmpeg reads only the first index."""
     boxes = list(_boxes(data))
     files = split_at(file_offsets(at for at, _, kind in boxes if kind == b"ftyp"), len(data))
-    _, end, kind = boxes[-1] if boxes else (0, 0, b"")
-    return replace(files, lacks_index=kind == b"moov" and end > len(data))
+    start, end, kind = boxes[-1] if boxes else (0, 0, b"")
+    if end > len(data) and kind == b"moov":
+        return replace(files, lacks_index=True)
+    if not any(kind == b"moof" for _, _, kind in boxes):
+        return files
+    # Of fragments, ffmpeg reports neither one that is cut nor those behind a damaged one.
+    if kind in (b"moof", b"mdat"):
+        return shortened(files, end, len(data), tolerance=0)
+    unreached = search(data, _FRAGMENT, start, len(data), longest=_FRAGMENT_HEAD)
+    return replace(files, has_damaged_structure=next(unreached, None) is not None)
 
 
 def _boxes(data: mmap.mmap) -> Iterator[tuple[int, int, bytes]]:

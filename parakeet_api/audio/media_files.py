@@ -11,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from parakeet_api.audio.declared_sizes import (
-    inspect_avi,
     inspect_ircam,
     inspect_sox,
     inspect_wtv,
-    is_avi,
     is_ircam,
     is_sox,
     is_wtv,
@@ -39,7 +37,6 @@ from parakeet_api.errors import AudioDecodeError
 
 _INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], MediaFile]], ...] = (
     (is_wav, inspect_wav),
-    (is_avi, inspect_avi),
     (is_ogg, inspect_ogg),
     (is_mov, inspect_mov),
     (is_flash_video, inspect_flash_video),

@@ -280,6 +280,11 @@ class RecordingDecoding:
                 "The file is cut short: a part of its index, which stands at its end, is missing."
                 " Send it again."
             )
+        if failure is not None and not offset and self._file.missing_bytes:
+            raise TruncatedAudioError(
+                f"The file is cut short: {self._file.missing_bytes} of {self._file.expected_bytes}"
+                " bytes are missing, and nothing before them can be decoded. Send it again."
+            )
         if failure is not None and not (offset and failure.is_empty):
             raise failure if not offset else failure.decode_error
         self._check_complete(offset / SAMPLE_RATE)
@@ -289,6 +294,10 @@ class RecordingDecoding:
         if self._file.ends_within_sample:
             self.report.add_truncation(
                 f"it ends within a sample, after {decoded_s:.1f} s", decoded_s
+            )
+        if self._file.has_damaged_structure:
+            self.report.add_truncation(
+                f"a part of it is damaged, and it ends there, after {decoded_s:.1f} s", decoded_s
             )
         if self._file.missing_bytes:
             self.report.add_truncation(

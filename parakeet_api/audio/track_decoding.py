@@ -280,18 +280,33 @@ class TrackDecoding:
         if timeline.position == 0:
             logger.info("ffmpeg exited %s: %s", status, run.log.last_line)
             raise self._no_output_error(run)
-        if self._is_cut_short(run):
+        declared_s = self._declared_s(run.info)
+        # Tags may follow the last sample, at which ffmpeg reports an error in some formats.
+        is_complete = declared_s is not None and declared_s - decoded_s < _MIN_LOSS / SAMPLE_RATE
+        if self._is_cut_short(run) and not is_complete:
             self._recording.report.add_truncation(
                 f"it ends after {decoded_s:.1f} s of sound", decoded_s
             )
-        declared_s = self._declared_s(run.info)
-        if declared_s is not None and declared_s - decoded_s > max(
-            _TRUNCATION_TOLERANCE_S, 0.01 * declared_s
-        ):
+        if declared_s is not None and _is_short(decoded_s, declared_s):
             self._recording.report.add_truncation(
                 f"it declares {declared_s:.1f} s of sound and ends after {decoded_s:.1f} s",
                 decoded_s,
             )
+
+        self._report_damaged_end(run, timeline)
+
+    def _report_damaged_end(self, run: FfmpegRun, timeline: Timeline) -> None:
+        """Report damage behind which nothing could be decoded: no timestamp leaves a gap there."""
+        info = run.info
+        if not run.log.undecodable or info is None or info.duration_s is None:
+            return
+        # The duration is that of the longest track, and may be a guess.
+        is_of_track = not info.has_video and len(info.tracks) == 1
+        decoded_s = timeline.position / SAMPLE_RATE
+        if is_of_track and not info.duration_is_estimated and _is_short(decoded_s, info.duration_s):
+            lost = Gap(round((info.duration_s - decoded_s) * SAMPLE_RATE))
+            caveat = _loss_caveat(timeline.position + lost.samples, lost)
+            self._recording.report.add_caveats([caveat], self._offset)
 
     def _is_cut_short(self, run: FfmpegRun) -> bool:
         container = run.info.container if run.info else ""
@@ -353,6 +368,11 @@ def _no_track_output_error(track: Track, log: FfmpegLog) -> NothingDecodedError:
     return NothingDecodedError(
         f"The file holds no sound that can be decoded. {supported()}", is_empty=True
     )
+
+
+def _is_short(decoded_s: float, declared_s: float) -> bool:
+    """Tell whether more is missing of a duration than encoder delay and padding."""
+    return declared_s - decoded_s > max(_TRUNCATION_TOLERANCE_S, 0.01 * declared_s)
 
 
 def _mixed_first(

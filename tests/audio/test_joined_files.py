@@ -29,6 +29,12 @@ JOINED: dict[str, list[tuple[str, ...]]] = {
     "ac3 and aac.ts": [AC3, AAC],
     "three codecs.ts": [AAC, MP2, AC3],
     "other streams.ts": [AC3, OTHER_PID],
+    "two rates.avi": [("-c:a", "pcm_s16le"), ("-c:a", "pcm_s16le", "-ac", "2", "-ar", "44100")],
+    "two rates.au": [(), ("-ac", "2", "-ar", "44100")],
+    "two rates.voc": [("-c:a", "pcm_s16le"), ("-c:a", "pcm_s16le", "-ac", "2", "-ar", "44100")],
+    "stereo and mono.wv": [("-ac", "2"), ("-ac", "1")],
+    "vorbis and pcm.nut": [("-c:a", "libvorbis"), ("-c:a", "pcm_s16le")],
+    "three of a stream.rm": [AC3] * 3,
     "with time codes.m2ts": [(*AC3, "-mpegts_m2ts_mode", "1"), (*MP2, "-mpegts_m2ts_mode", "1")],
 }
 

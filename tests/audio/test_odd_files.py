@@ -13,6 +13,7 @@ from conftest import PATIENCE_S, Clip, decode, encode
 
 from parakeet_api.audio.decoder import FfmpegDecoder
 from parakeet_api.audio.ffmpeg import find_ffmpeg
+from parakeet_api.errors import TruncatedAudioError
 from parakeet_api.transcript import SAMPLE_RATE
 
 
@@ -89,3 +90,122 @@ def test_channels_out_of_phase_in_a_part_of_each_second_are_not_lost(
         part = slice(start, start + SAMPLE_RATE // 2)
         loudness = [float(np.abs(sound[part].astype(float)).mean()) for sound in (heard, speech)]
         assert loudness[0] >= 0.7 * loudness[1]
+
+
+FLOATS = {"a.wav": "pcm_f32le", "a.aiff": "pcm_f32be", "a.caf": "pcm_f32le", "a.mov": "pcm_f64le"}
+
+
+@pytest.mark.parametrize(("name", "codec"), FLOATS.items())
+def test_damage_in_a_float_recording_does_not_silence_the_rest(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str, codec: str
+) -> None:
+    file = encode(clips[6].path, tmp_path / name, "-c:a", codec)
+    content = bytearray(file.read_bytes())
+    start, damage = len(content) // 2, np.random.default_rng(5).bytes(20_000)
+    content[start : start + len(damage)] = damage
+    file.write_bytes(content)
+
+    heard, speech = decode(decoder, file), decode(decoder, clips[6].path)
+
+    second = slice(SAMPLE_RATE // 2, SAMPLE_RATE * 3 // 2)
+    assert np.corrcoef(heard[second], speech[second])[0, 1] > 0.99
+    assert np.abs(heard[second]).max() == pytest.approx(np.abs(speech[second]).max(), rel=0.02)
+
+
+DAMAGED = {
+    "a.wav": ("-c:a", "libmp3lame"),
+    "a.mka": ("-c:a", "aac"),
+    "a.webm": ("-c:a", "libopus", "-cluster_time_limit", "100"),
+    "a.wma": (),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_up_to_the_end_is_reported(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
+) -> None:
+    file = encode(clips[6].path, tmp_path / name, *DAMAGED[name])
+    content = file.read_bytes()
+    start, end = len(content) * 6 // 10, len(content) - 200
+    damage = np.random.default_rng(5).bytes(end - start)
+    file.write_bytes(content[:start] + damage + content[end:])
+
+    assert codes_of(decoder, file) == ["undecodable"]
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("a.webm", "-cluster_time_limit"), ("a.ogg", "-page_duration")]
+)
+def test_damage_that_a_demuxer_skips_is_reported(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str, option: str
+) -> None:
+    file = encode(clips[6].path, tmp_path / name, "-c:a", "libopus", option, "100")
+    content = bytearray(file.read_bytes())
+    start = len(content) // 2
+    content[start : start + 4000] = np.random.default_rng(5).bytes(4000)
+    file.write_bytes(content)
+
+    assert codes_of(decoder, file) == ["undecodable"]
+
+
+FRAGMENT_HEAD = b"moof\0\0\0\x10mfhd"
+
+
+def fragments(clip: Path, target: Path) -> tuple[bytes, int]:
+    """Return a file of fragments, and the offset of one in its middle."""
+    options = ("-c:a", "aac", "-movflags", "frag_keyframe+empty_moov", "-frag_duration", "400000")
+    content = encode(clip, target, *options).read_bytes()
+    return content, content.index(FRAGMENT_HEAD, len(content) // 2) - 4
+
+
+def test_a_file_that_ends_within_the_head_of_a_fragment_is_cut_short(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.mp4"
+    content, fragment = fragments(clips[6].path, file)
+    file.write_bytes(content[: fragment + 50])
+
+    with pytest.raises(TruncatedAudioError):
+        decode(decoder, file)
+
+
+def test_fragments_behind_a_damaged_one_are_reported(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.mp4"
+    content, fragment = fragments(clips[6].path, file)
+    file.write_bytes(content[:fragment] + b"\x7f" * 40 + content[fragment + 40 :])
+
+    with pytest.raises(TruncatedAudioError, match="damaged"):
+        decode(decoder, file)
+
+
+def test_bytes_behind_the_last_fragment_are_no_damage(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.mp4"
+    content, _ = fragments(clips[6].path, file)
+    file.write_bytes(content + b"TAG" + b"\x7f" * 125)
+
+    assert codes_of(decoder, file) == []
+
+
+def test_a_tag_behind_the_last_sample_is_no_damage(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = encode(clips[6].path, tmp_path / "a.wv")
+    file.write_bytes(file.read_bytes() + b"TAG" + bytes(125))
+
+    assert np.array_equal(decode(decoder, file), decode(decoder, clips[6].path))
+
+
+def test_a_real_media_file_that_ends_between_packets_is_cut_short(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = encode(clips[6].path, tmp_path / "a.rm", "-c:a", "real_144", "-ar", "8000")
+    content = file.read_bytes()
+
+    for end in range(len(content) // 2, len(content) // 2 + 200, 20):
+        file.write_bytes(content[:end])
+        with pytest.raises(TruncatedAudioError):
+            decode(decoder, file)
