@@ -1,7 +1,8 @@
 """Compute the granule positions that the pages of an Opus stream lack (RFC 7845, 4).
 
 ffmpeg stops at a page whose position is -1 although a packet ends on it; some recorders write all
-of them so. The durations of the packets tell what the position should be.
+of them so. What a stream's last page has beyond its position, ffmpeg discards, all of it if the
+position is wrong. The durations of the packets tell what the position should be.
 """
 
 from __future__ import annotations
@@ -19,17 +20,27 @@ from parakeet_api.audio.ogg_pages import (
     FIRST_PAGE,
     FLAGS_AT,
     HEADER_BYTES,
+    MAGIC_BYTES,
     MAX_FIRST_PAGE,
     POSITION_AT,
     SEGMENTS_AT,
     SERIAL_AT,
     checksum,
     is_intact,
+    page_end,
     pages,
 )
 from parakeet_api.errors import AudioDecodeError
 
 _NO_POSITION = re.compile(rb"OggS\x00[\x00\x01\x04\x05]\xff{8}")
+_PAGE_MAGIC = b"OggS"
+_LAST_PAGE = re.compile(rb"OggS\x00[\x04-\x07]")
+_LAST = 4
+"""The header flag "end of stream"."""
+_MAX_TRIMMED = 48_000
+"""Samples at 48 kHz. An encoder fills up the last packet, of at most 0.12 s, and declares that."""
+_MAX_INTERLEAVED = 1000
+"""Pages of other streams before the last one of a stream: a page of audio lasts a second or so."""
 _MAX_MENDED = 50_000
 """Pages: 14 hours of one page a second. Their patches are kept in memory."""
 _IDENTIFICATION, _COMMENTS = b"OpusHead", b"OpusTags"
@@ -51,7 +62,9 @@ def missing_positions(data: mmap.mmap, extent: range) -> list[Patch]:
     Raises `AudioDecodeError` for more pages than can be mended.
     """
     first = data[extent.start : min(extent.stop, extent.start + MAX_FIRST_PAGE)]
-    if _IDENTIFICATION not in first or not _lacks_positions(data, extent):
+    if _IDENTIFICATION not in first:
+        return []
+    if not (_lacks_positions(data, extent) or _ends_wrong(data, extent)):
         return []
     streams: dict[bytes, _OpusStream] = {}
     patches: list[Patch] = []
@@ -77,6 +90,35 @@ def _lacks_positions(data: mmap.mmap, extent: range) -> bool:
     return next(found, None) is not None
 
 
+def _ends_wrong(data: mmap.mmap, extent: range) -> bool:
+    """Tell whether the position of any stream's last page discards more than an encoder adds."""
+    found = search(data, _LAST_PAGE, extent.start, extent.stop, longest=MAGIC_BYTES)
+    for at in (match.start() for match in found):
+        last = data[at : page_end(data, at)]
+        before = _page_before(data, extent, at, last[SERIAL_AT : SERIAL_AT + 4])
+        if not (_is_whole(last) and _is_whole(before)):
+            continue
+        stream = _OpusStream()
+        if not any(stream.mended(before, 0)) and any(stream.mended(last, at)):
+            return True
+    return False
+
+
+def _is_whole(page: bytes) -> bool:
+    return len(page) >= HEADER_BYTES and is_intact(page)
+
+
+def _page_before(data: mmap.mmap, extent: range, at: int, serial: bytes) -> bytes:
+    """Return the latest page of a stream before an offset; nothing if it is far away."""
+    for _ in range(_MAX_INTERLEAVED):
+        at = data.rfind(_PAGE_MAGIC, extent.start, at)
+        if at < 0:
+            break
+        if data[at + SERIAL_AT : at + SERIAL_AT + 4] == serial:
+            return data[at : page_end(data, at)]
+    return b""
+
+
 def _payload(page: bytes) -> bytes:
     return page[HEADER_BYTES + page[SEGMENTS_AT] :]
 
@@ -91,9 +133,15 @@ class _OpusStream:
     def mended(self, page: bytes, at: int) -> Iterator[Patch]:
         """Take the next page, at an offset; yield its position and checksum if they are missing."""
         ended = list(self._ended(page))
+        before = self.position
         self.position += sum(ended)
         (declared,) = struct.unpack_from("<q", page, POSITION_AT)
-        if declared >= 0:
+        is_wrong = (
+            any(ended)
+            and page[FLAGS_AT] & _LAST
+            and (declared <= before or self.position - declared > _MAX_TRIMMED)
+        )
+        if declared >= 0 and not is_wrong:
             self.position = declared
         elif any(ended) and is_intact(page):
             position = struct.pack("<q", self.position)

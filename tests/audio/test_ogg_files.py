@@ -23,14 +23,16 @@ def starts_of_pages(content: bytes, serial: bytes = b"") -> list[int]:
     return [at for at in starts if content[at + 14 : at + 18].startswith(serial)]
 
 
-def without_positions(content: bytes, *, pages: range, serial: bytes = b"") -> bytes:
-    """Set the granule position of some pages of an Ogg file to -1, as if no packet ended there."""
+def without_positions(
+    content: bytes, *, pages: range, serial: bytes = b"", position: int = -1
+) -> bytes:
+    """Set the granule position of some pages of an Ogg file, to -1 as if no packet ended there."""
     out, starts = bytearray(content), starts_of_pages(content, serial)
     for start in starts[2:][pages.start : pages.stop]:
         with mmap.mmap(-1, len(content)) as data:
             data.write(content)
             end = ogg_pages.page_end(data, start)
-        out[start + 6 : start + 14] = b"\xff" * 8
+        out[start + 6 : start + 14] = position.to_bytes(8, "little", signed=True)
         out[start + 22 : start + 26] = bytes(4)
         out[start + 22 : start + 26] = ogg_checksum(bytes(out[start:end])).to_bytes(4, "little")
     return bytes(out)
@@ -66,6 +68,31 @@ def test_ogg_pages_without_a_position_are_decoded(
 
     assert_all_is_heard(decoder, file, [whole], within=0.06)
     assert codes_of(decoder, file) == []
+
+
+@pytest.mark.parametrize("page_us", ["200000", "1000000", "5000000"])
+@pytest.mark.parametrize("position", [0, 1, 4800])
+def test_a_last_page_with_a_position_of_long_before_is_decoded(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, page_us: str, position: int
+) -> None:
+    """ffmpeg would discard all of it."""
+    options = ("-c:a", "libopus", "-b:a", "16k", "-page_duration", page_us)
+    whole = encode(clips[6].path, tmp_path / "whole.ogg", *options)
+    file = tmp_path / "a.ogg"
+    content = without_positions(whole.read_bytes(), pages=range(-1, 1000), position=position)
+    file.write_bytes(content)
+
+    assert_all_is_heard(decoder, file, [whole], within=0.06)
+    assert codes_of(decoder, file) == []
+
+
+def test_what_an_encoder_has_added_at_the_end_is_discarded(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    file = encode(clips[6].path, tmp_path / "a.ogg", "-c:a", "libopus")
+
+    assert inspect(file).parts == ()
+    assert len(decode(decoder, file)) == pytest.approx(len(decode(decoder, clips[6].path)), abs=20)
 
 
 def test_a_link_of_chained_ogg_without_positions_is_decoded(
