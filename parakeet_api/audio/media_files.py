@@ -32,11 +32,17 @@ from parakeet_api.audio.mapped_files import mapped
 from parakeet_api.audio.mp3_files import inspect_mp3, is_mp3
 from parakeet_api.audio.ogg_files import inspect_ogg, is_ogg
 from parakeet_api.audio.transport_streams import is_transport_stream
-from parakeet_api.audio.wav_files import inspect_wav, is_wav
+from parakeet_api.audio.wav_files import (
+    inspect_big_endian_wav,
+    inspect_wav,
+    is_big_endian_wav,
+    is_wav,
+)
 from parakeet_api.errors import AudioDecodeError
 
 _INSPECTORS: tuple[tuple[Callable[[mmap.mmap], bool], Callable[[mmap.mmap], MediaFile]], ...] = (
     (is_wav, inspect_wav),
+    (is_big_endian_wav, inspect_big_endian_wav),
     (is_ogg, inspect_ogg),
     (is_mov, inspect_mov),
     (is_flash_video, inspect_flash_video),

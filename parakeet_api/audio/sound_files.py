@@ -46,18 +46,22 @@ def open_sound(path: Path, channels: Channels) -> Sound | None:
     """Open a plain wav or flac file; `None` for a file that ffmpeg should decode.
 
     A wav file of 16-bit samples at 16 kHz, mono, is read as a stream whatever its length. Other
-    files are read whole and converted if they are short.
+    files are read whole and converted if they are short. A flac file with more than it declares,
+    apart from what libsndfile reads in advance, is left to ffmpeg, which decodes all of it.
     """
     if not _is_wav_or_flac(path):
         return None
     try:
-        with soundfile.SoundFile(path) as file:
+        with path.open("rb") as raw, soundfile.SoundFile(raw) as file:
             if not _is_plain(file):
                 return None
             seconds = file.frames / file.samplerate
             if _needs_no_conversion(file):
                 return Sound(seconds, _read(path))
-            return _converted(file, seconds, channels) if file.frames <= _MAX_FRAMES else None
+            if file.frames > _MAX_FRAMES:
+                return None
+            sound = _converted(file, seconds, channels)
+            return None if file.format == "FLAC" and raw.read(1) else sound
     except soundfile.SoundFileError:
         return None
 

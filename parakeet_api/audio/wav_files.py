@@ -1,11 +1,11 @@
-"""Find the audio in wav files (RIFF, RF64): wrong sizes, several files concatenated."""
+"""Find the audio in wav files (RIFF, RF64, RIFX): wrong sizes, several files or chunks of audio."""
 
 from __future__ import annotations
 
 import mmap
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parakeet_api.audio.file_parts import MAX_PARTS, ORDINARY, MediaFile, Part, too_many
 
@@ -18,9 +18,14 @@ _MIN_SURPLUS_S = 1.0
 _UNKNOWN_SIZE = 0x7FFF0000
 """Recorders that write to a pipe declare this size or more, or 0, as they do not know it yet."""
 _RIFF = frozenset({b"RIFF", b"RF64", b"BW64"})
+_AUDIO = _RIFF | {b"data"}
+"""Where audio may begin."""
 _SIZE_IN_DS64 = 0xFFFFFFFF
 """RF64 (EBU Tech 3306): the size is in the chunk `ds64`."""
 _MIN_FMT, _MAX_FMT = 16, 1024
+_BIG_ENDIAN = b"RIFX"
+_AU_ENCODINGS = {(1, 16): 3, (1, 24): 4, (1, 32): 5, (3, 32): 6, (3, 64): 7}
+"""Format and bits of a wav file -> encoding of an AU file with the same big-endian samples."""
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")
 """Magic numbers of tags that follow the audio without a RIFF chunk."""
 
@@ -52,10 +57,46 @@ def is_wav(data: mmap.mmap) -> bool:
     return data[:4] in _RIFF and data[8:12] == b"WAVE"
 
 
+def is_big_endian_wav(data: mmap.mmap) -> bool:
+    """Tell whether a file begins with the header of a wav file of big-endian numbers."""
+    return data[:4] == _BIG_ENDIAN and data[8:12] == b"WAVE"
+
+
+def inspect_big_endian_wav(data: mmap.mmap) -> MediaFile:
+    """Find the samples of a RIFX file, which ffmpeg takes for little-endian ones."""
+    fmt, at = b"", 12
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(data):
+            break
+        name, size = struct.unpack_from(">4sI", data, at)
+        if name == b"data":
+            return _as_au(fmt, range(at + 8, min(len(data), at + 8 + size)))
+        if name == b"fmt ":
+            fmt = data[at + 8 : at + 8 + _MIN_FMT]
+        at += 8 + size + size % 2
+    return ORDINARY
+
+
+def _as_au(fmt: bytes, samples: range) -> MediaFile:
+    if len(fmt) < _MIN_FMT:
+        return ORDINARY
+    kind, channels, rate, _, _, bits = struct.unpack(">HHIIHH", fmt)
+    encoding = _AU_ENCODINGS.get((kind, bits))
+    if encoding is None:
+        return ORDINARY
+    head = struct.pack(">4sIIIII", b".snd", 24, 0xFFFFFFFF, encoding, rate, channels)
+    return MediaFile(parts=(Part(head, (samples,)),))
+
+
 def inspect_wav(data: mmap.mmap) -> MediaFile:
     """Find concatenated wav files, and audio beyond the size that a header declares."""
     first = read_wav(data, 0)
-    if first is None or not 0 < first.declared < _UNKNOWN_SIZE:
+    if first is None:
+        return ORDINARY
+    if not first.declared and data[:4] != b"RIFF":
+        # A recorder that was killed. ffmpeg takes a size of 0 literally only in the chunk `ds64`.
+        return MediaFile(parts=(Part(first.head(), (range(first.start, len(data)),)),))
+    if not 0 < first.declared < _UNKNOWN_SIZE:
         return ORDINARY
     end = first.start + first.declared
     if end > len(data):
@@ -77,7 +118,7 @@ def _wavs(data: mmap.mmap, first: Wav) -> Iterator[tuple[Wav, range]]:
     while wav is not None:
         end = min(len(data), wav.start + wav.declared)
         after = _skip_chunks(data, end)
-        following = read_wav(data, after)
+        following = read_wav(data, after) or _further_samples(data, after, wav)
         if following is None and _is_audio(data[after : after + 8], len(data) - after, wav):
             # Neither RIFF chunks nor tags: the audio continues, perhaps up to another file.
             riff = data.find(b"RIFF", end)
@@ -87,23 +128,31 @@ def _wavs(data: mmap.mmap, first: Wav) -> Iterator[tuple[Wav, range]]:
         wav = following
 
 
+def _further_samples(data: mmap.mmap, at: int, wav: Wav) -> Wav | None:
+    """Read another chunk `data` of the same file: ffmpeg decodes the last one alone."""
+    if data[at : at + 4] != b"data" or at + 8 > len(data):
+        return None
+    (size,) = struct.unpack_from("<I", data, at + 4)
+    return replace(wav, start=at + 8, declared=size)
+
+
 def _is_audio(head: bytes, length: int, wav: Wav) -> bool:
     """Tell whether `length` bytes behind the declared end, beginning with `head`, are audio."""
     return length >= _MIN_SURPLUS_S * wav.bytes_per_second and not head.startswith(_TAGS)
 
 
 def _skip_chunks(data: mmap.mmap, position: int) -> int:
-    """Return the end of the RIFF chunks that begin here, or after one padding byte."""
+    """Return the end of the RIFF chunks without audio that begin here, or after a padding byte."""
     for start in (position + position % 2, position):
         at = start
         for _ in range(_MAX_CHUNKS):
-            if at + 8 > len(data) or data[at : at + 4] in _RIFF:
+            if at + 8 > len(data) or data[at : at + 4] in _AUDIO:
                 break
             name, size = struct.unpack_from("<4sI", data, at)
             if not name.isascii() or not name.decode().isprintable() or at + 8 + size > len(data):
                 break
             at += 8 + size + size % 2
-        if at > start or data[at : at + 4] in _RIFF:
+        if at > start or data[at : at + 4] in _AUDIO:
             return min(at, len(data))
     return position
 

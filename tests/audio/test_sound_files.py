@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import Clip, encode
+from conftest import Clip, decode, encode
 from pipeline_helpers import ffmpegs
 
 from parakeet_api.audio.channels import Channels
@@ -168,3 +168,81 @@ def test_floats_that_are_no_sound_are_silence(tmp_path: Path, wild: float) -> No
 
     assert samples[3000] == 0
     assert np.count_nonzero(samples == 0.25 * 32768) > 5950
+
+
+def test_a_flac_file_that_declares_too_few_samples_is_decoded_to_its_end(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path
+) -> None:
+    whole = encode(clips[3].path, tmp_path / "whole.flac")
+    content = bytearray(whole.read_bytes())
+    # STREAMINFO: the number of samples has 36 bits.
+    content[21] &= 0xF0
+    content[22:26] = (1000).to_bytes(4, "big")
+    file = tmp_path / "a.flac"
+    file.write_bytes(content)
+
+    assert len(decode(decoder, file)) == len(decode(decoder, whole))
+
+
+def riff(*chunks: tuple[bytes, bytes], magic: bytes = b"RIFF", byte_order: str = "<") -> bytes:
+    """Build a wav file."""
+    body = b"WAVE" + b"".join(
+        name + struct.pack(f"{byte_order}I", len(content)) + content + b"\0" * (len(content) % 2)
+        for name, content in chunks
+    )
+    return magic + struct.pack(f"{byte_order}I", len(body)) + body
+
+
+def fmt(byte_order: str = "<", *, kind: int = 1, bits: int = 16) -> tuple[bytes, bytes]:
+    size = bits // 8
+    numbers = (kind, 1, SAMPLE_RATE, SAMPLE_RATE * size, size, bits)
+    return b"fmt ", struct.pack(f"{byte_order}HHIIHH", *numbers)
+
+
+@pytest.mark.parametrize(
+    "between", [[], [(b"LIST", b"INFOISFT\x01\0\0\0x\0")], [(b"odd ", b"abc")]]
+)
+def test_all_chunks_of_samples_in_a_wav_file_are_decoded(
+    decoder: FfmpegDecoder,
+    clips: list[Clip],
+    tmp_path: Path,
+    between: list[tuple[bytes, bytes]],
+) -> None:
+    first, second = (decode(decoder, clip.path) for clip in clips[:2])
+    file = tmp_path / "a.wav"
+    chunks = [fmt(), (b"data", first.tobytes()), *between, (b"data", second.tobytes()), *between]
+    file.write_bytes(riff(*chunks))
+
+    np.testing.assert_array_equal(decode(decoder, file), np.concatenate([first, second]))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(1, ">i2"), (1, ">i4"), (3, ">f4")])
+def test_a_wav_file_of_big_endian_numbers_is_decoded(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, kind: int, dtype: str
+) -> None:
+    """ffmpeg takes its samples for little-endian ones, which are noise."""
+    expected = decode(decoder, clips[0].path)
+    scale = {">i2": 1, ">i4": 1 << 16, ">f4": 1 / 32768}[dtype]
+    samples = (expected.astype(np.float64) * scale).astype(dtype)
+    file = tmp_path / "a.wav"
+    form = fmt(">", kind=kind, bits=8 * samples.itemsize)
+    odd = (b"odd ", b"abc")
+    content = riff(form, odd, (b"data", samples.tobytes()), odd, magic=b"RIFX", byte_order=">")
+    file.write_bytes(content)
+
+    np.testing.assert_allclose(decode(decoder, file), expected, atol=1)
+
+
+@pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
+def test_a_long_wav_file_whose_recorder_was_killed_is_decoded(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, magic: bytes
+) -> None:
+    expected = decode(decoder, clips[0].path)
+    file = tmp_path / "a.wav"
+    sizes = (b"ds64", bytes(28))
+    content = bytearray(riff(sizes, fmt(), (b"data", expected.tobytes()), magic=magic))
+    at = content.index(b"data") + 4
+    content[4:8] = content[at : at + 4] = b"\xff" * 4
+    file.write_bytes(content)
+
+    np.testing.assert_array_equal(decode(decoder, file), expected)
