@@ -282,8 +282,7 @@ class RecordingDecoding:
             )
         if failure is not None and not offset and self._file.missing_bytes:
             raise TruncatedAudioError(
-                f"The file is cut short: {self._file.missing_bytes} of {self._file.expected_bytes}"
-                " bytes are missing, and nothing before them can be decoded. Send it again."
+                "The file is cut short, and nothing that it has can be decoded. Send it again."
             )
         if failure is not None and not (offset and failure.is_empty):
             raise failure if not offset else failure.decode_error
