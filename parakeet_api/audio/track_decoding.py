@@ -261,16 +261,15 @@ class TrackDecoding:
         plan: Plan,
         caveats: list[Caveat],
     ) -> Iterator[Frames | Gap]:
-        undecodable = 0
         for frames, at_end in _with_end(_frames(run, blocks, as_float=plan.as_float)):
             if run.log.graphs > 1 and not plan.marked and plan.mix != "discrete":
                 # The track's format changes somewhere in this block.
                 raise _OtherPlanError(dataclasses.replace(plan, as_float=True, marked=True))
             for part in timeline.place(frames, at_end=at_end):
-                if isinstance(part, Gap) and run.log.undecodable > undecodable:
-                    undecodable = run.log.undecodable
-                    if part.samples >= _MIN_LOSS:
-                        caveats.append(_loss_caveat(timeline.position, part))
+                # Messages are there before the sound that follows them, on a busy machine long
+                # before, so which one belongs to which gap is not known.
+                if isinstance(part, Gap) and part.samples >= _MIN_LOSS and run.log.undecodable:
+                    caveats.append(_loss_caveat(timeline.position, part))
                 yield part
 
     def _check_end(self, run: FfmpegRun, timeline: Timeline) -> None:

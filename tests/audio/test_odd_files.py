@@ -12,7 +12,7 @@ from audio_helpers import AAC, assert_all_is_heard, codes_of
 from conftest import PATIENCE_S, Clip, decode, encode
 
 from parakeet_api.audio.decoder import FfmpegDecoder
-from parakeet_api.audio.ffmpeg import find_ffmpeg
+from parakeet_api.audio.ffmpeg import FfmpegRun, find_ffmpeg
 from parakeet_api.errors import TruncatedAudioError
 from parakeet_api.transcript import SAMPLE_RATE
 
@@ -146,6 +146,24 @@ def test_damage_that_a_demuxer_skips_is_reported(
     file.write_bytes(content)
 
     assert codes_of(decoder, file) == ["undecodable"]
+
+
+def test_all_losses_are_reported_if_messages_come_long_before_the_sound(
+    decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine. The first gap is the encoder's delay, 7 ms."""
+    options = ("-c:a", "libopus", "-cluster_time_limit", "100")
+    file = encode(clips[6].path, tmp_path / "a.webm", *options)
+    content = bytearray(file.read_bytes())
+    for third in (1, 2):
+        start = len(content) * third // 3
+        content[start : start + 4000] = np.random.default_rng(5).bytes(4000)
+    file.write_bytes(content)
+    blocks = FfmpegRun.blocks
+    at_once = lambda run: iter([b"".join(blocks(run))])  # noqa: E731
+    monkeypatch.setattr(FfmpegRun, "blocks", at_once)
+
+    assert codes_of(decoder, file) == ["undecodable", "undecodable"]
 
 
 FRAGMENT_HEAD = b"moof\0\0\0\x10mfhd"
