@@ -6,7 +6,9 @@ import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from parakeet_api.audio.declared_sizes import shortened
 from parakeet_api.audio.file_parts import MAX_PARTS, ORDINARY, MediaFile, Part, too_many
 
 _MAX_RANGES = 100_000
@@ -64,16 +66,12 @@ def is_big_endian_wav(data: mmap.mmap) -> bool:
 
 def inspect_big_endian_wav(data: mmap.mmap) -> MediaFile:
     """Find the samples of a RIFX file, which ffmpeg takes for little-endian ones."""
-    fmt, at = b"", 12
-    for _ in range(_MAX_CHUNKS):
-        if at + 8 > len(data):
-            break
-        name, size = struct.unpack_from(">4sI", data, at)
+    fmt = b""
+    for name, content in _chunks(data, 0, ">"):
         if name == b"data":
-            return _as_au(fmt, range(at + 8, min(len(data), at + 8 + size)))
+            return _as_au(fmt, range(content.start, min(len(data), content.stop)))
         if name == b"fmt ":
-            fmt = data[at + 8 : at + 8 + _MIN_FMT]
-        at += 8 + size + size % 2
+            fmt = data[content.start : content.start + _MIN_FMT]
     return ORDINARY
 
 
@@ -101,8 +99,7 @@ def inspect_wav(data: mmap.mmap) -> MediaFile:
     end = first.start + first.declared
     if end > len(data):
         slack = max(first.bytes_per_second, first.declared // 100)
-        missing = end - len(data)
-        return MediaFile(missing_bytes=missing, expected_bytes=end) if missing > slack else ORDINARY
+        return shortened(ORDINARY, end, len(data), tolerance=slack)
     parts = _parts(_wavs(data, first))
     return ORDINARY if _is_plain(parts, first) else MediaFile(parts=parts)
 
@@ -182,17 +179,27 @@ def read_wav(data: mmap.mmap, position: int) -> Wav | None:
         return None
     if data[position + 8 : position + 12] != b"WAVE":
         return None
-    at, fmt, long_size = position + 12, b"", None
-    for _ in range(_MAX_CHUNKS):
-        if at + 8 > len(data):
-            break
-        name, size = struct.unpack_from("<4sI", data, at)
+    fmt, long_size = b"", None
+    for name, content in _chunks(data, position, "<"):
+        size = len(content)
         if name == b"data":
             declared = size if size != _SIZE_IN_DS64 or long_size is None else long_size
-            return Wav(fmt, at + 8, declared) if len(fmt) >= _MIN_FMT else None
+            return Wav(fmt, content.start, declared) if len(fmt) >= _MIN_FMT else None
         if name == b"fmt ":
-            fmt = data[at + 8 : at + 8 + min(size, _MAX_FMT)]
-        if name == b"ds64" and at + 24 <= len(data):
-            (long_size,) = struct.unpack_from("<Q", data, at + 16)
-        at += 8 + size + size % 2
+            fmt = data[content.start : content.start + min(size, _MAX_FMT)]
+        if name == b"ds64" and content.start + 16 <= len(data):
+            (long_size,) = struct.unpack_from("<Q", data, content.start + 8)
     return None
+
+
+def _chunks(
+    data: mmap.mmap, position: int, byte_order: Literal["<", ">"]
+) -> Iterator[tuple[bytes, range]]:
+    """Yield the name and declared content of each chunk of the wav file at a position."""
+    at = position + 12
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(data):
+            return
+        name, size = struct.unpack_from(f"{byte_order}4sI", data, at)
+        yield name, range(at + 8, at + 8 + size)
+        at += 8 + size + size % 2

@@ -95,15 +95,20 @@ def test_channels_out_of_phase_in_a_part_of_each_second_are_not_lost(
 FLOATS = {"a.wav": "pcm_f32le", "a.aiff": "pcm_f32be", "a.caf": "pcm_f32le", "a.mov": "pcm_f64le"}
 
 
+def damage(file: Path, start: int, end: int) -> None:
+    """Overwrite a section of a file with arbitrary bytes."""
+    content = bytearray(file.read_bytes())
+    content[start:end] = np.random.default_rng(5).bytes(end - start)
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(("name", "codec"), FLOATS.items())
 def test_damage_in_a_float_recording_does_not_silence_the_rest(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str, codec: str
 ) -> None:
     file = encode(clips[6].path, tmp_path / name, "-c:a", codec)
-    content = bytearray(file.read_bytes())
-    start, damage = len(content) // 2, np.random.default_rng(5).bytes(20_000)
-    content[start : start + len(damage)] = damage
-    file.write_bytes(content)
+    middle = file.stat().st_size // 2
+    damage(file, middle, middle + 20_000)
 
     heard, speech = decode(decoder, file), decode(decoder, clips[6].path)
 
@@ -125,10 +130,8 @@ def test_damage_up_to_the_end_is_reported(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str
 ) -> None:
     file = encode(clips[6].path, tmp_path / name, *DAMAGED[name])
-    content = file.read_bytes()
-    start, end = len(content) * 6 // 10, len(content) - 200
-    damage = np.random.default_rng(5).bytes(end - start)
-    file.write_bytes(content[:start] + damage + content[end:])
+    size = file.stat().st_size
+    damage(file, size * 6 // 10, size - 200)
 
     assert codes_of(decoder, file) == ["undecodable"]
 
@@ -140,10 +143,8 @@ def test_damage_that_a_demuxer_skips_is_reported(
     decoder: FfmpegDecoder, clips: list[Clip], tmp_path: Path, name: str, option: str
 ) -> None:
     file = encode(clips[6].path, tmp_path / name, "-c:a", "libopus", option, "100")
-    content = bytearray(file.read_bytes())
-    start = len(content) // 2
-    content[start : start + 4000] = np.random.default_rng(5).bytes(4000)
-    file.write_bytes(content)
+    middle = file.stat().st_size // 2
+    damage(file, middle, middle + 4000)
 
     assert codes_of(decoder, file) == ["undecodable"]
 
@@ -154,11 +155,9 @@ def test_all_losses_are_reported_if_messages_come_long_before_the_sound(
     """As on a busy machine. The first gap is the encoder's delay, 7 ms."""
     options = ("-c:a", "libopus", "-cluster_time_limit", "100")
     file = encode(clips[6].path, tmp_path / "a.webm", *options)
-    content = bytearray(file.read_bytes())
-    for third in (1, 2):
-        start = len(content) * third // 3
-        content[start : start + 4000] = np.random.default_rng(5).bytes(4000)
-    file.write_bytes(content)
+    third = file.stat().st_size // 3
+    for start in (third, 2 * third):
+        damage(file, start, start + 4000)
     blocks = FfmpegRun.blocks
     at_once = lambda run: iter([b"".join(blocks(run))])  # noqa: E731
     monkeypatch.setattr(FfmpegRun, "blocks", at_once)

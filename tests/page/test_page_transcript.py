@@ -7,6 +7,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -533,10 +534,7 @@ class TestThreeHours:
     ) -> None:
         # Sentences of one line and of several, so that no estimate of their heights holds.
         words = ["short.", *["long"] * 7, "end."] * 3000
-        with visit(browser, server.url) as page:
-            _play_answer(page, words)
-            choose(page, CLIP)
-            page.locator("#download-first").wait_for()
+        with _shown(browser, server, words) as page:
             whole = page.locator("#waveform-whole").bounding_box()
             assert whole is not None
             for percent in (1, 20, 50, 80, 95, 99):
@@ -560,10 +558,7 @@ class TestThreeHours:
         self, browser: Browser, server: Server
     ) -> None:
         words = SENTENCE * 2999
-        with visit(browser, server.url) as page:
-            _play_answer(page, [*words, "zebra."])
-            choose(page, CLIP)
-            page.locator("#download-first").wait_for()
+        with _shown(browser, server, [*words, "zebra."]) as page:
             page.get_by_role("searchbox").fill("zebra")
             expect(page.locator("#search-count")).to_have_text("1 of 1")
             expect(page.locator(".current")).to_be_in_viewport()
@@ -573,10 +568,7 @@ class TestThreeHours:
     ) -> None:
         """As thousands of changed sentences at once, which are one step to undo."""
         words = SENTENCE * 9000
-        with visit(browser, server.url) as page:
-            _play_answer(page, words)
-            choose(page, CLIP)
-            page.locator("#download-first").wait_for()
+        with _shown(browser, server, words) as page:
             before = transcript_of(page)
             page.locator("#edit").click()
             page.get_by_role("searchbox").fill(words[1])
@@ -591,10 +583,7 @@ class TestThreeHours:
         self, browser: Browser, server: Server
     ) -> None:
         words = SENTENCE * 3000
-        with visit(browser, server.url) as page:
-            _play_answer(page, words)
-            choose(page, CLIP)
-            page.locator("#result-head").wait_for()
+        with _shown(browser, server, words) as page:
             expect(page.locator(".sentence")).to_have_count(3000)
             expect(page.locator('[data-word="0"]')).to_be_visible()
             assert page.locator(".word").count() < 2000
@@ -622,6 +611,16 @@ def _stored(page: Page) -> str:
         })"""
     )
     return held
+
+
+@contextmanager
+def _shown(browser: Browser, server: Server, words: list[str]) -> Iterator[Page]:
+    """Show a transcript of these words."""
+    with visit(browser, server.url) as page:
+        _play_answer(page, words)
+        choose(page, CLIP)
+        page.locator("#download-first").wait_for()
+        yield page
 
 
 def _play_answer(
