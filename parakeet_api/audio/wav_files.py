@@ -69,7 +69,10 @@ def inspect_big_endian_wav(data: mmap.mmap) -> MediaFile:
     fmt = b""
     for name, content in _chunks(data, 0, ">"):
         if name == b"data":
-            return _as_au(fmt, range(content.start, min(len(data), content.stop)))
+            file = _as_au(fmt, range(content.start, min(len(data), content.stop)))
+            if len(content) >= _UNKNOWN_SIZE:
+                return file
+            return shortened(file, content.stop, len(data), tolerance=len(content) // 100)
         if name == b"fmt ":
             fmt = data[content.start : content.start + _MIN_FMT]
     return ORDINARY

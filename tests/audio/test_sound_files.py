@@ -232,6 +232,10 @@ def test_a_wav_file_of_big_endian_numbers_is_decoded(
 
     np.testing.assert_allclose(decode(decoder, file), expected, atol=1)
 
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(TruncatedAudioError):
+        decode(decoder, file)
+
 
 @pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
 def test_a_long_wav_file_whose_recorder_was_killed_is_decoded(
